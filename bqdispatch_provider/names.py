@@ -1,0 +1,145 @@
+"""The names of the objects in BqTail's task folder: what they say, and which BigQuery job they mean.
+
+Rules: docs/protocol.md, sections "Objects in the task folder" and "From a trace name to a BigQuery job ID". Names are
+untrusted text; destinations may contain every separator that the names use, so everything is read from the right.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_FOLDER = re.compile(r"proj:(?P<project>.+):(?P<region>[^:]*)", re.DOTALL)
+_TRACE = re.compile(
+    r"(?P<dest>.+)--(?P<event_id>.+)_(?P<step>[0-9]{5})_(?P<action>[^_-]+)--(?P<mode>[^-]+?)(?P<suffix>\.json)?",
+    re.DOTALL,
+)
+_WINDOW = re.compile(r"(?P<dest>.+)_(?P<hash>[^_]+)_(?P<end>0|[1-9][0-9]{0,11})\.win", re.DOTALL)
+_DEST_PROJECT = re.compile(r"(?P<project>.+)[.:][^.:]+\.[^.:]+", re.DOTALL)
+_TO_UNDERSCORE = str.maketrans("$:.", "___")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceName:
+    """The name of a trace: a submitted job that waits for its post actions.
+
+    :param project: project of the job; ``None`` without a ``proj:`` folder, when the configured project is meant.
+    :param region: location of the job; ``None`` without a ``proj:`` folder, or when the folder names none.
+    :param dest: destination table, ``[project(:|.)]dataset.table``, perhaps with a ``$partition``.
+    :param event_id: storage event that began the chain of jobs.
+    :param step: position in the chain, 0 to 99,998.
+    :param action: ``load``, ``reload``, ``copy``, ``query`` or ``export``.
+    :param mode: ``dispatch``; other words occur in old names and do not matter.
+    :param suffix: ``.json`` where the name ends so, else empty.
+    """
+
+    project: str | None
+    region: str | None
+    dest: str
+    event_id: str
+    step: int
+    action: str
+    mode: str = "dispatch"
+    suffix: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> TraceName:
+        """Read a trace's name.
+
+        :param name: path below the task folder.
+        :raises ValueError: when this is not the name of a trace.
+        """
+        folder, slash, base = name.rpartition("/")
+        project = region = None
+        if slash:
+            in_folder = _FOLDER.fullmatch(folder)
+            if in_folder is None or "/" in folder:
+                raise ValueError(f"{name!r} is not a trace: only proj:<project>:<region>/ folders hold traces")
+            project, region = in_folder["project"], in_folder["region"] or None
+        parts = _TRACE.fullmatch(base)
+        if parts is None:
+            raise ValueError(f"{name!r} is not a trace: expected <dest>--<event ID>_<5 digits>_<action>--<mode>[.json]")
+        return cls(
+            project,
+            region,
+            parts["dest"],
+            parts["event_id"],
+            int(parts["step"]),
+            parts["action"],
+            parts["mode"],
+            parts["suffix"] or "",
+        )
+
+    @property
+    def _base(self) -> str:
+        return f"{self.dest}--{self.event_id}_{self.step:05}_{self.action}--{self.mode}"
+
+    @property
+    def name(self) -> str:
+        """The object's path below the task folder."""
+        folder = "" if self.project is None else f"proj:{self.project}:{self.region or ''}/"
+        return f"{folder}{self._base}{self.suffix}"
+
+    @property
+    def job_id(self) -> str:
+        """The ID of the BigQuery job. Names can meet in one ID, so never go back from here to a name."""
+        return self._base.replace("/", "--").translate(_TO_UNDERSCORE)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowName:
+    """The name of a batch window: a batch of files that is due at the window's end.
+
+    :param dest: destination table, as in :class:`TraceName`.
+    :param hash: hash of the batch's source, as BqTail wrote it.
+    :param end: when the window ends (aware, UTC).
+    """
+
+    dest: str
+    hash: str
+    end: datetime
+
+    @classmethod
+    def parse(cls, name: str) -> WindowName:
+        """Read a batch window's name.
+
+        :param name: path below the task folder.
+        :raises ValueError: when this is not the name of a window.
+        """
+        parts = _WINDOW.fullmatch(name)
+        if parts is None or "/" in name:
+            raise ValueError(f"{name!r} is not a batch window: expected <dest>_<hash>_<end in Unix seconds>.win")
+        try:
+            end = datetime.fromtimestamp(int(parts["end"]), UTC)
+        except (ValueError, OverflowError, OSError) as error:
+            raise ValueError(f"{name!r} is not a batch window: its end is no time ({error})") from error
+        return cls(parts["dest"], parts["hash"], end)
+
+    @property
+    def _stem(self) -> str:
+        return f"{self.dest}_{self.hash}_{int(self.end.timestamp())}"
+
+    @property
+    def name(self) -> str:
+        """The object's path below the task folder."""
+        return f"{self._stem}.win"
+
+    @property
+    def sentinel(self) -> str:
+        """The name of the object that says that this window has been fired."""
+        return f"{self._stem}.wis"
+
+    @property
+    def dest_project(self) -> str | None:
+        """The destination's project; ``None`` when it names none, and the configured project is meant."""
+        in_project = _DEST_PROJECT.fullmatch(self.dest)
+        return in_project["project"] if in_project else None
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Tell whether an object of the task folder is BqTail's own (groups, counters, locations), never to be touched."""
+    folder, slash, base = name.rpartition("/")
+    if slash and not ("/" not in folder and folder.startswith("proj:")):
+        return True
+    return base.endswith((".grp", ".cnt", ".loc")) or not base
