@@ -1,0 +1,418 @@
+"""A stand-in Google Cloud in one process: Cloud Storage and BigQuery jobs as far as a dispatcher uses them.
+
+`StandIn` serves it from a thread, `main` from the command line, and `StandInControl` is how a test talks to either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import re
+import signal
+import socket
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import requests
+from aiohttp import web
+
+from .standin_api import ApiError, Json, Operation, Reply, Request, split_target
+from .standin_control import PREFIX, Control, State
+
+__all__ = ["StandIn", "StandInControl", "main"]
+
+BATCH_CALLS: Final = 100
+"""Most calls in one batch ("Sending batch requests")."""
+_LINE_LIMIT: Final = 64 * 1024
+"""Two names of 1,024 bytes, percent-encoded, are longer than what HTTP servers take by default."""
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+
+log = logging.getLogger(__name__)
+
+
+class ConnectionLost(Exception):
+    """The connection is to be closed without an answer."""
+
+
+class Server:
+    """HTTP over a `State`."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.control = Control(state)
+
+    async def handle(self, http: web.BaseRequest) -> web.StreamResponse:
+        """Answer one HTTP request."""
+        path, query = split_target(http.raw_path)
+        body = await http.content.read() if http.body_exists else b""
+        request = Request(http.method, path, query, http.headers, body, f"http://{http.headers.get('Host', http.host)}")
+        try:
+            reply = await self._answer(request)
+        except ConnectionLost:
+            if http.transport is not None:
+                http.transport.abort()
+            reply = Reply(503)
+        except ApiError as error:
+            reply = error.reply()
+        except Exception as error:
+            log.exception("The stand-in failed on %s %s", http.method, http.raw_path)
+            reply = ApiError(500, f"The stand-in failed: {error!r}").reply()
+        return self._response(reply)
+
+    def _response(self, reply: Reply) -> web.Response:
+        headers = {"Date": self.state.clock.http_date(), "Server": "bqdispatch-standin", **reply.headers}
+        if reply.body is not None:
+            headers.setdefault("Content-Type", "application/json; charset=UTF-8")
+        reason = _PHRASES.get(reply.status, "Unknown")
+        return web.Response(status=reply.status, reason=reason, body=reply.payload(), headers=headers)
+
+    async def _answer(self, request: Request) -> Reply:
+        if request.path.startswith(PREFIX):
+            return self.control.answer(request)
+        self.state.requests += 1
+        if self.state.latency_ms:
+            await asyncio.sleep(self.state.latency_ms / 1000)
+        if request.path in ("/batch/storage/v1", "/batch") and request.method == "POST":
+            batch = Operation("storage.batch", lambda: Reply(500))
+            return await self._perform(batch, partial(self._batch, request))
+        operation = self._find(request)
+        return await self._perform(operation)
+
+    def _find(self, request: Request) -> Operation:
+        for service in self.state.services:
+            operation = service.find(request)
+            if operation is not None:
+                return operation
+        raise ApiError(404, f"The stand-in knows no {request.method} {request.path}.")
+
+    async def _perform(self, operation: Operation, run: Callable[[], Awaitable[Reply]] | None = None) -> Reply:
+        """Count and do the call, unless a fault is in its way.
+
+        Args:
+            run: how to do it, when that takes more than the operation itself.
+        """
+        self.state.calls[operation.call] += 1
+        done: Reply | None = None
+        for fault in self.state.faults.strike(operation) if self.state.faults.rules else ():
+            if fault.after and done is None:
+                done = await run() if run else _run(operation)
+            if fault.kind == "slow":
+                await asyncio.sleep(fault.ms / 1000)
+            elif fault.kind == "reset":
+                raise ConnectionLost
+            else:
+                return ApiError(fault.status, "The stand-in was asked to fail this call.", fault.reason).reply()
+        if done is not None:
+            return done
+        return await run() if run else _run(operation)
+
+    async def _batch(self, request: Request) -> Reply:
+        """Do the calls of a batch, one after the other; each has an answer of its own."""
+        parts = batch_parts(request)
+        replies: list[tuple[str, Reply]] = []
+        for identity, part in parts:
+            try:
+                operation = self._find(part)
+                if not operation.batchable:
+                    raise ApiError(400, f"{operation.call} cannot be part of a batch.", "badRequest")
+                reply = await self._perform(operation)
+            except ApiError as error:
+                reply = error.reply()
+            replies.append((identity, reply))
+        return batch_reply(replies, self.state.clock.http_date())
+
+
+def _run(operation: Operation) -> Reply:
+    try:
+        return operation.run()
+    except ApiError as error:
+        return error.reply()
+
+
+def batch_parts(request: Request) -> list[tuple[str, Request]]:
+    """The calls of a batch with their Content-IDs ("Sending batch requests").
+
+    Split by hand, for a mail parser takes longer for a part than the call in it. Line ends are made alike first:
+    clients mix them, and the bodies inside are JSON, to which they do not matter.
+
+    Raises:
+        ApiError: 400, when it is not a batch, or holds no call or more than 100.
+    """
+    found = re.search(r'boundary="?([^";]+)"?', request.headers.get("content-type", ""))
+    if found is None:
+        raise ApiError(400, "A batch is multipart/mixed with a boundary.", "badRequest")
+    text = "\n" + request.body.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    pieces = text.split(f"\n--{found[1]}")[1:]
+    if pieces and pieces[-1].startswith("--"):
+        pieces.pop()
+    if not 1 <= len(pieces) <= BATCH_CALLS:
+        raise ApiError(400, f"A batch holds 1 to {BATCH_CALLS} calls, not {len(pieces)}.", "badRequest")
+    return [_batch_part(piece, request.base) for piece in pieces]
+
+
+def _batch_part(piece: str, base: str) -> tuple[str, Request]:
+    outer, _, inner = piece.partition("\n\n")
+    identity = ""
+    if "content-id" in outer.lower():
+        lines = (line.partition(":") for line in outer.split("\n"))
+        identity = next((value.strip() for name, _, value in lines if name.lower() == "content-id"), "")
+    head, _, body = inner.lstrip("\n").partition("\n\n")
+    words = head.partition("\n")[0].split(" ")
+    if len(words) < 2:
+        raise ApiError(400, "A part of the batch has no request line.", "badRequest")
+    path, query = split_target(words[1])
+    # No call that may stand in a batch looks at headers.
+    return identity, Request(words[0], path, query, {}, body.encode("utf-8", "surrogateescape"), base)
+
+
+def batch_reply(replies: list[tuple[str, Reply]], date: str) -> Reply:
+    """The answers of a batch's parts as one multipart/mixed answer, in the order of the calls."""
+    boundary = f"batch_{uuid.uuid4().hex}"
+    pieces: list[bytes] = []
+    for identity, reply in replies:
+        payload = reply.payload()
+        head = f"--{boundary}\r\nContent-Type: application/http\r\n"
+        if identity:
+            head += f"Content-ID: <response-{identity.strip('<>')}>\r\n"
+        head += f"\r\nHTTP/1.1 {reply.status} {_PHRASES.get(reply.status, 'Unknown')}\r\nDate: {date}\r\n"
+        for name, value in reply.headers.items():
+            head += f"{name}: {value}\r\n"
+        if payload:
+            head += "Content-Type: application/json; charset=UTF-8\r\n"
+        pieces.append(f"{head}Content-Length: {len(payload)}\r\n\r\n".encode())
+        pieces.append(payload)
+        pieces.append(b"\r\n")
+    pieces.append(f"--{boundary}--\r\n".encode())
+    return Reply(200, b"".join(pieces), {"Content-Type": f"multipart/mixed; boundary={boundary}"})
+
+
+async def _serve(state: State, sock: socket.socket) -> web.ServerRunner:
+    """Start answering on a bound socket; the caller cleans the runner up."""
+    server = web.Server(
+        Server(state).handle,
+        access_log=None,
+        # Bodies are stored as they were sent, compressed or not.
+        auto_decompress=False,
+        max_line_size=_LINE_LIMIT,
+        max_field_size=_LINE_LIMIT,
+        lingering_time=0,
+    )
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.SockSite(runner, sock, backlog=1024).start()
+    return runner
+
+
+def _bind(host: str, port: int) -> tuple[socket.socket, str]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    shown = f"[{host}]" if ":" in host else host
+    return sock, f"http://{shown}:{sock.getsockname()[1]}"
+
+
+class StandIn:
+    """A stand-in Google Cloud that is served from a thread of its own while the context is open.
+
+    Point clients at ``url``: it is the value for ``STORAGE_EMULATOR_HOST`` and ``BIGQUERY_EMULATOR_HOST``.
+
+    Args:
+        port: where to listen; a free port when left out.
+        host: the address to listen on.
+        latency_ms: how much later every HTTP request is answered, in milliseconds.
+    """
+
+    url: str
+
+    def __init__(self, port: int = 0, *, host: str = "127.0.0.1", latency_ms: float = 0) -> None:
+        self._address = host, port
+        self.state = State(latency_ms)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="bqdispatch-standin", daemon=True)
+
+    def __enter__(self) -> StandIn:
+        sock, self.url = _bind(*self._address)
+        self._thread.start()
+        self._runner = asyncio.run_coroutine_threadsafe(_serve(self.state, sock), self._loop).result()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def control(self) -> StandInControl:
+        """A new client of its control API."""
+        return StandInControl(self.url)
+
+
+class StandInControl:
+    """The control API of a stand-in, wherever it runs.
+
+    Every method raises ValueError, with what the stand-in says about it, for what the stand-in refuses.
+
+    Args:
+        url: the stand-in's address, such as ``http://127.0.0.1:8080``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._root = url.rstrip("/") + PREFIX
+        self._session = requests.Session()
+        # Proxies and netrc files of the environment have no say in what goes to a stand-in.
+        self._session.trust_env = False
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
+    def __enter__(self) -> StandInControl:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def seed_objects(self, bucket: str, objects: Iterable[str | Mapping[str, Any]]) -> list[int]:
+        """Create objects, and the bucket when it is missing.
+
+        Args:
+            objects: names, or ``{"name", "content"?, "contentType"?, "metadata"?, "timeCreated"?}`` with the time in
+                seconds since the epoch.
+
+        Returns:
+            Their generations, in the same order.
+        """
+        entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in objects]
+        answer = self._call("POST", "objects", {"bucket": bucket, "objects": entries})
+        return [int(generation) for generation in answer["generations"]]
+
+    def seed_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
+        """Create jobs.
+
+        Args:
+            jobs: ``{"project", "jobId", "location"?, "type"?, "pendingMs"?, "runningMs"?, "error"?, "creationTime"?,
+                "userEmail"?, "labels"?}``; location US and type load when left out, the time in seconds since the epoch.
+        """
+        self._call("POST", "jobs", {"jobs": [dict(job) for job in jobs]})
+
+    def set_job_defaults(self, pending_ms: int = 0, running_ms: int = 0) -> None:
+        """How long jobs are PENDING and RUNNING that say nothing of it themselves."""
+        self._call("POST", "job-defaults", {"pendingMs": pending_ms, "runningMs": running_ms})
+
+    def now(self) -> float:
+        """The stand-in's time, in seconds since the epoch."""
+        return float(self._call("GET", "clock")["now"])
+
+    def set_clock(self, now: float) -> float:
+        """Make it ``now`` (seconds since the epoch); time goes on from there. Answers the new time."""
+        return float(self._call("POST", "clock", {"now": now})["now"])
+
+    def advance(self, seconds: float) -> float:
+        """Move the clock by ``seconds``, back when negative. Answers the new time."""
+        return float(self._call("POST", "clock", {"advance": seconds})["now"])
+
+    def requests(self) -> int:
+        """How many HTTP requests came in since the last reset; a batch is one."""
+        return int(self._call("GET", "counters")["requests"])
+
+    def calls(self) -> dict[str, int]:
+        """How often each method was called since the last reset; every part of a batch is a call."""
+        return dict(self._call("GET", "counters")["calls"])
+
+    def reset_counters(self) -> None:
+        """Count from zero."""
+        self._call("POST", "counters/reset")
+
+    def set_latency(self, ms: float) -> None:
+        """Answer every HTTP request ``ms`` milliseconds later."""
+        self._call("POST", "latency", {"ms": ms})
+
+    def add_fault(self, call: str, kind: str, **more: Any) -> None:
+        """Break calls.
+
+        Args:
+            call: the method's name or a glob, such as ``storage.objects.*``; ``storage.batch`` for whole batches.
+            kind: ``status`` (answer with an error), ``reset`` (close the connection), ``slow`` (answer late).
+            more: ``project``, ``bucket``, ``name`` (globs), ``status``, ``reason``, ``ms``, ``probability``, ``times``,
+                ``after``; see `standin_control.Fault`.
+        """
+        self._call("POST", "faults", {"faults": [{"call": call, "kind": kind, **more}]})
+
+    def faults(self) -> list[Json]:
+        """The rules in force, with the ``times`` that each has left."""
+        return list(self._call("GET", "faults")["faults"])
+
+    def clear_faults(self) -> None:
+        """Break nothing any more."""
+        self._call("DELETE", "faults")
+
+    def seed_faults(self, seed: int) -> None:
+        """Start the random numbers behind ``probability`` again."""
+        self._call("POST", "faults/seed", {"seed": seed})
+
+    def set_rewrite_calls(self, n: int) -> None:
+        """How many calls a rewrite takes from now on."""
+        self._call("POST", "rewrite-calls", {"n": n})
+
+    def peaks(self, label: str | None = None) -> dict[str, dict[str, int]]:
+        """For every project the most jobs that were PENDING or RUNNING at one time, up to now.
+
+        Args:
+            label: leave out jobs that do not carry a label of this name.
+
+        Returns:
+            Project to counts by type (``load``, ``copy``, ``query``, ``extract``) and group (``sql``, ``jobs``).
+        """
+        query = f"?{urlencode({'label': label})}" if label is not None else ""
+        return dict(self._call("GET", f"peaks{query}")["peaks"])
+
+    def reset(self) -> None:
+        """Empty everything: buckets, jobs, faults, counters; the clock shows real time again."""
+        self._call("POST", "reset")
+
+    def _call(self, method: str, path: str, body: Json | None = None) -> Json:
+        response = self._session.request(method, self._root + path, json=body)
+        answer: Json = response.json()
+        if response.status_code != 200:
+            raise ValueError(f"{method} {path}: {answer['error']['message']}")
+        return answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve a stand-in until SIGTERM or SIGINT; prints its address once it answers."""
+    parser = argparse.ArgumentParser(prog="bqdispatch-standin", description="Serve a stand-in Google Cloud.")
+    parser.add_argument("--port", type=int, default=0, help="where to listen (default: a free port)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--latency-ms", type=float, default=0, help="answer every request this much later")
+    options = parser.parse_args(arguments)
+    asyncio.run(_serve_until_stopped(options.host, options.port, options.latency_ms))
+    return 0
+
+
+async def _serve_until_stopped(host: str, port: int, latency_ms: float) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    sock, url = _bind(host, port)
+    runner = await _serve(State(latency_ms), sock)
+    print(url, flush=True)
+    await stopped.wait()
+    await runner.cleanup()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

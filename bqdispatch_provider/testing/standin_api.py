@@ -1,0 +1,283 @@
+"""What the stand-in services share: requests, replies, errors, the clock and partial responses."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+Json = dict[str, Any]
+Query = dict[str, list[str]]
+Mask = dict[str, "Mask | None"]
+"""A parsed ``fields`` parameter; None stands for everything below a name."""
+
+REASONS = {
+    400: "invalid",
+    401: "authError",
+    403: "forbidden",
+    404: "notFound",
+    408: "uploadBrokenConnection",
+    409: "conflict",
+    412: "conditionNotMet",
+    413: "uploadTooLarge",
+    416: "requestedRangeNotSatisfiable",
+    429: "rateLimitExceeded",
+    500: "internalError",
+    501: "notImplemented",
+    502: "badGateway",
+    503: "backendError",
+    504: "gatewayTimeout",
+}
+"""The ``reason`` that goes with a status, from "HTTP status and error codes for JSON"."""
+
+
+class ApiError(Exception):
+    """A call that is answered with an error status instead of a result."""
+
+    def __init__(self, status: int, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.reason = reason or REASONS.get(status, "unknown")
+
+    def reply(self) -> Reply:
+        """The error as Google writes it: code, message, and one entry with domain and reason."""
+        if self.status == 304:
+            return Reply(304)
+        entry = {"message": self.message, "domain": "global", "reason": self.reason}
+        return Reply(self.status, {"error": {"code": self.status, "message": self.message, "errors": [entry]}})
+
+
+@dataclass(slots=True)
+class Request:
+    """One call, from its own HTTP request or from a part of a batch."""
+
+    method: str
+    path: str
+    """As sent: still percent-encoded, without host and query."""
+    query: Query
+    headers: Mapping[str, str]
+    """Case-insensitive, or with lower-case names."""
+    body: bytes
+    base: str
+    """Scheme and host under which the client knows this server, for links in resources."""
+
+    def one(self, name: str) -> str | None:
+        """The parameter's value, or None when it is absent."""
+        values = self.query.get(name)
+        return values[0] if values else None
+
+    def number(self, name: str) -> int | None:
+        """The parameter as an integer, or None when it is absent; anything else is a 400."""
+        values = self.query.get(name)
+        if not values:
+            return None
+        try:
+            return int(values[0])
+        except ValueError:
+            raise ApiError(400, f"Invalid value for {name}: {values[0]!r}.", "invalidParameter") from None
+
+    def flag(self, name: str) -> bool:
+        """Whether the parameter is given as true."""
+        values = self.query.get(name)
+        return bool(values) and values[0].lower() == "true" if values else False
+
+    def json(self) -> Json:
+        """The body as a JSON object; an absent body is an empty one."""
+        return parse_json(self.body)
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer before it is put into HTTP or into a part of a batch."""
+
+    status: int = 200
+    body: Json | bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def payload(self) -> bytes:
+        """The body as it goes over the wire."""
+        if self.body is None:
+            return b""
+        if isinstance(self.body, bytes):
+            return self.body
+        return json.dumps(self.body, separators=(",", ":")).encode()
+
+
+@dataclass(slots=True)
+class Operation:
+    """A call that was recognised: what it is called, what it touches, and how to do it."""
+
+    call: str
+    """The API's own name for the method, such as ``storage.objects.copy``."""
+    run: Callable[[], Reply]
+    targets: tuple[tuple[str, str], ...] = (("", ""),)
+    """Bucket and object (or nothing and job id) of everything that the call names."""
+    project: str = ""
+    batchable: bool = True
+
+
+class Clock:
+    """The stand-in's time: real time plus an offset that tests move."""
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time() + self._offset
+
+    def millis(self) -> int:
+        """Milliseconds since the epoch."""
+        return int(self.now() * 1000)
+
+    def set(self, now: float) -> None:
+        """Make it ``now`` (seconds since the epoch) from here on."""
+        self._offset = now - time.time()
+
+    def set_real(self) -> None:
+        """Back to real time."""
+        self._offset = 0.0
+
+    def advance(self, seconds: float) -> None:
+        """Move by ``seconds``, backwards when negative."""
+        self._offset += seconds
+
+    def http_date(self) -> str:
+        """The value of a ``Date`` header, in whole seconds."""
+        return _http_date(int(self.now()))
+
+
+@lru_cache(maxsize=4)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
+def rfc3339(millis: int) -> str:
+    """Milliseconds since the epoch as Google writes times, such as ``2024-05-01T10:00:00.000Z``."""
+    return datetime.fromtimestamp(millis / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def parse_json(body: bytes) -> Json:
+    """The JSON object in a body; an empty body is an empty object, anything else a 400."""
+    if not body.strip():
+        return {}
+    try:
+        value = json.loads(body)
+    except ValueError:
+        raise ApiError(400, "Parse Error: the body is not JSON.", "parseError") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body must be a JSON object.", "parseError")
+    return value
+
+
+def decode_segment(segment: str) -> str:
+    """One path segment without percent-encoding; what is not UTF-8 is a 400."""
+    try:
+        return unquote_to_bytes(segment).decode() if "%" in segment or not segment.isascii() else segment
+    except UnicodeError:
+        raise ApiError(400, "A name in the path is not UTF-8.") from None
+
+
+def split_target(target: str) -> tuple[str, Query]:
+    """Path (as sent) and parameters of a request target, which may be absolute.
+
+    Done by hand: URL classes normalise ``%2F`` and ``..``, which are ordinary parts of object names.
+    """
+    if target.startswith(("http://", "https://")):
+        slash = target.find("/", 8)
+        target = target[slash:] if slash >= 0 else "/"
+    path, _, text = target.partition("?")
+    query: Query = {}
+    if text:
+        for pair in text.split("&"):
+            name, _, value = pair.partition("=")
+            if "%" in value or "+" in value:
+                value = unquote_plus(value)
+            query.setdefault(unquote_plus(name) if "%" in name else name, []).append(value)
+    return path, query
+
+
+_FIELD_TOKENS = re.compile(r"[^,()/\s]+|[,()/]")
+
+
+@lru_cache(maxsize=256)
+def parse_fields(text: str) -> Mask:
+    """The selection of a ``fields`` parameter, as under "Partial response": ``a,b(c,d),e/f``.
+
+    Raises:
+        ApiError: 400, when the text does not follow that grammar.
+    """
+    tokens = _FIELD_TOKENS.findall(text)
+    mask, rest = _selection(tokens, 0, text)
+    if rest != len(tokens):
+        raise ApiError(400, f"Invalid field selection {text}", "invalidParameter")
+    return mask
+
+
+def _selection(tokens: list[str], at: int, text: str) -> tuple[Mask, int]:
+    mask: Mask = {}
+    while True:
+        level, name = mask, ""
+        while True:
+            if at >= len(tokens) or tokens[at] in ",()/":
+                raise ApiError(400, f"Invalid field selection {text}", "invalidParameter")
+            name, at = tokens[at], at + 1
+            if at >= len(tokens) or tokens[at] != "/":
+                break
+            below = level.setdefault(name, {})
+            level, at = below if below is not None else {}, at + 1
+        if at < len(tokens) and tokens[at] == "(":
+            below, at = _selection(tokens, at + 1, text)
+            if at >= len(tokens) or tokens[at] != ")":
+                raise ApiError(400, f"Invalid field selection {text}", "invalidParameter")
+            at += 1
+            before = level.get(name, {})
+            level[name] = None if before is None else {**before, **below}
+        else:
+            level[name] = None
+        if at >= len(tokens) or tokens[at] != ",":
+            return mask, at
+        at += 1
+
+
+def check_fields(mask: Mask | None, known: Mapping[str, Any]) -> None:
+    """Refuse a selection of names that the resource does not have, as the services do.
+
+    Args:
+        known: the resource's names, each with its own names below or None for anything.
+    """
+    for name, below in (mask or {}).items():
+        if name == "*":
+            continue
+        if name not in known:
+            raise ApiError(400, f"Invalid field selection {name}", "invalidParameter")
+        if known[name] is not None:
+            check_fields(below, known[name])
+
+
+def below(mask: Mask | None, name: str) -> Mask | None:
+    """What is selected below ``name``: None for everything, an empty mask for nothing."""
+    if mask is None:
+        return None
+    return mask[name] if name in mask else mask.get("*", {})
+
+
+def pick(value: Any, mask: Mask | None) -> Any:
+    """The part of a resource that a selection asks for."""
+    if mask is None:
+        return value
+    if isinstance(value, list):
+        return [pick(item, mask) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "*" in mask:
+        return {name: pick(item, mask.get(name, mask["*"])) for name, item in value.items()}
+    return {name: pick(value[name], sub) for name, sub in mask.items() if name in value}

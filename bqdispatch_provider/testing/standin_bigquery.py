@@ -1,0 +1,463 @@
+"""A stand-in BigQuery: jobs that go from PENDING over RUNNING to DONE on a schedule, and the jobs API over them.
+
+Nothing ticks: a job's state follows from its schedule and the clock.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import uuid
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from .standin_api import (
+    ApiError,
+    Clock,
+    Json,
+    Mask,
+    Operation,
+    Reply,
+    Request,
+    below,
+    check_fields,
+    decode_segment,
+    parse_fields,
+    pick,
+)
+
+CALLER: Final = "standin@example.com"
+"""Whom the stand-in takes every caller for."""
+TYPES: Final = ("load", "copy", "query", "extract")
+PAGE: Final = 1000
+"""Most jobs in one page of a list."""
+GROUPS: Final = {"load": "jobs", "copy": "jobs", "extract": "jobs", "query": "sql"}
+
+
+@dataclass(slots=True)
+class Job:
+    """A job and its schedule; all times in milliseconds."""
+
+    project: str
+    location: str
+    job_id: str
+    type: str
+    created: int
+    pending: int
+    running: int
+    sequence: int
+    error: str | None = None
+    user: str = CALLER
+    labels: dict[str, str] = field(default_factory=dict)
+    configuration: Json = field(default_factory=dict)
+    cancelled: int | None = None
+
+    @property
+    def started(self) -> int:
+        """When it leaves PENDING."""
+        due = self.created + self.pending
+        return due if self.cancelled is None else min(due, self.cancelled)
+
+    @property
+    def ended(self) -> int:
+        """When it is DONE."""
+        due = self.created + self.pending + self.running
+        return due if self.cancelled is None else min(due, self.cancelled)
+
+    def state(self, now: int) -> str:
+        """PENDING, RUNNING or DONE."""
+        if now >= self.ended:
+            return "DONE"
+        return "RUNNING" if now >= self.started else "PENDING"
+
+    def failure(self, now: int) -> Json | None:
+        """The ``errorResult`` of a job that has ended badly."""
+        if now < self.ended:
+            return None
+        if self.cancelled is not None and self.cancelled < self.created + self.pending + self.running:
+            return {"reason": "stopped", "message": "Job execution was cancelled: User requested cancellation"}
+        if self.error:
+            return {"reason": self.error, "message": f"The stand-in was asked to fail this job: {self.error}"}
+        return None
+
+
+class Jobs:
+    """All jobs of all projects."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all jobs and take the default schedule back to "done at once"."""
+        self.default_pending = 0
+        self.default_running = 0
+        self._jobs: dict[tuple[str, str, str], Job] = {}
+        self._by_time: dict[str, list[tuple[int, int]]] = {}
+        self._by_sequence: dict[int, Job] = {}
+        self._sequence = 0
+
+    def add(self, entries: list[Json]) -> list[Job]:
+        """Seed jobs from the control API's entries: all of them, or none when one is wrong."""
+        prepared = []
+        for entry in entries:
+            job = self._from_seed(entry)
+            prepared.append(job)
+        keys = [_key(job.project, job.location, job.job_id) for job in prepared]
+        if len(set(keys)) != len(keys) or any(key in self._jobs for key in keys):
+            raise ApiError(400, "A job of that id exists in its project and location.", "duplicate")
+        for key, job in zip(keys, prepared, strict=True):
+            self._jobs[key] = self._by_sequence[job.sequence] = job
+            self._by_time.setdefault(job.project, []).append((job.created, job.sequence))
+        for project in {job.project for job in prepared}:
+            self._by_time[project].sort()
+        return prepared
+
+    def insert(self, project: str, body: Json) -> Job:
+        """A job of the caller's ("Method: jobs.insert")."""
+        configuration = body.get("configuration")
+        kinds = [kind for kind in TYPES if isinstance(configuration, dict) and kind in configuration]
+        if not isinstance(configuration, dict) or len(kinds) != 1:
+            raise ApiError(400, "A job needs exactly one of load, copy, query and extract in its configuration.")
+        reference = body.get("jobReference") or {}
+        if reference.get("projectId") not in (None, project):
+            raise ApiError(400, "jobReference.projectId is not the project of the request.")
+        job_id = reference.get("jobId") or f"job_{uuid.uuid4().hex}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,1024}", job_id):
+            raise ApiError(400, f"Invalid job ID {job_id!r}.")
+        location = reference.get("location") or "US"
+        key = _key(project, location, job_id)
+        if key in self._jobs:
+            raise ApiError(409, f"Already Exists: Job {project}:{location}.{job_id}", "duplicate")
+        labels = {str(name): str(value) for name, value in (configuration.get("labels") or {}).items()}
+        job = Job(
+            project,
+            location,
+            job_id,
+            kinds[0],
+            self.clock.millis(),
+            _label_millis(labels, "standin-pending-ms", self.default_pending),
+            _label_millis(labels, "standin-running-ms", self.default_running),
+            self._next(),
+            error=labels.get("standin-error"),
+            labels=labels,
+            configuration=configuration,
+        )
+        self._jobs[key] = self._by_sequence[job.sequence] = job
+        insort(self._by_time.setdefault(project, []), (job.created, job.sequence))
+        return job
+
+    def get(self, project: str, job_id: str, location: str | None) -> Job:
+        """The job; without a location only US and EU are looked at, as in "Method: jobs.get"."""
+        for place in [location] if location else ["US", "EU"]:
+            job = self._jobs.get(_key(project, place, job_id))
+            if job is not None:
+                return job
+        where = f"{project}:{location}.{job_id}" if location else f"{project}:{job_id}"
+        raise ApiError(404, f"Not found: Job {where}")
+
+    def cancel(self, project: str, job_id: str, location: str | None) -> Job:
+        """End the job now, unless it has ended."""
+        job = self.get(project, job_id, location)
+        if job.cancelled is None and self.clock.millis() < job.ended:
+            job.cancelled = self.clock.millis()
+        return job
+
+    def page(
+        self,
+        project: str,
+        *,
+        user: str | None = None,
+        states: frozenset[str] = frozenset(),
+        earliest: int | None = None,
+        latest: int | None = None,
+        before: tuple[int, int] | None = None,
+        limit: int = PAGE,
+    ) -> tuple[list[Job], tuple[int, int] | None]:
+        """A page of the project's jobs, newest first, and where the next page starts.
+
+        Args:
+            earliest: least creation time (inclusive), as is ``latest``.
+            before: the position of the last job of the page before. Newer jobs cannot shift it.
+        """
+        order = self._by_time.get(project, [])
+        stop = bisect_left(order, (earliest, 0)) if earliest is not None else 0
+        at = bisect_right(order, (latest + 1, 0)) if latest is not None else len(order)
+        if before is not None:
+            at = min(at, bisect_left(order, before))
+        now = self.clock.millis()
+        page: list[Job] = []
+        while at > stop:
+            at -= 1
+            job = self._by_sequence[order[at][1]]
+            if (user is not None and job.user != user) or (states and job.state(now) not in states):
+                continue
+            if len(page) == limit:
+                last = page[-1]
+                return page, (last.created, last.sequence)
+            page.append(job)
+        return page, None
+
+    def peaks(self, without_label: str | None = None) -> dict[str, dict[str, int]]:
+        """For every project the most jobs that were active at one time: by type, and by group ``sql`` and ``jobs``.
+
+        Args:
+            without_label: leave out jobs that do not have this label.
+        """
+        now = self.clock.millis()
+        edges: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for job in self._jobs.values():
+            if without_label is not None and without_label not in job.labels:
+                continue
+            begin, end = job.created, job.ended
+            if begin > now or begin >= end:
+                continue
+            for kind in (job.type, GROUPS[job.type]):
+                # At the same instant an end (-1) sorts before a beginning (+1): the two never overlap.
+                edges.setdefault((job.project, kind), []).extend([(begin, 1), (end, -1)])
+        peaks: dict[str, dict[str, int]] = {}
+        for (project, kind), steps in edges.items():
+            active = highest = 0
+            for moment, step in sorted(steps):
+                if moment > now:
+                    break
+                active += step
+                highest = max(highest, active)
+            peaks.setdefault(project, dict.fromkeys((*TYPES, "sql", "jobs"), 0))[kind] = highest
+        return peaks
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _from_seed(self, entry: Json) -> Job:
+        for name in ("project", "jobId"):
+            if not isinstance(entry.get(name), str) or not entry[name]:
+                raise ApiError(400, f"Every job needs a {name}.")
+        kind = entry.get("type", "load")
+        if kind not in TYPES:
+            raise ApiError(400, f"A job's type is one of {', '.join(TYPES)}, not {kind!r}.")
+        try:
+            labels = {str(name): str(value) for name, value in (entry.get("labels") or {}).items()}
+            return Job(
+                entry["project"],
+                entry.get("location") or "US",
+                entry["jobId"],
+                kind,
+                int(float(entry.get("creationTime", self.clock.now())) * 1000),
+                int(entry.get("pendingMs", self.default_pending)),
+                int(entry.get("runningMs", self.default_running)),
+                self._next(),
+                error=entry.get("error"),
+                user=entry.get("userEmail") or CALLER,
+                labels=labels,
+                configuration={kind: {}, "labels": labels} if labels else {kind: {}},
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ApiError(400, f"Job {entry['jobId']}: {error}") from None
+
+
+def _key(project: str, location: str, job_id: str) -> tuple[str, str, str]:
+    return project, location.lower(), job_id
+
+
+def _label_millis(labels: dict[str, str], name: str, default: int) -> int:
+    try:
+        return int(labels.get(name, default))
+    except ValueError:
+        raise ApiError(400, f"Label {name} must be a number of milliseconds.") from None
+
+
+# ---- resources -----------------------------------------------------------------------------------------------------
+
+
+def _status(job: Job, now: int) -> Json:
+    status: Json = {"state": job.state(now)}
+    failure = job.failure(now)
+    if failure:
+        status |= {"errorResult": failure, "errors": [failure]}
+    return status
+
+
+def _statistics(job: Job, now: int) -> Json:
+    statistics: Json = {"creationTime": str(job.created)}
+    if now >= job.started:
+        statistics["startTime"] = str(job.started)
+    if now >= job.ended:
+        statistics["endTime"] = str(job.ended)
+        statistics[job.type] = {}
+    return statistics
+
+
+def _reference(job: Job) -> Json:
+    return {"projectId": job.project, "jobId": job.job_id, "location": job.location}
+
+
+def _configuration(job: Job) -> Json:
+    return {"jobType": job.type.upper(), **job.configuration}
+
+
+_ITEM: Final[dict[str, Callable[[Job, int], Any]]] = {
+    "kind": lambda job, now: "bigquery#job",
+    "id": lambda job, now: f"{job.project}:{job.location}.{job.job_id}",
+    "jobReference": lambda job, now: _reference(job),
+    "state": lambda job, now: job.state(now),
+    "errorResult": lambda job, now: job.failure(now),
+    "statistics": lambda job, now: _statistics(job, now),
+    "status": lambda job, now: _status(job, now),
+    "user_email": lambda job, now: job.user,
+    "configuration": lambda job, now: _configuration(job),
+}
+"""An entry of a list; ``configuration`` is there only with projection=full ("Method: jobs.list")."""
+
+ITEM_FIELDS: Final[dict[str, Any]] = dict.fromkeys([*_ITEM, "principal_subject"])
+LIST_FIELDS: Final[dict[str, Any]] = {
+    **dict.fromkeys(["kind", "etag", "nextPageToken", "unreachable"]),
+    "jobs": ITEM_FIELDS,
+}
+
+
+def job_item(job: Job, now: int, mask: Mask) -> Json:
+    """The job as a list shows it, reduced to what the mask selects."""
+    item = {}
+    for key, sub in mask.items():
+        compute = _ITEM.get(key)
+        value = compute(job, now) if compute is not None else None
+        if value is not None:
+            item[key] = value if sub is None else pick(value, sub)
+    return item
+
+
+def job_resource(job: Job, now: int, base: str) -> Json:
+    """The job as the API shows it on its own."""
+    status = _status(job, now)
+    return {
+        "kind": "bigquery#job",
+        "etag": base64.b64encode(f"{job.sequence}/{status['state']}".encode()).decode(),
+        "id": f"{job.project}:{job.location}.{job.job_id}",
+        "selfLink": f"{base}/bigquery/v2/projects/{job.project}/jobs/{job.job_id}?location={job.location}",
+        "user_email": job.user,
+        "configuration": _configuration(job),
+        "jobReference": _reference(job),
+        "statistics": _statistics(job, now),
+        "status": status,
+    }
+
+
+# ---- the API -------------------------------------------------------------------------------------------------------
+
+
+class JobsApi:
+    """Recognises BigQuery requests and answers them from `Jobs`."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+
+    def find(self, request: Request) -> Operation | None:
+        """The operation that the request asks for, or None when its path is not one of BigQuery's jobs API."""
+        path = request.path.removeprefix("/bigquery/v2")
+        if not path.startswith("/projects/"):
+            return None
+        parts = [decode_segment(part) for part in path[10:].split("/")]
+        project, rest = parts[0], parts[1:]
+        match request.method, rest:
+            case "POST", ["jobs"]:
+                reference = request.json().get("jobReference")
+                job_id = reference.get("jobId") or "" if isinstance(reference, dict) else ""
+                return self._operation("insert", project, str(job_id), partial(self._insert, request, project))
+            case "GET", ["jobs"]:
+                return self._operation("list", project, "", partial(self._list, request, project))
+            case "GET", ["jobs", job_id]:
+                return self._operation("get", project, job_id, partial(self._get, request, project, job_id))
+            case "POST", ["jobs", job_id, "cancel"]:
+                return self._operation("cancel", project, job_id, partial(self._cancel, request, project, job_id))
+            case "GET", ["queries", job_id]:
+                run = partial(self._results, request, project, job_id)
+                return self._operation("getQueryResults", project, job_id, run)
+        return None
+
+    def _operation(self, verb: str, project: str, job_id: str, run: Callable[[], Reply]) -> Operation:
+        return Operation(f"bigquery.jobs.{verb}", run, (("", job_id),), project, batchable=False)
+
+    def _insert(self, request: Request, project: str) -> Reply:
+        return self._reply(request, self.jobs.insert(project, request.json()))
+
+    def _get(self, request: Request, project: str, job_id: str) -> Reply:
+        return self._reply(request, self.jobs.get(project, job_id, request.one("location")))
+
+    def _reply(self, request: Request, job: Job) -> Reply:
+        resource = job_resource(job, self.jobs.clock.millis(), request.base)
+        text = request.one("fields")
+        mask = parse_fields(text) if text else None
+        check_fields(mask, dict.fromkeys([*resource, "jobCreationReason", "principal_subject"]))
+        return Reply(200, pick(resource, mask))
+
+    def _cancel(self, request: Request, project: str, job_id: str) -> Reply:
+        job = self.jobs.cancel(project, job_id, request.one("location"))
+        resource = job_resource(job, self.jobs.clock.millis(), request.base)
+        return Reply(200, {"kind": "bigquery#jobCancelResponse", "job": resource})
+
+    def _results(self, request: Request, project: str, job_id: str) -> Reply:
+        """Whether the query has ended; results are always empty, for there is no data here."""
+        job = self.jobs.get(project, job_id, request.one("location"))
+        now = self.jobs.clock.millis()
+        failure = job.failure(now)
+        if failure:
+            raise ApiError(400, failure["message"], failure["reason"])
+        done = job.state(now) == "DONE"
+        body: Json = {
+            "kind": "bigquery#getQueryResultsResponse",
+            "jobReference": _reference(job),
+            "jobComplete": done,
+        }
+        if done:
+            body |= {"schema": {"fields": []}, "totalRows": "0", "totalBytesProcessed": "0", "cacheHit": False}
+        return Reply(200, body)
+
+    def _list(self, request: Request, project: str) -> Reply:
+        text = request.one("fields")
+        mask = parse_fields(text) if text else None
+        check_fields(mask, LIST_FIELDS)
+        states = frozenset(state.upper() for state in request.query.get("stateFilter", []))
+        if not states <= {"PENDING", "RUNNING", "DONE"}:
+            raise ApiError(400, f"Invalid stateFilter: {', '.join(sorted(states))}.", "invalidParameter")
+        limit = request.number("maxResults")
+        if limit is not None and limit < 1:
+            raise ApiError(400, "maxResults must be positive.", "invalidParameter")
+        page, rest = self.jobs.page(
+            project,
+            user=None if request.flag("allUsers") else CALLER,
+            states=states,
+            earliest=request.number("minCreationTime"),
+            latest=request.number("maxCreationTime"),
+            before=_position(request.one("pageToken")),
+            limit=min(limit or PAGE, PAGE),
+        )
+        shown = dict.fromkeys(_ITEM)
+        if (request.one("projection") or "minimal").lower() != "full":
+            del shown["configuration"]
+        selected = below(mask, "jobs")
+        if selected is not None and "*" not in selected:
+            shown = {key: sub for key, sub in selected.items() if key in shown}
+        now = self.jobs.clock.millis()
+        body: Json = {"kind": "bigquery#jobList", "etag": base64.b64encode(str(now).encode()).decode()}
+        if selected != {}:
+            body["jobs"] = [job_item(job, now, shown) for job in page]
+        if rest is not None:
+            body["nextPageToken"] = base64.urlsafe_b64encode(f"{rest[0]}.{rest[1]}".encode()).decode()
+        if mask is not None and "*" not in mask:
+            body = {key: value for key, value in body.items() if key in mask}
+        return Reply(200, body)
+
+
+def _position(token: str | None) -> tuple[int, int] | None:
+    if not token:
+        return None
+    try:
+        created, _, sequence = base64.urlsafe_b64decode(token).decode().partition(".")
+        return int(created), int(sequence)
+    except ValueError:
+        raise ApiError(400, "Invalid pageToken.", "invalidParameter") from None

@@ -1,0 +1,258 @@
+"""What a test may do to a stand-in from outside: seed it, move its clock, break its calls, and ask what happened."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from .standin_api import ApiError, Clock, Json, Operation, Reply, Request
+from .standin_bigquery import Jobs, JobsApi
+from .standin_storage import Buckets, StorageApi
+
+PREFIX: Final = "/_control/"
+
+
+@dataclass(slots=True)
+class Fault:
+    """A rule that breaks the calls that it matches."""
+
+    call: str
+    """The method's name, such as ``storage.objects.copy``, or a glob like ``storage.*``."""
+    kind: Literal["status", "reset", "slow"]
+    """Answer with an error status, close the connection without an answer, or answer late."""
+    project: str | None = None
+    """Globs on what the call names; a copy matches by its source and by its destination."""
+    bucket: str | None = None
+    name: str | None = None
+    """Glob on the object's name, or on the job's id."""
+    status: int = 503
+    reason: str | None = None
+    ms: int = 0
+    """For slow: how much later, in milliseconds."""
+    probability: float = 1.0
+    times: int | None = None
+    """How often it still strikes; None for always."""
+    after: bool = False
+    """Do the call first, and then lose or replace its answer."""
+
+    @classmethod
+    def of(cls, document: Json) -> Fault:
+        """A rule from its JSON form; 400 with the reason when it is not one."""
+        unknown = set(document) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ApiError(400, f"A fault has no {', '.join(sorted(unknown))}.")
+        if not isinstance(document.get("call"), str) or document.get("kind") not in ("status", "reset", "slow"):
+            raise ApiError(400, "A fault needs a call and a kind, which is status, reset or slow.")
+        try:
+            fault = cls(**document)
+            fault.status, fault.ms = int(fault.status), int(fault.ms)
+            fault.probability = float(fault.probability)
+            fault.times = None if fault.times is None else int(fault.times)
+        except (TypeError, ValueError) as error:
+            raise ApiError(400, f"Bad fault: {error}") from None
+        if not 400 <= fault.status <= 599 or not 0 <= fault.probability <= 1:
+            raise ApiError(400, "A fault's status is 400 to 599 and its probability 0 to 1.")
+        for name in ("project", "bucket", "name", "reason"):
+            if not isinstance(getattr(fault, name), str | None):
+                raise ApiError(400, f"A fault's {name} is a string.")
+        return fault
+
+    def matches(self, operation: Operation) -> bool:
+        """Whether the rule is about this call."""
+        if not fnmatchcase(operation.call, self.call):
+            return False
+        if self.project is not None and not fnmatchcase(operation.project, self.project):
+            return False
+        return any(
+            (self.bucket is None or fnmatchcase(bucket, self.bucket))
+            and (self.name is None or fnmatchcase(name, self.name))
+            for bucket, name in operation.targets
+        )
+
+
+class Faults:
+    """The rules in force."""
+
+    def __init__(self) -> None:
+        self.rules: list[Fault] = []
+        self.random = random.Random(0)
+
+    def strike(self, operation: Operation) -> list[Fault]:
+        """The rules that hit this call: every slow one, and the first other one. Their ``times`` are used up."""
+        hits: list[Fault] = []
+        final = False
+        for rule in self.rules:
+            if rule.times == 0 or (final and rule.kind != "slow") or not rule.matches(operation):
+                continue
+            if rule.probability < 1 and self.random.random() >= rule.probability:
+                continue
+            if rule.times is not None:
+                rule.times -= 1
+            final = final or rule.kind != "slow"
+            hits.append(rule)
+        # Late first: an error that is to come late is told by two rules.
+        return sorted(hits, key=lambda rule: rule.kind != "slow")
+
+
+class State:
+    """Everything that one stand-in keeps."""
+
+    def __init__(self, latency_ms: float = 0) -> None:
+        self.clock = Clock()
+        self.buckets = Buckets(self.clock)
+        self.jobs = Jobs(self.clock)
+        self.faults = Faults()
+        self.requests = 0
+        self.calls: Counter[str] = Counter()
+        self.latency_ms = latency_ms
+
+    @cached_property
+    def services(self) -> tuple[JobsApi, StorageApi]:
+        """The services in the order in which they are asked for an operation: paths of buckets come last."""
+        return JobsApi(self.jobs), StorageApi(self.buckets)
+
+    def reset(self) -> None:
+        """Empty everything, stop all faults and bring the clock back to real time; the latency stays."""
+        self.buckets.clear()
+        self.jobs.clear()
+        self.faults.rules.clear()
+        self.faults.random.seed(0)
+        self.reset_counters()
+        self.clock.set_real()
+
+    def reset_counters(self) -> None:
+        """Count from zero."""
+        self.requests = 0
+        self.calls.clear()
+
+
+class Control:
+    """The control API over a `State`."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._routes: dict[tuple[str, str], Callable[[Request], Json]] = {
+            ("POST", "objects"): self._objects,
+            ("POST", "jobs"): self._jobs,
+            ("GET", "job-defaults"): self._job_defaults,
+            ("POST", "job-defaults"): self._job_defaults,
+            ("GET", "clock"): self._clock,
+            ("POST", "clock"): self._clock,
+            ("GET", "counters"): self._counters,
+            ("POST", "counters/reset"): self._reset_counters,
+            ("POST", "latency"): self._latency,
+            ("GET", "faults"): self._list_faults,
+            ("POST", "faults"): self._add_faults,
+            ("DELETE", "faults"): self._clear_faults,
+            ("POST", "faults/seed"): self._seed_faults,
+            ("POST", "rewrite-calls"): self._rewrite_calls,
+            ("GET", "peaks"): self._peaks,
+            ("POST", "reset"): self._reset,
+        }
+
+    def answer(self, request: Request) -> Reply:
+        """Do what a request below the prefix asks for."""
+        path = request.path.removeprefix(PREFIX)
+        route = self._routes.get((request.method, path))
+        if route is None:
+            known = path in {name for _, name in self._routes}
+            raise ApiError(405 if known else 404, f"The control API has no {request.method} {path}.")
+        return Reply(200, route(request))
+
+    def _objects(self, request: Request) -> Json:
+        body = _body(request, "bucket", "objects")
+        objects = body.get("objects", [])
+        if not isinstance(body.get("bucket"), str) or not _is_list_of_objects(objects):
+            raise ApiError(400, 'Give {"bucket": name, "objects": [{"name": …}, …]}.')
+        return {"generations": [str(number) for number in self.state.buckets.seed(body["bucket"], objects)]}
+
+    def _jobs(self, request: Request) -> Json:
+        body = _body(request, "jobs")
+        if not _is_list_of_objects(body.get("jobs")):
+            raise ApiError(400, 'Give {"jobs": [{"project": …, "jobId": …}, …]}.')
+        return {"added": len(self.state.jobs.add(body["jobs"]))}
+
+    def _job_defaults(self, request: Request) -> Json:
+        body, jobs = _body(request, "pendingMs", "runningMs"), self.state.jobs
+        pending = int(_number(body, "pendingMs", jobs.default_pending))
+        running = int(_number(body, "runningMs", jobs.default_running))
+        jobs.default_pending, jobs.default_running = pending, running
+        return {"pendingMs": pending, "runningMs": running}
+
+    def _clock(self, request: Request) -> Json:
+        body, clock = _body(request, "now", "advance"), self.state.clock
+        if "now" in body and "advance" in body:
+            raise ApiError(400, "Give either now or advance.")
+        if "now" in body:
+            clock.set(_number(body, "now", 0))
+        elif "advance" in body:
+            clock.advance(_number(body, "advance", 0, least=None))
+        return {"now": clock.now()}
+
+    def _counters(self, request: Request) -> Json:
+        return {"requests": self.state.requests, "calls": dict(self.state.calls)}
+
+    def _reset_counters(self, request: Request) -> Json:
+        self.state.reset_counters()
+        return {}
+
+    def _latency(self, request: Request) -> Json:
+        self.state.latency_ms = _number(_body(request, "ms"), "ms")
+        return {"ms": self.state.latency_ms}
+
+    def _list_faults(self, request: Request) -> Json:
+        return {"faults": [asdict(rule) for rule in self.state.faults.rules]}
+
+    def _add_faults(self, request: Request) -> Json:
+        body = _body(request, "faults")
+        if not _is_list_of_objects(body.get("faults")):
+            raise ApiError(400, 'Give {"faults": [{"call": …, "kind": …}, …]}.')
+        self.state.faults.rules += [Fault.of(rule) for rule in body["faults"]]
+        return self._list_faults(request)
+
+    def _clear_faults(self, request: Request) -> Json:
+        self.state.faults.rules.clear()
+        return {}
+
+    def _seed_faults(self, request: Request) -> Json:
+        seed = int(_number(_body(request, "seed"), "seed", least=None))
+        self.state.faults.random.seed(seed)
+        return {"seed": seed}
+
+    def _rewrite_calls(self, request: Request) -> Json:
+        calls = int(_number(_body(request, "n"), "n", least=1))
+        self.state.buckets.rewrite_calls = calls
+        return {"n": calls}
+
+    def _peaks(self, request: Request) -> Json:
+        return {"peaks": self.state.jobs.peaks(request.one("label"))}
+
+    def _reset(self, request: Request) -> Json:
+        self.state.reset()
+        return {}
+
+
+def _body(request: Request, *names: str) -> Json:
+    body = request.json()
+    unknown = set(body) - set(names)
+    if unknown:
+        raise ApiError(400, f"Unknown: {', '.join(sorted(unknown))}. Known: {', '.join(names)}.")
+    return body
+
+
+def _number(body: Json, name: str, default: float | None = None, least: float | None = 0) -> float:
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ApiError(400, f"{name} must be a number.")
+    if least is not None and value < least:
+        raise ApiError(400, f"{name} must be at least {least}.")
+    return value
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
