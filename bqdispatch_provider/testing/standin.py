@@ -82,8 +82,7 @@ class Server:
         if request.path in ("/batch/storage/v1", "/batch") and request.method == "POST":
             batch = Operation("storage.batch", lambda: Reply(500))
             return await self._perform(batch, partial(self._batch, request))
-        operation = self._find(request)
-        return await self._perform(operation)
+        return await self._perform(self._find(request))
 
     def _find(self, request: Request) -> Operation:
         for service in self.state.services:
@@ -239,11 +238,11 @@ class StandIn:
     def __init__(self, port: int = 0, *, host: str = "127.0.0.1", latency_ms: float = 0) -> None:
         self._address = host, port
         self.state = State(latency_ms)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="bqdispatch-standin", daemon=True)
 
     def __enter__(self) -> StandIn:
         sock, self.url = _bind(*self._address)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="bqdispatch-standin", daemon=True)
         self._thread.start()
         self._runner = asyncio.run_coroutine_threadsafe(_serve(self.state, sock), self._loop).result()
         return self
@@ -304,7 +303,7 @@ class StandInControl:
 
         Args:
             jobs: ``{"project", "jobId", "location"?, "type"?, "pendingMs"?, "runningMs"?, "error"?, "creationTime"?,
-                "userEmail"?, "labels"?}``; location US and type load when left out, the time in seconds since the epoch.
+                "userEmail"?, "labels"?}``; location US and type load when left out, the time in seconds of the epoch.
         """
         self._call("POST", "jobs", {"jobs": [dict(job) for job in jobs]})
 

@@ -86,8 +86,7 @@ class Request:
 
     def flag(self, name: str) -> bool:
         """Whether the parameter is given as true."""
-        values = self.query.get(name)
-        return bool(values) and values[0].lower() == "true" if values else False
+        return (self.one(name) or "").lower() == "true"
 
     def json(self) -> Json:
         """The body as a JSON object; an absent body is an empty one."""
@@ -162,6 +161,11 @@ def _http_date(seconds: int) -> str:
 
 def rfc3339(millis: int) -> str:
     """Milliseconds since the epoch as Google writes times, such as ``2024-05-01T10:00:00.000Z``."""
+    return _rfc3339(millis)
+
+
+@lru_cache(maxsize=64)
+def _rfc3339(millis: int) -> str:
     return datetime.fromtimestamp(millis / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
@@ -184,6 +188,21 @@ def decode_segment(segment: str) -> str:
         return unquote_to_bytes(segment).decode() if "%" in segment or not segment.isascii() else segment
     except UnicodeError:
         raise ApiError(400, "A name in the path is not UTF-8.") from None
+
+
+def split_path(path: str) -> tuple[str, list[str]]:
+    """What a path looks like, with its names replaced by stars, and the names, decoded.
+
+    In all paths of the services names stand in the same places: ``*/o/*/copyTo/b/*/o/*``, ``*/jobs/*/cancel``.
+    """
+    if not path:
+        return "", []
+    parts = path.split("/")
+    names = [decode_segment(parts[place]) for place in _NAMES if place < len(parts)]
+    return "/".join(["*" if place in _NAMES else part for place, part in enumerate(parts)]), names
+
+
+_NAMES = (0, 2, 5, 7)
 
 
 def split_target(target: str) -> tuple[str, Query]:

@@ -24,9 +24,9 @@ from .standin_api import (
     Request,
     below,
     check_fields,
-    decode_segment,
     parse_fields,
     pick,
+    split_path,
 )
 
 CALLER: Final = "standin@example.com"
@@ -306,8 +306,8 @@ _ITEM: Final[dict[str, Callable[[Job, int], Any]]] = {
     "jobReference": lambda job, now: _reference(job),
     "state": lambda job, now: job.state(now),
     "errorResult": lambda job, now: job.failure(now),
-    "statistics": lambda job, now: _statistics(job, now),
-    "status": lambda job, now: _status(job, now),
+    "statistics": _statistics,
+    "status": _status,
     "user_email": lambda job, now: job.user,
     "configuration": lambda job, now: _configuration(job),
 }
@@ -355,32 +355,32 @@ class JobsApi:
 
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
+        self._calls: dict[tuple[str, str], tuple[str, Callable[..., Reply]]] = {
+            ("POST", "*/jobs"): ("bigquery.jobs.insert", self._insert),
+            ("GET", "*/jobs"): ("bigquery.jobs.list", self._list),
+            ("GET", "*/jobs/*"): ("bigquery.jobs.get", self._get),
+            ("POST", "*/jobs/*/cancel"): ("bigquery.jobs.cancel", self._cancel),
+            ("GET", "*/queries/*"): ("bigquery.jobs.getQueryResults", self._results),
+        }
 
     def find(self, request: Request) -> Operation | None:
-        """The operation that the request asks for, or None when its path is not one of BigQuery's jobs API."""
+        """The operation that the request asks for, or None when its path is not one of BigQuery's jobs API.
+
+        The prefix ``/bigquery/v2`` may be left out: clients differ in what they add to an emulator's address.
+        """
         path = request.path.removeprefix("/bigquery/v2")
         if not path.startswith("/projects/"):
             return None
-        parts = [decode_segment(part) for part in path[10:].split("/")]
-        project, rest = parts[0], parts[1:]
-        match request.method, rest:
-            case "POST", ["jobs"]:
-                reference = request.json().get("jobReference")
-                job_id = reference.get("jobId") or "" if isinstance(reference, dict) else ""
-                return self._operation("insert", project, str(job_id), partial(self._insert, request, project))
-            case "GET", ["jobs"]:
-                return self._operation("list", project, "", partial(self._list, request, project))
-            case "GET", ["jobs", job_id]:
-                return self._operation("get", project, job_id, partial(self._get, request, project, job_id))
-            case "POST", ["jobs", job_id, "cancel"]:
-                return self._operation("cancel", project, job_id, partial(self._cancel, request, project, job_id))
-            case "GET", ["queries", job_id]:
-                run = partial(self._results, request, project, job_id)
-                return self._operation("getQueryResults", project, job_id, run)
-        return None
-
-    def _operation(self, verb: str, project: str, job_id: str, run: Callable[[], Reply]) -> Operation:
-        return Operation(f"bigquery.jobs.{verb}", run, (("", job_id),), project, batchable=False)
+        shape, names = split_path(path[10:])
+        found = self._calls.get((request.method, shape))
+        if found is None:
+            return None
+        call, answer = found
+        job_id = names[1] if len(names) > 1 else ""
+        if answer == self._insert:
+            reference = request.json().get("jobReference")
+            job_id = str(reference.get("jobId") or "") if isinstance(reference, dict) else ""
+        return Operation(call, partial(answer, request, *names), (("", job_id),), names[0], batchable=False)
 
     def _insert(self, request: Request, project: str) -> Reply:
         return self._reply(request, self.jobs.insert(project, request.json()))

@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 
 from .standin_api import ApiError, Clock, Json, Operation, Reply, Request
 from .standin_bigquery import Jobs, JobsApi
-from .standin_storage import Buckets, StorageApi
+from .standin_buckets import Buckets
+from .standin_storage import StorageApi
 
 PREFIX: Final = "/_control/"
 

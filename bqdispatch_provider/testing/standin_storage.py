@@ -1,7 +1,4 @@
-"""A stand-in Cloud Storage: buckets and objects in memory, and the JSON API over them.
-
-`Buckets` holds the state and its rules and knows nothing of HTTP; `StorageApi` turns requests into calls on it.
-"""
+"""A stand-in Cloud Storage: the JSON API, and downloads by public path, over `Buckets`."""
 
 from __future__ import annotations
 
@@ -9,19 +6,14 @@ import base64
 import gzip
 import hashlib
 import re
-import struct
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, Final
 from urllib.parse import quote
 
-import google_crc32c
-
 from .standin_api import (
     ApiError,
-    Clock,
     Json,
     Mask,
     Operation,
@@ -34,24 +26,24 @@ from .standin_api import (
     parse_json,
     pick,
     rfc3339,
+    split_path,
+)
+from .standin_buckets import (
+    PAGE,
+    WRITABLE,
+    Bucket,
+    Buckets,
+    Conditions,
+    Content,
+    StoredObject,
+    Upload,
+    check_bucket,
+    check_name,
+    merge,
 )
 
-PAGE: Final = 1000
-"""Most entries in one page of a list ("Objects: list", maxResults)."""
-COMPOSE_SOURCES: Final = 32
-"""Most sources of one call ("Composite objects")."""
-NAME_BYTES: Final = 1024
-"""Longest object name in UTF-8 ("About Cloud Storage objects", naming requirements)."""
 CHUNK: Final = 256 * 1024
 """What a chunk of a resumable upload must be a multiple of ("Resumable uploads")."""
-
-WRITABLE: Final = frozenset(
-    (
-        *("cacheControl", "contentDisposition", "contentEncoding", "contentLanguage", "contentType"),
-        *("customTime", "eventBasedHold", "metadata", "retention", "storageClass", "temporaryHold"),
-    )
-)
-"""What of an object's resource a caller may set ("Objects" resource representation)."""
 
 _UNSET_OBJECT_FIELDS = (
     "acl contexts customerEncryption hardDeleteTime isUnfinalized kmsKeyName owner restoreToken"
@@ -60,438 +52,16 @@ _UNSET_OBJECT_FIELDS = (
 """Fields that exist in the resource but that no object here has: a selection may name them."""
 
 
-class Content:
-    """An object's bytes and their checksums, shared by all copies."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    @cached_property
-    def md5(self) -> str:
-        """Base64 of the MD5 digest, as in ``md5Hash``."""
-        return base64.b64encode(hashlib.md5(self.data, usedforsecurity=False).digest()).decode()
-
-    @cached_property
-    def crc32c(self) -> str:
-        """Base64 of the big-endian CRC32C, as in ``crc32c``."""
-        return base64.b64encode(struct.pack(">I", google_crc32c.value(self.data))).decode()
-
-
-@dataclass(slots=True)
-class StoredObject:
-    """One generation of an object."""
-
-    bucket: str
-    name: str
-    content: Content
-    generation: int
-    created: int
-    """Milliseconds since the epoch, as is ``updated``."""
-    updated: int
-    properties: Json
-    """What callers set: the names in WRITABLE."""
-    metageneration: int = 1
-    components: int | None = None
-    """How many parts it was composed of; such an object has no MD5."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """The preconditions of a call on one object ("Request preconditions")."""
-
-    generation: int | None = None
-    not_generation: int | None = None
-    metageneration: int | None = None
-    not_metageneration: int | None = None
-
-    @classmethod
-    def of(cls, request: Request, prefix: str = "if") -> Conditions:
-        """Those that the request's parameters give; ``ifSource`` is the other prefix."""
-        if not request.query:
-            return NO_CONDITIONS
-        return cls(
-            request.number(f"{prefix}GenerationMatch"),
-            request.number(f"{prefix}GenerationNotMatch"),
-            request.number(f"{prefix}MetagenerationMatch"),
-            request.number(f"{prefix}MetagenerationNotMatch"),
-        )
-
-    def check(self, live: StoredObject | None, reading: bool = False) -> None:
-        """Refuse the call unless ``live`` meets all of them.
-
-        A condition on what is not there fails, save for generation 0, which stands for "no live object".
-        A read whose not-match condition fails is answered with 304, every other failure is a 412.
-        """
-        if live is None:
-            generation, metageneration = 0, None
-        else:
-            generation, metageneration = live.generation, live.metageneration
-        if self.generation is not None and self.generation != generation:
-            raise _condition_failed()
-        if self.metageneration is not None and self.metageneration != metageneration:
-            raise _condition_failed()
-        if self.not_generation is not None and (live is None or self.not_generation == generation):
-            raise _condition_failed(304 if reading else 412)
-        if self.not_metageneration is not None and (live is None or self.not_metageneration == metageneration):
-            raise _condition_failed(304 if reading else 412)
-
-
-NO_CONDITIONS: Final = Conditions()
-
-
-def _condition_failed(status: int = 412) -> ApiError:
-    return ApiError(status, "At least one of the pre-conditions you specified did not hold.", "conditionNotMet")
-
-
-class Bucket:
-    """A bucket: its properties and its live objects, listed in the order of their names."""
-
-    _FEW_CHANGES = 200
-    """Up to this many changes between two lists are put into the sorted names one by one."""
-
-    def __init__(self, name: str, project: str, properties: Json, now: int) -> None:
-        self.name = name
-        self.project = project
-        self.properties = properties
-        self.created = self.updated = now
-        self.metageneration = 1
-        self._live: dict[str, StoredObject] = {}
-        self._sorted: list[str] = []
-        self._added: set[str] = set()
-        self._removed: set[str] = set()
-
-    def __len__(self) -> int:
-        return len(self._live)
-
-    def live(self, name: str) -> StoredObject | None:
-        """The object's live generation."""
-        return self._live.get(name)
-
-    def put(self, stored: StoredObject) -> None:
-        """Make it the live generation of its name."""
-        name = stored.name
-        if name not in self._live:
-            if name in self._removed:
-                self._removed.remove(name)
-            else:
-                self._added.add(name)
-        self._live[name] = stored
-
-    def remove(self, name: str) -> None:
-        """Leave nothing live under that name."""
-        del self._live[name]
-        if name in self._added:
-            self._added.remove(name)
-        else:
-            self._removed.add(name)
-
-    def names(self) -> list[str]:
-        """All names, sorted; code points sort as UTF-8 does, which is the service's order.
-
-        Brought up to date only here, so that seeding many objects costs one sort.
-        """
-        if len(self._added) + len(self._removed) > self._FEW_CHANGES:
-            self._sorted = sorted(self._live)
-        else:
-            for name in self._removed:
-                del self._sorted[bisect_left(self._sorted, name)]
-            for name in self._added:
-                insort(self._sorted, name)
-        self._added.clear()
-        self._removed.clear()
-        return self._sorted
-
-
-@dataclass(slots=True)
-class Page:
-    """One page of a list."""
-
-    objects: list[StoredObject] = field(default_factory=list)
-    prefixes: list[str] = field(default_factory=list)
-    next_start: str | None = None
-    """The smallest name that the next page may hold."""
-
-
-@dataclass(slots=True)
-class Upload:
-    """A resumable upload that has been started."""
-
-    bucket: str
-    name: str
-    properties: Json
-    conditions: Conditions
-    hashes: Mapping[str, Any]
-    data: bytearray = field(default_factory=bytearray)
-    done: StoredObject | None = None
-
-
-class Buckets:
-    """All buckets, and what may be done with their objects. Raises `ApiError` for what the service refuses."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.rewrite_calls = 1
-        """How many calls a rewrite takes; more than one stands for a large object."""
-        self._last_generation = 0
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything but the last generation, so that generations keep growing."""
-        self.buckets: dict[str, Bucket] = {}
-        self.uploads: dict[str, Upload] = {}
-        self.rewrites: dict[str, tuple[tuple[Any, ...], int]] = {}
-        self.rewrite_calls = 1
-
-    def bucket(self, name: str) -> Bucket:
-        """The bucket of that name, or a 404."""
-        try:
-            return self.buckets[name]
-        except KeyError:
-            raise ApiError(404, "The specified bucket does not exist.") from None
-
-    def create_bucket(self, name: str, project: str, properties: Json | None = None) -> Bucket:
-        """A new, empty bucket; names are checked as far as the service's rules are simple ("About buckets")."""
-        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", name):
-            raise ApiError(400, f"Invalid bucket name: {name!r}")
-        if name in self.buckets:
-            raise ApiError(409, f"A bucket named {name} exists already.")
-        bucket = self.buckets[name] = Bucket(name, project, properties or {}, self.clock.millis())
-        return bucket
-
-    def delete_bucket(self, name: str, conditions: Conditions) -> None:
-        """Remove an empty bucket."""
-        bucket = self.bucket(name)
-        check_bucket(bucket, conditions)
-        if len(bucket):
-            raise ApiError(409, "The bucket you tried to delete is not empty.")
-        del self.buckets[name]
-
-    def get(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> StoredObject:
-        """The live object, to be read."""
-        stored = self._existing(bucket, name, generation)
-        if conditions is not NO_CONDITIONS:
-            conditions.check(stored, reading=True)
-        return stored
-
-    def insert(
-        self,
-        bucket: str,
-        name: str,
-        data: bytes | Content,
-        properties: Json,
-        conditions: Conditions,
-        *,
-        components: int | None = None,
-        created: float | None = None,
-    ) -> StoredObject:
-        """A new live generation.
-
-        Args:
-            properties: taken over as they are: not shared with the caller afterwards.
-            created: when it was created, in seconds since the epoch; now when left out.
-        """
-        home = self.bucket(bucket)
-        live = home.live(name)
-        if live is None:
-            check_name(name)
-        conditions.check(live)
-        now = self.clock.now() if created is None else created
-        content = data if isinstance(data, Content) else Content(data)
-        millis = int(now * 1000)
-        stored = StoredObject(bucket, name, content, self._generation(), millis, millis, properties)
-        stored.components = components
-        home.put(stored)
-        return stored
-
-    def change(
-        self, bucket: str, name: str, generation: int | None, conditions: Conditions, body: Json, *, whole: bool
-    ) -> StoredObject:
-        """New metadata under the same generation: all of it (``whole``) or what the body names, null removing."""
-        stored = self._existing(bucket, name, generation)
-        conditions.check(stored)
-        changes = {key: value for key, value in body.items() if key in WRITABLE}
-        properties = {} if whole else stored.properties
-        # Replaced, never changed in place: copies share the old dictionary.
-        stored.properties = _merge(properties, changes)
-        stored.metageneration += 1
-        stored.updated = self.clock.millis()
-        return stored
-
-    def delete(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> None:
-        """Remove the live generation."""
-        stored = self._existing(bucket, name, generation)
-        conditions.check(stored)
-        self.buckets[bucket].remove(name)
-
-    def copy(
-        self,
-        source: StoredObject,
-        bucket: str,
-        name: str,
-        conditions: Conditions,
-        body: Json | None = None,
-    ) -> StoredObject:
-        """The source's bytes as a new generation elsewhere.
-
-        Args:
-            body: the destination's resource; what it sets replaces all of the source's metadata. One that sets
-                nothing (clients send empty ones, or just the name) counts as none, and the metadata is carried over.
-        """
-        settings = {key: value for key, value in (body or {}).items() if key in WRITABLE}
-        properties = _merge({}, settings) if settings else source.properties
-        return self.insert(bucket, name, source.content, properties, conditions, components=source.components)
-
-    def source(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> StoredObject:
-        """The object to copy from: reading it, but a failed condition is always a 412."""
-        stored = self._existing(bucket, name, generation)
-        conditions.check(stored)
-        return stored
-
-    def compose(self, bucket: str, name: str, body: Json, conditions: Conditions) -> StoredObject:
-        """One object out of 1 to 32 others of the same bucket ("Objects: compose")."""
-        self.bucket(bucket)
-        sources = body.get("sourceObjects") or []
-        if not isinstance(sources, list) or not 1 <= len(sources) <= COMPOSE_SOURCES:
-            raise ApiError(400, f"The number of source components must be 1 to {COMPOSE_SOURCES}.")
-        parts = []
-        for entry in sources:
-            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-                raise ApiError(400, "Every source object needs a name.")
-            wanted = (entry.get("objectPreconditions") or {}).get("ifGenerationMatch")
-            condition = Conditions(generation=int(wanted)) if wanted is not None else NO_CONDITIONS
-            generation = int(entry["generation"]) if entry.get("generation") is not None else None
-            parts.append(self.source(bucket, entry["name"], generation, condition))
-        settings = {key: value for key, value in (body.get("destination") or {}).items() if key in WRITABLE}
-        data = b"".join(part.content.data for part in parts)
-        count = sum(part.components or 1 for part in parts)
-        return self.insert(bucket, name, data, _merge({}, settings), conditions, components=count)
-
-    def page(
-        self,
-        bucket: str,
-        *,
-        prefix: str = "",
-        delimiter: str = "",
-        start: str = "",
-        end: str | None = None,
-        limit: int = PAGE,
-        trailing: bool = False,
-    ) -> Page:
-        """A page of the live objects whose names begin with ``prefix``, in order.
-
-        Args:
-            delimiter: names that hold it after the prefix are rolled up into one entry of ``prefixes``.
-            start: first name (inclusive).
-            end: first name that is no longer wanted.
-            trailing: whether a name that ends with its first delimiter is also listed as an object.
-        """
-        home = self.bucket(bucket)
-        names = home.names()
-        at = bisect_left(names, max(prefix, start))
-        stop = bisect_left(names, successor(prefix)) if prefix else len(names)
-        if end:
-            stop = min(stop, bisect_left(names, end))
-        page = Page()
-        if not delimiter:
-            last = min(stop, at + limit)
-            live = home._live
-            page.objects = [live[name] for name in names[at:last]]
-            if last < stop:
-                page.next_start = names[last]
-            return page
-        while at < stop:
-            name = names[at]
-            cut = name.find(delimiter, len(prefix))
-            if len(page.objects) + len(page.prefixes) >= limit:
-                page.next_start = name
-                break
-            if cut < 0:
-                page.objects.append(home._live[name])
-                at += 1
-                continue
-            rolled = name[: cut + len(delimiter)]
-            page.prefixes.append(rolled)
-            if trailing and name == rolled:
-                page.objects.append(home._live[name])
-            at = bisect_left(names, successor(rolled), at)
-        return page
-
-    def seed(self, bucket: str, objects: Iterable[Json]) -> list[int]:
-        """Many objects at once, the bucket too when it is missing; answers their generations."""
-        home = self.buckets.get(bucket) or self.create_bucket(bucket, "standin")
-        prepared = []
-        for entry in objects:
-            name = entry.get("name")
-            if not isinstance(name, str):
-                raise ApiError(400, "Every object needs a name.")
-            check_name(name)
-            properties = {key: entry[key] for key in ("contentType", "metadata") if entry.get(key) is not None}
-            prepared.append((name, Content(str(entry.get("content") or "").encode()), properties, entry))
-        now = self.clock.now()
-        generations = []
-        for name, content, properties, entry in prepared:
-            millis = int(float(entry.get("timeCreated", now)) * 1000)
-            stored = StoredObject(bucket, name, content, self._generation(), millis, millis, properties)
-            home.put(stored)
-            generations.append(stored.generation)
-        return generations
-
-    def _existing(self, bucket: str, name: str, generation: int | None) -> StoredObject:
-        stored = self.bucket(bucket).live(name)
-        if stored is None or (generation is not None and generation != stored.generation):
-            suffix = "" if generation is None else f"#{generation}"
-            raise ApiError(404, f"No such object: {bucket}/{name}{suffix}")
-        return stored
-
-    def _generation(self) -> int:
-        self._last_generation = max(self._last_generation + 1, int(self.clock.now() * 1_000_000))
-        return self._last_generation
-
-
-def check_name(name: str) -> None:
-    """Refuse what the service refuses as an object's name ("About Cloud Storage objects")."""
-    if not 1 <= len(name) <= NAME_BYTES or len(name.encode()) > NAME_BYTES:
-        raise ApiError(400, f"The name of an object must have 1 to {NAME_BYTES} bytes in UTF-8.")
-    if "\r" in name or "\n" in name:
-        raise ApiError(400, "The name of an object must not contain line breaks.")
-    if name in (".", "..") or name.startswith(".well-known/acme-challenge/"):
-        raise ApiError(400, f"Disallowed object name: {name!r}")
-
-
-def check_bucket(bucket: Bucket, conditions: Conditions, reading: bool = False) -> None:
-    """Apply a bucket's metageneration conditions."""
-    if conditions.metageneration is not None and conditions.metageneration != bucket.metageneration:
-        raise _condition_failed()
-    if conditions.not_metageneration is not None and conditions.not_metageneration == bucket.metageneration:
-        raise _condition_failed(304 if reading else 412)
-
-
-def successor(prefix: str) -> str:
-    """The smallest string above everything that begins with ``prefix``."""
-    while prefix and prefix[-1] == "\U0010ffff":
-        prefix = prefix[:-1]
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff" * (NAME_BYTES + 1)
-
-
-def _merge(properties: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:
-    """A patch as JSON merge patch has it: null removes, and metadata is patched key by key."""
-    merged = dict(properties)
-    for key, value in changes.items():
-        if key == "metadata" and isinstance(value, dict):
-            value = _merge(merged.get("metadata") or {}, {k: v if v is None else str(v) for k, v in value.items()})
-            value = value or None
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = value
-    return merged
-
-
 # ---- resources -----------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=64)
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
+
+
 def _link(stored: StoredObject, base: str, root: str) -> str:
-    return f"{base}{root}/b/{stored.bucket}/o/{quote(stored.name, safe='')}"
+    return f"{base}{root}/b/{stored.bucket}/o/{_quoted(stored.name)}"
 
 
 def etag(stored: StoredObject) -> str:
@@ -534,7 +104,12 @@ REWRITE_FIELDS: Final[dict[str, Any]] = {
 def object_resource(stored: StoredObject, base: str, mask: Mask | None = None) -> Json:
     """The object as the API shows it; with a mask only what it selects is computed."""
     if mask is None or "*" in mask:
-        mask = dict.fromkeys(_OBJECT)
+        resource = {key: compute(stored, base) for key, compute in _OBJECT.items() if key not in WRITABLE}
+        if stored.components is None:
+            del resource["componentCount"]
+        else:
+            del resource["md5Hash"]
+        return {**resource, "storageClass": "STANDARD", **stored.properties}
     resource = {}
     for key, sub in mask.items():
         compute = _OBJECT.get(key)
@@ -572,88 +147,53 @@ class StorageApi:
 
     def __init__(self, buckets: Buckets) -> None:
         self.buckets = buckets
+        self._calls: dict[tuple[str, str], tuple[str, Callable[..., Reply]]] = {
+            ("POST", ""): ("storage.buckets.insert", self._bucket_insert),
+            ("GET", ""): ("storage.buckets.list", self._bucket_list),
+            ("GET", "*"): ("storage.buckets.get", self._bucket_get),
+            ("PATCH", "*"): ("storage.buckets.patch", self._bucket_change),
+            ("PUT", "*"): ("storage.buckets.update", self._bucket_change),
+            ("DELETE", "*"): ("storage.buckets.delete", self._bucket_delete),
+            ("GET", "*/o"): ("storage.objects.list", self._list),
+            ("GET", "*/o/*"): ("storage.objects.get", self._get),
+            ("PATCH", "*/o/*"): ("storage.objects.patch", self._change),
+            ("PUT", "*/o/*"): ("storage.objects.update", self._change),
+            ("DELETE", "*/o/*"): ("storage.objects.delete", self._delete),
+            ("POST", "*/o/*/compose"): ("storage.objects.compose", self._compose),
+            ("POST", "*/o/*/copyTo/b/*/o/*"): ("storage.objects.copy", self._copy),
+            ("POST", "*/o/*/rewriteTo/b/*/o/*"): ("storage.objects.rewrite", self._rewrite),
+        }
 
     def find(self, request: Request) -> Operation | None:
         """The operation that the request asks for, or None when its path is not one of Cloud Storage's."""
         path = request.path
-        if path.startswith("/storage/v1/b"):
-            return self._json(request, path[13:])
+        if path == "/storage/v1/b" or path.startswith("/storage/v1/b/"):
+            return self._json(request, path[14:])
         if path.startswith("/upload/storage/v1/b/"):
             return self._upload(request, path[21:])
-        if path.startswith("/download/storage/v1/b/"):
-            parts = path[23:].split("/")
-            if len(parts) == 3 and parts[1] == "o" and request.method in ("GET", "HEAD"):
-                return self._download(request, decode_segment(parts[0]), decode_segment(parts[2]))
+        if request.method not in ("GET", "HEAD"):
             return None
+        if path.startswith("/download/storage/v1/b/"):
+            shape, names = split_path(path[23:])
+            return self._download(request, *names) if shape == "*/o/*" else None
         # Media by its public path ("Request endpoints", XML API): the only call of that API that is known here.
-        bucket, slash, name = path[1:].partition("/")
-        if slash and name and request.method in ("GET", "HEAD") and bucket in self.buckets.buckets:
-            return self._download(request, bucket, decode_segment(name))
-        return None
+        bucket, _, name = path[1:].partition("/")
+        return (
+            self._download(request, bucket, decode_segment(name)) if name and bucket in self.buckets.buckets else None
+        )
 
     def _json(self, request: Request, rest: str) -> Operation | None:
-        method = request.method
-        if not rest or rest == "/":
-            if method == "POST":
-                return Operation("storage.buckets.insert", partial(self._bucket_insert, request))
-            if method == "GET":
-                return Operation(
-                    "storage.buckets.list", partial(self._bucket_list, request), project=request.one("project") or ""
-                )
+        shape, names = split_path(rest)
+        if shape == "*/o/*" and request.method in ("GET", "HEAD") and request.one("alt") == "media":
+            return self._download(request, *names)
+        found = self._calls.get((request.method, shape))
+        if found is None:
             return None
-        parts = [decode_segment(part) for part in rest[1:].split("/")]
-        bucket = parts[0]
-        if len(parts) == 1:
-            return self._bucket_call(request, bucket)
-        if parts[1] != "o":
-            return None
-        if len(parts) == 2:
-            if method != "GET":
-                return None
-            return Operation("storage.objects.list", partial(self._list, request, bucket), ((bucket, ""),))
-        name = parts[2]
-        if len(parts) == 3:
-            return self._object_call(request, bucket, name)
-        if method == "POST" and len(parts) == 4 and parts[3] == "compose":
-            return Operation(
-                "storage.objects.compose", partial(self._compose, request, bucket, name), ((bucket, name),)
-            )
-        if method == "POST" and len(parts) == 8 and parts[4] == "b" and parts[6] == "o":
-            targets = ((bucket, name), (parts[5], parts[7]))
-            if parts[3] == "copyTo":
-                return Operation("storage.objects.copy", partial(self._copy, request, *targets), targets)
-            if parts[3] == "rewriteTo":
-                return Operation("storage.objects.rewrite", partial(self._rewrite, request, *targets), targets)
-        return None
-
-    def _bucket_call(self, request: Request, bucket: str) -> Operation | None:
-        known: dict[str, tuple[str, Callable[[], Reply]]] = {
-            "GET": ("get", partial(self._bucket_get, request, bucket)),
-            "PATCH": ("patch", partial(self._bucket_change, request, bucket, False)),
-            "PUT": ("update", partial(self._bucket_change, request, bucket, True)),
-            "DELETE": ("delete", partial(self._bucket_delete, request, bucket)),
-        }
-        if request.method not in known:
-            return None
-        verb, run = known[request.method]
-        return Operation(f"storage.buckets.{verb}", run, ((bucket, ""),))
-
-    def _object_call(self, request: Request, bucket: str, name: str) -> Operation | None:
-        targets = ((bucket, name),)
-        match request.method:
-            case "DELETE":
-                return Operation("storage.objects.delete", partial(self._delete, request, bucket, name), targets)
-            case "GET" | "HEAD" if request.one("alt") == "media":
-                return self._download(request, bucket, name)
-            case "GET":
-                return Operation("storage.objects.get", partial(self._get, request, bucket, name), targets)
-            case "PATCH":
-                run = partial(self._change, request, bucket, name, False)
-                return Operation("storage.objects.patch", run, targets)
-            case "PUT":
-                run = partial(self._change, request, bucket, name, True)
-                return Operation("storage.objects.update", run, targets)
-        return None
+        call, answer = found
+        targets = (
+            tuple(zip(names[::2], names[1::2], strict=True)) if len(names) > 1 else ((names[0] if names else "", ""),)
+        )
+        return Operation(call, partial(answer, request, *names), targets, request.one("project") or "")
 
     # buckets
 
@@ -683,11 +223,11 @@ class StorageApi:
         check_bucket(bucket, Conditions.of(request), reading=True)
         return Reply(200, pick(bucket_resource(bucket, request.base), _fields(request)))
 
-    def _bucket_change(self, request: Request, name: str, whole: bool) -> Reply:
+    def _bucket_change(self, request: Request, name: str) -> Reply:
         bucket = self.buckets.bucket(name)
         check_bucket(bucket, Conditions.of(request))
         changes = {key: value for key, value in request.json().items() if key != "name"}
-        bucket.properties = _merge({} if whole else bucket.properties, changes)
+        bucket.properties = merge({} if request.method == "PUT" else bucket.properties, changes)
         bucket.metageneration += 1
         bucket.updated = self.buckets.clock.millis()
         return Reply(200, pick(bucket_resource(bucket, request.base), _fields(request)))
@@ -731,37 +271,36 @@ class StorageApi:
         stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request))
         return _object_reply(request, stored)
 
-    def _change(self, request: Request, bucket: str, name: str, whole: bool) -> Reply:
-        conditions, generation = Conditions.of(request), request.number("generation")
-        return _object_reply(
-            request, self.buckets.change(bucket, name, generation, conditions, request.json(), whole=whole)
-        )
+    def _change(self, request: Request, bucket: str, name: str) -> Reply:
+        conditions, generation, whole = Conditions.of(request), request.number("generation"), request.method == "PUT"
+        changed = self.buckets.change(bucket, name, generation, conditions, request.json(), whole=whole)
+        return _object_reply(request, changed)
 
     def _delete(self, request: Request, bucket: str, name: str) -> Reply:
         self.buckets.delete(bucket, name, request.number("generation"), Conditions.of(request))
         return Reply(204)
 
-    def _copy(self, request: Request, source: tuple[str, str], target: tuple[str, str]) -> Reply:
+    def _copy(self, request: Request, source_bucket: str, source: str, bucket: str, name: str) -> Reply:
         mask = _fields(request, OBJECT_FIELDS)
-        stored = self._source(request, source)
-        copied = self.buckets.copy(stored, *target, Conditions.of(request), request.json())
+        stored = self._source(request, source_bucket, source)
+        copied = self.buckets.copy(stored, bucket, name, Conditions.of(request), request.json())
         return Reply(200, object_resource(copied, request.base, mask))
 
-    def _source(self, request: Request, source: tuple[str, str]) -> StoredObject:
-        return self.buckets.source(*source, request.number("sourceGeneration"), Conditions.of(request, "ifSource"))
+    def _source(self, request: Request, bucket: str, name: str) -> StoredObject:
+        conditions = Conditions.of(request, "ifSource")
+        return self.buckets.source(bucket, name, request.number("sourceGeneration"), conditions)
 
-    def _rewrite(self, request: Request, source: tuple[str, str], target: tuple[str, str]) -> Reply:
+    def _rewrite(self, request: Request, source_bucket: str, source: str, bucket: str, name: str) -> Reply:
         """Copy in as many calls as the control API asks for ("Objects: rewrite").
 
         A token stands for one source generation and one destination; with anything else it is refused.
         """
         mask = _fields(request, REWRITE_FIELDS)
-        stored = self._source(request, source)
+        stored = self._source(request, source_bucket, source)
         conditions = Conditions.of(request)
-        self.buckets.bucket(target[0])
-        check_name(target[1])
-        conditions.check(self.buckets.bucket(target[0]).live(target[1]))
-        identity = (source, target, stored.generation)
+        check_name(name)
+        conditions.check(self.buckets.bucket(bucket).live(name))
+        identity = (source_bucket, source, stored.generation, bucket, name)
         token, calls = request.one("rewriteToken"), 1
         if token is not None:
             known, before = self.buckets.rewrites.pop(token, (None, 0))
@@ -771,11 +310,11 @@ class StorageApi:
         size, needed = len(stored.content.data), self.buckets.rewrite_calls
         body: Json = {"kind": "storage#rewriteResponse", "objectSize": str(size)}
         if calls < needed:
-            token = base64.urlsafe_b64encode(f"{stored.generation}/{calls}/{target}".encode()).decode()
+            token = base64.urlsafe_b64encode(f"{identity}/{calls}".encode()).decode()
             self.buckets.rewrites[token] = (identity, calls)
             body |= {"done": False, "totalBytesRewritten": str(size * calls // needed), "rewriteToken": token}
         else:
-            copied = self.buckets.copy(stored, *target, conditions, request.json())
+            copied = self.buckets.copy(stored, bucket, name, conditions, request.json())
             resource = object_resource(copied, request.base)
             body |= {"done": True, "totalBytesRewritten": str(size), "resource": resource}
         return Reply(200, pick(body, mask))
@@ -832,23 +371,23 @@ class StorageApi:
     # uploads
 
     def _upload(self, request: Request, rest: str) -> Operation | None:
-        parts = rest.split("/")
-        if len(parts) != 2 or parts[1] != "o":
+        shape, names = split_path(rest)
+        if shape != "*/o":
             return None
-        bucket, upload = decode_segment(parts[0]), request.one("upload_id")
-        if upload is not None:
-            known = self.buckets.uploads.get(upload)
-            targets = ((bucket, known.name if known else ""),)
+        bucket, session = names[0], request.one("upload_id")
+        if session is not None:
+            known = self.buckets.uploads.get(session)
+            target = bucket, known.name if known else ""
             if request.method == "DELETE":
-                return Operation("storage.uploads.delete", partial(self._cancel, upload), targets, batchable=False)
-            return Operation("storage.uploads.put", partial(self._chunk, request, upload), targets, batchable=False)
-        if request.method != "POST":
-            return None
-        kinds = {"media": self._simple, "multipart": self._multipart, "resumable": self._start}
-        kind = kinds.get(request.one("uploadType") or "")
-        if kind is None:
-            raise ApiError(400, "uploadType must be media, multipart or resumable.", "invalidParameter")
-        run, name = kind(request, bucket)
+                return Operation("storage.uploads.delete", partial(self._cancel, session), (target,), batchable=False)
+            return Operation("storage.uploads.put", partial(self._chunk, request, session), (target,), batchable=False)
+        begin = {"media": self._simple, "multipart": self._multipart, "resumable": self._start}
+        kind = request.one("uploadType") or ""
+        if request.method != "POST" or kind not in begin:
+            raise ApiError(
+                400, "An upload is a POST with uploadType media, multipart or resumable.", "invalidParameter"
+            )
+        run, name = begin[kind](request, bucket)
         return Operation("storage.objects.insert", run, ((bucket, name),), batchable=False)
 
     def _simple(self, request: Request, bucket: str) -> tuple[Callable[[], Reply], str]:
@@ -947,11 +486,11 @@ def split_multipart(body: bytes, content_type: str) -> list[tuple[dict[str, str]
     if len(pieces) < 2:
         raise ApiError(400, "The multipart body does not hold its boundary.", "badContent")
     parts = []
-    for piece in pieces[1:]:
-        if piece.startswith(b"--"):
+    for text in pieces[1:]:
+        if text.startswith(b"--"):
             break
         # Between the boundary and the headers there is just the line's end; before the next boundary its line break.
-        piece = piece[piece.find(b"\n") + 1 :].removesuffix(b"\r")
+        piece = text[text.find(b"\n") + 1 :].removesuffix(b"\r")
         if piece.startswith((b"\r\n", b"\n")):
             head, content = b"", piece[piece.find(b"\n") + 1 :]
         else:
@@ -1011,7 +550,7 @@ def _upload_target(request: Request, resource: Json, content_type: str | None) -
     name = request.one("name") or resource.get("name")
     if not isinstance(name, str) or not name:
         raise ApiError(400, "An upload needs the object's name.", "required")
-    properties = _merge({}, {key: value for key, value in resource.items() if key in WRITABLE})
+    properties = merge({}, {key: value for key, value in resource.items() if key in WRITABLE})
     if content_type:
         properties.setdefault("contentType", content_type)
     encoding = request.one("contentEncoding")

@@ -1,0 +1,463 @@
+"""Buckets and objects in memory, and the rules of Cloud Storage about them; knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import struct
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+import google_crc32c
+
+from .standin_api import ApiError, Clock, Json, Request
+
+PAGE: Final = 1000
+"""Most entries in one page of a list ("Objects: list", maxResults)."""
+COMPOSE_SOURCES: Final = 32
+"""Most sources of one call ("Composite objects")."""
+NAME_BYTES: Final = 1024
+"""Longest object name in UTF-8 ("About Cloud Storage objects", naming requirements)."""
+
+WRITABLE: Final = frozenset(
+    (
+        *("cacheControl", "contentDisposition", "contentEncoding", "contentLanguage", "contentType"),
+        *("customTime", "eventBasedHold", "metadata", "retention", "storageClass", "temporaryHold"),
+    )
+)
+"""What of an object's resource a caller may set ("Objects" resource representation)."""
+
+
+class Content:
+    """An object's bytes and their checksums, shared by all copies."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    @cached_property
+    def md5(self) -> str:
+        """Base64 of the MD5 digest, as in ``md5Hash``."""
+        return base64.b64encode(hashlib.md5(self.data, usedforsecurity=False).digest()).decode()
+
+    @cached_property
+    def crc32c(self) -> str:
+        """Base64 of the big-endian CRC32C, as in ``crc32c``."""
+        return base64.b64encode(struct.pack(">I", google_crc32c.value(self.data))).decode()
+
+
+@dataclass(slots=True)
+class StoredObject:
+    """One generation of an object."""
+
+    bucket: str
+    name: str
+    content: Content
+    generation: int
+    created: int
+    """Milliseconds since the epoch, as is ``updated``."""
+    updated: int
+    properties: Json
+    """What callers set: the names in WRITABLE."""
+    metageneration: int = 1
+    components: int | None = None
+    """How many parts it was composed of; such an object has no MD5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """The preconditions of a call on one object ("Request preconditions")."""
+
+    generation: int | None = None
+    not_generation: int | None = None
+    metageneration: int | None = None
+    not_metageneration: int | None = None
+
+    @classmethod
+    def of(cls, request: Request, prefix: str = "if") -> Conditions:
+        """Those that the request's parameters give; ``ifSource`` is the other prefix."""
+        if not request.query:
+            return NO_CONDITIONS
+        return cls(
+            request.number(f"{prefix}GenerationMatch"),
+            request.number(f"{prefix}GenerationNotMatch"),
+            request.number(f"{prefix}MetagenerationMatch"),
+            request.number(f"{prefix}MetagenerationNotMatch"),
+        )
+
+    def check(self, live: StoredObject | None, reading: bool = False) -> None:
+        """Refuse the call unless ``live`` meets all of them.
+
+        A condition on what is not there fails, save for generation 0, which stands for "no live object".
+        A read whose not-match condition fails is answered with 304, every other failure is a 412.
+        """
+        if live is None:
+            generation, metageneration = 0, None
+        else:
+            generation, metageneration = live.generation, live.metageneration
+        if self.generation is not None and self.generation != generation:
+            raise _condition_failed()
+        if self.metageneration is not None and self.metageneration != metageneration:
+            raise _condition_failed()
+        if self.not_generation is not None and (live is None or self.not_generation == generation):
+            raise _condition_failed(304 if reading else 412)
+        if self.not_metageneration is not None and (live is None or self.not_metageneration == metageneration):
+            raise _condition_failed(304 if reading else 412)
+
+
+NO_CONDITIONS: Final = Conditions()
+
+
+def _condition_failed(status: int = 412) -> ApiError:
+    return ApiError(status, "At least one of the pre-conditions you specified did not hold.", "conditionNotMet")
+
+
+class Bucket:
+    """A bucket: its properties and its live objects, listed in the order of their names.
+
+    ``objects`` is to be read only; `put` and `remove` keep the order along with it.
+    """
+
+    _FEW_CHANGES = 200
+    """Up to this many changes between two lists are put into the sorted names one by one."""
+
+    def __init__(self, name: str, project: str, properties: Json, now: int) -> None:
+        self.name = name
+        self.project = project
+        self.properties = properties
+        self.created = self.updated = now
+        self.metageneration = 1
+        self.objects: dict[str, StoredObject] = {}
+        self._sorted: list[str] = []
+        self._added: set[str] = set()
+        self._removed: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    def live(self, name: str) -> StoredObject | None:
+        """The object's live generation."""
+        return self.objects.get(name)
+
+    def put(self, stored: StoredObject) -> None:
+        """Make it the live generation of its name."""
+        name = stored.name
+        if name not in self.objects:
+            if name in self._removed:
+                self._removed.remove(name)
+            else:
+                self._added.add(name)
+        self.objects[name] = stored
+
+    def remove(self, name: str) -> None:
+        """Leave nothing live under that name."""
+        del self.objects[name]
+        if name in self._added:
+            self._added.remove(name)
+        else:
+            self._removed.add(name)
+
+    def names(self) -> list[str]:
+        """All names, sorted; code points sort as UTF-8 does, which is the service's order.
+
+        Brought up to date only here, so that seeding many objects costs one sort.
+        """
+        if len(self._added) + len(self._removed) > self._FEW_CHANGES:
+            self._sorted = sorted(self.objects)
+        else:
+            for name in self._removed:
+                del self._sorted[bisect_left(self._sorted, name)]
+            for name in self._added:
+                insort(self._sorted, name)
+        self._added.clear()
+        self._removed.clear()
+        return self._sorted
+
+
+@dataclass(slots=True)
+class Page:
+    """One page of a list."""
+
+    objects: list[StoredObject] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    next_start: str | None = None
+    """The smallest name that the next page may hold."""
+
+
+@dataclass(slots=True)
+class Upload:
+    """A resumable upload that has been started."""
+
+    bucket: str
+    name: str
+    properties: Json
+    conditions: Conditions
+    hashes: Mapping[str, Any]
+    data: bytearray = field(default_factory=bytearray)
+    done: StoredObject | None = None
+
+
+class Buckets:
+    """All buckets, and what may be done with their objects. Raises `ApiError` for what the service refuses."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.rewrite_calls = 1
+        """How many calls a rewrite takes; more than one stands for a large object."""
+        self._last_generation = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything but the last generation, so that generations keep growing."""
+        self.buckets: dict[str, Bucket] = {}
+        self.uploads: dict[str, Upload] = {}
+        self.rewrites: dict[str, tuple[tuple[Any, ...], int]] = {}
+        self.rewrite_calls = 1
+
+    def bucket(self, name: str) -> Bucket:
+        """The bucket of that name, or a 404."""
+        try:
+            return self.buckets[name]
+        except KeyError:
+            raise ApiError(404, "The specified bucket does not exist.") from None
+
+    def create_bucket(self, name: str, project: str, properties: Json | None = None) -> Bucket:
+        """A new, empty bucket; names are checked as far as the service's rules are simple ("About buckets")."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", name):
+            raise ApiError(400, f"Invalid bucket name: {name!r}")
+        if name in self.buckets:
+            raise ApiError(409, f"A bucket named {name} exists already.")
+        bucket = self.buckets[name] = Bucket(name, project, properties or {}, self.clock.millis())
+        return bucket
+
+    def delete_bucket(self, name: str, conditions: Conditions) -> None:
+        """Remove an empty bucket."""
+        bucket = self.bucket(name)
+        check_bucket(bucket, conditions)
+        if len(bucket):
+            raise ApiError(409, "The bucket you tried to delete is not empty.")
+        del self.buckets[name]
+
+    def get(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> StoredObject:
+        """The live object, to be read."""
+        stored = self._existing(bucket, name, generation)
+        if conditions is not NO_CONDITIONS:
+            conditions.check(stored, reading=True)
+        return stored
+
+    def insert(
+        self,
+        bucket: str,
+        name: str,
+        data: bytes | Content,
+        properties: Json,
+        conditions: Conditions,
+        *,
+        components: int | None = None,
+        created: float | None = None,
+    ) -> StoredObject:
+        """A new live generation.
+
+        Args:
+            properties: taken over as they are: not shared with the caller afterwards.
+            created: when it was created, in seconds since the epoch; now when left out.
+        """
+        home = self.bucket(bucket)
+        live = home.live(name)
+        if live is None:
+            check_name(name)
+        conditions.check(live)
+        now = self.clock.now() if created is None else created
+        content = data if isinstance(data, Content) else Content(data)
+        millis = int(now * 1000)
+        stored = StoredObject(bucket, name, content, self._generation(), millis, millis, properties)
+        stored.components = components
+        home.put(stored)
+        return stored
+
+    def change(
+        self, bucket: str, name: str, generation: int | None, conditions: Conditions, body: Json, *, whole: bool
+    ) -> StoredObject:
+        """New metadata under the same generation: all of it (``whole``) or what the body names, null removing."""
+        stored = self._existing(bucket, name, generation)
+        conditions.check(stored)
+        changes = {key: value for key, value in body.items() if key in WRITABLE}
+        properties = {} if whole else stored.properties
+        # Replaced, never changed in place: copies share the old dictionary.
+        stored.properties = merge(properties, changes)
+        stored.metageneration += 1
+        stored.updated = self.clock.millis()
+        return stored
+
+    def delete(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> None:
+        """Remove the live generation."""
+        stored = self._existing(bucket, name, generation)
+        conditions.check(stored)
+        self.buckets[bucket].remove(name)
+
+    def copy(
+        self,
+        source: StoredObject,
+        bucket: str,
+        name: str,
+        conditions: Conditions,
+        body: Json | None = None,
+    ) -> StoredObject:
+        """The source's bytes as a new generation elsewhere.
+
+        Args:
+            body: the destination's resource; what it sets replaces all of the source's metadata. One that sets
+                nothing (clients send empty ones, or just the name) counts as none, and the metadata is carried over.
+        """
+        settings = {key: value for key, value in (body or {}).items() if key in WRITABLE}
+        properties = merge({}, settings) if settings else source.properties
+        return self.insert(bucket, name, source.content, properties, conditions, components=source.components)
+
+    def source(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> StoredObject:
+        """The object to copy from: reading it, but a failed condition is always a 412."""
+        stored = self._existing(bucket, name, generation)
+        conditions.check(stored)
+        return stored
+
+    def compose(self, bucket: str, name: str, body: Json, conditions: Conditions) -> StoredObject:
+        """One object out of 1 to 32 others of the same bucket ("Objects: compose")."""
+        self.bucket(bucket)
+        sources = body.get("sourceObjects") or []
+        if not isinstance(sources, list) or not 1 <= len(sources) <= COMPOSE_SOURCES:
+            raise ApiError(400, f"The number of source components must be 1 to {COMPOSE_SOURCES}.")
+        parts = []
+        for entry in sources:
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                raise ApiError(400, "Every source object needs a name.")
+            wanted = (entry.get("objectPreconditions") or {}).get("ifGenerationMatch")
+            condition = Conditions(generation=int(wanted)) if wanted is not None else NO_CONDITIONS
+            generation = int(entry["generation"]) if entry.get("generation") is not None else None
+            parts.append(self.source(bucket, entry["name"], generation, condition))
+        settings = {key: value for key, value in (body.get("destination") or {}).items() if key in WRITABLE}
+        data = b"".join(part.content.data for part in parts)
+        count = sum(part.components or 1 for part in parts)
+        return self.insert(bucket, name, data, merge({}, settings), conditions, components=count)
+
+    def page(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        start: str = "",
+        end: str | None = None,
+        limit: int = PAGE,
+        trailing: bool = False,
+    ) -> Page:
+        """A page of the live objects whose names begin with ``prefix``, in order.
+
+        Args:
+            delimiter: names that hold it after the prefix are rolled up into one entry of ``prefixes``.
+            start: first name (inclusive).
+            end: first name that is no longer wanted.
+            trailing: whether a name that ends with its first delimiter is also listed as an object.
+        """
+        home = self.bucket(bucket)
+        names = home.names()
+        at = bisect_left(names, max(prefix, start))
+        stop = bisect_left(names, successor(prefix)) if prefix else len(names)
+        if end:
+            stop = min(stop, bisect_left(names, end))
+        page = Page()
+        if not delimiter:
+            last = min(stop, at + limit)
+            live = home.objects
+            page.objects = [live[name] for name in names[at:last]]
+            if last < stop:
+                page.next_start = names[last]
+            return page
+        while at < stop:
+            name = names[at]
+            cut = name.find(delimiter, len(prefix))
+            if len(page.objects) + len(page.prefixes) >= limit:
+                page.next_start = name
+                break
+            if cut < 0:
+                page.objects.append(home.objects[name])
+                at += 1
+                continue
+            rolled = name[: cut + len(delimiter)]
+            page.prefixes.append(rolled)
+            if trailing and name == rolled:
+                page.objects.append(home.objects[name])
+            at = bisect_left(names, successor(rolled), at)
+        return page
+
+    def seed(self, bucket: str, objects: Iterable[Json]) -> list[int]:
+        """Many objects at once, the bucket too when it is missing; answers their generations."""
+        home = self.buckets.get(bucket) or self.create_bucket(bucket, "standin")
+        prepared = []
+        for entry in objects:
+            name = entry.get("name")
+            if not isinstance(name, str):
+                raise ApiError(400, "Every object needs a name.")
+            check_name(name)
+            properties = {key: entry[key] for key in ("contentType", "metadata") if entry.get(key) is not None}
+            prepared.append((name, Content(str(entry.get("content") or "").encode()), properties, entry))
+        now = self.clock.now()
+        generations = []
+        for name, content, properties, entry in prepared:
+            millis = int(float(entry.get("timeCreated", now)) * 1000)
+            stored = StoredObject(bucket, name, content, self._generation(), millis, millis, properties)
+            home.put(stored)
+            generations.append(stored.generation)
+        return generations
+
+    def _existing(self, bucket: str, name: str, generation: int | None) -> StoredObject:
+        stored = self.bucket(bucket).live(name)
+        if stored is None or (generation is not None and generation != stored.generation):
+            suffix = "" if generation is None else f"#{generation}"
+            raise ApiError(404, f"No such object: {bucket}/{name}{suffix}")
+        return stored
+
+    def _generation(self) -> int:
+        self._last_generation = max(self._last_generation + 1, int(self.clock.now() * 1_000_000))
+        return self._last_generation
+
+
+def check_name(name: str) -> None:
+    """Refuse what the service refuses as an object's name ("About Cloud Storage objects")."""
+    if not 1 <= len(name) <= NAME_BYTES or len(name.encode()) > NAME_BYTES:
+        raise ApiError(400, f"The name of an object must have 1 to {NAME_BYTES} bytes in UTF-8.")
+    if "\r" in name or "\n" in name:
+        raise ApiError(400, "The name of an object must not contain line breaks.")
+    if name in (".", "..") or name.startswith(".well-known/acme-challenge/"):
+        raise ApiError(400, f"Disallowed object name: {name!r}")
+
+
+def check_bucket(bucket: Bucket, conditions: Conditions, reading: bool = False) -> None:
+    """Apply a bucket's metageneration conditions."""
+    if conditions.metageneration is not None and conditions.metageneration != bucket.metageneration:
+        raise _condition_failed()
+    if conditions.not_metageneration is not None and conditions.not_metageneration == bucket.metageneration:
+        raise _condition_failed(304 if reading else 412)
+
+
+def successor(prefix: str) -> str:
+    """The smallest string above everything that begins with ``prefix``."""
+    while prefix and prefix[-1] == "\U0010ffff":
+        prefix = prefix[:-1]
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff" * (NAME_BYTES + 1)
+
+
+def merge(properties: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:
+    """A patch as JSON merge patch has it: null removes, and metadata is patched key by key."""
+    merged = dict(properties)
+    for key, value in changes.items():
+        new = value
+        if key == "metadata" and isinstance(value, dict):
+            texts = {name: item if item is None else str(item) for name, item in value.items()}
+            new = merge(merged.get("metadata") or {}, texts) or None
+        if new is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = new
+    return merged
