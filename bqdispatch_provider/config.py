@@ -1,0 +1,331 @@
+"""The configuration document: checked once, all findings at once, then frozen.
+
+Rules: docs/protocol.md, section "Configuration document".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Client
+
+log = logging.getLogger(__name__)
+
+_BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+_GS_URL = re.compile(rf"gs://{_BUCKET}(/[^\r\n]*)?")
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; ``findings`` holds one sentence for each thing that is wrong."""
+
+    def __init__(self, findings: list[str]) -> None:
+        self.findings = findings
+        super().__init__("the configuration cannot be used:\n" + "\n".join(f"  - {finding}" for finding in findings))
+
+
+@dataclass(frozen=True)
+class SlackCredentials:
+    """Where the Slack token lies: ``url`` of a KMS-encrypted JSON object, ``key`` as ``ring/key``."""
+
+    url: str
+    key: str
+
+
+@dataclass(frozen=True)
+class DispatchConfig:
+    """A dispatcher's configuration. :meth:`from_dict`, :meth:`from_json` and :meth:`from_url` make it, and check it.
+
+    :param async_task_url: task folder, ``gs://bucket/folder/``.
+    :param journal_url: where ``performance.json`` and the response documents go.
+    :param error_url: where goes what can never be dispatched.
+    :param project_id: project of root traces and of windows that name none; ``None``: the credentials' project.
+    :param region: where the KMS key lies; never used to look a job up.
+    :param trigger_bucket: bucket that BqTail watches; ``None``: ``<project with _ for ->_bqtail``.
+    :param time_to_live_in_min: how long one run goes on with cycles, in minutes.
+    :param check_in_ms: how often a change of the document is looked for, in milliseconds; 0: once a run.
+    :param max_concurrent_sql: limit for query jobs, per project; 0: none.
+    :param max_concurrent_jobs: limit for all other jobs and for windows, per project; 0: none.
+    :param max_trigger_delay_ms: least time for which a fired window is kept, in milliseconds.
+    :param post_job_prefix: where traces go in the trigger bucket, with slashes around it.
+    :param batch_prefix: where windows go in the trigger bucket, with slashes around it.
+    :param slack_credentials: where the Slack token lies; ``None``: no Slack.
+    :param url: where the document was read; ``None`` when it was given in place.
+    :param variables: the variables that it was read with.
+    """
+
+    async_task_url: str
+    journal_url: str
+    error_url: str
+    project_id: str | None = None
+    region: str = "us-central1"
+    trigger_bucket: str | None = None
+    time_to_live_in_min: float = 1
+    check_in_ms: int = 0
+    max_concurrent_sql: int = 0
+    max_concurrent_jobs: int = 0
+    max_trigger_delay_ms: int = 120_000
+    post_job_prefix: str = "/_bqjob_/"
+    batch_prefix: str = "/_batch_/"
+    slack_credentials: SlackCredentials | None = None
+    url: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> DispatchConfig:
+        """Check a document that has been read already.
+
+        :param document: the keys and values of docs/protocol.md; keys that only BqTail knows are ignored.
+        :param variables: values for ``${name}`` in any string; none by default.
+        :raises ConfigError: with every finding at once.
+        """
+        return cls._checked(document, variables or {}, None)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, variables: Mapping[str, str] | None = None) -> DispatchConfig:
+        """Read and check a JSON document.
+
+        :param text: the document.
+        :param variables: values for ``${name}`` in any string; none by default.
+        :raises ConfigError: when it is no JSON object, or with every finding at once.
+        """
+        return cls._checked(_parse(text, "the document"), variables or {}, None)
+
+    @classmethod
+    def from_url(
+        cls, url: str, variables: Mapping[str, str] | None = None, storage_client: Client | None = None
+    ) -> DispatchConfig:
+        """Fetch, read and check a JSON document.
+
+        :param url: ``gs://bucket/object`` or ``file:///path``.
+        :param variables: values for ``${name}`` in any string; none by default.
+        :param storage_client: client for ``gs://``; by default one with the environment's credentials.
+        :raises ConfigError: when it cannot be read, is no JSON object, or with every finding at once.
+        """
+        return cls._checked(_parse(_fetch(url, storage_client), url), variables or {}, url)
+
+    @classmethod
+    def _checked(cls, document: Any, variables: Mapping[str, str], url: str | None) -> DispatchConfig:
+        if not isinstance(document, Mapping):
+            raise ConfigError([f"the document is {_found(document)}; expected a JSON object"])
+        reading = _Reading(document, variables)
+        fields = {attribute: read(reading, key) for key, (attribute, read) in _KEYS.items()}
+        reading.limit_by_its_go_name(fields)
+        reading.log_ignored()
+        if reading.findings:
+            raise ConfigError(reading.findings)
+        config = cls(**{k: v for k, v in fields.items() if v is not None}, url=url, variables=dict(variables))
+        config._check_places()
+        return config
+
+    def for_project(self, project: str | None) -> DispatchConfig:
+        """This configuration with the project, and the trigger bucket that follows from it, filled in.
+
+        :param project: the credentials' project, for a document that names none.
+        :raises ConfigError: when neither names a project, or the places overlap.
+        """
+        project_id = self.project_id or project
+        if not project_id:
+            raise ConfigError(["ProjectID is missing and the credentials name no project; expected a project ID"])
+        bucket = self.trigger_bucket or f"{project_id.rsplit(':')[-1].replace('-', '_')}_bqtail"
+        config = replace(self, project_id=project_id, trigger_bucket=bucket)
+        config._check_places()
+        return config
+
+    def again(self, storage_client: Client | None = None) -> DispatchConfig:
+        """The configuration as its document says now; itself when it was given in place.
+
+        :raises ConfigError: as :meth:`from_url`.
+        """
+        return self if self.url is None else self.from_url(self.url, self.variables, storage_client)
+
+    def _check_places(self) -> None:
+        findings = [
+            f"{key} {url!r} lies inside the task folder {self.async_task_url!r}, where every object is taken for an "
+            "event; expected a place outside of it"
+            for key, url in (("JournalURL", self.journal_url), ("ErrorURL", self.error_url))
+            if f"{url.rstrip('/')}/".startswith(f"{self.async_task_url.rstrip('/')}/")
+        ]
+        if self.trigger_bucket and urlsplit(self.async_task_url).netloc == self.trigger_bucket:
+            findings.append(
+                f"AsyncTaskURL {self.async_task_url!r} lies in the TriggerBucket, whose every object BqTail consumes; "
+                "expected another bucket"
+            )
+        one, other = sorted((self.post_job_prefix, self.batch_prefix), key=len)
+        if other.startswith(one):
+            findings.append(
+                f"PostJobPrefix {self.post_job_prefix!r} and BatchPrefix {self.batch_prefix!r} overlap; "
+                "expected two folders side by side"
+            )
+        if findings:
+            raise ConfigError(findings)
+
+
+def _fetch(url: str, storage_client: Client | None) -> bytes | str:
+    expected = "expected gs://bucket/object or file:///path"
+    parts = urlsplit(url)
+    if parts.scheme not in ("gs", "file") or (parts.scheme == "gs" and not _GS_URL.fullmatch(url)):
+        raise ConfigError([f"the document's URL is {url!r}; {expected}"])
+    try:
+        if parts.scheme == "file":
+            return Path(unquote(parts.path)).read_bytes()
+        from bqdispatch_provider.storage import read_object  # noqa: PLC0415  (costs 0.5 s, and only gs:// needs it)
+
+        return read_object(url, storage_client)
+    except Exception as error:
+        raise ConfigError([f"the document at {url!r} cannot be read: {type(error).__name__}: {error}"]) from error
+
+
+def _parse(text: str | bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"{what} is no JSON ({error}); expected a JSON object"]) from error
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    shown = repr(value)
+    return f"{shown[:80]}…" if len(shown) > 80 else shown
+
+
+class _Reading:
+    """One document being read: what was found wrong so far."""
+
+    def __init__(self, document: Mapping[str, Any], variables: Mapping[str, str]) -> None:
+        self.document = document
+        self.variables = variables
+        self.findings: list[str] = []
+
+    def wrong(self, key: str, value: Any, expected: str) -> None:
+        self.findings.append(f"{key} is {_found(value)}; expected {expected}")
+
+    def text(self, key: str, value: Any, expected: str = "a string") -> str | None:
+        """The string with its variables filled in, or ``None`` with a finding."""
+        if not isinstance(value, str):
+            self.wrong(key, value, expected)
+            return None
+        unknown = [name for name in _VARIABLE.findall(value) if name not in self.variables]
+        if unknown:
+            known = ", ".join(sorted(self.variables)) or "none"
+            self.findings.extend(
+                f"{key} asks for the variable ${{{name}}}, which is not given; expected one of the given ones: {known}"
+                for name in unknown
+            )
+            return None
+        return _VARIABLE.sub(lambda match: str(self.variables[match[1]]), value)
+
+    def limit_by_its_go_name(self, fields: dict[str, Any]) -> None:
+        """``MaxConcurrentLoad`` is what the Go code calls ``MaxConcurrentJobs``."""
+        if self.document.get("MaxConcurrentLoad") is None:
+            return
+        limit = _count(self, "MaxConcurrentLoad")
+        if self.document.get("MaxConcurrentJobs") is None:
+            fields["max_concurrent_jobs"] = limit
+        elif None not in (limit, fields["max_concurrent_jobs"]) and limit != fields["max_concurrent_jobs"]:
+            self.wrong("MaxConcurrentLoad", limit, f"the same as MaxConcurrentJobs ({fields['max_concurrent_jobs']})")
+
+    def log_ignored(self) -> None:
+        ignored = sorted(str(key) for key in self.document.keys() - _KEYS.keys() - {"MaxConcurrentLoad"})
+        if ignored:
+            log.info("Ignored keys of the configuration that a dispatcher does not use: %s", ", ".join(ignored))
+
+
+def _string(reading: _Reading, key: str) -> str | None:
+    value = reading.document.get(key)
+    return reading.text(key, value) or None if value not in (None, "") else None
+
+
+def _location(reading: _Reading, key: str) -> str | None:
+    expected = "gs://bucket/folder"
+    value = reading.document.get(key)
+    if value in (None, ""):
+        reading.findings.append(f"{key} is missing; expected {expected}")
+        return None
+    url = reading.text(key, value, expected)
+    if url is not None and not _GS_URL.fullmatch(url):
+        reading.wrong(key, url, expected)
+        return None
+    return url
+
+
+def _bucket(reading: _Reading, key: str) -> str | None:
+    bucket = _string(reading, key)
+    if bucket is not None and not re.fullmatch(_BUCKET, bucket):
+        reading.wrong(key, bucket, "the name of a bucket, without gs:// and without a path")
+        return None
+    return bucket
+
+
+def _prefix(reading: _Reading, key: str) -> str | None:
+    prefix = _string(reading, key)
+    if prefix is None:
+        return None
+    if not prefix.strip("/") or "\n" in prefix or "\r" in prefix:
+        reading.wrong(key, prefix, "a folder with slashes around it, such as /_batch_/")
+        return None
+    return f"/{prefix.strip('/')}/"
+
+
+def _count(reading: _Reading, key: str) -> int | None:
+    value = reading.document.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        reading.wrong(key, value, "a whole number, 0 or more")
+        return None
+    return value
+
+
+def _minutes(reading: _Reading, key: str) -> float | None:
+    value = reading.document.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 24 * 60:
+        reading.wrong(key, value, "a number of minutes above 0, a day at most")
+        return None
+    return value
+
+
+def _slack(reading: _Reading, key: str) -> SlackCredentials | None:
+    value = reading.document.get(key)
+    if value is None:
+        return None
+    expected = 'an object {"URL": gs:// URL of the encrypted token, "Key": "ring/key"}'
+    if not isinstance(value, Mapping):
+        reading.wrong(key, "a value of another type" if isinstance(value, str) else value, expected)
+        return None
+    url = reading.text(f"{key}.URL", value.get("URL"), "gs://bucket/object")
+    name = reading.text(f"{key}.Key", value.get("Key"), "ring/key")
+    return SlackCredentials(url, name) if url and name else None
+
+
+_KEYS: dict[str, tuple[str, Callable[[_Reading, str], Any]]] = {
+    "ProjectID": ("project_id", _string),
+    "Region": ("region", _string),
+    "AsyncTaskURL": ("async_task_url", _location),
+    "JournalURL": ("journal_url", _location),
+    "ErrorURL": ("error_url", _location),
+    "TriggerBucket": ("trigger_bucket", _bucket),
+    "TimeToLiveInMin": ("time_to_live_in_min", _minutes),
+    "CheckInMs": ("check_in_ms", _count),
+    "MaxConcurrentSQL": ("max_concurrent_sql", _count),
+    "MaxConcurrentJobs": ("max_concurrent_jobs", _count),
+    "MaxTriggerDelayMs": ("max_trigger_delay_ms", _count),
+    "PostJobPrefix": ("post_job_prefix", _prefix),
+    "BatchPrefix": ("batch_prefix", _prefix),
+    "SlackCredentials": ("slack_credentials", _slack),
+}

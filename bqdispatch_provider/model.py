@@ -1,0 +1,353 @@
+"""What a cycle sees, decides and hands on: frozen values, no I/O and no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from bqdispatch_provider.names import TraceName, WindowName
+
+
+class Lane(StrEnum):
+    """What is dispatched together: events of query jobs, events of all other jobs, due windows.
+
+    ``SQL`` is held by ``MaxConcurrentSQL``; ``JOBS`` and ``WINDOWS`` share ``MaxConcurrentJobs``
+    (docs/protocol.md, "Configuration document").
+    """
+
+    SQL = "sql"
+    JOBS = "jobs"
+    WINDOWS = "windows"
+
+
+class Outcome(StrEnum):
+    """Where each object that was listed ends in a cycle; every object ends in exactly one."""
+
+    DISPATCHED = "dispatched"
+    RUNNING = "running"
+    PENDING = "pending"
+    THROTTLED = "throttled"
+    TOO_YOUNG = "too_young"
+    NOT_FOUND = "not_found"
+    QUARANTINED = "quarantined"
+    IGNORED = "ignored"
+    UNKNOWN = "unknown"
+    ERROR = "error"
+
+
+BATCH_JOBS = "BatchJobs"
+_COUNTERS = {"query": "QueryJobs", "load": "LoadJobs", "reload": "LoadJobs", "copy": "CopyJobs"}
+
+
+def counter_of(action: str) -> str:
+    """The response document's counter for jobs of an action (docs/protocol.md, "The response of a run")."""
+    return _COUNTERS.get(action, "OtherJobs")
+
+
+def lane_of(action: str) -> Lane:
+    """The lane of a finished job's action; whatever is no query falls under ``MaxConcurrentJobs``."""
+    return Lane.SQL if action == "query" else Lane.JOBS
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One generation of an object.
+
+    :param name: path below the task folder (or in its bucket, for objects elsewhere).
+    :param generation: exactly this one is meant.
+    :param created: by the storage server's clock (aware, UTC).
+    :param crc32c: checksum of the content, base64; empty where the listing did not say.
+    :param size: bytes.
+    :param metadata: custom metadata.
+    """
+
+    name: str
+    generation: int
+    created: datetime
+    crc32c: str = ""
+    size: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def same_content(self, other: StoredObject) -> bool:
+        """Tell whether both hold the same bytes, by checksum and size."""
+        return bool(self.crc32c) and (self.crc32c, self.size) == (other.crc32c, other.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace in the task folder; ``project`` is the job's, the configured one for a trace at the root."""
+
+    object: StoredObject
+    name: TraceName
+    project: str
+
+    @property
+    def job(self) -> JobKey:
+        """The job that the trace waits for."""
+        return JobKey(self.project, self.name.region, self.name.job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A batch window in the task folder; ``project`` is its destination's, or the configured one."""
+
+    object: StoredObject
+    name: WindowName
+    project: str
+    sentinel: Sentinel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinel:
+    """The object beside a window that says that it was claimed, or has been fired.
+
+    :param object: the sentinel itself.
+    :param window: generation of the window that it is about; ``None`` in one that the Go dispatcher wrote.
+    :param claimed: when somebody began to fire it.
+    :param fired: when the copy into the trigger bucket was proven; ``None`` until then.
+    :param owner: who claimed it.
+    """
+
+    object: StoredObject
+    window: int | None
+    claimed: datetime
+    fired: datetime | None
+    owner: str = ""
+
+    @classmethod
+    def of(cls, stored: StoredObject) -> Sentinel:
+        """Read a sentinel's metadata; one without ours was left by the Go dispatcher and counts as fired."""
+        said = stored.metadata
+        try:
+            window = int(said["bqdispatch-window"])
+            claimed = datetime.fromtimestamp(float(said["bqdispatch-claimed"]), UTC)
+            fired = said.get("bqdispatch-fired")
+            return cls(
+                stored,
+                window,
+                claimed,
+                datetime.fromtimestamp(float(fired), UTC) if fired else None,
+                said.get("bqdispatch-owner", ""),
+            )
+        except (KeyError, ValueError, OverflowError, OSError):
+            return cls(stored, None, stored.created, stored.created)
+
+    @staticmethod
+    def claim(window: int, owner: str, now: datetime) -> dict[str, str]:
+        """The metadata of a sentinel that claims a window's generation."""
+        return {
+            "bqdispatch-window": str(window),
+            "bqdispatch-owner": owner,
+            "bqdispatch-claimed": f"{now.timestamp():.3f}",
+        }
+
+    def fire(self, target: int, now: datetime) -> dict[str, str]:
+        """The metadata of this sentinel once its window has been copied to ``target``, a generation."""
+        return {
+            **self.object.metadata,
+            "bqdispatch-fired": f"{now.timestamp():.3f}",
+            "bqdispatch-target": str(target),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JobKey:
+    """What identifies a BigQuery job: IDs meet across projects and locations, so never the ID alone."""
+
+    project: str
+    location: str | None
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How a BigQuery job stands: ``state`` is PENDING, RUNNING or DONE, ``error`` the reason of a job that failed."""
+
+    location: str
+    state: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The task folder's objects by kind.
+
+    :param now: the storage server's time of the listing.
+    :param orphans: sentinels whose window is not there.
+    :param ignored: names of BqTail's bookkeeping and of sentinels that stand beside their window.
+    :param unknown: names that are none of these, with the reason.
+    """
+
+    now: datetime
+    traces: tuple[Trace, ...] = ()
+    windows: tuple[Window, ...] = ()
+    orphans: tuple[Sentinel, ...] = ()
+    ignored: tuple[str, ...] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.traces) + len(self.windows) + len(self.orphans) + len(self.ignored) + len(self.unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a cycle has observed.
+
+    :param jobs: the jobs that were found, by key; one that is missing is not known to BigQuery.
+    :param errors: projects whose jobs could not be looked at, with what BigQuery said.
+    """
+
+    listing: Listing
+    jobs: Mapping[JobKey, Job] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One trace to move, or one window to fire: exactly this generation of this object.
+
+    :param name: path below the task folder.
+    :param created: the trace's creation, which gives the hour of its target's folder.
+    :param location: where the trace's job ran.
+    """
+
+    name: str
+    generation: int
+    created: datetime
+    location: str = ""
+
+    def to_json(self) -> list[Any]:
+        """A compact form for XCom."""
+        return [self.name, self.generation, self.created.timestamp(), self.location]
+
+    @classmethod
+    def from_json(cls, document: Iterable[Any]) -> Event:
+        """Read what :meth:`to_json` wrote.
+
+        :raises ValueError: when it is something else.
+        """
+        try:
+            name, generation, created, location = document
+            return cls(str(name), int(generation), datetime.fromtimestamp(float(created), UTC), str(location))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"not an event: {document!r}; expected [name, generation, created, location] as the sensor wrote it"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What travels from the sensor to an operator: events of one lane, no more than the limits let through.
+
+    :param limit: the limit that the events were planned under; 0 for none.
+    """
+
+    lane: Lane
+    limit: int
+    events: tuple[Event, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for XCom."""
+        return {"lane": str(self.lane), "limit": self.limit, "events": [event.to_json() for event in self.events]}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Share:
+        """Read what :meth:`to_dict` wrote.
+
+        :raises ValueError: when it is something else.
+        """
+        try:
+            return cls(
+                Lane(document["lane"]),
+                int(document["limit"]),
+                tuple(Event.from_json(event) for event in document["events"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"not a share: {document!r}; expected what BqDispatchSensor returned: lane, limit and events"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """An object that must not be dispatched, and why."""
+
+    name: str
+    generation: int
+    created: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tidy:
+    """What is to be put in order beside dispatching.
+
+    :param quarantines: what to set aside under ``ErrorURL``.
+    :param stale: windows, then sentinels, that have been fired and kept long enough, as name and generation.
+    """
+
+    quarantines: tuple[Quarantine, ...] = ()
+    stale: tuple[tuple[str, int], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for the journal."""
+        return {
+            "quarantines": [[q.name, q.generation, q.created.timestamp(), q.reason] for q in self.quarantines],
+            "stale": [list(each) for each in self.stale],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Tidy:
+        """Read what :meth:`to_dict` wrote."""
+        return cls(
+            tuple(
+                Quarantine(name, generation, datetime.fromtimestamp(created, UTC), reason)
+                for name, generation, created, reason in document["quarantines"]
+            ),
+            tuple((name, generation) for name, generation in document["stale"]),
+        )
+
+
+ProjectCounts = Mapping[str, Mapping[str, Mapping[str, int]]]
+"""Per project: ``Running``, ``Pending``, ``Throttled`` -> counter -> number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a cycle will do, and where every other object stands.
+
+    :param events: what to dispatch, per lane, oldest first.
+    :param listed: how many objects were listed: the number of events, quarantines and outcomes together.
+    :param tidy: what to put in order.
+    :param outcomes: how many of the objects that need no action ended in which outcome.
+    :param counts: the response document's gauges per project.
+    :param projects: number of traces per project.
+    :param not_found: number of traces per project whose job BigQuery does not know.
+    :param errors: what went wrong while looking, one sentence each.
+    """
+
+    events: Mapping[Lane, tuple[Event, ...]]
+    listed: int
+    tidy: Tidy = Tidy()
+    outcomes: Mapping[Outcome, int] = field(default_factory=Counter)
+    counts: ProjectCounts = field(default_factory=dict)
+    projects: Mapping[str, int] = field(default_factory=dict)
+    not_found: Mapping[str, int] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+
+    def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
+        """The plan's events in pieces small enough for XCom.
+
+        :param limits: the limit of each lane, 0 for none.
+        :param size: events in a piece at most; a name has up to 1,024 bytes, so 250 stay below 300 KB.
+        """
+        return [
+            Share(lane, limits.get(lane, 0), events[start : start + size])
+            for lane, events in self.events.items()
+            for start in range(0, len(events), size)
+        ]

@@ -1,0 +1,295 @@
+"""What a cycle decides, as pure functions of what it has seen: no client, no I/O, no clock of its own."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.model import (
+    BATCH_JOBS,
+    Event,
+    Job,
+    Lane,
+    Listing,
+    Outcome,
+    Plan,
+    Quarantine,
+    Sentinel,
+    Snapshot,
+    StoredObject,
+    Tidy,
+    Trace,
+    Window,
+    counter_of,
+    lane_of,
+)
+from bqdispatch_provider.names import TraceName, WindowName, is_bookkeeping
+
+MIN_AGE = timedelta(seconds=3)
+"""A younger object waits for the next cycle: BqTail writes the trace before it submits (docs/protocol.md, "Timing")."""
+
+DUE_AFTER = timedelta(seconds=7)
+"""A window is due once this has passed since its end (docs/protocol.md, "Timing")."""
+
+UNSEEN_FOR = timedelta(minutes=1)
+"""How long a fired window, or a trace without its job, counts as an active job that is not to be seen yet."""
+
+CLAIM_TIMEOUT = timedelta(minutes=3)
+"""After this a claimed window that was not fired is taken up again: longer than a dispatcher goes on without asking."""
+
+KEEP_WINDOW = timedelta(hours=1)
+"""How long a fired window is kept, so that a late storage event finds it and does nothing."""
+
+KEEP_SENTINEL = timedelta(days=1)
+"""How long a sentinel is kept, so that a late twin of its window is known for one."""
+
+
+def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Listing:
+    """Sort the task folder's objects by kind (docs/protocol.md, "Objects in the task folder").
+
+    :param objects: everything below the task folder.
+    :param project: project of root traces and of windows that name none.
+    :param now: the storage server's time.
+    """
+    traces: list[Trace] = []
+    windows: list[tuple[StoredObject, WindowName]] = []
+    sentinels: dict[str, Sentinel] = {}
+    ignored: list[str] = []
+    unknown: dict[str, str] = {}
+    for stored in objects:
+        name = stored.name
+        try:
+            if is_bookkeeping(name):
+                ignored.append(name)
+            elif name.endswith(".win"):
+                windows.append((stored, WindowName.parse(name)))
+            elif name.endswith(".wis"):
+                WindowName.parse(f"{name[:-4]}.win")
+                sentinels[name] = Sentinel.of(stored)
+            else:
+                trace = TraceName.parse(name)
+                traces.append(Trace(stored, trace, trace.project or project))
+        except ValueError as error:
+            unknown[name] = str(error)
+    with_sentinels = tuple(
+        Window(stored, parsed, parsed.dest_project or project, sentinels.pop(parsed.sentinel, None))
+        for stored, parsed in windows
+    )
+    ignored.extend(window.sentinel.object.name for window in with_sentinels if window.sentinel)
+    return Listing(now, tuple(traces), with_sentinels, tuple(sentinels.values()), tuple(ignored), unknown)
+
+
+def due(window: Window, now: datetime) -> bool:
+    """Tell whether a window may be fired as far as time goes."""
+    return now > window.name.end + DUE_AFTER
+
+
+def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
+    """Decide what is dispatched, held back or set aside.
+
+    Per project, events dispatched plus jobs active never pass the limits; the oldest go first; where each object
+    ends does not depend on the order of the listing (docs/protocol.md, "Configuration document").
+
+    :param snapshot: what lies in the task folder, and how the jobs stand.
+    :param config: the limits, and how long fired windows are kept.
+    :param now: the storage server's time.
+    """
+    planning = _Planning(now)
+    planning.outcomes[Outcome.UNKNOWN] += len(snapshot.listing.unknown)
+    planning.outcomes[Outcome.IGNORED] += len(snapshot.listing.ignored)
+    for trace in snapshot.listing.traces:
+        planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors)
+    blind = snapshot.errors.keys() if config.max_concurrent_jobs else set()
+    keep = max(KEEP_WINDOW, timedelta(milliseconds=config.max_trigger_delay_ms))
+    for window in snapshot.listing.windows:
+        planning.window(window, window.project in blind, keep)
+    for sentinel in snapshot.listing.orphans:
+        planning.orphan(sentinel, max(keep, KEEP_SENTINEL))
+    planning.fired_but_unseen(snapshot.listing)
+    planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
+    return Plan(
+        events={lane: tuple(planning.events[lane]) for lane in Lane},
+        listed=len(snapshot.listing),
+        tidy=Tidy(tuple(planning.quarantines), (*planning.stale_windows, *planning.stale_sentinels)),
+        outcomes={outcome: number for outcome, number in planning.outcomes.items() if number},
+        counts={
+            project: {gauge: dict(counter) for gauge, counter in gauges.items()}
+            for project, gauges in planning.counts.items()
+        },
+        projects=dict(Counter(trace.project for trace in snapshot.listing.traces)),
+        not_found=dict(planning.not_found),
+        unknown=snapshot.listing.unknown,
+        errors=tuple(
+            f"the jobs of project {project!r} cannot be looked at, so its traces wait: {said}"
+            for project, said in sorted(snapshot.errors.items())
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """An event that may be dispatched if its project's limit lets it."""
+
+    since: datetime
+    event: Event
+    project: str
+    lane: Lane
+    counter: str
+
+    @property
+    def key(self) -> tuple[datetime, str, int]:
+        return (self.since, self.event.name, self.event.generation)
+
+
+def _zero() -> defaultdict[str, Counter[str]]:
+    return defaultdict(Counter)
+
+
+@dataclass
+class _Planning:
+    """A plan while it is made: first everything is counted, then decided."""
+
+    now: datetime
+    active: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    candidates: list[_Candidate] = field(default_factory=list)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    counts: defaultdict[str, defaultdict[str, Counter[str]]] = field(default_factory=lambda: defaultdict(_zero))
+    not_found: Counter[str] = field(default_factory=Counter)
+    quarantines: list[Quarantine] = field(default_factory=list)
+    stale_windows: list[tuple[str, int]] = field(default_factory=list)
+    stale_sentinels: list[tuple[str, int]] = field(default_factory=list)
+    events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
+
+    def trace(self, trace: Trace, job: Job | None, project_failed: bool) -> None:
+        age = self.now - trace.object.created
+        lane, counter = lane_of(trace.name.action), counter_of(trace.name.action)
+        # A trace is written before its job is submitted, so for a while the job may be about to appear.
+        if (job is not None and job.state != "DONE") or (job is None and age < UNSEEN_FOR):
+            self.active[trace.project, lane is Lane.SQL] += 1
+        if project_failed and job is None:
+            self.outcomes[Outcome.ERROR] += 1
+        elif age < MIN_AGE:
+            self.outcomes[Outcome.TOO_YOUNG] += 1
+        elif job is None:
+            self.outcomes[Outcome.NOT_FOUND] += 1
+            self.not_found[trace.project] += 1
+        elif job.state == "DONE":
+            stored = trace.object
+            event = Event(stored.name, stored.generation, stored.created, job.location)
+            self.candidates.append(_Candidate(stored.created, event, trace.project, lane, counter))
+        else:
+            running = job.state == "RUNNING"
+            self.outcomes[Outcome.RUNNING if running else Outcome.PENDING] += 1
+            self.counts[trace.project]["Running" if running else "Pending"][counter] += 1
+
+    def window(self, window: Window, blind: bool, keep: timedelta) -> None:
+        stored, sentinel = window.object, window.sentinel
+        if sentinel is not None and sentinel.fired is not None:
+            if not self._is_twin(window, sentinel):
+                if sentinel.window is not None and self.now - sentinel.fired > keep:
+                    self.stale_windows.append((stored.name, stored.generation))
+                self.outcomes[Outcome.IGNORED] += 1
+            else:
+                fired = sentinel.fired.isoformat(timespec="seconds")
+                self.quarantines.append(
+                    Quarantine(
+                        stored.name,
+                        stored.generation,
+                        stored.created,
+                        f"a late twin: a window of this name was fired at {fired} as generation {sentinel.window}, "
+                        "and firing it again could load its files twice",
+                    )
+                )
+        elif sentinel is not None and self.now - sentinel.claimed < CLAIM_TIMEOUT:
+            # Somebody is firing it now: its load is about to appear.
+            self.outcomes[Outcome.PENDING] += 1
+            self.counts[window.project]["Pending"][BATCH_JOBS] += 1
+            self.active[window.project, False] += 1
+        elif self.now - stored.created < MIN_AGE:
+            self.outcomes[Outcome.TOO_YOUNG] += 1
+        elif not due(window, self.now):
+            self.outcomes[Outcome.PENDING] += 1
+            self.counts[window.project]["Pending"][BATCH_JOBS] += 1
+        elif blind:
+            self.outcomes[Outcome.ERROR] += 1
+        else:
+            event = Event(stored.name, stored.generation, stored.created)
+            since = window.name.end
+            self.candidates.append(_Candidate(since, event, window.project, Lane.WINDOWS, BATCH_JOBS))
+
+    @staticmethod
+    def _is_twin(window: Window, sentinel: Sentinel) -> bool:
+        if sentinel.window is None:  # the Go dispatcher's says nothing, but was written before the copy
+            return window.object.created > sentinel.object.created
+        return sentinel.window != window.object.generation
+
+    def orphan(self, sentinel: Sentinel, keep: timedelta) -> None:
+        if self.now - (sentinel.fired or sentinel.claimed) > keep:
+            self.stale_sentinels.append((sentinel.object.name, sentinel.object.generation))
+        self.outcomes[Outcome.IGNORED] += 1
+
+    def fired_but_unseen(self, listing: Listing) -> None:
+        """Count windows fired a moment ago as active until a load trace of their destination follows."""
+        fired: defaultdict[tuple[str, str], list[datetime]] = defaultdict(list)
+        for window in listing.windows:
+            at = window.sentinel.fired if window.sentinel else None
+            if at is not None and self.now - at < UNSEEN_FOR:
+                fired[window.project, window.name.dest].append(at)
+        if not fired:
+            return
+        loads: defaultdict[str, list[datetime]] = defaultdict(list)
+        for trace in listing.traces:
+            if trace.name.action in ("load", "reload"):
+                loads[trace.name.dest].append(trace.object.created)
+        for (project, dest), times in sorted(fired.items()):
+            seen = sorted(loads[dest])
+            for at in sorted(times):
+                while seen and seen[0] < at - MIN_AGE:
+                    seen.pop(0)
+                if seen:
+                    seen.pop(0)
+                else:
+                    self.active[project, False] += 1
+
+    def dispatch(self, max_sql: int, max_jobs: int) -> None:
+        for candidate in sorted(self.candidates, key=lambda candidate: candidate.key):
+            is_sql = candidate.lane is Lane.SQL
+            limit = max_sql if is_sql else max_jobs
+            if limit and self.active[candidate.project, is_sql] >= limit:
+                self.outcomes[Outcome.THROTTLED] += 1
+                self.counts[candidate.project]["Throttled"][candidate.counter] += 1
+            else:
+                self.active[candidate.project, is_sql] += 1
+                self.events[candidate.lane].append(candidate.event)
+
+
+def limits(config: DispatchConfig) -> Mapping[Lane, int]:
+    """The limit of each lane, 0 for none."""
+    return {
+        Lane.SQL: config.max_concurrent_sql,
+        Lane.JOBS: config.max_concurrent_jobs,
+        Lane.WINDOWS: config.max_concurrent_jobs,
+    }
+
+
+def target_of(event: Event, lane: Lane, config: DispatchConfig) -> str:
+    """Where an event goes in the trigger bucket: a function of the event alone, so that a second try finds the first.
+
+    Rule: docs/protocol.md, "Where things go". The folder is the hour in which the trace was created, UTC.
+
+    :param event: a trace, or with ``Lane.WINDOWS`` a window.
+    """
+    if lane is Lane.WINDOWS:
+        return f"{config.batch_prefix[1:]}{event.name}"
+    hour = event.created.astimezone(UTC).strftime("%Y-%m-%d_%H")
+    return f"{config.post_job_prefix[1:]}{hour}/{event.name.removesuffix('.json')}.json"
+
+
+def other_target(target: str, generation: int) -> str:
+    """The name for an event whose usual target is taken by other content; the same again when it is that already."""
+    stem, dot, ending = target.rpartition(".")
+    mark = f"_{generation}"
+    return target if stem.endswith(mark) else f"{stem}{mark}{dot}{ending}"
