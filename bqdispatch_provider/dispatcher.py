@@ -1,0 +1,441 @@
+"""The dispatcher: each cycle observes, plans, acts and reports. This is the only loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import google.auth
+import requests
+from google.api_core.exceptions import GoogleAPIError
+from google.auth.exceptions import GoogleAuthError
+from google.auth.transport.requests import AuthorizedSession
+from google.cloud.storage import Client
+
+from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.jobs import JobBoard
+from bqdispatch_provider.model import (
+    BATCH_JOBS,
+    Event,
+    Lane,
+    Outcome,
+    Plan,
+    Quarantine,
+    Sentinel,
+    Share,
+    Snapshot,
+    StoredObject,
+    Tidy,
+    counter_of,
+)
+from bqdispatch_provider.names import TraceName, WindowName
+from bqdispatch_provider.planning import CLAIM_TIMEOUT, classify, limits, other_target, plan, target_of
+from bqdispatch_provider.report import Report
+from bqdispatch_provider.storage import BATCH_SIZE, Result, Stamp, TaskStore
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+THREADS = 8
+_PAUSE = 1.0
+_LESS = 5.0
+"""A run ends so many seconds before its time to live is over (docs/protocol.md, "Configuration document")."""
+
+
+class Dispatcher:
+    """Dispatches the events of one task folder.
+
+    :param config: see :class:`~bqdispatch_provider.config.DispatchConfig`.
+    :param storage_client: a ``google.cloud.storage.Client``; by default one with the environment's credentials.
+    :param session: a ``requests.Session`` with credentials for BigQuery; by default with the environment's.
+    :param go_on: asked before new work is taken; once it says no, what was begun is finished and no more is begun.
+    :raises ConfigError: when neither the configuration nor the credentials name a project.
+    """
+
+    def __init__(
+        self,
+        config: DispatchConfig,
+        storage_client: Client | None = None,
+        session: requests.Session | None = None,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._client = storage_client or default_storage_client(config)
+        self._session = session or default_session()
+        self._go_on = go_on
+        self._given = config
+        self._until = float("inf")
+        self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
+        _widen(self._client._http)
+        _widen(self._session)
+        self._board = JobBoard(self._session)
+        self._use(config)
+
+    def _use(self, config: DispatchConfig) -> None:
+        self.config = config.for_project(self._client.project)
+        self.store = TaskStore(self._client, self.config.async_task_url, self.config.trigger_bucket or "")
+
+    def close(self) -> None:
+        """Wait for what was begun, and let the threads go."""
+        self._threads.shutdown()
+        self.store.close()
+
+    def __enter__(self) -> Dispatcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self, time_to_live: float | timedelta | None = None, progress: Callable[[Report], None] = lambda _: None
+    ) -> Report:
+        """Cycle after cycle until the time is up, then write ``performance.json``.
+
+        :param time_to_live: seconds, or a timedelta, for which new cycles are begun; 0 is one cycle; by default the
+            configuration's ``TimeToLiveInMin`` less 5 s.
+        :param progress: called with the run's report so far, after each cycle.
+        """
+        began = time.monotonic()
+        if time_to_live is None:
+            time_to_live = max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
+        seconds = time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
+        until = began + seconds
+        # A single cycle takes the time that it needs; a run stops taking new work when its time is up.
+        self._until = until if seconds > 0 else float("inf")
+        checked = began
+        report = self.cycle()
+        progress(report)
+        while time.monotonic() + _PAUSE < until and self._go_on():
+            time.sleep(_PAUSE)
+            if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
+                checked = time.monotonic()
+                self._check_in(report)
+            report.add_cycle(self.cycle())
+            progress(report)
+        self._until = float("inf")
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
+        self.write_performance(report)
+        return report
+
+    def _check_in(self, report: Report) -> None:
+        try:
+            changed = self._given.again(self._client)
+            if changed != self._given:
+                self.store.close()
+                self._use(changed)
+                self._given = changed
+                log.info("The configuration has changed: going on with the new one")
+        except ConfigError as error:
+            report.error(f"the changed configuration is not taken over: {error}")
+
+    def cycle(self) -> Report:
+        """Observe, plan and act once."""
+        began = time.monotonic()
+        try:
+            seen = self.look()
+        except _STORAGE_ERRORS as error:
+            report = Report(cycles=1)
+            report.error(f"the task folder {self.config.async_task_url!r} cannot be listed: {_said(error)}")
+            log.error("%s", report.errors[0])
+        else:
+            report = seen.report
+            report.add_part(self.tidy(seen.plan.tidy))
+            report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
+        _log_cycle(report)
+        return report
+
+    def look(self) -> Sight:
+        """Observe and plan, and touch nothing.
+
+        :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
+        """
+        began = time.monotonic()
+        now, objects = self.store.listing()
+        listed = time.monotonic()
+        listing = classify(objects, self.config.project_id or "", now)
+        sighting = self._board.look(listing.traces, self._threads)
+        planned = plan(Snapshot(listing, sighting.jobs, sighting.errors), self.config, now)
+        report = Report.of_plan(planned)
+        report.started = now
+        report.get_count = sighting.got
+        report.list_ms = round((listed - began) * 1000) + sighting.list_ms
+        for key, job in sighting.jobs.items():
+            report.regions.setdefault(key.project, job.location)
+        return Sight(planned, report)
+
+    def dispatch(self, shares: Iterable[Share]) -> Report:
+        """Move the traces and fire the windows of shares, each exactly in the generation that was planned.
+
+        An event that is gone, or that has become another generation, was done by someone else: it counts as ignored.
+
+        :param shares: from :meth:`look`'s plan, here or in another process.
+        """
+        report = Report(cycles=1)
+        work: list[tuple[Callable[[Sequence[Event]], list[_Done]], Sequence[Event]]] = []
+        for share in shares:
+            act = self._fire if share.lane is Lane.WINDOWS else self._move
+            work += [(act, events) for events in _chunks(share.events)]
+        for act, done in self._threads.map(lambda each: (each[0], self._unless_over(*each)), work):
+            for one in done:
+                self._note(report, one, fired=act == self._fire)
+        return report
+
+    def tidy(self, tidy: Tidy) -> Report:
+        """Set aside what must not be dispatched, and delete windows and sentinels that were kept long enough.
+
+        :param tidy: from :meth:`look`'s plan, here or in another process.
+        """
+        report = Report(cycles=1)
+        for quarantines in _chunks(tidy.quarantines):
+            for quarantine, done in zip(quarantines, self._quarantine(quarantines), strict=True):
+                url = self.store.task_url(quarantine.name)
+                report.outcomes[done.outcome] += 1
+                if done.error:
+                    report.error(done.error)
+                elif done.outcome is Outcome.QUARANTINED:
+                    report.quarantined[url] = quarantine.reason
+                    log.warning("Set aside under %s: %s, %s", self.config.error_url, url, quarantine.reason)
+        # Windows come before sentinels: a sentinel outlives its window.
+        for stale in _chunks(tidy.stale):
+            for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
+                if not result.ok and not result.doubtful:
+                    report.error(f"{self.store.task_url(name)} was fired and kept, but could not be deleted: {result}")
+        return report
+
+    def write_performance(self, report: Report) -> None:
+        """Write ``performance.json``, from which BqTail's balancer takes how busy each project is."""
+        url = f"{self.config.journal_url.rstrip('/')}/performance.json"
+        try:
+            self.store.write_json(url, report.performance())
+        except _STORAGE_ERRORS as error:
+            report.error(f"{url!r} cannot be written, so BqTail may send loads to a busy project: {_said(error)}")
+
+    def _unless_over(self, act: Callable[[Sequence[Event]], list[_Done]], events: Sequence[Event]) -> list[_Done]:
+        if not self._go_on() or time.monotonic() > self._until:
+            return [_Done(event, Outcome.PENDING) for event in events]
+        try:
+            return act(events)
+        except Exception as error:
+            log.exception("%d events could not be dispatched", len(events))
+            return [
+                _Done(event, Outcome.ERROR, error=f"{self.store.task_url(event.name)}: {_said(error)}")
+                for event in events
+            ]
+
+    def _move(self, events: Sequence[Event]) -> list[_Done]:
+        return self._copy_and_delete([(event, target_of(event, Lane.JOBS, self.config)) for event in events])
+
+    def _quarantine(self, aside: Sequence[Quarantine]) -> list[_Done]:
+        day = self.store.now().strftime("%Y-%m-%d")
+        moves = [
+            (Event(each.name, each.generation, each.created), f"{day}/{each.name}.{each.generation}") for each in aside
+        ]
+        return self._copy_and_delete(moves, to=self.config.error_url, outcome=Outcome.QUARANTINED)
+
+    def _copy_and_delete(
+        self, moves: Sequence[tuple[Event, str]], to: str | None = None, outcome: Outcome = Outcome.DISPATCHED
+    ) -> list[_Done]:
+        """Move objects: copy, look into what was refused, and delete exactly what is proven to be copied."""
+        done = self._copy(moves, to)
+        copied = [index for index, each in enumerate(done) if each.outcome is Outcome.DISPATCHED]
+        deleted = self.store.delete([(moves[index][0].name, moves[index][0].generation) for index in copied])
+        for index, result in zip(copied, deleted, strict=True):
+            event, url = moves[index][0], self.store.task_url(moves[index][0].name)
+            # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
+            if result.ok or result.doubtful:
+                done[index] = _Done(event, outcome)
+            else:
+                said = f"{url} was copied but not deleted, so it may be delivered again: {result}"
+                done[index] = _Done(event, Outcome.ERROR, error=said)
+        return done
+
+    def _copy(self, moves: Sequence[tuple[Event, str]], to: str | None = None) -> list[_Done]:
+        results = self.store.copy([(event.name, event.generation, target) for event, target in moves], to)
+        return [
+            _Done(event, Outcome.DISPATCHED, result.generation)
+            if result.ok
+            else self._look_into(event, target, result, to)
+            for (event, target), result in zip(moves, results, strict=True)
+        ]
+
+    def _look_into(self, event: Event, target: str, result: Result, to: str | None) -> _Done:
+        """Find out why a copy was refused: by what lies at both ends now, never by the status alone."""
+        url = self.store.task_url(event.name)
+        failed = _Done(event, Outcome.ERROR, error=f"{url} could not be copied to {target!r}, so it waits: {result}")
+        if not result.doubtful:
+            return failed
+        source = self.store.look(event.name)
+        if source is None or source.generation != event.generation:
+            return _Done(event, Outcome.IGNORED)
+        there = None if to else self.store.look_at_target(target)
+        if there is not None and source.same_content(there):
+            return _Done(event, Outcome.DISPATCHED, there.generation)
+        other = other_target(target, event.generation)
+        if there is None or target == other:
+            return failed
+        # Another trace of the same name lies there, not consumed yet: this one goes out beside it.
+        return self._copy([(event, other)])[0]
+
+    def _fire(self, events: Sequence[Event]) -> list[_Done]:
+        """Fire windows: claim each by its sentinel, copy it, and mark the sentinel as fired once that is proven."""
+        done: dict[str, _Done] = {}
+        claims: dict[str, Sentinel] = {}
+        began, now, owner = time.monotonic(), self.store.now(), uuid.uuid4().hex
+        stamps = [
+            (
+                each.name,
+                each.generation,
+                WindowName.parse(each.name).sentinel,
+                0,
+                Sentinel.claim(each.generation, owner, now),
+            )
+            for each in events
+        ]
+        for event, stamp, result in zip(events, stamps, self.store.stamp(stamps), strict=True):
+            claim = self._claimed(event, stamp, result, owner, now)
+            if isinstance(claim, _Done):
+                done[event.name] = claim
+            elif time.monotonic() - began > CLAIM_TIMEOUT.total_seconds() / 3:
+                said = f"{self.store.task_url(event.name)} took too long to claim, so it is taken up again later"
+                done[event.name] = _Done(event, Outcome.ERROR, error=said)
+            else:
+                claims[event.name] = claim
+        mine = [event for event in events if event.name in claims]
+        copied = self._copy([(event, target_of(event, Lane.WINDOWS, self.config)) for event in mine])
+        fired = [one for one in copied if one.outcome is Outcome.DISPATCHED]
+        marks = [
+            (
+                one.event.name,
+                one.event.generation,
+                WindowName.parse(one.event.name).sentinel,
+                claims[one.event.name].object.generation,
+                claims[one.event.name].fire(one.generation, now),
+            )
+            for one in fired
+        ]
+        done.update((one.event.name, one) for one in copied)
+        for one, result in zip(fired, self.store.stamp(marks), strict=True):
+            if not result.ok and not self._is_marked(one.event):
+                url = self.store.task_url(one.event.name)
+                text = f"{url} was fired, but its sentinel could not say so, so it may be fired again: {result}"
+                done[one.event.name] = _Done(one.event, Outcome.ERROR, error=text)
+        return [done[event.name] for event in events]
+
+    def _claimed(self, event: Event, stamp: Stamp, result: Result, owner: str, now: datetime) -> Sentinel | _Done:
+        """The sentinel by which a window is ours to fire, or what became of the window instead."""
+        name, generation, target, _, metadata = stamp
+        if result.ok:
+            return _stamped(event, result.generation, metadata)
+        url = self.store.task_url(name)
+        if not result.doubtful:
+            return _Done(event, Outcome.ERROR, error=f"{url} could not be claimed for firing: {result}")
+        there = self.store.look(target)
+        sentinel = None if there is None else Sentinel.of(there)
+        if sentinel is not None and sentinel.owner == owner:
+            return sentinel  # one's own under a 412 is the answer to a first try that was lost
+        if sentinel is None or sentinel.fired is not None or now - sentinel.claimed < CLAIM_TIMEOUT:
+            return _Done(event, Outcome.IGNORED)
+        log.info("%s was claimed at %s and not fired: taking it up again", url, sentinel.claimed)
+        (again,) = self.store.stamp([(name, generation, target, sentinel.object.generation, metadata)])
+        return _stamped(event, again.generation, metadata) if again.ok else _Done(event, Outcome.IGNORED)
+
+    def _is_marked(self, event: Event) -> bool:
+        there = self.store.look(WindowName.parse(event.name).sentinel)
+        return (
+            there is not None and Sentinel.of(there).window == event.generation and "bqdispatch-fired" in there.metadata
+        )
+
+    def _note(self, report: Report, one: _Done, fired: bool) -> None:
+        report.outcomes[one.outcome] += 1
+        if one.error:
+            report.error(one.error)
+            log.warning("%s", one.error)
+        if one.outcome is not Outcome.DISPATCHED:
+            return
+        url = self.store.task_url(one.event.name)
+        if fired:
+            window = WindowName.parse(one.event.name)
+            report.batched[url] = window.end.strftime("%Y-%m-%dT%H:%M:%SZ")
+            project, counter = window.dest_project, BATCH_JOBS
+        else:
+            trace = TraceName.parse(one.event.name)
+            project, counter = trace.project, counter_of(trace.action)
+            report.jobs[url] = {
+                "Project": project or self.config.project_id or "",
+                "Region": trace.region or one.event.location,
+                "ID": trace.job_id,
+                "URL": url,
+                "Status": "DONE",
+            }
+        report.count(project or self.config.project_id or "", "Dispatched", counter)
+        log.debug("Dispatched %s", url)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A plan, and the report of what was seen while it was made."""
+
+    plan: Plan
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """What became of one event: exactly one outcome."""
+
+    event: Event
+    outcome: Outcome
+    generation: int = 0
+    error: str = ""
+
+
+_STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
+
+
+def default_storage_client(config: DispatchConfig) -> Client:
+    """A client with the environment's credentials, or for the stand-in that ``STORAGE_EMULATOR_HOST`` names."""
+    return Client(project=config.project_id) if config.project_id else Client()
+
+
+def default_session() -> requests.Session:
+    """A session with the environment's credentials; a plain one when ``BIGQUERY_EMULATOR_HOST`` names a stand-in."""
+    if os.environ.get("BIGQUERY_EMULATOR_HOST"):
+        return requests.Session()
+    credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/bigquery.readonly"])
+    session: requests.Session = AuthorizedSession(credentials)
+    return session
+
+
+def _widen(session: requests.Session) -> None:
+    """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away."""
+    for scheme in ("https://", "http://"):
+        adapter = session.adapters.get(scheme)
+        if isinstance(adapter, requests.adapters.HTTPAdapter) and adapter._pool_maxsize < 2 * THREADS:
+            session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=2 * THREADS))
+
+
+def _stamped(event: Event, generation: int, metadata: Mapping[str, str]) -> Sentinel:
+    name = WindowName.parse(event.name).sentinel
+    return Sentinel.of(StoredObject(name, generation, event.created, metadata=metadata))
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE))
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _log_cycle(report: Report) -> None:
+    outcomes = (
+        ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items() if number) or "nothing there"
+    )
+    log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, outcomes)

@@ -1,0 +1,198 @@
+"""The job board: the only room that talks to BigQuery. It tells how jobs stand and never submits one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from google.api_core import exceptions
+from google.api_core.retry import Retry, if_exception_type
+
+from bqdispatch_provider.model import Job, JobKey, Trace
+
+log = logging.getLogger(__name__)
+
+_FEW = 5
+"""Up to so many jobs of a project are looked up one by one; a list costs about as much and may have several pages."""
+
+_LOOK_UPS = 100
+"""Look-ups per project and cycle at most (BigQuery allows 100 a second): what a whole list lacks is hardly there."""
+
+_PAGE = 1000
+_TIMEOUT = (5.0, 60.0)
+_BEFORE = timedelta(minutes=5)
+"""BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
+
+
+class _RateLimited(Exception):
+    """BigQuery's 403 for too many requests, which passes, unlike its other 403s."""
+
+
+_RETRY = Retry(
+    predicate=if_exception_type(
+        exceptions.TooManyRequests,
+        exceptions.ServerError,
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+        _RateLimited,
+    ),
+    initial=0.2,
+    maximum=8.0,
+    multiplier=2.0,
+    timeout=45.0,
+)
+
+_REFUSED = (exceptions.GoogleAPICallError, exceptions.RetryError, requests.RequestException, _RateLimited)
+
+
+@dataclass
+class Sighting:
+    """What the board has seen.
+
+    :param jobs: the jobs that were found; a key that is missing is not known to BigQuery.
+    :param errors: projects that could not be looked at, with what BigQuery said.
+    :param got: how many jobs were looked up one by one.
+    :param list_ms: time spent in listing, in milliseconds, over all projects.
+    """
+
+    jobs: dict[JobKey, Job] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    got: int = 0
+    list_ms: int = 0
+
+
+class JobBoard:
+    """How the jobs of traces stand, by whichever of list and look-up takes fewer calls.
+
+    :param session: a ``requests.Session`` with credentials; used from several threads.
+    :param host: BigQuery's address; by default ``BIGQUERY_EMULATOR_HOST``, else the service itself.
+    """
+
+    def __init__(self, session: requests.Session, host: str | None = None) -> None:
+        self._session = session
+        host = host or os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
+        self._host = (host if "://" in host else f"http://{host}").rstrip("/")
+
+    def look(self, traces: Iterable[Trace], threads: Executor) -> Sighting:
+        """Find the jobs of traces; a project that refuses is an error of its own, and the others go on.
+
+        :param traces: of any projects.
+        :param threads: where projects are looked at side by side.
+        """
+        waiting: defaultdict[str, list[Trace]] = defaultdict(list)
+        for trace in traces:
+            waiting[trace.project].append(trace)
+        sighting = Sighting()
+        wanted: list[JobKey] = []
+        for seen, missing in threads.map(self._listed, waiting.items()):
+            sighting.jobs.update(seen.jobs)
+            sighting.errors.update(seen.errors)
+            sighting.list_ms += seen.list_ms
+            wanted += missing
+        for key, found in zip(wanted, threads.map(self._got, wanted), strict=True):
+            if isinstance(found, Job):
+                sighting.jobs[key] = found
+            elif found is not None:
+                sighting.errors.setdefault(key.project, found)
+        sighting.got = len(wanted)
+        for project, said in sighting.errors.items():
+            log.warning("The jobs of project %r cannot be looked at: %s", project, said)
+        return sighting
+
+    def _listed(self, waiting: tuple[str, list[Trace]]) -> tuple[Sighting, list[JobKey]]:
+        """List a project's jobs if that pays; also gives the keys that are still to be looked up."""
+        project, traces = waiting
+        sighting = Sighting()
+        missing = {trace.job: None for trace in sorted(traces, key=lambda trace: trace.object.created)}
+        if len(missing) > _FEW or any(key.location is None for key in missing):
+            began = time.monotonic()
+            try:
+                self._list(project, min(trace.object.created for trace in traces), missing, sighting)
+            except _REFUSED as error:
+                sighting.errors[project] = _said(error)
+                missing.clear()
+            sighting.list_ms = round((time.monotonic() - began) * 1000)
+        return sighting, list(missing)[:_LOOK_UPS]
+
+    def _got(self, key: JobKey) -> Job | str | None:
+        try:
+            return self._get(key)
+        except _REFUSED as error:
+            return _said(error)
+
+    def _list(self, project: str, oldest: datetime, missing: dict[JobKey, None], sighting: Sighting) -> None:
+        """Go through the project's jobs, newest first, until looking the rest up takes fewer calls than going on."""
+        by_id: defaultdict[str, list[JobKey]] = defaultdict(list)
+        for key in missing:
+            by_id[key.job_id].append(key)
+        unplaced = sum(key.location is None for key in missing)
+        for number, page in enumerate(self._pages(project, oldest), start=1):
+            for listed in page:
+                reference = listed["jobReference"]
+                location = reference.get("location", "")
+                for key in by_id.get(reference["jobId"], ()):
+                    if key in missing and (key.location is None or key.location.lower() == location.lower()):
+                        del missing[key]
+                        unplaced -= key.location is None
+                        sighting.jobs[key] = _job(listed, location)
+            if not missing or (not unplaced and len(missing) <= max(_FEW, number)):
+                return
+
+    def _pages(self, project: str, oldest: datetime) -> Iterator[list[dict[str, Any]]]:
+        query: dict[str, Any] = {
+            "allUsers": "true",
+            "projection": "minimal",
+            "minCreationTime": int((oldest - _BEFORE).timestamp() * 1000),
+            "maxResults": _PAGE,
+            "fields": "nextPageToken,jobs(jobReference(jobId,location),state,errorResult(reason))",
+        }
+        while True:
+            answer = self._ask(f"projects/{quote(project, safe='')}/jobs", query)
+            yield answer.get("jobs", [])
+            if not answer.get("nextPageToken"):
+                return
+            query["pageToken"] = answer["nextPageToken"]
+
+    def _get(self, key: JobKey) -> Job | None:
+        query = {"fields": "jobReference(location),status(state,errorResult(reason))"}
+        if key.location:
+            query["location"] = key.location
+        path = f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}"
+        try:
+            answer = self._ask(path, query)
+        except exceptions.NotFound:
+            return None
+        return _job(answer["status"], answer.get("jobReference", {}).get("location", key.location or ""))
+
+    def _ask(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = _RETRY(self._ask_once)(path, query)
+        return answer
+
+    def _ask_once(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        response = self._session.get(f"{self._host}/bigquery/v2/{path}", params=query, timeout=_TIMEOUT)
+        if response.status_code == 200:
+            answer: dict[str, Any] = response.json()
+            return answer
+        error = exceptions.from_http_response(response)
+        if error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors):
+            raise _RateLimited(error.message) from error
+        raise error
+
+
+def _job(listed: Mapping[str, Any], location: str) -> Job:
+    return Job(location, listed.get("state", "PENDING"), (listed.get("errorResult") or {}).get("reason", ""))
+
+
+def _said(error: Exception) -> str:
+    cause = error.cause if isinstance(error, exceptions.RetryError) and error.cause else error
+    return f"{type(cause).__name__}: {cause}"

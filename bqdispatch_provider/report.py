@@ -1,0 +1,203 @@
+"""The response document: what a cycle, a run or a part of one came to (docs/protocol.md, "The response of a run")."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from bqdispatch_provider.model import Outcome, Plan
+
+_GAUGES = ("Running", "Pending", "Throttled")
+_MAX_NAMED = 1000
+"""Names of unknown objects in a document at most; their number is always in ``Outcomes``."""
+
+Counts = dict[str, dict[str, Counter[str]]]
+
+
+def _no_counts() -> Counts:
+    return defaultdict(lambda: defaultdict(Counter))
+
+
+@dataclass
+class Report:
+    """What was listed, what became of it, and what went wrong.
+
+    Counters (dispatched, batched, cycles) add up over a run's cycles; gauges (running, pending, throttled, not found)
+    are the last cycle's. ``listed`` counts what earlier cycles dispatched and what the last one listed, so that the
+    outcomes add up to it after one cycle as after many.
+    """
+
+    started: datetime | None = None
+    time_taken_ms: int = 0
+    cycles: int = 0
+    listed: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    batched: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    regions: dict[str, str] = field(default_factory=dict)
+    traces: Counter[str] = field(default_factory=Counter)
+    not_found: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=_no_counts)
+    get_count: int = 0
+    list_ms: int = 0
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Report:
+        """What is known before anything is dispatched: where all stands that needs no action."""
+        report = cls(cycles=1, listed=plan.listed, outcomes=Counter(plan.outcomes), errors=list(plan.errors))
+        report.unknown = dict(list(plan.unknown.items())[:_MAX_NAMED])
+        report.traces = Counter(plan.projects)
+        report.not_found = Counter(plan.not_found)
+        for project, gauges in plan.counts.items():
+            for gauge, counters in gauges.items():
+                report.counts[project][gauge].update(counters)
+        return report
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.errors
+
+    @property
+    def dispatched(self) -> int:
+        """How many traces and windows were dispatched."""
+        return self.outcomes[Outcome.DISPATCHED]
+
+    def error(self, message: str) -> None:
+        """Note that something went wrong; the same sentence once."""
+        if message not in self.errors:
+            self.errors.append(message)
+
+    def count(self, project: str, gauge: str, counter: str) -> None:
+        """Count one job, or one window, of a project."""
+        self.counts[project][gauge][counter] += 1
+
+    def add_part(self, part: Report) -> None:
+        """Add what another task of the same cycle did: everything adds up, but for the number of cycles."""
+        self.cycles = max(self.cycles, part.cycles)
+        self.listed += part.listed
+        self.outcomes.update(part.outcomes)
+        self.traces.update(part.traces)
+        self.not_found.update(part.not_found)
+        self._add_deeds(part, (*_GAUGES, "Dispatched"))
+
+    def add_cycle(self, later: Report) -> None:
+        """Go on with a later cycle of the same run: deeds add up, gauges are the later cycle's."""
+        done = Counter({each: self.outcomes[each] for each in (Outcome.DISPATCHED, Outcome.QUARANTINED)})
+        self.cycles += later.cycles
+        self.listed = done.total() + later.listed
+        self.outcomes = done + later.outcomes
+        self.traces, self.not_found = later.traces, later.not_found
+        self.unknown = {}
+        for gauges in self.counts.values():
+            for gauge in _GAUGES:
+                gauges.pop(gauge, None)
+        self._add_deeds(later, (*_GAUGES, "Dispatched"))
+
+    def _add_deeds(self, other: Report, gauges: Iterable[str]) -> None:
+        self.jobs.update(other.jobs)
+        self.batched.update(other.batched)
+        self.quarantined.update(other.quarantined)
+        self.unknown.update(other.unknown)
+        self.regions.update(other.regions)
+        self.get_count += other.get_count
+        self.list_ms += other.list_ms
+        for message in other.errors:
+            self.error(message)
+        for project, theirs in other.counts.items():
+            for gauge in gauges:
+                self.counts[project][gauge].update(theirs.get(gauge, {}))
+
+    def performance(self) -> dict[str, Any]:
+        """The counters per project, in the form that BqTail's balancer reads from ``performance.json``."""
+        return {
+            project: {
+                "ProjectID": project,
+                "Region": self.regions.get(project, ""),
+                "Count": self.traces[project],
+                **{
+                    gauge: _plain(self.counts.get(project, {}).get(gauge, {}))
+                    for gauge in ("Running", "Pending", "Dispatched", "Throttled")
+                },
+                "NoFound": self.not_found[project],
+            }
+            for project in sorted({*self.traces, *self.counts})
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The response document; zero counters are left out."""
+        document: dict[str, Any] = {"Status": "ok" if self.ok else "error"}
+        if not self.ok:
+            document["Error"] = self.errors[0]
+        document |= {
+            "Jobs": self.jobs,
+            "Batched": self.batched,
+            "BatchCount": len(self.batched),
+            "Cycles": self.cycles,
+            "Errors": self.errors,
+            **{gauge: self._total(gauge) for gauge in ("Running", "Pending", "Dispatched", "Throttled")},
+            "Listed": self.listed,
+            "Outcomes": {str(each): self.outcomes[each] for each in Outcome if self.outcomes[each]},
+            "Quarantined": self.quarantined,
+            "Unknown": self.unknown,
+            "Started": self.started.astimezone(UTC).isoformat(timespec="milliseconds") if self.started else None,
+            "TimeTakenMs": self.time_taken_ms,
+            "GetCount": self.get_count,
+            "ListTime": self.list_ms,
+            "Performance": self.performance(),
+        }
+        return document
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Report:
+        """Read a response document that :meth:`to_dict` wrote.
+
+        :raises ValueError: when it is something else.
+        """
+        try:
+            performance = document["Performance"]
+            report = cls(
+                started=datetime.fromisoformat(document["Started"]) if document.get("Started") else None,
+                time_taken_ms=document["TimeTakenMs"],
+                cycles=document["Cycles"],
+                listed=document["Listed"],
+                outcomes=Counter({Outcome(each): number for each, number in document["Outcomes"].items()}),
+                jobs=dict(document["Jobs"]),
+                batched=dict(document["Batched"]),
+                quarantined=dict(document["Quarantined"]),
+                unknown=dict(document["Unknown"]),
+                errors=list(document["Errors"]),
+                regions={project: each["Region"] for project, each in performance.items() if each["Region"]},
+                traces=Counter({project: each["Count"] for project, each in performance.items()}),
+                not_found=Counter({project: each["NoFound"] for project, each in performance.items()}),
+                get_count=document["GetCount"],
+                list_ms=document["ListTime"],
+            )
+            for project, each in performance.items():
+                for gauge in (*_GAUGES, "Dispatched"):
+                    report.counts[project][gauge].update(each[gauge])
+            return report
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a response document: {type(error).__name__}: {error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """The counts alone: small enough for an XCom or a line of a log."""
+        document = self.to_dict()
+        kept = ("Status", "Error", "BatchCount", "Cycles", "Running", "Pending", "Dispatched", "Throttled")
+        return {key: document[key] for key in (*kept, "Listed", "Outcomes", "TimeTakenMs") if key in document}
+
+    def _total(self, gauge: str) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for gauges in self.counts.values():
+            total.update(gauges.get(gauge, {}))
+        return _plain(total)
+
+
+def _plain(counter: Mapping[str, int]) -> dict[str, int]:
+    return {name: counter[name] for name in sorted(counter) if counter[name]}

@@ -1,0 +1,356 @@
+"""The task store: the only room that talks to Cloud Storage.
+
+Copies, deletes and claims travel in batch calls, each with generation preconditions; every call's own answer comes
+back as a :class:`Result`, and it is the caller who decides what a refused precondition means.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import requests
+from google.api_core.exceptions import GoogleAPICallError, NotFound
+from google.auth.exceptions import TransportError
+from google.cloud.storage import Blob, Bucket, Client
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from bqdispatch_provider.model import StoredObject
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 100
+"""Calls in a batch request at most (Cloud Storage, "Batch requests")."""
+
+_TIMEOUT = (5.0, 30.0)
+_RETRY = DEFAULT_RETRY.with_timeout(30.0)
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_PATIENCE = 30.0
+_NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, TransportError)
+_FIELDS = "name,generation,timeCreated,crc32c,size,metadata"
+
+Stamp = tuple[str, int, str, int, Mapping[str, str]]
+"""An object to write beside another: the source's name and generation, the name to write, the generation that it
+replaces (0: none), and its metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one call came to.
+
+    :param status: HTTP status; 0 when there was no answer.
+    :param generation: of the object that was written.
+    :param message: what the service said.
+    """
+
+    status: int
+    generation: int = 0
+    message: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the call was carried out."""
+        return 200 <= self.status < 300
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a precondition failed or the object was not there: both ends have to be looked at again."""
+        return self.status in (404, 412)
+
+    def __str__(self) -> str:
+        return f"{self.status or 'no answer'} {self.message}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call, once to be deferred into a batch and once on its own."""
+
+    deferred: Callable[[], object]
+    alone: Callable[[], Blob | None]
+
+
+class TaskStore:
+    """The task folder, and the trigger bucket into which its objects go.
+
+    :param client: of google-cloud-storage; used from several threads.
+    :param task_url: the task folder, ``gs://bucket/folder``.
+    :param trigger_bucket: name of the bucket that BqTail watches.
+    """
+
+    def __init__(self, client: Client, task_url: str, trigger_bucket: str) -> None:
+        self._client = client
+        self._tasks, self._folder = place(client, task_url)
+        self._trigger = client.bucket(trigger_bucket)
+        self._batches = True
+        self._clock: tuple[float, float] | None = None
+        client._http.hooks["response"].append(self._note_time)
+
+    def close(self) -> None:
+        """Take back what was attached to the client."""
+        hooks = self._client._http.hooks["response"]
+        if self._note_time in hooks:
+            hooks.remove(self._note_time)
+
+    def _note_time(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        try:
+            date = parsedate_to_datetime(response.headers["Date"]).timestamp()
+        except (KeyError, ValueError):
+            return
+        self._clock = (date, time.monotonic())
+
+    def now(self) -> datetime:
+        """The storage server's time by its last answer, to a second, never ahead of it.
+
+        :raises RuntimeError: before the first answer.
+        """
+        if self._clock is None:
+            raise RuntimeError("the storage server's time is not known before its first answer")
+        date, noted = self._clock
+        return datetime.fromtimestamp(date + time.monotonic() - noted, UTC)
+
+    def task_url(self, name: str) -> str:
+        """The URL of an object of the task folder."""
+        return f"gs://{self._tasks.name}/{self._folder}{name}"
+
+    def trigger_url(self, name: str) -> str:
+        """The URL of an object of the trigger bucket."""
+        return f"gs://{self._trigger.name}/{name}"
+
+    def listing(self) -> tuple[datetime, list[StoredObject]]:
+        """Everything in the task folder, and the server's time when the listing began: one request per 1,000 objects.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
+        """
+        pages = self._client.list_blobs(
+            self._tasks,
+            prefix=self._folder or None,
+            fields=f"items({_FIELDS}),nextPageToken",
+            page_size=1000,
+            retry=_RETRY,
+        ).pages
+        began: datetime | None = None
+        found: list[StoredObject] = []
+        skip = len(self._folder)
+        for page in pages:
+            began = began or self.now()
+            found.extend(_stored(blob, skip) for blob in page)
+        return began or self.now(), found
+
+    def look(self, name: str) -> StoredObject | None:
+        """The object of the task folder as it is now; ``None`` when it is not there."""
+        return _look(self._tasks, f"{self._folder}{name}", len(self._folder))
+
+    def look_at_target(self, name: str) -> StoredObject | None:
+        """The object of the trigger bucket as it is now; ``None`` when it is not there."""
+        return _look(self._trigger, name, 0)
+
+    def copy(self, copies: Sequence[tuple[str, int, str]], to: str | None = None) -> list[Result]:
+        """Copy exact generations of the task folder's objects, each only onto a name that is free.
+
+        :param copies: name below the task folder, its generation, and the target's name; at most 100.
+        :param to: URL of the folder to copy to; by default the trigger bucket.
+        """
+        bucket, prefix = (self._trigger, "") if to is None else place(self._client, to)
+
+        def call(name: str, generation: int, target: str) -> _Call:
+            source = self._tasks.blob(f"{self._folder}{name}")
+            # No sourceGeneration: on a versioned bucket it would copy what another dispatcher has deleted already.
+            guards = {"if_generation_match": 0, "if_source_generation_match": generation}
+            return _Call(
+                lambda: self._tasks.copy_blob(
+                    source, bucket, f"{prefix}{target}", client=self._client, retry=None, timeout=_TIMEOUT, **guards
+                ),
+                lambda: _rewrite(source, bucket.blob(f"{prefix}{target}"), guards),
+            )
+
+        return self._run([call(*each) for each in copies])
+
+    def delete(self, objects: Sequence[tuple[str, int]]) -> list[Result]:
+        """Delete exactly these generations of the task folder's objects.
+
+        :param objects: name below the task folder and generation; at most 100.
+        """
+
+        def call(name: str, generation: int) -> _Call:
+            def delete() -> None:
+                self._tasks.delete_blob(
+                    f"{self._folder}{name}", if_generation_match=generation, retry=None, timeout=_TIMEOUT
+                )
+
+            return _Call(delete, delete)
+
+        return self._run([call(*each) for each in objects])
+
+    def stamp(self, stamps: Sequence[Stamp]) -> list[Result]:
+        """Write objects beside others, with their content and metadata of their own.
+
+        They are composed of the one object, since a compose carries metadata in a batch call and an overwrite needs no
+        ``storage.objects.update``.
+
+        :param stamps: at most 100.
+        """
+
+        def call(name: str, generation: int, target: str, replaces: int, metadata: Mapping[str, str]) -> _Call:
+            def compose() -> Blob:
+                stamped = self._tasks.blob(f"{self._folder}{target}")
+                stamped.metadata = dict(metadata)
+                stamped.content_type = "application/json"
+                stamped.compose(
+                    [self._tasks.blob(f"{self._folder}{name}")],
+                    client=self._client,
+                    if_generation_match=replaces,
+                    if_source_generation_match=[generation],
+                    retry=None,
+                    timeout=_TIMEOUT,
+                )
+                return stamped
+
+            return _Call(compose, compose)
+
+        return self._run([call(*each) for each in stamps])
+
+    def _run(self, calls: Sequence[_Call]) -> list[Result]:
+        """Carry out calls, again and again those that the service was too busy for, until patience is over."""
+        if len(calls) > BATCH_SIZE:
+            raise ValueError(f"{len(calls)} calls in one batch; Cloud Storage takes {BATCH_SIZE}")
+        results = [Result(0)] * len(calls)
+        left = list(range(len(calls)))
+        until = time.monotonic() + _PATIENCE
+        delay = 0.2
+        while left:
+            for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
+                results[index] = result
+            left = [index for index in left if results[index].status in _RETRIED or results[index].status == 0]
+            if left and time.monotonic() + delay > until:
+                break
+            if left:
+                log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])
+                time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  (spreads load, hides nothing)
+                delay = min(delay * 2, 8.0)
+        return results
+
+    def _once(self, calls: Sequence[_Call]) -> list[Result]:
+        if self._batches and len(calls) > 1:
+            batch = self._client.batch(raise_exception=False)
+            try:
+                with batch:
+                    for call in calls:
+                        call.deferred()
+            except GoogleAPICallError as error:
+                if error.code not in (404, 501):
+                    return [_failure(error)] * len(calls)
+            except _NO_ANSWER as error:
+                return [Result(0, message=f"{type(error).__name__}: {error}")] * len(calls)
+            except ValueError as error:  # the library's word for an answer without all of its parts
+                log.debug("The batch answer is not whole: %s", error)
+            else:
+                return [_part(response) for response in batch._responses]
+            log.info("Cloud Storage takes no batch calls here: going on with single ones")
+            self._batches = False
+        return [_alone(call) for call in calls]
+
+    def read(self, url: str) -> bytes:
+        """The content of an object.
+
+        :raises google.api_core.exceptions.NotFound: when it is not there.
+        """
+        return read_object(url, self._client)
+
+    def write_json(self, url: str, document: Any) -> None:
+        """Write a JSON document, over one that is there.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
+        """
+        bucket, name = place(self._client, url, folder=False)
+        text = json.dumps(document, indent=1, ensure_ascii=False)
+        bucket.blob(name).upload_from_string(text, content_type="application/json", timeout=_TIMEOUT, retry=_RETRY)
+
+    def names(self, url: str) -> Iterator[str]:
+        """The URLs of the objects in a folder."""
+        bucket, prefix = place(self._client, url)
+        for blob in self._client.list_blobs(bucket, prefix=prefix, fields="items(name),nextPageToken", retry=_RETRY):
+            yield f"gs://{bucket.name}/{blob.name}"
+
+    def remove(self, url: str) -> None:
+        """Delete an object that this project wrote; one that is gone is fine."""
+        bucket, name = place(self._client, url, folder=False)
+        try:
+            bucket.delete_blob(name, timeout=_TIMEOUT, retry=_RETRY)
+        except NotFound:
+            log.debug("%s is gone already", url)
+
+
+def place(client: Client, url: str, *, folder: bool = True) -> tuple[Bucket, str]:
+    """The bucket of a ``gs://`` URL, and the path in it; a folder's path ends with a slash, or is empty."""
+    bucket, _, path = url.removeprefix("gs://").partition("/")
+    return client.bucket(bucket), f"{path.strip('/')}/" if folder and path.strip("/") else path
+
+
+def read_object(url: str, client: Client | None = None) -> bytes:
+    """The content of the object at a ``gs://`` URL.
+
+    :param client: by default one with the environment's credentials.
+    """
+    bucket, name = place(client or Client(), url, folder=False)
+    content: bytes = bucket.blob(name).download_as_bytes(timeout=_TIMEOUT, retry=_RETRY)
+    return content
+
+
+def _stored(blob: Blob, skip: int) -> StoredObject:
+    return StoredObject(
+        blob.name[skip:],
+        int(blob.generation),
+        blob.time_created,
+        blob.crc32c or "",
+        int(blob.size or 0),
+        blob.metadata or {},
+    )
+
+
+def _look(bucket: Bucket, name: str, skip: int) -> StoredObject | None:
+    blob = bucket.get_blob(name, timeout=_TIMEOUT, retry=_RETRY)
+    return None if blob is None else _stored(blob, skip)
+
+
+def _rewrite(source: Blob, target: Blob, guards: Mapping[str, int]) -> Blob:
+    """Copy by as many calls as it takes: a rewrite that is not done has copied nothing yet that one can see."""
+    token = None
+    while True:
+        token, _, _ = target.rewrite(source, token=token, retry=_RETRY, timeout=_TIMEOUT, **guards)
+        if token is None:
+            return target
+
+
+def _alone(call: _Call) -> Result:
+    try:
+        written = call.alone()
+    except GoogleAPICallError as error:
+        return _failure(error)
+    except _NO_ANSWER as error:
+        return Result(0, message=f"{type(error).__name__}: {error}")
+    return Result(200, int(written.generation or 0) if written is not None else 0)
+
+
+def _failure(error: GoogleAPICallError) -> Result:
+    busy = error.code == 403 and any(each.get("reason", "").endswith("ateLimitExceeded") for each in error.errors)
+    return Result(429 if busy else int(error.code or 0), message=error.message or type(error).__name__)
+
+
+def _part(response: requests.Response) -> Result:
+    try:
+        body = response.json()
+    except ValueError:
+        body = {}
+    if response.status_code < 300:
+        return Result(response.status_code, int(body.get("generation", 0)))
+    said = body.get("error", {})
+    reasons = [each.get("reason", "") for each in said.get("errors", [])]
+    busy = response.status_code == 403 and any(reason.endswith("ateLimitExceeded") for reason in reasons)
+    return Result(429 if busy else response.status_code, message=said.get("message") or response.text[:200])
