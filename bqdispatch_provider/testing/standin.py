@@ -379,7 +379,7 @@ class StandInControl:
         return dict(self._call("GET", f"peaks{query}")["peaks"])
 
     def reset(self) -> None:
-        """Empty everything: buckets, jobs, faults, counters; the clock shows real time again."""
+        """Empty everything: buckets, jobs, faults, counters; clock and latency are as at the start."""
         self._call("POST", "reset")
 
     def _call(self, method: str, path: str, body: Json | None = None) -> Json:

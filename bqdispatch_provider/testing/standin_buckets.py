@@ -392,24 +392,25 @@ class Buckets:
         return page
 
     def seed(self, bucket: str, objects: Iterable[Json]) -> list[int]:
-        """Many objects at once, the bucket too when it is missing; answers their generations."""
-        home = self.buckets.get(bucket) or self.create_bucket(bucket, "standin")
-        prepared = []
+        """Many objects at once, the bucket too when it is missing; answers their generations.
+
+        All of them, or none when one is wrong.
+        """
+        now, prepared = self.clock.now(), []
         for entry in objects:
-            name = entry.get("name")
-            if not isinstance(name, str):
-                raise ApiError(400, "Every object needs a name.")
+            name, created = entry.get("name"), entry.get("timeCreated", now)
+            if not isinstance(name, str) or not isinstance(created, int | float):
+                raise ApiError(400, "An object has a name and perhaps a timeCreated in seconds since the epoch.")
             check_name(name)
             properties = {key: entry[key] for key in ("contentType", "metadata") if entry.get(key) is not None}
-            prepared.append((name, Content(str(entry.get("content") or "").encode()), properties, entry))
-        now = self.clock.now()
-        generations = []
-        for name, content, properties, entry in prepared:
-            millis = int(float(entry.get("timeCreated", now)) * 1000)
-            stored = StoredObject(bucket, name, content, self._generation(), millis, millis, properties)
+            content = Content(str(entry.get("content") or "").encode())
+            millis = int(created * 1000)
+            prepared.append(StoredObject(bucket, name, content, 0, millis, millis, properties))
+        home = self.buckets[bucket] if bucket in self.buckets else self.create_bucket(bucket, "standin")
+        for stored in prepared:
+            stored.generation = self._generation()
             home.put(stored)
-            generations.append(stored.generation)
-        return generations
+        return [stored.generation for stored in prepared]
 
     def _existing(self, bucket: str, name: str, generation: int | None) -> StoredObject:
         stored = self.bucket(bucket).live(name)

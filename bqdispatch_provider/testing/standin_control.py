@@ -110,7 +110,7 @@ class State:
         self.faults = Faults()
         self.requests = 0
         self.calls: Counter[str] = Counter()
-        self.latency_ms = latency_ms
+        self.latency_ms = self._first_latency_ms = latency_ms
 
     @cached_property
     def services(self) -> tuple[JobsApi, StorageApi]:
@@ -118,7 +118,8 @@ class State:
         return JobsApi(self.jobs), StorageApi(self.buckets)
 
     def reset(self) -> None:
-        """Empty everything, stop all faults and bring the clock back to real time; the latency stays."""
+        """Empty everything, stop all faults, and bring clock and latency back to what they were at the start."""
+        self.latency_ms = self._first_latency_ms
         self.buckets.clear()
         self.jobs.clear()
         self.faults.rules.clear()

@@ -533,7 +533,7 @@ def _token(start: str) -> str:
 
 def _page_start(request: Request) -> str:
     try:
-        return base64.urlsafe_b64decode(request.one("pageToken") or "").decode()
+        return base64.b64decode(request.one("pageToken") or "", altchars=b"-_", validate=True).decode()
     except ValueError:
         raise ApiError(400, "Invalid pageToken.", "invalidParameter") from None
 
