@@ -71,6 +71,7 @@ class Dispatcher:
         self._go_on = go_on
         self._given = config
         self._until = float("inf")
+        self._may_delete = self._refused = False
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
         _widen(self._session)
@@ -178,13 +179,22 @@ class Dispatcher:
         :param shares: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
-        work: list[tuple[Callable[[Sequence[Event]], list[_Done]], Sequence[Event]]] = []
+        work: list[tuple[_Act, Sequence[Event]]] = []
         for share in shares:
             act = self._fire if share.lane is Lane.WINDOWS else self._move
-            work += [(act, events) for events in _chunks(share.events)]
-        for act, done in self._threads.map(lambda each: (each[0], self._unless_over(*each)), work):
-            for one in done:
-                self._note(report, one, fired=act == self._fire)
+            events = share.events
+            if act == self._move and not self._may_delete and events:
+                # The first move goes alone: where deleting is refused, every further copy would be delivered in vain.
+                self._note(report, self._unless_over(act, events[:1]))
+                events = events[1:]
+            work += [(act, chunk) for chunk in _chunks(events)]
+        for done in self._threads.map(lambda each: self._unless_over(*each), work):
+            self._note(report, done)
+        if self._refused:
+            report.error(
+                f"a delete in {self.config.async_task_url!r} was refused, so no more is moved from there: the account "
+                "needs storage.objects.delete, and neither a retention policy nor a hold may stand against it"
+            )
         return report
 
     def tidy(self, tidy: Tidy) -> Report:
@@ -217,8 +227,8 @@ class Dispatcher:
         except _STORAGE_ERRORS as error:
             report.error(f"{url!r} cannot be written, so BqTail may send loads to a busy project: {_said(error)}")
 
-    def _unless_over(self, act: Callable[[Sequence[Event]], list[_Done]], events: Sequence[Event]) -> list[_Done]:
-        if not self._go_on() or time.monotonic() > self._until:
+    def _unless_over(self, act: _Act, events: Sequence[Event]) -> list[_Done]:
+        if not self._go_on() or time.monotonic() > self._until or (act == self._move and self._refused):
             return [_Done(event, Outcome.PENDING) for event in events]
         try:
             return act(events)
@@ -251,9 +261,11 @@ class Dispatcher:
             # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
             if result.ok or result.doubtful:
                 done[index] = _Done(event, outcome)
+                self._may_delete = True
             else:
                 said = f"{url} was copied but not deleted, so it may be delivered again: {result}"
                 done[index] = _Done(event, Outcome.ERROR, error=said)
+                self._refused = self._refused or result.status == 403
         return done
 
     def _copy(self, moves: Sequence[tuple[Event, str]], to: str | None = None) -> list[_Done]:
@@ -352,24 +364,27 @@ class Dispatcher:
             there is not None and Sentinel.of(there).window == event.generation and "bqdispatch-fired" in there.metadata
         )
 
-    def _note(self, report: Report, one: _Done, fired: bool) -> None:
-        report.outcomes[one.outcome] += 1
-        if one.error:
-            report.error(one.error)
-            log.warning("%s", one.error)
-        if one.outcome is not Outcome.DISPATCHED:
-            return
-        url = self.store.task_url(one.event.name)
-        if fired:
-            window = WindowName.parse(one.event.name)
+    def _note(self, report: Report, done: Iterable[_Done]) -> None:
+        for one in done:
+            report.outcomes[one.outcome] += 1
+            if one.error:
+                report.error(one.error)
+                log.warning("%s", one.error)
+            if one.outcome is Outcome.DISPATCHED:
+                self._note_dispatched(report, one.event)
+
+    def _note_dispatched(self, report: Report, event: Event) -> None:
+        url = self.store.task_url(event.name)
+        if event.name.endswith(".win"):
+            window = WindowName.parse(event.name)
             report.batched[url] = window.end.strftime("%Y-%m-%dT%H:%M:%SZ")
             project, counter = window.dest_project, BATCH_JOBS
         else:
-            trace = TraceName.parse(one.event.name)
+            trace = TraceName.parse(event.name)
             project, counter = trace.project, counter_of(trace.action)
             report.jobs[url] = {
                 "Project": project or self.config.project_id or "",
-                "Region": trace.region or one.event.location,
+                "Region": trace.region or event.location,
                 "ID": trace.job_id,
                 "URL": url,
                 "Status": "DONE",
@@ -396,6 +411,7 @@ class _Done:
     error: str = ""
 
 
+_Act = Callable[[Sequence[Event]], list[_Done]]
 _STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
 
 

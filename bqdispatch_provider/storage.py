@@ -106,13 +106,10 @@ class TaskStore:
         self._clock = (date, time.monotonic())
 
     def now(self) -> datetime:
-        """The storage server's time by its last answer, to a second, never ahead of it.
-
-        :raises RuntimeError: before the first answer.
-        """
+        """The storage server's time by its last answer, to a second and never ahead; asks when there was none yet."""
         if self._clock is None:
-            raise RuntimeError("the storage server's time is not known before its first answer")
-        date, noted = self._clock
+            next(iter(self._client.list_blobs(self._tasks, max_results=1, fields="items(name)", retry=_RETRY)), None)
+        date, noted = self._clock or (time.time(), time.monotonic())
         return datetime.fromtimestamp(date + time.monotonic() - noted, UTC)
 
     def task_url(self, name: str) -> str:

@@ -1,0 +1,285 @@
+"""One cycle against the stand-in Google Cloud: what is moved, fired, held back and reported."""
+
+from datetime import UTC, datetime
+
+import pytest
+from world import FOLDER, JOURNAL, TASKS, TRIGGER
+
+from bqdispatch_provider.model import Outcome
+
+
+def hour_of(world, age=60.0):
+    return datetime.fromtimestamp(world.control.now() - age, UTC).strftime("%Y-%m-%d_%H")
+
+
+def adds_up(report):
+    document = report.to_dict()
+    return sum(document["Outcomes"].values()) == document["Listed"]
+
+
+def test_all_finished_traces_are_moved_and_all_due_windows_fired(world):
+    traces = world.traces(700) + world.traces(300, "query")
+    windows = [world.window(f"ds.t{n}") for n in range(10)]
+    report = world.cycle()
+    document = report.to_dict()
+    assert document["Status"] == "ok"
+    assert set(document["Jobs"]) == {world.url_of(name) for name in traces}
+    assert set(document["Batched"]) == {world.url_of(name) for name in windows}
+    assert document["Dispatched"] == {"LoadJobs": 700, "QueryJobs": 300, "BatchJobs": 10}
+    assert document["Listed"] == 1010
+    assert document["Outcomes"] == {"dispatched": 1010}
+    assert len(world.names(TRIGGER, "_bqjob_/")) == 1000
+    assert world.names(TRIGGER, "_batch_/") == sorted(f"_batch_/{name}" for name in windows)
+    again = world.cycle().to_dict()
+    assert (again["Jobs"], again["Batched"], again["Outcomes"]) == ({}, {}, {"ignored": 20})
+
+
+def test_a_hundred_copies_or_deletes_travel_in_one_request(world):
+    world.traces(1000)
+    world.control.reset_counters()
+    world.cycle()
+    listing, jobs, first_move, batches = 1, 1, 2, 10 + 10
+    assert world.control.requests() <= listing + jobs + first_move + batches
+
+
+def test_an_empty_folder_costs_one_request(world):
+    world.control.reset_counters()
+    report = world.cycle()
+    assert world.control.requests() == 1
+    assert report.to_dict()["Listed"] == 0
+
+
+@pytest.mark.parametrize("suffix", ["", ".json"])
+def test_a_trace_goes_into_the_hour_of_its_creation(world, suffix):
+    name = f"proj:p:US/ds.t--1_00001_load--dispatch{suffix}"
+    world.put(name, age=7200, content='{"a": 1}')
+    world.jobs(["ds_t--1_00001_load--dispatch"], age=7200)
+    report = world.cycle()
+    target = f"_bqjob_/{hour_of(world, 7200)}/proj:p:US/ds.t--1_00001_load--dispatch.json"
+    assert world.names(TRIGGER) == [target]
+    assert world.blob(target, TRIGGER).download_as_bytes() == b'{"a": 1}'
+    assert world.names() == []
+    assert report.to_dict()["Jobs"][world.url_of(name)] == {
+        "Project": "p",
+        "Region": "US",
+        "ID": "ds_t--1_00001_load--dispatch",
+        "URL": world.url_of(name),
+        "Status": "DONE",
+    }
+
+
+def test_unfinished_jobs_stay_and_are_counted(world):
+    world.traces(2, state="RUNNING")
+    world.trace("copy", state="PENDING")
+    world.trace("query", state="RUNNING", project="q")
+    world.trace("export", state=None)
+    document = world.cycle().to_dict()
+    assert document["Running"] == {"LoadJobs": 2, "QueryJobs": 1}
+    assert document["Pending"] == {"CopyJobs": 1}
+    assert document["Outcomes"] == {"running": 3, "pending": 1, "not_found": 1}
+    assert document["Performance"]["p"]["NoFound"] == 1
+    assert document["Performance"]["p"]["Running"] == {"LoadJobs": 2}
+    assert document["Performance"]["q"]["Running"] == {"QueryJobs": 1}
+    assert len(world.names()) == 5
+
+
+def test_a_failed_job_is_done_too(world):
+    name = world.trace(state=None)
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], error="invalid")
+    assert world.url_of(name) in world.cycle().to_dict()["Jobs"]
+
+
+def test_an_object_younger_than_three_seconds_waits(world):
+    world.trace(age=1)
+    world.window(due=8, age=1)
+    report = world.cycle()
+    assert report.to_dict()["Outcomes"] == {"too_young": 2}
+    world.control.advance(5)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 2}
+
+
+def test_a_window_is_due_seven_seconds_after_its_end(world):
+    world.window(due=5)
+    assert world.cycle().to_dict()["Outcomes"] == {"pending": 1}
+    world.control.advance(4)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+
+
+def test_a_root_trace_is_looked_for_in_every_location(world):
+    name = world.trace(root=True, region="europe-west3")
+    document = world.cycle().to_dict()
+    assert document["Jobs"][world.url_of(name)]["Region"] == "europe-west3"
+
+
+def test_an_empty_region_is_looked_for_in_every_location(world):
+    world.put("proj:p:/ds.t--1_00001_load--dispatch")
+    world.jobs(["ds_t--1_00001_load--dispatch"], location="asia-east1")
+    assert world.cycle().dispatched == 1
+
+
+def test_a_job_of_another_location_is_not_this_traces_job(world):
+    world.put("proj:p:EU/ds.t--1_00001_load--dispatch")
+    world.jobs(["ds_t--1_00001_load--dispatch"], location="US")
+    assert world.cycle().to_dict()["Outcomes"] == {"not_found": 1}
+
+
+def test_names_that_meet_in_one_job_id_are_all_moved(world):
+    for dest in ("p:ds.t", "p.ds.t", "p_ds.t"):
+        world.put(f"proj:p:US/{dest}--1_00001_load--dispatch")
+    world.jobs(["p_ds_t--1_00001_load--dispatch"])
+    assert world.cycle().dispatched == 3
+    assert len(world.names(TRIGGER)) == 3
+
+
+def test_jobs_of_other_users_are_seen(world):
+    world.traces(10, state=None)
+    ids = [f"ds_t--{n}_00001_load--dispatch" for n in range(world._event - 9, world._event + 1)]
+    world.control.seed_jobs(
+        {"project": "p", "location": "US", "jobId": i, "type": "load", "userEmail": "bqtail@x.iam"} for i in ids
+    )
+    assert world.cycle().dispatched == 10
+
+
+def test_what_is_no_trace_is_named_and_left(world):
+    strange = ["notes.txt", "nowin.win", "a_12x.win", "x.wis", "proj:p/ds.t--1_00001_load--dispatch"]
+    bookkeeping = ["xx:test.dummy.grp", "xx:test.dummy_1_1700000000/55.loc", "a.cnt"]
+    world.put(*strange, *bookkeeping)
+    report = world.cycle()
+    document = report.to_dict()
+    assert document["Status"] == "ok"
+    assert set(document["Unknown"]) == set(strange)
+    assert document["Outcomes"] == {"ignored": 3, "unknown": 5}
+    assert world.names() == sorted(strange + bookkeeping)
+
+
+def test_a_body_that_is_no_json_is_moved_unread(world):
+    world.trace(content="\x00 no json {")
+    assert world.cycle().dispatched == 1
+    (target,) = world.names(TRIGGER)
+    assert world.blob(target, TRIGGER).download_as_bytes() == b"\x00 no json {"
+
+
+@pytest.mark.parametrize("dest", ["ds.<b>&t", "ds.%2F..%2F", "ds.a b+c", "ds.tä\t\x01", "ds.$20240101", "..--"])
+def test_names_are_untrusted_text(world, dest):
+    name = f"proj:p:US/{dest}--1_00001_load--dispatch"
+    world.put(name)
+    world.jobs([f"{dest}--1_00001_load--dispatch".replace("$", "_").replace(".", "_").replace(":", "_")])
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+    assert world.names(TRIGGER) == [f"_bqjob_/{hour_of(world)}/{name}.json"]
+
+
+def test_a_project_that_may_not_be_listed_is_an_error_and_the_others_go_on(world):
+    world.traces(10, project="closed")
+    world.traces(10, project="open")
+    world.control.add_fault("bigquery.jobs.*", "status", status=403, reason="accessDenied", project="closed")
+    document = world.cycle().to_dict()
+    assert document["Status"] == "error"
+    assert len(document["Errors"]) == 1
+    assert "'closed'" in document["Errors"][0]
+    assert document["Outcomes"] == {"dispatched": 10, "error": 10}
+    assert len(world.names()) == 10
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(world):
+    world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden")
+    document = world.cycle().to_dict()
+    assert document["Status"] == "error"
+    assert f"gs://{TASKS}/{FOLDER}" in document["Error"]
+
+
+def test_limits_hold_whatever_runs_already(world):
+    world.traces(3, "query", state="RUNNING")
+    world.traces(10, "query")
+    world.traces(1, "load", state="PENDING")
+    world.traces(5, "copy")
+    world.window("ds.w")
+    report = world.cycle(MaxConcurrentSQL=5, MaxConcurrentJobs=3)
+    document = report.to_dict()
+    assert document["Dispatched"].get("QueryJobs") == 2
+    assert document["Dispatched"].get("CopyJobs", 0) + document["Dispatched"].get("BatchJobs", 0) == 2
+    assert document["Throttled"]["QueryJobs"] == 8
+    assert adds_up(report)
+
+
+def test_limits_are_per_project(world):
+    for project in ("a", "b"):
+        world.traces(3, project=project)
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 4
+
+
+def test_the_oldest_go_first(world):
+    young = world.trace(age=100)
+    old = world.trace(age=900)
+    middle = world.trace(age=500)
+    assert list(world.cycle(MaxConcurrentJobs=2).to_dict()["Jobs"]) == [world.url_of(old), world.url_of(middle)]
+    assert world.names() == [young]
+
+
+def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world):
+    for n in range(3):
+        world.window(f"ds.t{n}")
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 2
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 0
+    world.trace("load", dest="ds.t0", age=-1, state=None)
+    world.control.advance(5)
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 0
+    world.control.advance(70)
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 1
+
+
+def test_performance_is_written_after_the_work(world):
+    world.traces(2, "query")
+    with world.dispatcher() as dispatcher:
+        report = dispatcher.run(time_to_live=0)
+    written = world.blob("journal/performance.json", JOURNAL).download_as_bytes()
+    import json
+
+    assert json.loads(written) == report.to_dict()["Performance"]
+    assert json.loads(written)["p"]["Dispatched"] == {"QueryJobs": 2}
+
+
+def test_a_run_goes_on_until_its_time_is_up_and_is_ok(world):
+    world.trace()
+    seen = []
+    with world.dispatcher() as dispatcher:
+        report = dispatcher.run(
+            time_to_live=3.5,
+            progress=lambda so_far: (seen.append(so_far.cycles), world.trace() if len(seen) == 1 else 0),
+        )
+    document = report.to_dict()
+    assert document["Status"] == "ok"
+    assert document["Cycles"] == len(seen) >= 3
+    assert document["Dispatched"] == {"LoadJobs": 2}
+    assert document["Outcomes"] == {"dispatched": 2}
+    assert document["Listed"] == 2
+
+
+def test_no_new_work_is_taken_once_it_is_told_to_stop(world):
+    world.traces(5)
+    report = world.cycle(go_on=lambda: False)
+    assert report.to_dict()["Outcomes"] == {"pending": 5}
+    assert len(world.names()) == 5
+
+
+def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):
+    world.traces(3)
+    from bqdispatch_provider.config import DispatchConfig
+    from bqdispatch_provider.dispatcher import Dispatcher
+
+    bucket = world.client.bucket(JOURNAL)
+    import json
+
+    bucket.blob("config.json").upload_from_string(json.dumps(world.document(CheckInMs=1, MaxConcurrentJobs=1)))
+    config = DispatchConfig.from_url(f"gs://{JOURNAL}/config.json", storage_client=world.client)
+
+    def loosen(report):
+        if report.cycles == 1:
+            bucket.blob("config.json").upload_from_string(json.dumps(world.document(CheckInMs=1)))
+        elif report.cycles == 2:
+            bucket.blob("config.json").upload_from_string("{")
+
+    with Dispatcher(config, world.client, world.session) as dispatcher:
+        report = dispatcher.run(time_to_live=4.5, progress=loosen)
+    assert report.outcomes[Outcome.DISPATCHED] == 3
+    assert report.cycles > 2
+    assert any("no JSON" in error for error in report.errors)

@@ -1,0 +1,154 @@
+"""A move is two calls: whatever either answers is looked into, and nothing is deleted without a proven copy."""
+
+import pytest
+from world import TASKS, TRIGGER
+
+from bqdispatch_provider.model import Event, Lane, Share
+from bqdispatch_provider.planning import target_of
+
+
+def share_of(world, *names):
+    events = tuple(Event(name, int(blob.generation), blob.time_created) for name in names if (blob := world.blob(name)))
+    return Share(Lane.JOBS, 0, events)
+
+
+def target(world, name):
+    blob = world.blob(name)
+    return target_of(Event(name, int(blob.generation), blob.time_created), Lane.JOBS, world.config())
+
+
+def put_target(world, name, content):
+    world.client.bucket(TRIGGER).blob(name).upload_from_string(content)
+
+
+def test_a_copy_that_was_made_before_is_not_made_again(world):
+    name = world.trace(content='{"a": 1}')
+    before = target(world, name)
+    put_target(world, before, '{"a": 1}')
+    generation = world.blob(before, TRIGGER).generation
+    assert world.cycle().dispatched == 1
+    assert world.names() == []
+    assert world.names(TRIGGER) == [before]
+    assert world.blob(before, TRIGGER).generation == generation
+
+
+def test_another_trace_of_the_same_name_goes_out_beside_the_first(world):
+    name = world.trace(content="second")
+    first, generation = target(world, name), world.blob(name).generation
+    put_target(world, first, "first")
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+    other = first.removesuffix(".json") + f"_{generation}.json"
+    assert world.names(TRIGGER) == sorted([first, other])
+    assert world.blob(first, TRIGGER).download_as_bytes() == b"first"
+    assert world.blob(other, TRIGGER).download_as_bytes() == b"second"
+    assert world.names() == []
+
+
+def test_both_names_taken_by_others_leave_the_trace_where_it_is(world):
+    name = world.trace(content="third")
+    first, generation = target(world, name), world.blob(name).generation
+    put_target(world, first, "first")
+    put_target(world, first.removesuffix(".json") + f"_{generation}.json", "second")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 1}
+    assert name in document["Error"]
+    assert world.names() == [name]
+
+
+def test_a_trace_that_was_written_again_is_left_to_the_next_cycle(world):
+    name = world.trace(content="old")
+    share = share_of(world, name)
+    world.put(name, content="new")
+    with world.dispatcher() as dispatcher:
+        report = dispatcher.dispatch([share])
+    assert report.to_dict()["Outcomes"] == {"ignored": 1}
+    assert world.blob(name).download_as_bytes() == b"new"
+    assert world.names(TRIGGER) == []
+
+
+def test_a_trace_that_somebody_else_moved_is_not_an_error(world):
+    names = world.traces(3)
+    share = share_of(world, *names)
+    world.delete(names[1])
+    with world.dispatcher() as dispatcher:
+        report = dispatcher.dispatch([share])
+    assert report.to_dict()["Outcomes"] == {"dispatched": 2, "ignored": 1}
+    assert report.ok
+
+
+def test_a_trace_written_again_between_copy_and_delete_is_not_deleted(world):
+    name = world.trace(content="old")
+    with world.dispatcher() as dispatcher:
+        delete = dispatcher.store.delete
+
+        def write_again_first(objects):
+            world.put(name, content="new")
+            return delete(objects)
+
+        dispatcher.store.delete = write_again_first
+        assert dispatcher.cycle().dispatched == 1
+    assert world.blob(name).download_as_bytes() == b"new"
+    assert len(world.names(TRIGGER)) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 503}, {"kind": "status", "status": 429}, {"kind": "reset"}]
+)
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", ["storage.objects.copy", "storage.objects.delete", "storage.batch"])
+def test_a_passing_fault_loses_and_doubles_nothing(world, call, after, fault):
+    names = world.traces(30)
+    world.control.add_fault(call, after=after, times=2, **fault)
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 30}, document["Errors"]
+    assert document["Status"] == "ok"
+    assert len(world.names(TRIGGER)) == len(names)
+    assert world.names() == []
+
+
+def test_a_copy_that_is_refused_keeps_its_source_and_the_others_go(world):
+    names = world.traces(5)
+    world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden", name=f"*{names[2]}")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 4, "error": 1}
+    assert document["Status"] == "error"
+    assert world.url_of(names[2]) in document["Error"]
+    assert world.names() == [names[2]]
+    assert world.url_of(names[2]) not in document["Jobs"]
+
+
+def test_after_a_refused_delete_no_more_is_moved_from_the_folder(world):
+    world.traces(450)
+    world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", bucket=TASKS)
+    document = world.cycle().to_dict()
+    assert document["Status"] == "error"
+    assert any("storage.objects.delete" in error for error in document["Errors"])
+    assert sum(document["Outcomes"].values()) == document["Listed"] == 450
+    assert "dispatched" not in document["Outcomes"]
+    assert len(world.names(TRIGGER)) < 450
+    assert len(world.names()) == 450
+
+
+def test_an_endpoint_without_batches_is_served_by_single_calls(world):
+    world.traces(4)
+    world.window()
+    world.control.add_fault("storage.batch", "status", status=404, reason="notFound")
+    world.control.set_rewrite_calls(3)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 5}
+    assert len(world.names(TRIGGER)) == 5
+    assert world.control.calls()["storage.objects.rewrite"] >= 12
+
+
+def test_a_share_is_bound_to_its_generations_in_another_process(world):
+    name = world.trace()
+    with world.dispatcher() as dispatcher:
+        shares = [share.to_dict() for share in dispatcher.look().plan.shares({})]
+    import json
+
+    shares = [Share.from_dict(share) for share in json.loads(json.dumps(shares))]
+    with world.dispatcher() as dispatcher:
+        first = dispatcher.dispatch(shares)
+        again = dispatcher.dispatch(shares)
+    assert list(first.to_dict()["Jobs"]) == [world.url_of(name)]
+    assert again.to_dict()["Outcomes"] == {"ignored": 1}
+    assert len(world.names(TRIGGER)) == 1

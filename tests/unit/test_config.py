@@ -1,0 +1,181 @@
+"""The configuration document: what it means, and what is said about one that cannot be used."""
+
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bqdispatch_provider.config import ConfigError, DispatchConfig, SlackCredentials
+
+PLACES = {"AsyncTaskURL": "gs://ops/BqDispatch/Tasks/", "JournalURL": "gs://ops/journal", "ErrorURL": "gs://ops/errors"}
+
+
+def config(**more):
+    return DispatchConfig.from_dict({**PLACES, **more})
+
+
+def findings(document, variables=None):
+    with pytest.raises(ConfigError) as caught:
+        DispatchConfig.from_dict(document, variables)
+    for finding in caught.value.findings:
+        assert finding in str(caught.value)
+    return caught.value.findings
+
+
+def test_defaults_are_the_protocols():
+    made = config()
+    assert (made.region, made.time_to_live_in_min, made.check_in_ms) == ("us-central1", 1, 0)
+    assert (made.max_concurrent_sql, made.max_concurrent_jobs, made.max_trigger_delay_ms) == (0, 0, 120_000)
+    assert (made.post_job_prefix, made.batch_prefix) == ("/_bqjob_/", "/_batch_/")
+    assert (made.project_id, made.trigger_bucket, made.slack_credentials) == (None, None, None)
+
+
+def test_trigger_bucket_follows_from_the_project():
+    assert config(ProjectID="my-project-1").for_project(None).trigger_bucket == "my_project_1_bqtail"
+    assert config().for_project("other-one").trigger_bucket == "other_one_bqtail"
+    assert config(TriggerBucket="mine-x").for_project("p").trigger_bucket == "mine-x"
+
+
+def test_a_project_is_needed_from_somewhere():
+    with pytest.raises(ConfigError, match="ProjectID is missing"):
+        config().for_project(None)
+
+
+@pytest.mark.parametrize("key", ["MaxConcurrentJobs", "MaxConcurrentLoad"])
+def test_the_limit_of_jobs_has_two_names(key):
+    assert config(**{key: 7}).max_concurrent_jobs == 7
+
+
+def test_two_different_limits_of_jobs_are_refused():
+    assert findings({**PLACES, "MaxConcurrentJobs": 1, "MaxConcurrentLoad": 2}) == [
+        "MaxConcurrentLoad is 2; expected the same as MaxConcurrentJobs (1)"
+    ]
+    assert config(MaxConcurrentJobs=3, MaxConcurrentLoad=3).max_concurrent_jobs == 3
+
+
+def test_variables_are_filled_in_everywhere():
+    made = DispatchConfig.from_dict(
+        {**PLACES, "JournalURL": "gs://${b}/${f}", "SlackCredentials": {"URL": "gs://${b}/slack", "Key": "${f}/key"}},
+        {"b": "bucket", "f": "folder"},
+    )
+    assert made.journal_url == "gs://bucket/folder"
+    assert made.slack_credentials == SlackCredentials("gs://bucket/slack", "folder/key")
+
+
+def test_everything_wrong_is_said_at_once():
+    found = findings(
+        {
+            "AsyncTaskURL": "s3://b/x",
+            "ErrorURL": 7,
+            "MaxConcurrentSQL": -1,
+            "MaxConcurrentJobs": "20",
+            "TimeToLiveInMin": 0,
+            "CheckInMs": True,
+            "ProjectID": "${project}",
+            "TriggerBucket": "gs://b",
+            "BatchPrefix": "//",
+            "SlackCredentials": "token",
+        },
+        {"region": "x"},
+    )
+    assert found == [
+        "ProjectID asks for the variable ${project}, which is not given; expected one of the given ones: region",
+        "AsyncTaskURL is 's3://b/x'; expected gs://bucket/folder",
+        "JournalURL is missing; expected gs://bucket/folder",
+        "ErrorURL is 7; expected gs://bucket/folder",
+        "TriggerBucket is 'gs://b'; expected the name of a bucket, without gs:// and without a path",
+        "TimeToLiveInMin is 0; expected a number of minutes above 0, a day at most",
+        "CheckInMs is True; expected a whole number, 0 or more",
+        "MaxConcurrentSQL is -1; expected a whole number, 0 or more",
+        "MaxConcurrentJobs is '20'; expected a whole number, 0 or more",
+        "BatchPrefix is '//'; expected a folder with slashes around it, such as /_batch_/",
+        'SlackCredentials is a str; expected an object {"URL": gs:// URL of the encrypted token, "Key": "ring/key"}',
+    ]
+
+
+@pytest.mark.parametrize("key", ["JournalURL", "ErrorURL"])
+@pytest.mark.parametrize("place", ["gs://ops/BqDispatch/Tasks", "gs://ops/BqDispatch/Tasks/deeper/"])
+def test_no_place_of_ours_lies_inside_the_task_folder(key, place):
+    (finding,) = findings({**PLACES, key: place})
+    assert finding.startswith(f"{key} {place!r} lies inside the task folder")
+
+
+def test_a_place_beside_the_task_folder_is_fine():
+    assert config(JournalURL="gs://ops/BqDispatch/TasksJournal").journal_url
+
+
+def test_the_task_folder_may_not_lie_in_the_trigger_bucket():
+    (finding,) = findings({**PLACES, "TriggerBucket": "ops"})
+    assert "lies in the TriggerBucket" in finding
+    with pytest.raises(ConfigError, match="lies in the TriggerBucket"):
+        config(AsyncTaskURL="gs://p_bqtail/tasks").for_project("p")
+
+
+@pytest.mark.parametrize("prefixes", [("/x/", "/x/"), ("/x/", "/x/y/")])
+def test_prefixes_may_not_overlap(prefixes):
+    (finding,) = findings({**PLACES, "PostJobPrefix": prefixes[0], "BatchPrefix": prefixes[1]})
+    assert "overlap" in finding
+
+
+def test_prefixes_get_their_slashes():
+    assert config(BatchPrefix="batch").batch_prefix == "/batch/"
+
+
+def test_keys_that_only_bqtail_knows_are_one_log_line(caplog):
+    with caplog.at_level(logging.INFO):
+        config(RulesURL="gs://x", CorruptedFileURL="gs://y")
+    assert [record.getMessage() for record in caplog.records] == [
+        "Ignored keys of the configuration that a dispatcher does not use: CorruptedFileURL, RulesURL"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\x00", "[" * 100_000])
+def test_what_is_no_json_object_is_refused(text):
+    with pytest.raises(ConfigError, match=r"expected a JSON object"):
+        DispatchConfig.from_json(text)
+
+
+def test_a_document_is_read_from_a_file(tmp_path):
+    path = tmp_path / "a config.json"
+    path.write_text(json.dumps({**PLACES, "ProjectID": "${p}"}))
+    made = DispatchConfig.from_url(path.as_uri(), {"p": "q"})
+    assert made.project_id == "q"
+    path.write_text(json.dumps({**PLACES, "ProjectID": "${p}", "MaxConcurrentSQL": 3}))
+    assert made.again().max_concurrent_sql == 3
+
+
+@pytest.mark.parametrize("url", ["http://x/y", "config.json", "s3://a/b", "gs://", "gs://b\n/x"])
+def test_a_document_lies_at_gs_or_file(url):
+    with pytest.raises(ConfigError, match=r"expected gs://bucket/object or file:///path"):
+        DispatchConfig.from_url(url)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.json"):
+        DispatchConfig.from_url((tmp_path / "nothing.json").as_uri())
+
+
+def test_variables_are_not_shown():
+    assert "secret" not in repr(DispatchConfig.from_dict(PLACES, {"token": "secret"}))
+
+
+KEYS = st.sampled_from(
+    ["ProjectID", "Region", "AsyncTaskURL", "JournalURL", "ErrorURL", "TriggerBucket", "TimeToLiveInMin", "CheckInMs"]
+)
+LIMITS = st.sampled_from(["MaxConcurrentSQL", "MaxConcurrentJobs", "MaxConcurrentLoad", "MaxTriggerDelayMs"])
+OTHERS = st.sampled_from(["PostJobPrefix", "BatchPrefix", "SlackCredentials"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["gs://abc/d", "${v}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(JSON | st.dictionaries(KEYS | LIMITS | OTHERS | st.text(), JSON))
+def test_any_json_gives_a_configuration_or_a_message(document):
+    try:
+        assert DispatchConfig.from_dict(document, {"v": "x"}).async_task_url.startswith("gs://")
+    except ConfigError as error:
+        assert error.findings

@@ -1,0 +1,248 @@
+"""Planning: what must hold for every folder, limit and state, whatever the order of the listing."""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.model import (
+    Event,
+    Job,
+    Lane,
+    Outcome,
+    Quarantine,
+    Sentinel,
+    Share,
+    Snapshot,
+    StoredObject,
+    Tidy,
+)
+from bqdispatch_provider.names import TraceName, WindowName
+from bqdispatch_provider.planning import classify, limits, other_target, plan, target_of
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def config(sql=0, jobs=0, **more):
+    return DispatchConfig.from_dict(
+        {
+            "ProjectID": "p",
+            "AsyncTaskURL": "gs://ops/tasks",
+            "JournalURL": "gs://ops/journal",
+            "ErrorURL": "gs://ops/errors",
+            "MaxConcurrentSQL": sql,
+            "MaxConcurrentJobs": jobs,
+            **more,
+        }
+    )
+
+
+def stored(name, age=60.0, generation=1, metadata=None):
+    return StoredObject(name, generation, NOW - timedelta(seconds=age), metadata=metadata or {})
+
+
+def window(dest="ds.t", ended=60.0, age=90.0, generation=1):
+    name = WindowName(dest, "7", datetime.fromtimestamp(int(NOW.timestamp() - ended), UTC))
+    return name, stored(name.name, age, generation)
+
+
+def sentinel(name, fired_ago=None, claimed_ago=None, generation=1):
+    metadata = Sentinel.claim(generation, "someone", NOW - timedelta(seconds=claimed_ago or fired_ago))
+    if fired_ago is not None:
+        claim = Sentinel.of(stored(name.sentinel, fired_ago, 5, metadata))
+        metadata = claim.fire(9, NOW - timedelta(seconds=fired_ago))
+    return stored(name.sentinel, fired_ago or claimed_ago, 5, metadata)
+
+
+def planned(*objects, **limits_):
+    return plan(Snapshot(classify(objects, "p", NOW)), config(**limits_), NOW)
+
+
+def names(plan_, lane):
+    return [event.name for event in plan_.events[lane]]
+
+
+def total(plan_):
+    events = sum(len(events) for events in plan_.events.values())
+    return events + len(plan_.tidy.quarantines) + sum(plan_.outcomes.values())
+
+
+def test_an_unfired_window_is_never_deleted_however_old():
+    _, old = window(ended=90 * 86400, age=91 * 86400)
+    made = planned(old)
+    assert names(made, Lane.WINDOWS) == [old.name]
+    assert made.tidy == Tidy()
+
+
+def test_a_fired_window_is_kept_for_an_hour_after_its_firing():
+    name, late = window(ended=7200, age=7300)
+    assert planned(late, sentinel(name, fired_ago=3500)).tidy.stale == ()
+    assert planned(late, sentinel(name, fired_ago=3700)).tidy.stale == ((late.name, 1),)
+
+
+def test_a_fired_window_is_kept_for_max_trigger_delay_when_that_is_longer():
+    name, late = window(ended=7200, age=7300)
+    assert planned(late, sentinel(name, fired_ago=3700), MaxTriggerDelayMs=4_000_000).tidy.stale == ()
+
+
+def test_a_sentinel_outlives_its_window_by_a_day():
+    name, fired = window(ended=90_000, age=90_000)
+    beside = sentinel(name, fired_ago=89_000)
+    assert planned(fired, beside).tidy.stale == ((fired.name, 1),)
+    assert planned(beside).tidy.stale == ((beside.name, 5),)
+    assert planned(sentinel(name, fired_ago=80_000)).tidy.stale == ()
+
+
+def test_a_window_that_comes_back_under_its_sentinel_is_a_late_twin():
+    name, twin = window(generation=2)
+    made = planned(twin, sentinel(name, fired_ago=400, generation=1))
+    assert made.events[Lane.WINDOWS] == ()
+    (quarantine,) = made.tidy.quarantines
+    assert (quarantine.name, quarantine.generation) == (twin.name, 2)
+    assert "late twin" in quarantine.reason
+
+
+def test_a_sentinel_of_the_go_dispatcher_means_fired_and_proves_nothing():
+    name, fired = window(ended=90_000, age=90_000)
+    made = planned(fired, stored(name.sentinel, 89_990))
+    assert made.events[Lane.WINDOWS] == ()
+    assert made.tidy == Tidy()
+    _, twin = window(ended=90_000, age=100)
+    assert len(planned(twin, stored(name.sentinel, 89_990)).tidy.quarantines) == 1
+
+
+def test_a_claimed_window_is_left_to_its_owner_and_taken_up_again_after_a_while():
+    name, claimed = window()
+    assert planned(claimed, sentinel(name, claimed_ago=100)).events[Lane.WINDOWS] == ()
+    assert names(planned(claimed, sentinel(name, claimed_ago=200)), Lane.WINDOWS) == [claimed.name]
+
+
+def test_windows_and_jobs_share_one_limit():
+    jobs = {}
+    running = [TraceName("p", "US", "ds.t", str(n), 1, "load") for n in range(30)]
+    for name in running:
+        jobs[next(iter(classify([stored(name.name)], "p", NOW).traces)).job] = Job("US", "RUNNING")
+    windows = [window(f"ds.t{n}")[1] for n in range(30)]
+    objects = [*(stored(name.name) for name in running), *windows]
+    made = plan(Snapshot(classify(objects, "p", NOW), jobs, {}), config(jobs=10), NOW)
+    assert made.events[Lane.WINDOWS] == ()
+    assert made.outcomes == {Outcome.RUNNING: 30, Outcome.THROTTLED: 30}
+
+
+def test_a_limit_of_one_lets_one_through():
+    both = [window("ds.a")[1], window("ds.b")[1]]
+    assert len(planned(*both).events[Lane.WINDOWS]) == 2
+    assert len(planned(*both, jobs=1).events[Lane.WINDOWS]) == 1
+
+
+@pytest.mark.parametrize("action", ["load", "reload", "copy", "export", "anything"])
+def test_everything_but_queries_falls_under_max_concurrent_jobs(action):
+    name = TraceName("p", "US", "ds.t", "1", 1, action).name
+    listing = classify([stored(name)], "p", NOW)
+    made = plan(Snapshot(listing, {listing.traces[0].job: Job("US", "DONE")}), config(sql=1), NOW)
+    assert names(made, Lane.JOBS) == [name]
+
+
+def test_windows_of_a_project_that_cannot_be_seen_wait_when_there_is_a_limit():
+    _, blind = window("closed:ds.t")
+    snapshot = Snapshot(classify([blind], "p", NOW), {}, {"closed": "403"})
+    assert plan(snapshot, config(jobs=1), NOW).outcomes == {Outcome.ERROR: 1}
+    assert names(plan(snapshot, config(), NOW), Lane.WINDOWS) == [blind.name]
+
+
+def test_the_date_folder_is_utc_whatever_the_machine_thinks():
+    event = Event("proj:p:US/ds.t--1_00001_load--dispatch", 1, datetime(2026, 1, 1, 23, 59, tzinfo=UTC))
+    assert target_of(event, Lane.JOBS, config()) == f"_bqjob_/2026-01-01_23/{event.name}.json"
+    assert target_of(event, Lane.WINDOWS, config()) == f"_batch_/{event.name}"
+
+
+def test_the_other_target_carries_the_generation_once():
+    assert other_target("_bqjob_/h/x.json", 7) == "_bqjob_/h/x_7.json"
+    assert other_target("_bqjob_/h/x_7.json", 7) == "_bqjob_/h/x_7.json"
+
+
+def test_shares_travel_as_json_and_back():
+    event = Event("a", 2**60, NOW, "EU")
+    share = Share(Lane.SQL, 5, (event, event))
+    import json
+
+    assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
+    tidy = Tidy((Quarantine("w", 3, NOW, "twin"),), (("x", 1), ("y", 2)))
+    assert Tidy.from_dict(json.loads(json.dumps(tidy.to_dict()))) == tidy
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"lane": "x", "limit": 0, "events": []}, {"lane": "sql", "limit": 0, "events": [1]}]
+)
+def test_what_is_no_share_is_refused(document):
+    with pytest.raises(ValueError, match=r"not a share|not an event|not a valid Lane"):
+        Share.from_dict(document)
+
+
+def test_shares_are_small_pieces_with_their_limit():
+    made = planned(*(window(f"ds.t{n}")[1] for n in range(600)))
+    shares = made.shares(limits(config(jobs=700)))
+    assert [len(share.events) for share in shares] == [250, 250, 100]
+    assert {(share.lane, share.limit) for share in shares} == {(Lane.WINDOWS, 700)}
+
+
+AGES = st.floats(0, 1000)
+STATES = st.sampled_from(["PENDING", "RUNNING", "DONE", None])
+TRACES = st.tuples(st.sampled_from(["p", "q"]), st.sampled_from(["load", "copy", "query", "export"]), AGES, STATES)
+WINDOWS = st.tuples(st.sampled_from(["p", "q"]), AGES, st.none() | st.floats(1, 1000), st.booleans(), st.booleans())
+NOISE = st.sampled_from(["a.grp", "x.win", "strange", "y.wis", "f/9.loc", ""])
+
+
+@given(
+    st.lists(TRACES, max_size=12),
+    st.lists(WINDOWS, max_size=8),
+    st.lists(NOISE, max_size=3, unique=True),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.sets(st.sampled_from(["p", "q"])),
+    st.randoms(use_true_random=False),
+)
+def test_every_object_has_one_outcome_and_limits_hold_in_any_order(traces, windows, noise, sql, jobs, failed, random):
+    objects, states = [stored(name) for name in noise], {}
+    for number, (project, action, age, state) in enumerate(traces):
+        name = TraceName(project, "US", "ds.t", str(number), 1, action)
+        objects.append(stored(name.name, age))
+        if state and project not in failed:
+            states[classify([objects[-1]], "p", NOW).traces[0].job] = Job("US", state)
+    for number, (project, age, marked, fired, twin) in enumerate(windows):
+        name, found = window(f"{project}:ds.t{number}", ended=age, age=age, generation=2 if twin else 1)
+        objects.append(found)
+        if marked is not None:
+            objects.append(sentinel(name, **{"fired_ago" if fired else "claimed_ago": marked}))
+    settings = config(sql=sql, jobs=jobs)
+    errors = dict.fromkeys(failed, "403")
+
+    def decide():
+        return plan(Snapshot(classify(objects, "p", NOW), states, errors), settings, NOW)
+
+    first = decide()
+    assert total(first) == first.listed == len(objects)
+    random.shuffle(objects)
+    again = decide()
+    assert (again.events, again.outcomes, again.counts) == (first.events, first.outcomes, first.counts)
+    assert set(again.tidy.stale) == set(first.tidy.stale)
+
+    active, begun = Counter(), Counter()
+    for key, job in states.items():
+        if job.state != "DONE":
+            active[key.project, "_query--" in key.job_id] += 1
+    for lane, events in first.events.items():
+        for event in events:
+            project = event.name.split(":")[0 if lane is Lane.WINDOWS else 1]
+            begun[project, lane is Lane.SQL] += 1
+    for project in ("p", "q"):
+        for is_sql, limit in ((True, sql), (False, jobs)):
+            if limit:
+                room = max(limit - active[project, is_sql], 0)
+                assert begun[project, is_sql] <= room
+    for lane in (Lane.SQL, Lane.JOBS):
+        created = [event.created for event in first.events[lane]]
+        assert created == sorted(created)

@@ -1,0 +1,129 @@
+"""A task folder in a stand-in Google Cloud, filled in the words of docs/protocol.md."""
+
+import requests
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.storage import Client
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.names import TraceName, WindowName
+
+TASKS, TRIGGER, JOURNAL = "ops", "p_bqtail", "journal"
+FOLDER = "BqDispatch/Tasks/"
+
+
+class World:
+    """One task folder, its trigger bucket and its jobs."""
+
+    def __init__(self, cloud, control):
+        self.url = cloud.url
+        self.control = control
+        self.client = Client(
+            project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": cloud.url}
+        )
+        self.session = requests.Session()
+        for bucket in (TASKS, TRIGGER, JOURNAL):
+            self.client.create_bucket(bucket)
+        self._event = 1000
+
+    def document(self, **more):
+        return {
+            "ProjectID": "p",
+            "AsyncTaskURL": f"gs://{TASKS}/{FOLDER}",
+            "JournalURL": f"gs://{JOURNAL}/journal",
+            "ErrorURL": f"gs://{JOURNAL}/errors",
+            **more,
+        }
+
+    def config(self, **more):
+        return DispatchConfig.from_dict(self.document(**more))
+
+    def dispatcher(self, go_on=lambda: True, **more):
+        return Dispatcher(self.config(**more), self.client, self.session, go_on=go_on)
+
+    def cycle(self, **more):
+        with self.dispatcher(**more) as dispatcher:
+            return dispatcher.cycle()
+
+    def put(self, *names, age=60.0, content="{}", metadata=None):
+        """Objects of the task folder, created ``age`` seconds ago; gives their generations."""
+        created = self.control.now() - age
+        return self.control.seed_objects(
+            TASKS,
+            [
+                {
+                    "name": FOLDER + n,
+                    "content": content,
+                    "timeCreated": created,
+                    **({"metadata": metadata} if metadata else {}),
+                }
+                for n in names
+            ],
+        )
+
+    def trace(
+        self, action="load", state="DONE", project="p", region="US", dest="ds.t", age=60.0, content="{}", root=False
+    ):
+        """A trace and its job in a state; ``None`` for no job. Gives the trace's name."""
+        return self.traces(1, action, state, project, region, dest, age, content, root)[0]
+
+    def traces(
+        self,
+        number,
+        action="load",
+        state="DONE",
+        project="p",
+        region="US",
+        dest="ds.t",
+        age=60.0,
+        content="{}",
+        root=False,
+    ):
+        names = []
+        for _ in range(number):
+            self._event += 1
+            names.append(
+                TraceName(None if root else project, None if root else region, dest, str(self._event), 1, action)
+            )
+        self.put(*(name.name for name in names), age=age, content=content)
+        if state:
+            self.jobs([name.job_id for name in names], state, action, project, region or "US", age=age)
+        return [name.name for name in names]
+
+    def jobs(self, ids, state="DONE", action="load", project="p", location="US", age=60.0, error=None):
+        schedule = {
+            "DONE": {},
+            "RUNNING": {"runningMs": 10**9},
+            "PENDING": {"pendingMs": 10**9},
+        }[state]
+        kind = {"reload": "load", "export": "extract"}.get(action, action)
+        created = self.control.now() - age
+        self.control.seed_jobs(
+            {"project": project, "location": location, "jobId": job, "type": kind, "creationTime": created}
+            | schedule
+            | ({"error": error} if error else {})
+            for job in ids
+        )
+
+    def window(self, dest="ds.t", due=60.0, age=None, content='{"EventID": 1}', hash_="77"):
+        """A window that ended ``due`` seconds ago. Gives its name."""
+        from datetime import UTC, datetime
+
+        end = datetime.fromtimestamp(int(self.control.now() - due), UTC)
+        name = WindowName(dest, hash_, end).name
+        self.put(name, age=max(due + 30.0, 10.0) if age is None else age, content=content)
+        return name
+
+    def names(self, bucket=TASKS, prefix=None):
+        """What lies in a bucket; of the task folder, below it."""
+        prefix = FOLDER if prefix is None and bucket == TASKS else prefix or ""
+        return sorted(blob.name.removeprefix(FOLDER) for blob in self.client.list_blobs(bucket, prefix=prefix))
+
+    def blob(self, name, bucket=TASKS):
+        return self.client.bucket(bucket).get_blob(FOLDER + name if bucket == TASKS else name)
+
+    def delete(self, name, bucket=TASKS):
+        self.client.bucket(bucket).delete_blob(FOLDER + name if bucket == TASKS else name)
+
+    def url_of(self, name):
+        return f"gs://{TASKS}/{FOLDER}{name}"
