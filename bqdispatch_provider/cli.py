@@ -1,0 +1,172 @@
+"""The command line: ``bqdispatch run`` and ``bqdispatch pools``.
+
+Standard output carries documents alone; logs and progress go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bqdispatch_provider.config import ConfigError, DispatchConfig
+
+OK, FAILED, BAD_CONFIG = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    :param arguments: by default those of the process.
+    :returns: 0, 1 when something went wrong, 2 when the configuration cannot be used.
+    """
+    parser = argparse.ArgumentParser(prog="bqdispatch", description="BqTail's dispatcher.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        help="dispatch, and print the response document",
+        description="Dispatch until the time to live is over, and print the response document. "
+        "Exits with 0, with 1 when its status is error, with 2 when the configuration cannot be used.",
+    )
+    run.add_argument("--once", action="store_true", help="one cycle only")
+    run.add_argument("-v", "--verbose", action="store_true", help="log every dispatched event")
+    run.set_defaults(act=_run)
+    pools = commands.add_parser(
+        "pools",
+        help="print Airflow's pools for the limits, as `airflow pools import` reads them",
+        description="Print Airflow's pools for the limits of the configuration, as `airflow pools import` reads them.",
+    )
+    pools.add_argument("--check", action="store_true", help="compare with the pools of the Airflow of this environment")
+    pools.set_defaults(act=_pools, verbose=False)
+    for command in (run, pools):
+        command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
+        command.add_argument(
+            "--var", action="append", default=[], metavar="NAME=VALUE", help="value for ${NAME} in the configuration"
+        )
+    options = parser.parse_args(arguments)
+    _log_to_stderr(options.verbose)
+    try:
+        return int(options.act(options))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return BAD_CONFIG
+    except KeyboardInterrupt:
+        return 130
+
+
+def pools_of(config: DispatchConfig) -> dict[str, dict[str, Any]]:
+    """Airflow's pools for a configuration's limits: as many slots, or -1 (no limit)."""
+    return {
+        "bqdispatch_sql": {
+            "slots": config.max_concurrent_sql or -1,
+            "description": "MaxConcurrentSQL: events of query jobs that may be in hand at one time",
+            "include_deferred": False,
+        },
+        "bqdispatch_jobs": {
+            "slots": config.max_concurrent_jobs or -1,
+            "description": "MaxConcurrentJobs: events of load, copy and export jobs and windows in hand at one time",
+            "include_deferred": False,
+        },
+    }
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415  (pools needs no client)
+
+    from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415
+
+    try:
+        dispatcher = Dispatcher(config)
+    except DefaultCredentialsError as error:
+        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
+    with dispatcher, _Progress() as progress:
+        report = dispatcher.run(time_to_live=0 if options.once else None, progress=progress.show)
+    print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+    return OK if report.ok else FAILED
+
+
+def _pools(options: argparse.Namespace) -> int:
+    wanted = pools_of(_config(options))
+    if not options.check:
+        print(json.dumps(wanted, indent=1))
+        return OK
+    found = _pools_of_airflow()
+    differences = [
+        f"pool {name!r} is missing; expected {pool['slots']} slots"
+        if name not in found
+        else f"pool {name!r} has {found[name]} slots; expected {pool['slots']}"
+        for name, pool in wanted.items()
+        if found.get(name) != pool["slots"]
+    ]
+    for difference in differences or ["the pools agree with the configuration"]:
+        print(difference)
+    if differences:
+        print(
+            "`bqdispatch pools --config … > pools.json && airflow pools import pools.json` sets them", file=sys.stderr
+        )
+    return FAILED if differences else OK
+
+
+def _pools_of_airflow() -> dict[str, int]:
+    airflow = shutil.which("airflow", path=str(Path(sys.executable).parent)) or shutil.which("airflow")
+    if airflow is None:
+        raise ConfigError(["there is no `airflow` command in this environment, so its pools cannot be compared"])
+    listed = subprocess.run(  # noqa: S603  (a fixed command)
+        [airflow, "pools", "list", "--output", "json"], capture_output=True, text=True, check=False
+    )
+    try:
+        # Airflow may print warnings before its JSON.
+        pools = json.loads(listed.stdout[listed.stdout.index("[{") :])
+        return {pool["pool"]: int(pool["slots"]) for pool in pools}
+    except (ValueError, KeyError) as error:
+        said = (listed.stderr or listed.stdout).strip()[-2000:]
+        raise ConfigError(
+            [f"`airflow pools list` ended with {listed.returncode} and no list of pools:\n{said}"]
+        ) from error
+
+
+def _config(options: argparse.Namespace) -> DispatchConfig:
+    malformed = [each for each in options.var if "=" not in each]
+    if malformed:
+        raise ConfigError([f"--var {each!r}; expected NAME=VALUE" for each in malformed])
+    url = options.config if "://" in options.config else Path(options.config).resolve().as_uri()
+    return DispatchConfig.from_url(url, dict(each.split("=", 1) for each in options.var))
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    quiet = sys.stderr.isatty() and not verbose
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("bqdispatch_provider").setLevel(level)
+
+
+class _Progress:
+    """A line on a terminal that says how far a run is; nothing where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._status: Any = None
+
+    def __enter__(self) -> _Progress:
+        if self._shown:
+            from rich.console import Console  # noqa: PLC0415  (only a terminal needs it)
+
+            self._status = Console(stderr=True).status("Looking at the task folder …")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, report: Any) -> None:
+        if self._status is not None:
+            outcomes = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items() if number)
+            self._status.update(f"Cycle {report.cycles}: {outcomes or 'nothing there'}")
