@@ -209,6 +209,15 @@ async def _serve(state: State, sock: socket.socket) -> web.ServerRunner:
     return runner
 
 
+async def _stop(runner: web.ServerRunner) -> None:
+    """Stop answering, also those calls whose clients have given up waiting."""
+    await runner.cleanup()
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
 def _bind(host: str, port: int) -> tuple[socket.socket, str]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -248,7 +257,7 @@ class StandIn:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(_stop(self._runner), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -397,20 +406,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--latency-ms", type=float, default=0, help="answer every request this much later")
     options = parser.parse_args(arguments)
-    asyncio.run(_serve_until_stopped(options.host, options.port, options.latency_ms))
+    try:
+        sock, url = _bind(options.host, options.port)
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: cannot listen on {options.host}:{options.port}: {error}\n")
+    asyncio.run(_serve_until_stopped(State(options.latency_ms), sock, url))
     return 0
 
 
-async def _serve_until_stopped(host: str, port: int, latency_ms: float) -> None:
+async def _serve_until_stopped(state: State, sock: socket.socket, url: str) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    sock, url = _bind(host, port)
-    runner = await _serve(State(latency_ms), sock)
+    runner = await _serve(state, sock)
     print(url, flush=True)
     await stopped.wait()
-    await runner.cleanup()
+    await _stop(runner)
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ class Page:
     objects: list[StoredObject] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
     next_start: str | None = None
-    """The smallest name that the next page may hold."""
+    """The smallest name that the next page may hold: just above the last entry, so that nothing new is left out."""
 
 
 @dataclass(slots=True)
@@ -369,26 +369,28 @@ class Buckets:
         page = Page()
         if not delimiter:
             last = min(stop, at + limit)
-            live = home.objects
-            page.objects = [live[name] for name in names[at:last]]
+            page.objects = [home.objects[name] for name in names[at:last]]
             if last < stop:
-                page.next_start = names[last]
+                page.next_start = names[last - 1] + "\0"
             return page
+        after = ""
         while at < stop:
             name = names[at]
             cut = name.find(delimiter, len(prefix))
             if len(page.objects) + len(page.prefixes) >= limit:
-                page.next_start = name
+                page.next_start = after
                 break
             if cut < 0:
                 page.objects.append(home.objects[name])
+                after = name + "\0"
                 at += 1
                 continue
             rolled = name[: cut + len(delimiter)]
             page.prefixes.append(rolled)
             if trailing and name == rolled:
                 page.objects.append(home.objects[name])
-            at = bisect_left(names, successor(rolled), at)
+            after = successor(rolled)
+            at = bisect_left(names, after, at)
         return page
 
     def seed(self, bucket: str, objects: Iterable[Json]) -> list[int]:

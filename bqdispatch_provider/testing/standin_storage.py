@@ -528,12 +528,14 @@ def _limit(request: Request) -> int:
 
 
 def _token(start: str) -> str:
-    return base64.urlsafe_b64encode(start.encode()).decode()
+    # Where a page goes on after a rolled-up prefix need not be a name that UTF-8 can write.
+    return base64.urlsafe_b64encode(start.encode(errors="surrogatepass")).decode()
 
 
 def _page_start(request: Request) -> str:
     try:
-        return base64.b64decode(request.one("pageToken") or "", altchars=b"-_", validate=True).decode()
+        token = base64.b64decode(request.one("pageToken") or "", altchars=b"-_", validate=True)
+        return token.decode(errors="surrogatepass")
     except ValueError:
         raise ApiError(400, "Invalid pageToken.", "invalidParameter") from None
 

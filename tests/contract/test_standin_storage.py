@@ -216,6 +216,10 @@ class TestUploads:
         bucket.blob("even", chunk_size=KIB_256).upload_from_file(io.BytesIO(content), size=len(content))
         assert bucket.get_blob("even").size == len(content)
 
+    def test_an_empty_file_goes_through_the_resumable_way_too(self, http, bucket):
+        url = self.start(http)
+        assert self.put(http, url, b"", "*/0").json()["size"] == "0"
+
     def test_a_client_recovers_when_the_answer_to_a_chunk_is_lost(self, control, bucket):
         content = bytes(range(256)) * 4096
         control.add_fault("storage.uploads.put", "status", status=503, after=True, times=1)
@@ -519,6 +523,19 @@ class TestLists:
         for name in "bcd":
             bucket.delete_blob(name)
         assert first + [name for page in pages for name in names(page)] == ["a", "b", "e", "f"]
+
+    def test_a_list_shows_what_was_written_between_its_pages(self, control, gcs):
+        control.seed_objects("tasks", ["a", "b", "d", "d/1"])
+        pages = gcs.list_blobs("tasks", page_size=2).pages
+        first = names(next(pages))
+        control.seed_objects("tasks", ["c", "aa"])
+        assert first + [name for page in pages for name in names(page)] == ["a", "b", "c", "d", "d/1"]
+
+    def test_a_list_goes_on_after_any_folder(self, control, gcs):
+        folders = ["a\ud7ff", "b\U0010ffff", "c"]
+        control.seed_objects("tasks", [f"{folder}x" for folder in folders])
+        pages = [set(page.prefixes) for page in gcs.list_blobs("tasks", page_size=1, delimiter="x").pages]
+        assert pages == [{f"{folder}x"} for folder in folders]
 
     @pytest.mark.parametrize("many", [3, 500])
     def test_a_list_shows_what_was_just_written_and_not_what_was_just_deleted(self, control, gcs, bucket, many):
