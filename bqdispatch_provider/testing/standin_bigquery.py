@@ -34,6 +34,13 @@ CALLER: Final = "standin@example.com"
 TYPES: Final = ("load", "copy", "query", "extract")
 PAGE: Final = 1000
 """Most jobs in one page of a list."""
+SEED: Final = frozenset(
+    (
+        *("project", "location", "jobId", "type", "pendingMs", "runningMs"),
+        *("error", "creationTime", "userEmail", "labels"),
+    )
+)
+"""What may be said of a job that is seeded."""
 GROUPS: Final = {"load": "jobs", "copy": "jobs", "extract": "jobs", "query": "sql"}
 
 
@@ -234,6 +241,8 @@ class Jobs:
         return self._sequence
 
     def _from_seed(self, entry: Json) -> Job:
+        if not entry.keys() <= SEED:
+            raise ApiError(400, f"A job to seed has {', '.join(sorted(SEED))}, not {', '.join(sorted(entry))}.")
         for name in ("project", "jobId"):
             if not isinstance(entry.get(name), str) or not entry[name]:
                 raise ApiError(400, f"Every job needs a {name}.")

@@ -23,6 +23,9 @@ COMPOSE_SOURCES: Final = 32
 NAME_BYTES: Final = 1024
 """Longest object name in UTF-8 ("About Cloud Storage objects", naming requirements)."""
 
+SEED: Final = frozenset(("name", "content", "contentType", "metadata", "timeCreated"))
+"""What may be said of an object that is seeded."""
+
 WRITABLE: Final = frozenset(
     (
         *("cacheControl", "contentDisposition", "contentEncoding", "contentLanguage", "contentType"),
@@ -401,8 +404,12 @@ class Buckets:
         now, prepared = self.clock.now(), []
         for entry in objects:
             name, created = entry.get("name"), entry.get("timeCreated", now)
+            if not entry.keys() <= SEED:
+                raise ApiError(400, f"An object to seed has {', '.join(sorted(SEED))}, not {', '.join(sorted(entry))}.")
             if not isinstance(name, str) or not isinstance(created, int | float):
                 raise ApiError(400, "An object has a name and perhaps a timeCreated in seconds since the epoch.")
+            if not isinstance(entry.get("metadata") or {}, dict):
+                raise ApiError(400, f"The metadata of {name!r} must be an object.")
             check_name(name)
             properties = {key: entry[key] for key in ("contentType", "metadata") if entry.get(key) is not None}
             content = Content(str(entry.get("content") or "").encode())

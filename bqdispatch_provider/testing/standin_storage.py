@@ -239,11 +239,15 @@ class StorageApi:
     # objects
 
     def _list(self, request: Request, bucket: str) -> Reply:
-        for name in ("versions", "softDeleted"):
-            if request.flag(name):
+        versioning = self.buckets.bucket(bucket).properties.get("versioning") or {}
+        # In a bucket without versioning, the live objects are all versions.
+        for name, asked in (
+            ("versions", versioning.get("enabled") and request.flag("versions")),
+            ("softDeleted", request.flag("softDeleted")),
+            ("matchGlob", request.one("matchGlob")),
+        ):
+            if asked:
                 raise ApiError(501, f"The stand-in does not know {name}.")
-        if request.one("matchGlob"):
-            raise ApiError(501, "The stand-in does not know matchGlob.")
         mask = _fields(request, LIST_FIELDS)
         prefix = request.one("prefix") or ""
         page = self.buckets.page(

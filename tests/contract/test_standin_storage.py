@@ -101,6 +101,11 @@ class TestBuckets:
         with pytest.raises(Conflict):
             bucket.delete()
 
+    def test_a_bucket_can_be_deleted_with_all_its_objects(self, gcs, bucket):
+        bucket.blob("a").upload_from_string("x")
+        bucket.delete(force=True)
+        assert gcs.lookup_bucket("tasks") is None
+
     def test_nothing_is_found_in_a_bucket_that_is_missing(self, gcs):
         with pytest.raises(NotFound):
             list(gcs.list_blobs("missing"))
@@ -571,9 +576,13 @@ class TestLists:
     def test_a_bad_parameter_is_refused(self, http, bucket, query):
         assert http.get(f"/storage/v1/b/tasks/o?{query}").status_code == 400
 
+    def test_all_versions_are_the_live_ones_where_there_is_no_versioning(self, control, gcs):
+        control.seed_objects("tasks", ["a", "a"])
+        assert names(gcs.list_blobs("tasks", versions=True)) == ["a"]
+
     def test_what_the_standin_cannot_list_is_refused_instead_of_ignored(self, gcs, bucket):
         with pytest.raises(MethodNotImplemented):
-            list(gcs.list_blobs("tasks", versions=True, retry=None))
+            list(gcs.list_blobs("tasks", soft_deleted=True, retry=None))
         with pytest.raises(MethodNotImplemented):
             list(gcs.list_blobs("tasks", match_glob="*", retry=None))
 
