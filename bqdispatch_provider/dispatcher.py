@@ -75,7 +75,7 @@ class Dispatcher:
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
         _widen(self._session)
-        self._board = JobBoard(self._session)
+        self.board = JobBoard(self._session)
         self._use(config)
 
     def _use(self, config: DispatchConfig) -> None:
@@ -161,7 +161,7 @@ class Dispatcher:
         now, objects = self.store.listing()
         listed = time.monotonic()
         listing = classify(objects, self.config.project_id or "", now)
-        sighting = self._board.look(listing.traces, self._threads)
+        sighting = self.board.look(listing.traces, self._threads)
         planned = plan(Snapshot(listing, sighting.jobs, sighting.errors), self.config, now)
         report = Report.of_plan(planned)
         report.started = now
@@ -433,7 +433,7 @@ def _widen(session: requests.Session) -> None:
     """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away."""
     for scheme in ("https://", "http://"):
         adapter = session.adapters.get(scheme)
-        if isinstance(adapter, requests.adapters.HTTPAdapter) and adapter._pool_maxsize < 2 * THREADS:
+        if isinstance(adapter, requests.adapters.HTTPAdapter) and getattr(adapter, "_pool_maxsize", 0) < 2 * THREADS:
             session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=2 * THREADS))
 
 

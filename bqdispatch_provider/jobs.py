@@ -109,6 +109,13 @@ class JobBoard:
             log.warning("The jobs of project %r cannot be looked at: %s", project, said)
         return sighting
 
+    def first(self, project: str) -> None:
+        """Ask for one job of a project, to see whether its jobs may be listed.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when they may not.
+        """
+        self._ask(f"projects/{quote(project, safe='')}/jobs", {"allUsers": "true", "maxResults": 1, "fields": "kind"})
+
     def _listed(self, waiting: tuple[str, list[Trace]]) -> tuple[Sighting, list[JobKey]]:
         """List a project's jobs if that pays; also gives the keys that are still to be looked up."""
         project, traces = waiting
