@@ -1,0 +1,312 @@
+"""The connection of type ``bqdispatch``: where the configuration lies, and with which credentials it is used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.names import TraceName
+
+if TYPE_CHECKING:
+    import requests
+    from google.cloud.storage import Client
+
+    from bqdispatch_provider.dispatcher import Dispatcher
+
+_FORMS = ("config", "config_url")
+_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id")
+_LONG = ("config", "variables")
+_HIDDEN = ["host", "schema", "login", "password", "port"]
+_PLACEHOLDERS = {
+    "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
+    "config_url": "gs://bucket/config.json",
+    "variables": '{"env": "prod"}',
+    "gcp_conn_id": "google_cloud_default",
+}
+_LABELS = {
+    "config": "Configuration (JSON)",
+    "config_url": "Configuration URL",
+    "variables": "Variables (JSON)",
+    "gcp_conn_id": "Google Cloud connection",
+    "impersonation_chain": "Impersonation chain",
+    "quota_project_id": "Quota project",
+}
+
+
+class BqDispatchHook(BaseHook):
+    """A connection of type ``bqdispatch``, and the dispatcher that it stands for.
+
+    The connection's extra holds the configuration document (docs/protocol.md, "Configuration document") in exactly one
+    of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…`` or ``file://…``), or its
+    keys themselves. It may also hold ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id``
+    (the connection whose credentials are used, by default ``google_cloud_default``), ``impersonation_chain`` (service
+    accounts, comma-separated or a list) and ``quota_project_id``. It holds no secret.
+
+    With ``STORAGE_EMULATOR_HOST`` or ``BIGQUERY_EMULATOR_HOST`` set, that service is used without credentials.
+
+    :param bqdispatch_conn_id: ID of the connection.
+    """
+
+    conn_name_attr = "bqdispatch_conn_id"
+    default_conn_name = "bqdispatch_default"
+    conn_type = "bqdispatch"
+    hook_name = "BqTail dispatch"
+
+    def __init__(self, bqdispatch_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bqdispatch_conn_id = bqdispatch_conn_id
+        self._extra: Mapping[str, Any] | None = None
+        self._google_extra: Mapping[str, Any] | None = None
+
+    @classmethod
+    async def resolved(cls, bqdispatch_conn_id: str) -> BqDispatchHook:
+        """A hook that has its connections already, so that its methods may run in a thread of the triggerer.
+
+        Airflow's SDK must not be called from such a thread (apache/airflow#64620).
+
+        :param bqdispatch_conn_id: ID of the connection.
+        :raises ConfigError: when the extra is none that can be used.
+        """
+        hook = cls(bqdispatch_conn_id)
+        hook._extra = await _extra_of(bqdispatch_conn_id)
+        if not _emulated():
+            hook._google_extra = await _extra_of(hook._gcp_conn_id)
+        return hook
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """The connection's extra, without what is empty."""
+        if self._extra is None:
+            self._extra = _filled(self.get_connection(self.bqdispatch_conn_id).extra_dejson)
+        return self._extra
+
+    def get_config(self, variables: Mapping[str, str] | None = None) -> DispatchConfig:
+        """The configuration that the connection holds or points to, checked.
+
+        :param variables: values for ``${name}`` in the document; they go before the connection's own.
+        :raises ConfigError: with every finding at once.
+        """
+        return self._config(variables, self._storage_client)
+
+    @contextmanager
+    def get_dispatcher(
+        self, go_on: Callable[[], bool] = lambda: True, variables: Mapping[str, str] | None = None
+    ) -> Iterator[Dispatcher]:
+        """A dispatcher with the connection's configuration and credentials, to be used in a ``with`` statement.
+
+        :param go_on: asked before new work is taken; once it says no, what was begun is finished and no more is begun.
+        :param variables: values for ``${name}`` in the document; they go before the connection's own.
+        :raises ConfigError: when the configuration cannot be used, or nothing names a project.
+        """
+        from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415  (costs 0.5 s)
+
+        credentials, project = self._credentials()
+        client = _client_of(credentials, project)
+        config = self._config(variables, lambda: client)
+        with Dispatcher(config, client, _session_of(credentials), go_on=go_on) as dispatcher:
+            yield dispatcher
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Try what a dispatcher reads, and tell everything that is in the way at once.
+
+        Nothing is written, so permissions to create and delete are not tried.
+
+        :returns: whether it may be used, and one sentence for each thing that is wrong.
+        """
+        try:
+            with self.get_dispatcher() as dispatcher:
+                findings, summary = _try(dispatcher)
+        except ConfigError as error:
+            return False, "; ".join(error.findings)
+        except Exception as error:
+            return False, f"the connection {self.bqdispatch_conn_id!r} cannot be used: {type(error).__name__}: {error}"
+        return not findings, "; ".join(findings) or summary
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """The fields of the connection's form, for Airflow 2; Airflow 3 reads them from the provider's metadata."""
+        from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
+        from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
+        from wtforms import StringField  # type: ignore[import-untyped]  # noqa: PLC0415
+
+        return {
+            name: StringField(
+                lazy_gettext(label),
+                widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in _LONG else ''}FieldWidget")(),
+            )
+            for name, label in _LABELS.items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """What the connection's form hides and suggests."""
+        return {"hidden_fields": list(_HIDDEN), "relabeling": {}, "placeholders": dict(_PLACEHOLDERS)}
+
+    def _config(self, variables: Mapping[str, str] | None, client: Callable[[], Client]) -> DispatchConfig:
+        given = {**self._object("variables"), **(variables or {})}
+        form = self._form()
+        try:
+            if form == "config_url":
+                url = str(self.extra["config_url"])
+                return DispatchConfig.from_url(url, given, client() if url.startswith("gs://") else None)
+            if form == "config":
+                return DispatchConfig.from_dict(self._object("config"), given)
+            return DispatchConfig.from_dict(self._keys(), given)
+        except ConfigError as error:
+            raise self._unusable(*error.findings) from error
+
+    def _form(self) -> str:
+        """Which form the configuration has: ``config``, ``config_url``, or ``keys``."""
+        keys = self._keys()
+        forms = [form for form in _FORMS if form in self.extra] + (["keys"] if keys else [])
+        if len(forms) == 1:
+            return forms[0]
+        found = [*(form for form in forms if form != "keys"), *(f"the key {key}" for key in sorted(keys))]
+        raise self._unusable(
+            f"its extra holds {' and '.join(found) or 'no configuration'}; expected exactly one of config (the "
+            "document), config_url (where it lies), or the document's keys (AsyncTaskURL, JournalURL, …)"
+        )
+
+    def _keys(self) -> dict[str, Any]:
+        return {key: value for key, value in self.extra.items() if key not in (*_FORMS, *_OTHERS)}
+
+    def _object(self, key: str) -> Mapping[str, Any]:
+        """An object of the extra, which a form can only give as a JSON string."""
+        value = self.extra.get(key, {})
+        try:
+            value = json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise self._unusable(f"{key} is no JSON ({error}); expected a JSON object") from error
+        if not isinstance(value, Mapping):
+            raise self._unusable(f"{key} is a {type(value).__name__}; expected a JSON object")
+        return value
+
+    def _unusable(self, *findings: str) -> ConfigError:
+        return ConfigError([f"connection {self.bqdispatch_conn_id!r}: {finding}" for finding in findings])
+
+    @property
+    def _gcp_conn_id(self) -> str:
+        return str(self.extra.get("gcp_conn_id", "google_cloud_default"))
+
+    def _storage_client(self) -> Client:
+        return _client_of(*self._credentials())
+
+    def _credentials(self) -> tuple[Any, str | None]:
+        """The Google Cloud connection's credentials, ``None`` for anonymous ones, and its project."""
+        if _emulated():
+            return None, os.environ.get("GOOGLE_CLOUD_PROJECT")
+        from airflow.providers.google.common.hooks.base_google import GoogleBaseHook  # noqa: PLC0415  (costs 0.6 s)
+
+        chain = self.extra.get("impersonation_chain")
+        chain = [each.strip() for each in chain.split(",")] if isinstance(chain, str) and "," in chain else chain
+        # Older providers do not know the quota project.
+        quota = {key: self.extra[key] for key in ("quota_project_id",) if key in self.extra}
+        known = self._google_extra
+
+        class ResolvedGoogleHook(GoogleBaseHook):
+            @classmethod
+            def get_connection(cls, conn_id: str) -> Any:
+                return super().get_connection(conn_id) if known is None else SimpleNamespace(extra_dejson=known)
+
+        google = ResolvedGoogleHook(self._gcp_conn_id, impersonation_chain=chain, **quota)
+        credentials, project = google.get_credentials_and_project_id()
+        return (None if google._get_field("is_anonymous") else credentials), project or None
+
+
+def _emulated() -> bool:
+    return bool(os.environ.get("STORAGE_EMULATOR_HOST") and os.environ.get("BIGQUERY_EMULATOR_HOST"))
+
+
+def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """An extra without the fields that a form leaves empty."""
+    return {key: value for key, value in extra.items() if value not in (None, "")}
+
+
+async def _extra_of(conn_id: str) -> dict[str, Any]:
+    from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
+
+    connection = await get_async_connection(conn_id)
+    if hasattr(connection, "aextra_dejson"):
+        return _filled(await connection.aextra_dejson())
+    from asgiref.sync import sync_to_async  # noqa: PLC0415
+
+    return _filled(await sync_to_async(lambda: connection.extra_dejson)())
+
+
+def _client_of(credentials: Any, project: str | None) -> Client:
+    from google.auth.credentials import AnonymousCredentials  # noqa: PLC0415
+    from google.cloud.storage import Client  # noqa: PLC0415
+
+    anonymous = credentials is None or os.environ.get("STORAGE_EMULATOR_HOST")
+    return Client(project=project, credentials=AnonymousCredentials() if anonymous else credentials)
+
+
+def _session_of(credentials: Any) -> requests.Session:
+    import requests  # noqa: PLC0415
+    from google.auth.transport.requests import AuthorizedSession  # noqa: PLC0415
+
+    if credentials is None or os.environ.get("BIGQUERY_EMULATOR_HOST"):
+        return requests.Session()
+    session: requests.Session = AuthorizedSession(credentials)
+    return session
+
+
+def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
+    """What is in the way of a dispatcher, one sentence each, and what was tried."""
+    config, store = dispatcher.config, dispatcher.store
+    findings: list[str] = []
+
+    def attempt(permission: str, where: str, call: Callable[[], Any]) -> Any:
+        from google.api_core.exceptions import Forbidden, NotFound, Unauthorized  # noqa: PLC0415
+
+        try:
+            return call()
+        except (Forbidden, Unauthorized) as error:
+            finding = f"{permission} on {where} is missing ({error.code} {error.message})"
+        except NotFound:
+            finding = f"{where} does not exist"
+        except Exception as error:
+            finding = f"{where} cannot be reached: {type(error).__name__}: {error}"
+        if finding not in findings:
+            findings.append(finding)
+        return None
+
+    def looked_at(url: str) -> Any:
+        where = f"bucket {url.removeprefix('gs://').partition('/')[0]}"
+        return attempt("storage.objects.list", where, lambda: list(islice(store.names(url), 1000)))
+
+    tasks = looked_at(config.async_task_url) or []
+    trigger = config.trigger_bucket or ""
+    attempt("storage.objects.get", f"bucket {trigger}", lambda: store.look_at_target(config.post_job_prefix[1:]))
+    looked_at(f"gs://{trigger}{config.post_job_prefix}")
+    looked_at(config.journal_url)
+    looked_at(config.error_url)
+    projects = sorted({config.project_id or "", *_projects(tasks, store.task_url(""))})
+    for project in projects:
+        attempt(
+            "bigquery.jobs.list, or bigquery.jobs.listAll,",
+            f"project {project}",
+            lambda project=project: dispatcher.board.first(project),  # type: ignore[misc]
+        )
+    return findings, (
+        f"{config.async_task_url}, {trigger}, {config.journal_url}, {config.error_url} "
+        f"and the jobs of {', '.join(projects)} can be read"
+    )
+
+
+def _projects(urls: list[str], folder: str) -> Iterator[str]:
+    for url in urls:
+        try:
+            project = TraceName.parse(url.removeprefix(folder)).project
+        except ValueError:
+            continue
+        if project:
+            yield project

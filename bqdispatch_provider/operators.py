@@ -1,0 +1,222 @@
+"""The operators: dispatch what the sensor found, and merge what the tasks of a run did into one report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
+
+from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.journal import Part, RunJournal
+from bqdispatch_provider.model import Lane, Outcome, Share
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from bqdispatch_provider.report import Report
+
+_LOGGED_WHOLE = 200
+
+
+class DispatchOperator(BaseOperator):
+    """Moves the traces and fires the windows of shares; without shares, finds them itself, cycle after cycle.
+
+    Each event is dispatched exactly in the generation that was planned: one that is gone was done by someone else, so a
+    second try repeats nothing. An event that cannot be dispatched waits for the next run and stands in the report; the
+    task fails only when the shares or the connection cannot be used. Killed, it finishes what was begun, a batch of 100
+    events at most in each of 8 threads.
+
+    Returns the counts of the response document (``Report.summary``). With shares its part goes into the journal for a
+    :class:`DispatchReportOperator`; without, the whole response document does, and ``document`` is its URL.
+
+    :param shares: what a :class:`BqDispatchSensor` returned: all of it, or one share as ``.expand(shares=…)`` gives it;
+        by default the operator looks for itself (templated).
+    :param lane: of shares, dispatch those of this lane only, ``sql``, ``jobs`` or ``windows``; the task is skipped when
+        there is none; by default all (templated).
+    :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
+    :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
+        (templated).
+    :param time_to_live: without shares, seconds for which new cycles are begun; 0 is one cycle; by default the
+        configuration's ``TimeToLiveInMin`` less 5 s (templated).
+    :raises ConfigError: when the connection or its configuration cannot be used.
+    :raises ValueError: when ``shares`` are none, or ``lane`` is none.
+    """
+
+    template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "time_to_live")
+    ui_color = "#d2e3fc"
+
+    def __init__(
+        self,
+        *,
+        shares: Any = None,
+        lane: str | None = None,
+        bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
+        variables: Mapping[str, str] | None = None,
+        time_to_live: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.shares = shares
+        self.lane = lane
+        self.bqdispatch_conn_id = bqdispatch_conn_id
+        self.variables = variables
+        self.time_to_live = time_to_live
+        self._on_its_own = shares is None
+        self._killed = False
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Dispatch; gives the counts."""
+        return self._run(context) if self._on_its_own else self._dispatch(context)
+
+    def on_kill(self) -> None:
+        """Begin nothing more; what was begun is finished."""
+        self._killed = True
+
+    def _dispatch(self, context: Context) -> dict[str, Any]:
+        shares = self._chosen()
+        if not shares:
+            raise AirflowSkipException(f"nothing to dispatch in lane {self.lane}" if self.lane else "no shares")
+        lanes: Counter[Lane] = Counter()
+        for share in shares:
+            lanes[share.lane] += len(share.events)
+        with self._hook.get_dispatcher(self._go_on, self.variables) as dispatcher:
+            report = dispatcher.dispatch(shares)
+            RunJournal(dispatcher, context).write_part(Part(report, lanes))
+        self.log.info("Dispatched %d of %d events", report.dispatched, lanes.total())
+        return report.summary()
+
+    def _run(self, context: Context) -> dict[str, Any]:
+        seconds = None if self.time_to_live is None else float(self.time_to_live)
+        with self._hook.get_dispatcher(self._go_on, self.variables) as dispatcher:
+            report = dispatcher.run(seconds)
+            journal = RunJournal(dispatcher, context)
+            url = journal.write_document(report, journal.own_url)
+        _log_document(self, report, url)
+        return {**report.summary(), "document": url}
+
+    def _chosen(self) -> list[Share]:
+        """The shares to dispatch, of whichever form they came in."""
+        given = self.shares
+        if given is None:
+            return []
+        if isinstance(given, str):
+            raise ValueError(
+                f"shares is the text {given[:80]!r}; expected what BqDispatchSensor returned, sensor.output"
+            )
+        shares = [Share.from_dict(each) for each in ([given] if isinstance(given, Mapping) else given)]
+        return [share for share in shares if not self.lane or share.lane is Lane(self.lane)]
+
+    @property
+    def _hook(self) -> BqDispatchHook:
+        return BqDispatchHook(self.bqdispatch_conn_id)
+
+    def _go_on(self) -> bool:
+        return not self._killed
+
+
+class DispatchReportOperator(BaseOperator):
+    """Merges what the tasks of this DAG run did into one response document; the last task of its DAG.
+
+    Sets aside and deletes what the sensor found to be put in order, writes ``performance.json`` and
+    ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json``, and removes the tasks' parts from the journal. Returns
+    the document's counts (``Report.summary``), and its URL as ``document``.
+
+    Every object that the sensor listed has to be accounted for. One that is not, because its task failed, stands in the
+    document as an error, and the task fails once all is written, so that the DAG run is seen to have failed. An event
+    that could not be dispatched is an error of the document alone: the next run takes it up again.
+
+    :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
+    :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
+        (templated).
+    :param trigger_rule: by default ``all_done``, so that there is a report whatever happened before.
+    :raises ConfigError: when the connection or its configuration cannot be used.
+    :raises AirflowFailException: when the sensor has left nothing, or objects are not accounted for.
+    """
+
+    template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables")
+    ui_color = "#ceead6"
+
+    def __init__(
+        self,
+        *,
+        bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
+        variables: Mapping[str, str] | None = None,
+        trigger_rule: str = "all_done",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(trigger_rule=trigger_rule, **kwargs)
+        self.bqdispatch_conn_id = bqdispatch_conn_id
+        self.variables = variables
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Merge, put in order and write; gives the counts and the document's URL."""
+        with BqDispatchHook(self.bqdispatch_conn_id).get_dispatcher(variables=self.variables) as dispatcher:
+            journal = RunJournal(dispatcher, context)
+            parts = journal.parts()
+            sights = [part for each in parts.values() for part in each if part.tidy is not None]
+            if not sights:
+                return self._written_before(journal)
+            report = sights[0].report
+            for part in (part for each in parts.values() for part in each if part is not sights[0]):
+                report.add_part(part.report)
+            for sight in sights:
+                if sight.tidy is not None:
+                    report.add_part(dispatcher.tidy(sight.tidy))
+            missing = self._account(report, parts)
+            if report.started is not None:
+                report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
+            dispatcher.write_performance(report)
+            url = journal.write_document(report)
+            journal.remove_parts()
+        _log_document(self, report, url)
+        if missing:
+            raise AirflowFailException(f"{missing}; the report of all else is {url}")
+        return {**report.summary(), "document": url}
+
+    def _written_before(self, journal: RunJournal) -> dict[str, Any]:
+        """What an earlier try has written: it removes the parts last."""
+        report = journal.read_document()
+        if report is None:
+            raise AirflowFailException(
+                f"no sensor of this DAG run has left its part beside {journal.own_url}, so there is nothing to report, "
+                "and performance.json stays as it is: look at the BqDispatchSensor before this task, which has failed, "
+                "or uses another JournalURL"
+            )
+        return {**report.summary(), "document": journal.document_url}
+
+    def _account(self, report: Report, parts: Mapping[str, Sequence[Part]]) -> str:
+        """Count what was listed and has no outcome as errors; gives one sentence about it, empty when there is none."""
+        number = report.listed - report.outcomes.total()
+        if number == 0:
+            return ""
+        if number > 0:
+            said = f"{number} of {report.listed} objects are not accounted for"
+            report.outcomes[Outcome.ERROR] += number
+        else:
+            said = f"{report.listed} objects have {report.outcomes.total()} outcomes, so a share was given to two tasks"
+        missing: Counter[str] = Counter()
+        for part in (part for each in parts.values() for part in each):
+            sign = 1 if part.tidy is not None else -1
+            missing.update({str(lane): sign * events for lane, events in part.lanes.items()})
+        lanes = [lane for lane, events in missing.items() if events]
+        tasks = ", ".join(self._to_look_at(lanes, parts)) or "those before this one"
+        said += f" (lane {', '.join(lanes) or 'unknown'}): look at the tasks {tasks}"
+        report.error(said)
+        return said
+
+    def _to_look_at(self, lanes: Sequence[str], parts: Mapping[str, Sequence[Part]]) -> list[str]:
+        """The tasks that were to dispatch these lanes: those that left nothing, or all of them if none did not."""
+        lane_of = {task_id: getattr(self.dag.get_task(task_id), "lane", None) for task_id in self.upstream_task_ids}
+        left_nothing = [task_id for task_id in lane_of if task_id not in parts]
+        in_lane = [task_id for task_id in left_nothing if lane_of[task_id] in (None, *lanes)]
+        return sorted(in_lane or left_nothing or lane_of)
+
+
+def _log_document(operator: BaseOperator, report: Report, url: str) -> None:
+    """Log the document; of one that tells of many events, the counts and where it lies."""
+    events = len(report.jobs) + len(report.batched)
+    shown = report.to_dict() if events <= _LOGGED_WHOLE else report.summary()
+    operator.log.info("%s\n%s", url, json.dumps(shown, indent=1, ensure_ascii=False))

@@ -1,0 +1,160 @@
+"""The sensor: finds out what there is to dispatch, and hands it on in shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import (
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
+
+from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.journal import Part, RunJournal
+from bqdispatch_provider.model import Lane, Outcome
+from bqdispatch_provider.planning import limits
+from bqdispatch_provider.triggers import BqDispatchTrigger
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from bqdispatch_provider.dispatcher import Dispatcher, Sight
+
+_TRIGGERER_MAY_BE_LATE = timedelta(minutes=1)
+
+
+class DispatchError(RuntimeError):
+    """A dispatch task that cannot do its work, and why."""
+
+
+class BqDispatchSensor(BaseSensorOperator):
+    """Waits until traces or windows can be dispatched, and returns them as shares, for a :class:`DispatchOperator`.
+
+    The return value is a list of dicts, each a share: events of one lane, no more than the limits let through. Give it
+    on whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``). What else was seen goes into
+    the journal, for a :class:`DispatchReportOperator`.
+
+    Where there is nothing to dispatch when its time is up, the task is skipped, and so is what follows; with
+    ``soft_fail=False`` it fails.
+
+    :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
+    :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
+        (templated).
+    :param lanes: the lanes to wait for and to hand on, of ``sql``, ``jobs`` and ``windows``; all by default
+        (templated).
+    :param poke_interval: seconds (or a timedelta) between two looks.
+    :param timeout: seconds (or a timedelta) after which there is nothing to dispatch.
+    :param soft_fail: skip the task when its time is up, rather than fail it. An error fails it either way.
+    :param mode: ``poke`` or ``reschedule``, as in every sensor; without effect when deferred.
+    :param deferrable: wait in the triggerer, without a worker; by default ``[operators] default_deferrable``.
+    :raises ConfigError: when the connection or its configuration cannot be used.
+    :raises DispatchError: when the trigger came to an error, or ``lanes`` names none.
+    """
+
+    template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes")
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
+        variables: Mapping[str, str] | None = None,
+        lanes: Sequence[str] | None = None,
+        poke_interval: timedelta | float = 5.0,
+        timeout: timedelta | float = 50.0,
+        soft_fail: bool = True,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, soft_fail=soft_fail, **kwargs)
+        self.bqdispatch_conn_id = bqdispatch_conn_id
+        self.variables = variables
+        self.lanes = lanes
+        self.deferrable = deferrable
+        self._dispatcher: Dispatcher | None = None
+        self._sight: Sight | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Look until there is something to dispatch; gives the shares."""
+        with ExitStack() as held:
+            self._open(held)
+            if self.deferrable:
+                looked = self.poke(context)
+                if looked.is_done:
+                    return looked.xcom_value
+            else:
+                try:
+                    return super().execute(context)
+                except (AirflowSkipException, AirflowSensorTimeout):
+                    self._write_part(context)
+                    raise
+        self.defer(
+            trigger=BqDispatchTrigger(
+                bqdispatch_conn_id=self.bqdispatch_conn_id,
+                end=datetime.now(UTC) + timedelta(seconds=self.timeout),
+                variables=self.variables,
+                lanes=[str(lane) for lane in self._lanes()],
+                poll_interval=self.poke_interval,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout) + _TRIGGERER_MAY_BE_LATE,
+        )
+        return None
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Look again once the trigger says so; gives the shares.
+
+        :param event: from :class:`BqDispatchTrigger`.
+        """
+        if event["status"] == "error":
+            raise DispatchError(f"waiting for something to dispatch came to an error: {event['message']}")
+        with ExitStack() as held:
+            self._open(held)
+            looked = self.poke(context)
+            if looked.is_done:
+                shares: list[dict[str, Any]] = looked.xcom_value or []
+                return shares
+            self._write_part(context)
+        message = f"nothing to dispatch within {self.timeout:g} s"
+        raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once; what is to be dispatched is written to the journal and returned."""
+        assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
+        lanes = self._lanes()
+        self._sight = sight = self._dispatcher.look()
+        shares = [share for share in sight.plan.shares(limits(self._dispatcher.config)) if share.lane in lanes]
+        number = sum(len(share.events) for share in shares)
+        self.log.info("%d objects in the task folder, %d to dispatch", sight.plan.listed, number)
+        if not shares:
+            return PokeReturnValue(is_done=False)
+        self._write_part(context)
+        return PokeReturnValue(is_done=True, xcom_value=[share.to_dict() for share in shares])
+
+    def _open(self, held: ExitStack) -> None:
+        hook = BqDispatchHook(self.bqdispatch_conn_id)
+        self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables))
+        held.callback(setattr, self, "_dispatcher", None)
+
+    def _lanes(self) -> list[Lane]:
+        try:
+            return list(Lane) if self.lanes is None else [Lane(lane) for lane in self.lanes]
+        except ValueError as error:
+            raise DispatchError(f"lanes is {self.lanes!r}; expected some of {', '.join(Lane)}") from error
+
+    def _write_part(self, context: Context) -> None:
+        """Write the last look: what it saw, how much it hands on, and what the report is to put in order."""
+        if self._dispatcher is None or self._sight is None:
+            return
+        plan, report = self._sight.plan, self._sight.report
+        lanes = {lane: len(events) for lane, events in plan.events.items() if events}
+        handed_on = {lane: number for lane, number in lanes.items() if lane in self._lanes()}
+        # What this sensor leaves to another one waits as far as this run is concerned.
+        report.outcomes[Outcome.PENDING] += sum(lanes.values()) - sum(handed_on.values())
+        RunJournal(self._dispatcher, context).write_part(Part(report, handed_on, plan.tidy))
