@@ -1,0 +1,129 @@
+"""An Airflow of its own for the session: home, database and DAG folder lie in a temporary directory."""
+
+import atexit
+import json
+import os
+import runpy
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOME = Path(tempfile.mkdtemp(prefix="bqdispatch-airflow-"))
+DAGS = HOME / "dags"
+
+if "airflow" in sys.modules:
+    raise pytest.UsageError("Airflow was imported before tests/airflow/conftest.py could say where its home is")
+
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+DAGS.mkdir()
+for file in (*REPOSITORY.glob("dags/*.py"), *Path(__file__).parent.glob("dags/*.py")):
+    (DAGS / file.name).symlink_to(file)
+os.environ.update(
+    {
+        "AIRFLOW_HOME": str(HOME),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",  # the sequential one would reschedule every sensor
+        "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+        "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
+        "AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY": "True",
+    }
+)
+for variable in ("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "BQDISPATCH_SCHEDULE", "AIRFLOW_CONN_BQDISPATCH_DEFAULT"):
+    os.environ.pop(variable, None)
+
+
+@pytest.fixture(scope="session")
+def airflow_prints():
+    """What an `airflow` command prints; it has to succeed."""
+    return _airflow
+
+
+def _airflow(*arguments):
+    command = [sys.executable, "-m", "airflow", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def database():
+    _airflow("db", "migrate")
+    return HOME / "airflow.db"
+
+
+class Run:
+    """One DAG run: how it ended, and what its tasks returned."""
+
+    def __init__(self, dag_run, database):
+        self.state = str(getattr(dag_run.state, "value", dag_run.state))
+        self.run_id, self.dag_id = dag_run.run_id, dag_run.dag_id
+        self._database = database
+        rows = self._rows("select task_id, map_index, state from task_instance", "order by task_id, map_index")
+        self.states = {task if index < 0 else f"{task}[{index}]": state for task, index, state in rows}
+
+    def returned(self, task_id):
+        """The task's return value as it is stored; `None` when there is none."""
+        rows = self._rows("select value from xcom", "and key = 'return_value' and task_id = ?", task_id)
+        return json.loads(rows[0][0]) if rows else None
+
+    def _rows(self, select, more, *values):
+        with sqlite3.connect(self._database) as connection:
+            query = f"{select} where dag_id = ? and run_id = ? {more}"
+            return connection.execute(query, (self.dag_id, self.run_id, *values)).fetchall()
+
+
+@pytest.fixture
+def dags_folder():
+    return DAGS
+
+
+@pytest.fixture
+def connect(world, monkeypatch):
+    """Sets the connection's extra, by default the configuration of the world, and that of Google Cloud."""
+
+    def set_connection(extra=None, **more):
+        extra = world.document(**more) if extra is None else extra
+        monkeypatch.setenv("AIRFLOW_CONN_BQDISPATCH_DEFAULT", json.dumps({"conn_type": "bqdispatch", "extra": extra}))
+        google = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
+        monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps(google))
+
+    set_connection()
+    return set_connection
+
+
+@pytest.fixture
+def run(connect, database):
+    """Runs a DAG of the DAG folder; the sensor waits for no longer than it is told."""
+    from airflow.providers.common.compat.sdk import DAG
+
+    def run_dag(dag_id, file="variants.py", timeout=0.1):
+        known = runpy.run_path(str(DAGS / file))
+        dag = next(each for each in known.values() if isinstance(each, DAG) and each.dag_id == dag_id)
+        if "detect" in dag.task_dict:
+            dag.get_task("detect").timeout = timeout
+            dag.get_task("detect").poke_interval = 0.1
+        return Run(dag.test(), database)
+
+    return run_dag
+
+
+@pytest.fixture
+def document(world):
+    """The response document that a run has left in the journal."""
+    from world import JOURNAL
+
+    def read(done):
+        names = [name for name in world.names(JOURNAL, "journal/runs/") if name.endswith(f"/{done.run_id}.json")]
+        assert len(names) == 1, world.names(JOURNAL)
+        return json.loads(world.blob(names[0], JOURNAL).download_as_bytes())
+
+    return read

@@ -1,0 +1,77 @@
+"""DAGs that put the operators together in other ways than the sample DAG."""
+
+from datetime import UTC, datetime
+
+from airflow.providers.common.compat.sdk import DAG
+
+from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
+from bqdispatch_provider.sensors import BqDispatchSensor
+
+
+class KilledAtOnce(DispatchOperator):
+    def pre_execute(self, context):
+        self.on_kill()
+
+
+def dag_of(dag_id):
+    return DAG(dag_id, schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False)
+
+
+def reported(dispatch):
+    return dispatch >> DispatchReportOperator(task_id="report")
+
+
+with dag_of("mapped") as mapped:
+    detect = BqDispatchSensor(task_id="detect")
+    reported(DispatchOperator.partial(task_id="dispatch").expand(shares=detect.output))
+
+with dag_of("deferred") as deferred:
+    detect = BqDispatchSensor(task_id="detect", deferrable=True)
+    reported(DispatchOperator.partial(task_id="dispatch").expand(shares=detect.output))
+
+with dag_of("rescheduled") as rescheduled:
+    detect = BqDispatchSensor(task_id="detect", mode="reschedule")
+    reported(DispatchOperator(task_id="dispatch", shares=detect.output))
+
+with dag_of("strict") as strict:
+    detect = BqDispatchSensor(task_id="detect", soft_fail=False)
+    reported(DispatchOperator(task_id="dispatch", shares=detect.output))
+
+with dag_of("one_lane") as one_lane:
+    detect = BqDispatchSensor(task_id="detect", lanes=["windows"])
+    reported(DispatchOperator(task_id="dispatch", shares=detect.output))
+
+with dag_of("half_broken") as half_broken:
+    detect = BqDispatchSensor(task_id="detect")
+    reported(
+        [
+            DispatchOperator(task_id="dispatch_sql", shares=detect.output, lane="sql"),
+            DispatchOperator(task_id="dispatch_jobs", shares=detect.output, lane="jobs", bqdispatch_conn_id="missing"),
+            DispatchOperator(task_id="fire_windows", shares=detect.output, lane="windows"),
+        ]
+    )
+
+with dag_of("twice") as twice:
+    detect = BqDispatchSensor(task_id="detect")
+    first = DispatchOperator(task_id="dispatch", shares=detect.output)
+    reported(first >> DispatchOperator(task_id="dispatch_again", shares=detect.output))
+
+with dag_of("killed") as killed:
+    detect = BqDispatchSensor(task_id="detect")
+    reported(KilledAtOnce(task_id="dispatch", shares=detect.output))
+
+with dag_of("reported_again") as reported_again:
+    detect = BqDispatchSensor(task_id="detect")
+    first = reported(DispatchOperator(task_id="dispatch", shares=detect.output))
+    first >> DispatchReportOperator(task_id="report_again")
+
+with dag_of("templated") as templated:
+    detect = BqDispatchSensor(task_id="detect", variables={"folder": "{{ 'BqDispatch' }}"})
+    dispatch = DispatchOperator(task_id="dispatch", shares=detect.output, variables={"folder": "{{ 'BqDispatch' }}"})
+    dispatch >> DispatchReportOperator(task_id="report", variables={"folder": "{{ 'BqDispatch' }}"})
+
+with dag_of("alone") as alone:
+    DispatchOperator(task_id="dispatch", time_to_live=0)
+
+with dag_of("not_shares") as not_shares:
+    DispatchOperator(task_id="dispatch", shares="everything")

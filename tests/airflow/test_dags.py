@@ -1,0 +1,245 @@
+"""Whole DAGs against the stand-in Google Cloud: what is dispatched, what is reported, what fails."""
+
+import json
+
+import pytest
+from world import JOURNAL, TASKS, TRIGGER
+
+
+def adds_up(document):
+    return sum(document["Outcomes"].values()) == document["Listed"]
+
+
+def performance(world):
+    blob = world.blob("journal/performance.json", JOURNAL)
+    return blob and json.loads(blob.download_as_bytes())
+
+
+def test_the_sample_dag_moves_and_fires_and_reports(world, run, document):
+    loads, query, window = world.traces(3), world.trace("query"), world.window()
+    world.trace(state="RUNNING")
+    done = run("bqdispatch", "bqdispatch.py")
+    assert done.state == "success"
+    assert set(done.states) == {"detect", "dispatch_jobs", "dispatch_sql", "fire_windows", "report"}
+    assert set(done.states.values()) == {"success"}
+    written = document(done)
+    assert set(written["Jobs"]) == {world.url_of(name) for name in (*loads, query)}
+    assert set(written["Batched"]) == {world.url_of(window)}
+    assert written["Dispatched"] == {"LoadJobs": 3, "QueryJobs": 1, "BatchJobs": 1}
+    assert (written["Status"], written["Running"]) == ("ok", {"LoadJobs": 1})
+    assert (written["Listed"], written["Outcomes"]) == (6, {"dispatched": 5, "running": 1})
+    assert performance(world) == written["Performance"]
+    assert len(world.names(TRIGGER)) == 5
+
+
+def test_with_nothing_to_do_the_tasks_are_skipped_and_the_run_is_reported(world, run, document):
+    world.traces(2, state="RUNNING")
+    done = run("bqdispatch", "bqdispatch.py")
+    assert done.state == "success"
+    assert done.states.pop("report") == "success"
+    assert set(done.states.values()) == {"skipped"}
+    assert document(done)["Outcomes"] == {"running": 2}
+    assert performance(world)["p"]["Running"] == {"LoadJobs": 2}
+
+
+def test_a_lane_without_events_is_skipped(world, run, document):
+    world.trace("query")
+    done = run("bqdispatch", "bqdispatch.py")
+    assert done.state == "success"
+    assert (done.states["dispatch_sql"], done.states["dispatch_jobs"]) == ("success", "skipped")
+    assert document(done)["Outcomes"] == {"dispatched": 1}
+
+
+def test_xcom_holds_shares_and_counts_and_no_reports(world, run, document):
+    world.traces(600)
+    done = run("bqdispatch", "bqdispatch.py")
+    assert [len(share["events"]) for share in done.returned("detect")] == [250, 250, 100]
+    assert all(len(json.dumps(done.returned(task))) < 1000 for task in ("dispatch_jobs", "report"))
+    returned = done.returned("report")
+    assert returned["document"].endswith(f"/bqdispatch/{done.run_id}.json")
+    assert returned["Outcomes"] == document(done)["Outcomes"] == {"dispatched": 600}
+
+
+def test_shares_can_be_mapped(world, run, document):
+    world.traces(300)
+    world.window()
+    done = run("mapped")
+    assert done.state == "success"
+    assert {task for task in done.states if task.startswith("dispatch")} == {f"dispatch[{n}]" for n in range(3)}
+    written = document(done)
+    assert written["Outcomes"] == {"dispatched": 301}
+    assert adds_up(written)
+
+
+def test_the_parts_are_removed_once_the_document_is_written(world, run):
+    world.trace()
+    done = run("mapped")
+    left = world.names(JOURNAL, "journal/runs/")
+    assert len(left) == 1
+    assert left[0].endswith(f"/mapped/{done.run_id}.json")
+
+
+def test_a_sensor_waits_until_a_window_is_due(world, run, document):
+    window = world.window(due=6)
+    done = run("bqdispatch", "bqdispatch.py", timeout=30)
+    assert done.state == "success"
+    assert list(document(done)["Batched"]) == [world.url_of(window)]
+
+
+def test_a_sensor_can_be_rescheduled(world, run, document):
+    window = world.window(due=6)
+    done = run("rescheduled", timeout=30)
+    assert done.state == "success"
+    assert list(document(done)["Batched"]) == [world.url_of(window)]
+
+
+def test_a_deferred_sensor_feeds_mapped_operators(world, run, document):
+    window = world.window(due=6)
+    done = run("deferred", timeout=30)
+    assert done.state == "success"
+    assert list(document(done)["Batched"]) == [world.url_of(window)]
+    assert done.states["dispatch[0]"] == "success"
+
+
+def test_a_deferrable_sensor_does_not_defer_when_there_is_work(world, run):
+    world.trace()
+    world.control.reset_counters()
+    assert run("deferred").state == "success"
+    looks = world.control.calls()["storage.objects.list"]
+    world.trace()
+    world.control.reset_counters()
+    run("mapped")
+    assert world.control.calls()["storage.objects.list"] == looks
+
+
+def test_a_deferred_sensor_is_skipped_when_its_time_is_up(world, run, document):
+    world.trace(state="RUNNING")
+    done = run("deferred")
+    assert (done.state, done.states["detect"]) == ("success", "skipped")
+    assert document(done)["Outcomes"] == {"running": 1}
+
+
+def test_a_deferred_sensor_fails_when_the_task_folder_cannot_be_listed(world, run):
+    world.trace(state="RUNNING")
+    # The first look is the sensor's own.
+    world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403, probability=1)
+    done = run("deferred")
+    assert (done.state, done.states["detect"]) == ("failed", "failed")
+
+
+def test_a_strict_sensor_fails_when_its_time_is_up_and_the_run_is_reported(world, run, document):
+    world.trace(state="RUNNING")
+    done = run("strict")
+    assert (done.states["detect"], done.states["dispatch"], done.states["report"]) == (
+        "failed",
+        "upstream_failed",
+        "success",
+    )
+    assert document(done)["Outcomes"] == {"running": 1}
+
+
+def test_a_sensor_of_one_lane_leaves_the_others(world, run, document):
+    world.trace()
+    window = world.window()
+    done = run("one_lane")
+    assert done.state == "success"
+    written = document(done)
+    assert (list(written["Batched"]), written["Jobs"]) == ([world.url_of(window)], {})
+    assert written["Outcomes"] == {"dispatched": 1, "pending": 1}
+
+
+def test_an_operator_on_its_own_looks_and_dispatches(world, run):
+    names = world.traces(2)
+    done = run("alone")
+    assert done.state == "success"
+    returned = done.returned("dispatch")
+    assert returned["Dispatched"] == {"LoadJobs": 2}
+    bucket, _, name = returned["document"].removeprefix("gs://").partition("/")
+    written = json.loads(world.blob(name, bucket).download_as_bytes())
+    assert set(written["Jobs"]) == {world.url_of(name) for name in names}
+    assert performance(world) == written["Performance"]
+
+
+def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, document):
+    world.traces(3)
+    query, window = world.trace("query"), world.window()
+    done = run("half_broken")
+    assert done.state == "failed"
+    assert (done.states["dispatch_jobs"], done.states["report"]) == ("failed", "failed")
+    written = document(done)
+    assert list(written["Jobs"]) == [world.url_of(query)]
+    assert list(written["Batched"]) == [world.url_of(window)]
+    assert written["Outcomes"] == {"dispatched": 2, "error": 3}
+    assert adds_up(written)
+    assert written["Errors"] == ["3 of 5 objects are not accounted for (lane jobs): look at the tasks dispatch_jobs"]
+    assert performance(world) == written["Performance"]
+
+
+def test_an_event_that_cannot_be_dispatched_is_reported_and_the_run_succeeds(world, run, document):
+    bad, good = world.traces(2)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", name=f"*{bad}", status=403)
+    done = run("bqdispatch", "bqdispatch.py")
+    assert done.state == "success"
+    written = document(done)
+    assert written["Status"] == "error"
+    assert list(written["Jobs"]) == [world.url_of(good)]
+    assert written["Outcomes"] == {"dispatched": 1, "error": 1}
+    assert world.url_of(bad) in written["Errors"][0]
+
+
+def test_without_a_look_the_run_fails_and_performance_stays_as_it_is(world, run):
+    world.client.bucket(JOURNAL).blob("journal/performance.json").upload_from_string('{"p": "before"}')
+    world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403)
+    done = run("bqdispatch", "bqdispatch.py")
+    assert (done.state, done.states["detect"], done.states["report"]) == ("failed", "failed", "failed")
+    assert performance(world) == {"p": "before"}
+
+
+def test_a_share_that_is_dispatched_twice_moves_each_trace_once(world, run, document):
+    names = world.traces(2)
+    done = run("twice")
+    assert len(world.names(TRIGGER)) == 2
+    written = document(done)
+    assert set(written["Jobs"]) == {world.url_of(name) for name in names}
+    assert written["Outcomes"] == {"dispatched": 2, "ignored": 2}
+    assert "a share was given to two tasks" in written["Errors"][0]
+    assert done.state == "failed"
+
+
+def test_a_killed_operator_begins_nothing_more(world, run, document):
+    names = world.traces(2)
+    done = run("killed")
+    assert world.names() == sorted(names)
+    assert document(done)["Outcomes"] == {"pending": 2}
+
+
+def test_a_second_report_finds_what_the_first_has_written(world, run):
+    world.trace()
+    done = run("reported_again")
+    assert done.state == "success"
+    assert done.returned("report_again") == done.returned("report")
+
+
+def test_variables_are_templated(world, connect, run):
+    connect(world.document(AsyncTaskURL=f"gs://{TASKS}/${{folder}}/Tasks"))
+    world.trace()
+    assert run("templated").state == "success"
+    assert world.names() == []
+
+
+def test_a_late_twin_is_set_aside_by_the_report(world, run, document):
+    window = world.window()
+    run("bqdispatch", "bqdispatch.py")
+    world.delete(window)
+    world.put(window)
+    done = run("bqdispatch", "bqdispatch.py")
+    written = document(done)
+    assert list(written["Quarantined"]) == [world.url_of(window)]
+    assert adds_up(written)
+    assert len(world.names(JOURNAL, "errors/")) == 1
+
+
+@pytest.mark.parametrize("dag_id", ["not_shares"])
+def test_what_is_no_share_fails_the_task(world, run, dag_id):
+    assert run(dag_id).state == "failed"

@@ -1,0 +1,140 @@
+"""The connection: its forms, what a test of it says, and what it keeps to itself."""
+
+import json
+import logging
+
+import pytest
+from world import FOLDER, JOURNAL, TASKS
+
+from bqdispatch_provider.config import ConfigError
+from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.provider_info import get_provider_info
+
+
+@pytest.fixture
+def hook(connect):
+    return BqDispatchHook()
+
+
+def finding(extra, connect):
+    connect(extra)
+    with pytest.raises(ConfigError) as raised:
+        BqDispatchHook().get_config()
+    (said,) = raised.value.findings
+    return said
+
+
+def test_the_documents_keys_may_be_the_extra_itself(world, hook):
+    assert hook.get_config().async_task_url == f"gs://{TASKS}/{FOLDER}"
+
+
+@pytest.mark.parametrize("form", [dict, json.dumps])
+def test_the_document_may_be_an_object_or_a_string(world, connect, form):
+    connect({"config": form(world.document(MaxConcurrentSQL=7))})
+    assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_the_document_may_lie_in_a_file(world, connect, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(world.document(MaxConcurrentSQL=7)))
+    connect({"config_url": (tmp_path / "config.json").as_uri()})
+    assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_the_document_may_lie_in_a_bucket(world, connect):
+    world.client.bucket(JOURNAL).blob("config.json").upload_from_string(json.dumps(world.document(MaxConcurrentSQL=7)))
+    connect({"config_url": f"gs://{JOURNAL}/config.json"})
+    assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_fields_that_a_form_leaves_empty_are_not_there(world, connect):
+    connect({"config": json.dumps(world.document()), "config_url": "", "variables": "", "gcp_conn_id": None})
+    assert BqDispatchHook().get_config().project_id == "p"
+
+
+def test_given_variables_go_before_the_connections(world, connect):
+    config = world.document(JournalURL="gs://${one}/${two}")
+    connect({"config": config, "variables": '{"one": "mine", "two": "mine"}'})
+    assert BqDispatchHook().get_config({"two": "given"}).journal_url == "gs://mine/given"
+
+
+def test_a_connection_without_a_configuration_says_what_it_expects(connect):
+    said = finding({"gcp_conn_id": "google_cloud_default"}, connect)
+    assert "connection 'bqdispatch_default'" in said
+    assert "holds no configuration; expected exactly one of config" in said
+
+
+def test_a_connection_with_two_configurations_names_both(world, connect):
+    said = finding({"config_url": "gs://b/c.json", "AsyncTaskURL": "gs://b/t"}, connect)
+    assert "config_url and the key AsyncTaskURL" in said
+
+
+def test_a_document_that_is_no_json_is_told(connect):
+    assert "config is no JSON" in finding({"config": "{"}, connect)
+
+
+def test_every_finding_names_the_connection(connect):
+    connect({"config": {"AsyncTaskURL": "ops"}})
+    with pytest.raises(ConfigError) as raised:
+        BqDispatchHook().get_config()
+    assert len(raised.value.findings) == 3
+    assert all(said.startswith("connection 'bqdispatch_default': ") for said in raised.value.findings)
+
+
+def test_a_connection_that_works_says_what_was_read(world, hook):
+    world.trace(project="q")
+    works, said = hook.test_connection()
+    assert works
+    assert "the jobs of p, q can be read" in said
+
+
+def test_a_connection_test_names_each_missing_permission_at_once(world, hook):
+    world.control.add_fault("storage.objects.list", "status", bucket=JOURNAL, status=403)
+    world.control.add_fault("storage.objects.get", "status", bucket="p_bqtail", status=403)
+    world.control.add_fault("bigquery.jobs.list", "status", project="p", status=403)
+    works, said = hook.test_connection()
+    assert not works
+    assert f"storage.objects.list on bucket {JOURNAL} is missing" in said
+    assert "storage.objects.get on bucket p_bqtail is missing" in said
+    assert "bigquery.jobs.list, or bigquery.jobs.listAll, on project p is missing" in said
+    assert said.count(" is missing") == 3
+
+
+def test_a_connection_test_names_a_bucket_that_is_not_there(world, connect):
+    connect(world.document(AsyncTaskURL="gs://nowhere/tasks"))
+    works, said = BqDispatchHook().test_connection()
+    assert (works, "bucket nowhere does not exist" in said) == (False, True)
+
+
+def test_a_connection_test_tells_of_a_bad_configuration(connect):
+    connect({"config": {}})
+    works, said = BqDispatchHook().test_connection()
+    assert not works
+    assert "AsyncTaskURL is missing" in said
+
+
+def test_the_google_connections_credentials_and_project_are_used(world, connect, monkeypatch):
+    connect({key: value for key, value in world.document().items() if key != "ProjectID"})
+    monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")
+    with BqDispatchHook().get_dispatcher() as dispatcher:
+        assert dispatcher.config.project_id == "p"
+        assert dispatcher.config.trigger_bucket == "p_bqtail"
+
+
+def test_variables_stay_out_of_repr_and_logs(world, connect, caplog):
+    connect({"config": world.document(), "variables": {"token": "hush-hush"}})
+    with caplog.at_level(logging.DEBUG):
+        hook = BqDispatchHook()
+        config = hook.get_config()
+    assert "hush-hush" not in f"{hook!r} {config!r} {caplog.text}"
+
+
+def test_airflow_2_has_a_field_for_each_that_airflow_3_has():
+    pytest.importorskip("flask_appbuilder")
+    (connection,) = get_provider_info()["connection-types"]
+    assert set(BqDispatchHook.get_connection_form_widgets()) == set(connection["conn-fields"])
+
+
+def test_both_forms_hide_the_same_fields():
+    (connection,) = get_provider_info()["connection-types"]
+    behaviour = connection["ui-field-behaviour"]
+    assert behaviour["hidden-fields"] == BqDispatchHook.get_ui_field_behaviour()["hidden_fields"]

@@ -1,0 +1,85 @@
+"""The provider as Airflow sees it: metadata, DAG file, imports."""
+
+import json
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+HOOK = "bqdispatch_provider.hooks.BqDispatchHook"
+
+EMPTY_DAG = """
+from datetime import UTC, datetime
+from airflow.providers.common.compat.sdk import DAG
+with DAG("empty", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
+    pass
+"""
+
+PARSE = """
+import json, runpy, sys, time
+began = time.perf_counter()
+runpy.run_path(sys.argv[1])
+print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))
+"""
+
+
+def parsed(file):
+    """Seconds that a DAG file takes to parse, and the modules that are there afterwards."""
+    done = subprocess.run([sys.executable, "-c", PARSE, file], capture_output=True, text=True, check=True)
+    seconds, modules = json.loads(done.stdout.splitlines()[-1])
+    return seconds, set(modules)
+
+
+@pytest.fixture(scope="session")
+def empty_dag(tmp_path_factory):
+    file = tmp_path_factory.mktemp("dags") / "empty.py"
+    file.write_text(EMPTY_DAG)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["list"], ["airflow-provider-bqdispatch"]),
+        (
+            ["get", "airflow-provider-bqdispatch", "--full"],
+            ["BqTail dispatch", HOOK],
+        ),
+        (["hooks"], ["bqdispatch_conn_id", HOOK]),
+        (["triggers"], ["bqdispatch_provider.triggers"]),
+    ],
+)
+def test_airflow_shows_the_provider(database, airflow_prints, command, expected):
+    printed = airflow_prints("providers", *command, "--output", "json")
+    assert all(each in printed for each in expected), printed
+
+
+def test_the_dag_files_have_no_import_errors(database, airflow_prints):
+    printed = airflow_prints("dags", "list-import-errors", "--output", "json")
+    assert printed.strip().splitlines()[-1] in ("[]", "No data found")
+
+
+def test_the_sample_dag_parses_as_fast_as_an_empty_one(empty_dag, dags_folder):
+    empty = min(parsed(empty_dag)[0] for _ in range(2))
+    ours = min(parsed(str(dags_folder / "bqdispatch.py"))[0] for _ in range(2))
+    assert ours - empty < 0.3
+
+
+def test_the_sample_dag_imports_nothing_of_google_or_pandas(empty_dag, dags_folder):
+    _, before = parsed(empty_dag)
+    _, after = parsed(str(dags_folder / "bqdispatch.py"))
+    assert "bqdispatch_provider.triggers" in after
+    assert [name for name in after - before if name.partition(".")[0] in ("google", "pandas", "requests")] == []
+    assert [name for name in after - before if name.startswith("airflow.providers.google")] == []
+
+
+def test_the_sample_dag_is_what_the_docs_say(database, dags_folder, monkeypatch):
+    monkeypatch.setenv("BQDISPATCH_SQL_SLOTS", "5")
+    dag = runpy.run_path(str(dags_folder / "bqdispatch.py"))["dag"]
+    assert (dag.dag_id, dag.max_active_runs, dag.catchup) == ("bqdispatch", 1, False)
+    assert {task.task_id: (task.pool, task.pool_slots) for task in dag.tasks if task.pool != "default_pool"} == {
+        "dispatch_sql": ("bqdispatch_sql", 5),
+        "dispatch_jobs": ("bqdispatch_jobs", 1),
+        "fire_windows": ("bqdispatch_jobs", 1),
+    }
