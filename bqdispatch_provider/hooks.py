@@ -262,7 +262,7 @@ def _session_of(credentials: Any) -> requests.Session:
 def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
     """What is in the way of a dispatcher, one sentence each, and what was tried."""
     config, store = dispatcher.config, dispatcher.store
-    findings: list[str] = []
+    findings: dict[tuple[str, str], str] = {}
 
     def attempt(permission: str, where: str, call: Callable[[], Any]) -> Any:
         from google.api_core.exceptions import Forbidden, NotFound, Unauthorized  # noqa: PLC0415
@@ -270,13 +270,12 @@ def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
         try:
             return call()
         except (Forbidden, Unauthorized) as error:
-            finding = f"{permission} on {where} is missing ({error.code} {error.message})"
+            said = error.errors[0].get("message") if error.errors else error.message
+            findings[permission, where] = f"{permission} on {where} is missing ({error.code} {said})"
         except NotFound:
-            finding = f"{where} does not exist"
+            findings["", where] = f"{where} does not exist"
         except Exception as error:
-            finding = f"{where} cannot be reached: {type(error).__name__}: {error}"
-        if finding not in findings:
-            findings.append(finding)
+            findings["", where] = f"{where} cannot be reached: {type(error).__name__}: {error}"
         return None
 
     def looked_at(url: str) -> Any:
@@ -296,7 +295,7 @@ def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
             f"project {project}",
             lambda project=project: dispatcher.board.first(project),  # type: ignore[misc]
         )
-    return findings, (
+    return list(findings.values()), (
         f"{config.async_task_url}, {trigger}, {config.journal_url}, {config.error_url} "
         f"and the jobs of {', '.join(projects)} can be read"
     )
