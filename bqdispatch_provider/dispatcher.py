@@ -20,11 +20,12 @@ from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
-from bqdispatch_provider.jobs import JobBoard
+from bqdispatch_provider.jobs import REFUSED, JobBoard
 from bqdispatch_provider.model import (
     BATCH_JOBS,
     Event,
     Lane,
+    Listing,
     Outcome,
     Plan,
     Quarantine,
@@ -36,7 +37,16 @@ from bqdispatch_provider.model import (
     counter_of,
 )
 from bqdispatch_provider.names import TraceName, WindowName
-from bqdispatch_provider.planning import CLAIM_TIMEOUT, classify, limits, other_target, plan, target_of
+from bqdispatch_provider.planning import (
+    CLAIM_TIMEOUT,
+    MIN_AGE,
+    classify,
+    limits,
+    other_target,
+    plan,
+    target_of,
+    unseen,
+)
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.storage import BATCH_SIZE, Result, Stamp, TaskStore
 
@@ -162,7 +172,8 @@ class Dispatcher:
         listed = time.monotonic()
         listing = classify(objects, self.config.project_id or "", now)
         sighting = self.board.look(listing.traces, self._threads)
-        planned = plan(Snapshot(listing, sighting.jobs, sighting.errors), self.config, now)
+        recent = self._jobs_since_firing(listing) if self.config.max_concurrent_jobs else {}
+        planned = plan(Snapshot(listing, sighting.jobs, sighting.errors, recent), self.config, now)
         report = Report.of_plan(planned)
         report.started = now
         report.get_count = sighting.got
@@ -170,6 +181,20 @@ class Dispatcher:
         for key, job in sighting.jobs.items():
             report.regions.setdefault(key.project, job.location)
         return Sight(planned, report)
+
+    def _jobs_since_firing(self, listing: Listing) -> dict[str, datetime]:
+        """The jobs of projects whose windows were fired a moment ago, since a load's trace may be gone already."""
+        since: dict[str, datetime] = {}
+        for window in unseen(listing, {}, listing.now):
+            fired = window.sentinel.fired if window.sentinel and window.sentinel.fired else listing.now
+            since[window.project] = min(fired, since.get(window.project, fired))
+        recent: dict[str, datetime] = {}
+        for project, fired in since.items():
+            try:
+                recent |= self.board.recent(project, fired - MIN_AGE)
+            except REFUSED as error:
+                log.warning("Windows of project %r count as active, its jobs cannot be listed: %s", project, error)
+        return recent
 
     def dispatch(self, shares: Iterable[Share]) -> Report:
         """Move the traces and fire the windows of shares, each exactly in the generation that was planned.

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -52,7 +52,8 @@ _RETRY = Retry(
     timeout=45.0,
 )
 
-_REFUSED = (exceptions.GoogleAPICallError, exceptions.RetryError, requests.RequestException, _RateLimited)
+REFUSED = (exceptions.GoogleAPICallError, exceptions.RetryError, requests.RequestException, _RateLimited)
+"""What asking for jobs may raise, once all patience is over."""
 
 
 @dataclass
@@ -125,7 +126,7 @@ class JobBoard:
             began = time.monotonic()
             try:
                 self._list(project, min(trace.object.created for trace in traces), missing, sighting)
-            except _REFUSED as error:
+            except REFUSED as error:
                 sighting.errors[project] = _said(error)
                 missing.clear()
             sighting.list_ms = round((time.monotonic() - began) * 1000)
@@ -134,7 +135,7 @@ class JobBoard:
     def _got(self, key: JobKey) -> Job | str | None:
         try:
             return self._get(key)
-        except _REFUSED as error:
+        except REFUSED as error:
             return _said(error)
 
     def _list(self, project: str, oldest: datetime, missing: dict[JobKey, None], sighting: Sighting) -> None:
@@ -143,7 +144,7 @@ class JobBoard:
         for key in missing:
             by_id[key.job_id].append(key)
         unplaced = sum(key.location is None for key in missing)
-        for number, page in enumerate(self._pages(project, oldest), start=1):
+        for number, page in enumerate(self._pages(project, oldest - _BEFORE), start=1):
             for listed in page:
                 reference = listed["jobReference"]
                 location = reference.get("location", "")
@@ -155,13 +156,27 @@ class JobBoard:
             if not missing or (not unplaced and len(missing) <= max(_FEW, number)):
                 return
 
-    def _pages(self, project: str, oldest: datetime) -> Iterator[list[dict[str, Any]]]:
+    def recent(self, project: str, since: datetime) -> dict[str, datetime]:
+        """The IDs of a project's jobs that were created since a moment, with their creation.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
+        """
+        return {
+            listed["jobReference"]["jobId"]: datetime.fromtimestamp(
+                int(listed["statistics"]["creationTime"]) / 1000, UTC
+            )
+            for page in self._pages(project, since)
+            for listed in page
+        }
+
+    def _pages(self, project: str, since: datetime) -> Iterator[list[dict[str, Any]]]:
+        job = "jobReference(jobId,location),state,errorResult(reason),statistics(creationTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
             "projection": "minimal",
-            "minCreationTime": int((oldest - _BEFORE).timestamp() * 1000),
+            "minCreationTime": int(since.timestamp() * 1000),
             "maxResults": _PAGE,
-            "fields": "nextPageToken,jobs(jobReference(jobId,location),state,errorResult(reason))",
+            "fields": f"nextPageToken,jobs({job})",
         }
         while True:
             answer = self._ask(f"projects/{quote(project, safe='')}/jobs", query)

@@ -199,11 +199,13 @@ class Snapshot:
 
     :param jobs: the jobs that were found, by key; one that is missing is not known to BigQuery.
     :param errors: projects whose jobs could not be looked at, with what BigQuery said.
+    :param recent: IDs of jobs created since the windows that are not accounted for yet were fired, with their creation.
     """
 
     listing: Listing
     jobs: Mapping[JobKey, Job] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    recent: Mapping[str, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class TraceName:
     @property
     def job_id(self) -> str:
         """The ID of the BigQuery job. Names can meet in one ID, so never go back from here to a name."""
-        return self._base.replace("/", "--").translate(_TO_UNDERSCORE)
+        return as_job_id(self._base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,11 @@ class WindowName:
         """The destination's project; ``None`` when it names none, and the configured project is meant."""
         in_project = _DEST_PROJECT.fullmatch(self.dest)
         return in_project["project"] if in_project else None
+
+
+def as_job_id(text: str) -> str:
+    """What becomes of a name's text in a job ID (docs/protocol.md, "From a trace name to a BigQuery job ID")."""
+    return text.replace("/", "--").translate(_TO_UNDERSCORE)
 
 
 def is_bookkeeping(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -26,7 +27,7 @@ from bqdispatch_provider.model import (
     counter_of,
     lane_of,
 )
-from bqdispatch_provider.names import TraceName, WindowName, is_bookkeeping
+from bqdispatch_provider.names import TraceName, WindowName, as_job_id, is_bookkeeping
 
 MIN_AGE = timedelta(seconds=3)
 """A younger object waits for the next cycle: BqTail writes the trace before it submits (docs/protocol.md, "Timing")."""
@@ -108,7 +109,8 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
         planning.window(window, window.project in blind, keep)
     for sentinel in snapshot.listing.orphans:
         planning.orphan(sentinel, max(keep, KEEP_SENTINEL))
-    planning.fired_but_unseen(snapshot.listing)
+    for window in unseen(snapshot.listing, snapshot.recent, now):
+        planning.active[window.project, False] += 1
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
     return Plan(
         events={lane: tuple(planning.events[lane]) for lane in Lane},
@@ -127,6 +129,39 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
             for project, said in sorted(snapshot.errors.items())
         ),
     )
+
+
+def unseen(listing: Listing, recent: Mapping[str, datetime], now: datetime) -> list[Window]:
+    """The windows that were fired a moment ago and whose load job is not to be seen yet: they count as active.
+
+    :param listing: its load traces are loads that can be seen.
+    :param recent: jobs that have been created since; those whose traces have been moved already are only there.
+    :param now: the storage server's time.
+    """
+    fired: defaultdict[str, list[tuple[datetime, str, Window]]] = defaultdict(list)
+    for window in listing.windows:
+        at = window.sentinel.fired if window.sentinel else None
+        if at is not None and now - at < UNSEEN_FOR:
+            fired[as_job_id(window.name.dest)].append((at, window.object.name, window))
+    if not fired:
+        return []
+    loads: defaultdict[str, dict[str, datetime]] = defaultdict(dict)
+    for job_id, created in [*recent.items(), *((each.name.job_id, each.object.created) for each in listing.traces)]:
+        with suppress(ValueError):
+            job = TraceName.parse(job_id)
+            if job.action in ("load", "reload"):
+                loads[job.dest][job_id] = created
+    left: list[Window] = []
+    for dest, windows in fired.items():
+        times = sorted(loads[dest].values(), reverse=True)
+        for at, _, window in sorted(windows, key=lambda each: each[:2]):
+            while times and times[-1] < at - MIN_AGE:
+                times.pop()
+            if times:
+                times.pop()
+            else:
+                left.append(window)
+    return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,29 +265,6 @@ class _Planning:
         if self.now - (sentinel.fired or sentinel.claimed) > keep:
             self.stale_sentinels.append((sentinel.object.name, sentinel.object.generation))
         self.outcomes[Outcome.IGNORED] += 1
-
-    def fired_but_unseen(self, listing: Listing) -> None:
-        """Count windows fired a moment ago as active until a load trace of their destination follows."""
-        fired: defaultdict[tuple[str, str], list[datetime]] = defaultdict(list)
-        for window in listing.windows:
-            at = window.sentinel.fired if window.sentinel else None
-            if at is not None and self.now - at < UNSEEN_FOR:
-                fired[window.project, window.name.dest].append(at)
-        if not fired:
-            return
-        loads: defaultdict[str, list[datetime]] = defaultdict(list)
-        for trace in listing.traces:
-            if trace.name.action in ("load", "reload"):
-                loads[trace.name.dest].append(trace.object.created)
-        for (project, dest), times in sorted(fired.items()):
-            seen = sorted(loads[dest])
-            for at in sorted(times):
-                while seen and seen[0] < at - MIN_AGE:
-                    seen.pop(0)
-                if seen:
-                    seen.pop(0)
-                else:
-                    self.active[project, False] += 1
 
     def dispatch(self, max_sql: int, max_jobs: int) -> None:
         for candidate in sorted(self.candidates, key=lambda candidate: candidate.key):

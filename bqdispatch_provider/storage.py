@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,10 @@ from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.model import StoredObject
+
+# The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
+# storage.buckets.get, which nothing here needs.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 log = logging.getLogger(__name__)
 

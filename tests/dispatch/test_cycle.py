@@ -227,6 +227,15 @@ def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world):
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 1
 
 
+def test_a_fired_window_whose_load_is_over_already_counts_no_more(world):
+    world.window("ds.t0")
+    world.window("ds.t1")
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0
+    world.jobs(["ds_t0--77_00001_load--dispatch"], age=0)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+
+
 def test_performance_is_written_after_the_work(world):
     world.traces(2, "query")
     with world.dispatcher() as dispatcher:
