@@ -1,0 +1,276 @@
+"""``make demo``: a moving system on one machine: stand-ins for Google Cloud and BqTail, and a real Airflow between."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.storage import Client
+from rich.console import Console, Group
+from rich.json import JSON
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.testing.bqtail import TRACE_LABEL, Account, BqTailSettings, DataFile, StandInBqTail
+from bqdispatch_provider.testing.live import LiveAirflow
+from bqdispatch_provider.testing.standin import StandIn, StandInControl
+
+PROJECT, TRIGGER, OPS = "demo-project", "demo_project_bqtail", "demo-ops"
+DOCUMENT = {
+    "ProjectID": PROJECT,
+    "AsyncTaskURL": f"gs://{OPS}/BqDispatch/Tasks/",
+    "JournalURL": f"gs://{OPS}/BqTail/Journal/",
+    "ErrorURL": f"gs://{OPS}/BqTail/Errors/",
+    "MaxConcurrentSQL": 5,
+    "MaxConcurrentJobs": 3,
+}
+TABLES = ("sales.orders", "sales.returns", "web.clicks", "web.sessions")
+FIRST_EVENTS = 60
+_PATIENCE_S = 900.0
+
+console = Console()
+notes = Console(stderr=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo.
+
+    :returns: with ``--once`` 0 when each of the first events went through exactly once and no limit was passed, else 1.
+    """
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument(
+        "--once", action="store_true", help=f"end by itself after {FIRST_EVENTS} events, with the account"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="of Airflow's page; a free one when it is taken")
+    parser.add_argument(
+        "--dags",
+        type=Path,
+        default=Path(__file__).parents[2] / "dags",
+        help="folder of the DAG files (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _workplace() as home, _Demo(home, options.dags, options.port) as demo:
+            return demo.once() if options.once else demo.watch()
+    except KeyboardInterrupt:
+        notes.print("Stopped; nothing is left running.")
+        return 130
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _workplace() -> Iterator[Path]:
+    """A folder that goes when all went well; otherwise the logs in it are wanted."""
+    home = Path(tempfile.mkdtemp(prefix="bqdispatch-demo-"))
+    try:
+        yield home
+    except KeyboardInterrupt:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    except BaseException:
+        notes.print(f"The demo failed; its logs are in {home}", soft_wrap=True)
+        raise
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@dataclass
+class _Feed:
+    """Data files that land in the trigger bucket, and storage events that come late for some of them."""
+
+    bqtail: StandInBqTail
+    every_s: float
+    number: int | None
+    stopped: threading.Event
+    landed: list[DataFile] = field(default_factory=list)
+
+    def run(self) -> None:
+        while not self.stopped.is_set() and (self.number is None or len(self.landed) < self.number):
+            self.landed.append(self.bqtail.put_file(TABLES[len(self.landed) % len(TABLES)]))
+            if len(self.landed) % 20 == 0:
+                self.bqtail.late_event(self.landed[-10])
+            self.stopped.wait(self.every_s)
+
+
+class _Demo:
+    def __init__(self, home: Path, dags: Path, port: int) -> None:
+        self._home = home
+        self._config = DispatchConfig.from_dict(DOCUMENT)
+        self._cloud = StandIn()
+        self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._dags, self._port = dags, port
+
+    def __enter__(self) -> _Demo:
+        with notes.status("Starting the stand-ins and Airflow (about a minute) …"):
+            self._cloud.__enter__()
+            try:
+                self._start()
+            except BaseException:
+                self._stop()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with notes.status("Stopping …"):
+            self._airflow.stop()
+            self._stop()
+
+    def _start(self) -> None:
+        # For the clients of this process, and by inheritance for Airflow's.
+        os.environ["STORAGE_EMULATOR_HOST"] = os.environ["BIGQUERY_EMULATOR_HOST"] = self._cloud.url
+        self._control = StandInControl(self._cloud.url)
+        self._client = Client(
+            project=PROJECT, credentials=AnonymousCredentials(), client_options={"api_endpoint": self._cloud.url}
+        )
+        for bucket in (OPS, TRIGGER):
+            self._client.create_bucket(bucket)
+        settings = BqTailSettings.for_dispatcher(
+            self._config, window_s=15, pending_ms=(100, 500), running_ms=(500, 2500)
+        )
+        self._bqtail = StandInBqTail(self._client, requests.Session(), self._cloud.url, settings)
+        self._in_background(lambda: self._bqtail.run(self._stopped))
+        self._airflow = LiveAirflow(
+            self._home / "airflow",
+            self._dags,
+            pools_of(self._config),
+            {
+                "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
+                    {"conn_type": "bqdispatch", "extra": {"config": DOCUMENT}}
+                ),
+                "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
+                    {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": PROJECT}}
+                ),
+                # Back to back instead of every minute, so that there is something to see.
+                "BQDISPATCH_SCHEDULE": "@continuous",
+                "BQDISPATCH_SQL_SLOTS": str(self._config.max_concurrent_sql),
+                "BQDISPATCH_JOBS_SLOTS": str(self._config.max_concurrent_jobs),
+            },
+            self._port,
+        )
+        self._airflow.__enter__()
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+        self._cloud.__exit__(None, None, None)
+
+    def _in_background(self, work: Any) -> None:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def watch(self) -> int:
+        """Show what happens until it is stopped."""
+        self._feed(every_s=1.5, number=None)
+        with self._live() as live:
+            while True:
+                self._look(live)
+                time.sleep(1)
+
+    def once(self) -> int:
+        """Let the first events through, and show what became of them."""
+        self._feed(every_s=0.25, number=FIRST_EVENTS)
+        until = time.monotonic() + _PATIENCE_S
+        with self._live() as live:
+            while self._bqtail.counters().finished < FIRST_EVENTS and time.monotonic() < until:
+                self._look(live)
+                time.sleep(1)
+        time.sleep(2)  # whatever would come twice has come by now
+        self._read_reports()
+        for run, report in self._reports.items():
+            if report["Jobs"] or report["Batched"] or report["Errors"]:
+                console.print(Text(f"\nResponse document of run {run}:", style="bold"))
+                console.print(
+                    JSON.from_data(report) if console.is_terminal else Text(json.dumps(report)), soft_wrap=True
+                )
+        return self._settle(self._bqtail.account())
+
+    def _settle(self, account: Account) -> int:
+        peaks = self._control.peaks(TRACE_LABEL).get(PROJECT, {})
+        wanted = {"sql": self._config.max_concurrent_sql, "jobs": self._config.max_concurrent_jobs}
+        console.print()
+        console.print(account.table())
+        within = True
+        for group, limit in wanted.items():
+            most = peaks.get(group, 0)
+            within = within and most <= limit
+            console.print(f"most {group} at one time: {most}, limit {limit}")
+        errors = [error for report in self._reports.values() for error in report["Errors"]]
+        for error in errors:
+            console.print(Text(f"error: {error}", style="red"))
+        whole = account.ok and account.events == FIRST_EVENTS
+        return 0 if whole and within and not errors else 1
+
+    def _feed(self, every_s: float, number: int | None) -> None:
+        notes.print(
+            f"Airflow's page: {self._airflow.url}/dags/bqdispatch  login: admin  password: {self._airflow.password}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        feed = _Feed(self._bqtail, every_s, number, self._stopped)
+        self._in_background(feed.run)
+
+    def _live(self) -> Live:
+        return Live(console=notes, refresh_per_second=4, transient=False)
+
+    def _look(self, live: Live) -> None:
+        self._airflow.check()
+        self._read_reports()
+        live.update(self._table())
+
+    def _read_reports(self) -> None:
+        """Read the response documents that have come into the journal since the last look."""
+        prefix = "BqTail/Journal/runs/"
+        for blob in self._client.list_blobs(OPS, prefix=prefix):
+            parts = blob.name.removeprefix(prefix).split("/")
+            if len(parts) == 3 and parts[2] not in self._reports:  # day, DAG, run
+                with suppress(ValueError):
+                    self._reports[parts[2]] = json.loads(blob.download_as_bytes())
+
+    def _table(self) -> Group:
+        counters = self._bqtail.counters()
+        throttled = sum(
+            (Counter(report["Throttled"]) for report in list(self._reports.values())[-1:]), Counter()
+        ).total()
+        table = Table(title=f"{counters.finished:,} of {counters.events:,} events finished")
+        figures = {
+            "waiting": counters.waiting,
+            "running": counters.running,
+            "dispatched": counters.dispatched,
+            "batches": counters.batches,
+            "consumed": counters.consumed,
+            "throttled": throttled,
+            "DAG runs": len(self._reports),
+        }
+        for name in figures:
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{number:,}" for number in figures.values()))
+        return Group(table, Text("Ctrl-C stops it.", style="dim"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""A real Airflow on this machine: SQLite, LocalExecutor, every component, few processes. For Airflow 3."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import psutil
+import requests
+
+log = logging.getLogger(__name__)
+
+_START_S = 240.0
+_STOP_S = 20.0
+
+
+class AirflowDied(RuntimeError):
+    """Airflow ended, or did not get healthy; the message says where its log lies."""
+
+
+class LiveAirflow:
+    """An Airflow that runs while the context is open, and of which nothing is left behind.
+
+    :param home: an empty folder for its database and logs.
+    :param dags: folder of the DAG files.
+    :param pools: pools to be set, as ``airflow pools import`` reads them.
+    :param environment: further environment variables: connections, settings, what the DAG files read.
+    :param port: where its page is served; a free port when left out or taken.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        dags: Path,
+        pools: Mapping[str, Any],
+        environment: Mapping[str, str],
+        port: int | None = None,
+    ) -> None:
+        self.home = home
+        self.port = port if port and _is_free(port) else _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = home / "airflow.log"
+        self._pools = pools
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__SECRET_KEY": secrets.token_hex(),
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__FERNET_KEY": urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+            # `airflow standalone` starts its components by name.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PYTHONUNBUFFERED": "1",
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._children: set[psutil.Process] = set()
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def __enter__(self) -> LiveAirflow:
+        self.home.mkdir(parents=True, exist_ok=True)
+        pools = self.home / "pools.json"
+        pools.write_text(json.dumps(self._pools))
+        try:
+            with self.log.open("ab") as log_file:
+                self._airflow(log_file, "db", "migrate")
+                self._process = subprocess.Popen(
+                    [self._command(), "standalone"],
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+                self._airflow(log_file, "pools", "import", str(pools))
+            self._wait_until_healthy()
+            self._log_in()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End everything that was started: it is asked first, and killed when it does not go."""
+        if self._process is None:
+            return
+        self._note_children()
+        mine = [child for child in self._children if child.is_running()]
+        for ask in (psutil.Process.terminate, psutil.Process.kill):
+            for process in mine:
+                try:
+                    ask(process)
+                except psutil.NoSuchProcess:
+                    continue
+            _, mine = psutil.wait_procs(mine, timeout=_STOP_S)
+            if not mine:
+                break
+        self._process.wait()
+        self._process = None
+
+    @property
+    def password(self) -> str:
+        """The password of the user ``admin``."""
+        found = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
+        return str(found["admin"])
+
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        """Ask Airflow's REST API (``/api/v2``).
+
+        :raises AirflowDied: when Airflow is no longer there.
+        :raises requests.HTTPError: when it refuses.
+        """
+        return self._ask("GET", path, params=query)
+
+    def post(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Post to Airflow's REST API (``/api/v2``); raises as :meth:`get`."""
+        return self._ask("POST", path, json=document)
+
+    def patch(self, path: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Patch by Airflow's REST API (``/api/v2``); raises as :meth:`get`."""
+        return self._ask("PATCH", path, json=document)
+
+    def check(self) -> None:
+        """Make sure that it still runs.
+
+        :raises AirflowDied: when it does not.
+        """
+        if self._process is None or self._process.poll() is not None:
+            raise AirflowDied(f"Airflow has ended; its log is {self.log}")
+        self._note_children()
+
+    def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
+        self.check()
+        response = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **more)
+        response.raise_for_status()
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def _note_children(self) -> None:
+        # By id, while their parents are there: a child whose parent has died can no longer be found.
+        assert self._process is not None
+        try:
+            top = psutil.Process(self._process.pid)
+            self._children.update([top, *top.children(recursive=True)])
+        except psutil.NoSuchProcess:
+            log.debug("Airflow's first process is gone already")
+
+    @staticmethod
+    def _command() -> str:
+        return str(Path(sys.executable).parent / "airflow")
+
+    def _airflow(self, log_file: IO[bytes], *arguments: str) -> None:
+        ended = subprocess.run(
+            [self._command(), *arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if ended.returncode:
+            raise AirflowDied(f"`airflow {' '.join(arguments)}` ended with {ended.returncode}; the log is {self.log}")
+
+    def _wait_until_healthy(self) -> None:
+        until = time.monotonic() + _START_S
+        parts: Mapping[str, Any] = {}
+        while time.monotonic() < until:
+            self.check()
+            try:
+                answer = self._session.get(f"{self.url}/api/v2/monitor/health", timeout=5)
+                parts = answer.json() if answer.ok else {}
+            except (requests.RequestException, ValueError):
+                parts = {}
+            needed = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+            if parts and all((parts.get(part) or {}).get("status") == "healthy" for part in needed):
+                return
+            time.sleep(0.5)
+        raise AirflowDied(f"Airflow is not healthy after {_START_S:.0f} s: {dict(parts)}; its log is {self.log}")
+
+    def _log_in(self) -> None:
+        answer = self._session.post(
+            f"{self.url}/auth/token", json={"username": "admin", "password": self.password}, timeout=30
+        )
+        answer.raise_for_status()
+        self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
