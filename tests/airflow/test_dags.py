@@ -1,6 +1,8 @@
 """Whole DAGs against the stand-in Google Cloud: what is dispatched, what is reported, what fails."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from world import JOURNAL, TASKS, TRIGGER
@@ -119,11 +121,17 @@ def test_a_deferred_sensor_is_skipped_when_its_time_is_up(world, run, document):
     assert document(done)["Outcomes"] == {"running": 1}
 
 
-def test_a_deferred_sensor_fails_when_the_task_folder_cannot_be_listed(world, run):
+def test_a_deferred_sensor_fails_with_what_its_trigger_came_to(world, run):
     world.trace(state="RUNNING")
-    # The first look is the sensor's own.
-    world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403, probability=1)
-    done = run("deferred")
+
+    def break_after_the_sensors_own_look():
+        while not world.control.calls().get("storage.objects.list"):
+            time.sleep(0.01)
+        world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403)
+
+    with ThreadPoolExecutor() as aside:
+        aside.submit(break_after_the_sensors_own_look)
+        done = run("deferred", timeout=30)
     assert (done.state, done.states["detect"]) == ("failed", "failed")
 
 

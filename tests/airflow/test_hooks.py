@@ -1,5 +1,6 @@
 """The connection: its forms, what a test of it says, and what it keeps to itself."""
 
+import asyncio
 import json
 import logging
 
@@ -118,6 +119,15 @@ def test_the_google_connections_credentials_and_project_are_used(world, connect,
     with BqDispatchHook().get_dispatcher() as dispatcher:
         assert dispatcher.config.project_id == "p"
         assert dispatcher.config.trigger_bucket == "p_bqtail"
+
+
+def test_a_resolved_hook_asks_airflow_for_nothing_more(world, connect, monkeypatch):
+    monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")
+    hook = asyncio.run(BqDispatchHook.resolved("bqdispatch_default"))
+    monkeypatch.delenv("AIRFLOW_CONN_BQDISPATCH_DEFAULT")
+    monkeypatch.delenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT")
+    with hook.get_dispatcher() as dispatcher:
+        assert dispatcher.look().plan.listed == 0
 
 
 def test_variables_stay_out_of_repr_and_logs(world, connect, caplog):
