@@ -99,9 +99,7 @@ def _pools(options: argparse.Namespace) -> int:
         return OK
     found = _pools_of_airflow()
     differences = [
-        f"pool {name!r} is missing; expected {pool['slots']} slots"
-        if name not in found
-        else f"pool {name!r} has {found[name]} slots; expected {pool['slots']}"
+        f"pool {name!r} {f'has {found[name]} slots' if name in found else 'is missing'}; expected {pool['slots']} slots"
         for name, pool in wanted.items()
         if found.get(name) != pool["slots"]
     ]
@@ -170,3 +168,7 @@ class _Progress:
         if self._status is not None:
             outcomes = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items() if number)
             self._status.update(f"Cycle {report.cycles}: {outcomes or 'nothing there'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

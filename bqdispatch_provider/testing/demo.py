@@ -134,6 +134,9 @@ class _Demo:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A second Ctrl-C must not cut short what leaves nothing behind.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         with notes.status("Stopping …"):
             self._airflow.stop()
             self._stop()

@@ -52,7 +52,7 @@ class LiveAirflow:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "airflow.log"
         self._pools = pools
-        self._environment = {
+        self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__API__BASE_URL": self.url,
@@ -93,7 +93,7 @@ class LiveAirflow:
                 self._airflow(log_file, "db", "migrate")
                 self._process = subprocess.Popen(
                     [self._command(), "standalone"],
-                    env=self._environment,
+                    env=self.environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log_file,
                     stderr=subprocess.STDOUT,
@@ -127,6 +127,11 @@ class LiveAirflow:
                 break
         self._process.wait()
         self._process = None
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process that has been seen to be Airflow's, also those that have ended."""
+        self._note_children()
+        return list(self._children)
 
     @property
     def password(self) -> str:
@@ -168,7 +173,8 @@ class LiveAirflow:
 
     def _note_children(self) -> None:
         # By id, while their parents are there: a child whose parent has died can no longer be found.
-        assert self._process is not None
+        if self._process is None:
+            return
         try:
             top = psutil.Process(self._process.pid)
             self._children.update([top, *top.children(recursive=True)])
@@ -182,7 +188,7 @@ class LiveAirflow:
     def _airflow(self, log_file: IO[bytes], *arguments: str) -> None:
         ended = subprocess.run(
             [self._command(), *arguments],
-            env=self._environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,

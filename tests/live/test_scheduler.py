@@ -1,0 +1,104 @@
+"""The sample DAG in a real Airflow: a scheduler that runs it every minute, workers, pools."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from world import JOURNAL, TRIGGER
+
+from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.testing.live import LiveAirflow
+
+ROOT = Path(__file__).parents[2]
+SQL, JOBS = 5, 3
+
+
+@pytest.fixture
+def document(world):
+    return world.document(MaxConcurrentSQL=SQL, MaxConcurrentJobs=JOBS)
+
+
+@pytest.fixture
+def live(world, document, tmp_path):
+    environment = {
+        "STORAGE_EMULATOR_HOST": world.url,
+        "BIGQUERY_EMULATOR_HOST": world.url,
+        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps({"conn_type": "bqdispatch", "extra": {"config": document}}),
+        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
+            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
+        ),
+        "BQDISPATCH_SQL_SLOTS": str(SQL),
+        "BQDISPATCH_JOBS_SLOTS": str(JOBS),
+    }
+    with LiveAirflow(tmp_path / "airflow", ROOT / "dags", pools_of(world.config(**document)), environment) as airflow:
+        yield airflow
+        started = set(airflow.processes())
+    assert started
+    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_for_runs(live, number, seen):
+    """Wait until so many runs have ended, and note the pools' slots that are taken meanwhile."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        runs = live.get("dags/bqdispatch/dagRuns", order_by="run_after")["dag_runs"]
+        for pool in live.get("pools")["pools"]:
+            seen.setdefault(pool["name"], []).append(pool["occupied_slots"])
+        if len([run for run in runs if run["state"] in ("success", "failed")]) >= number:
+            return runs
+        time.sleep(0.2)
+    raise AssertionError(f"no {number} runs have ended: {runs}; {live.log.read_text()[-4000:]}")
+
+
+def check_pools(live, config):
+    return subprocess.run(
+        [sys.executable, "-m", "bqdispatch_provider.cli", "pools", "--check", "--config", str(config)],
+        env=live.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_minute_within_limits_and_pools(world, live, document, tmp_path):
+    queries = world.traces(12, "query")
+    world.traces(4, "load")
+    world.traces(4, "copy")
+    world.window("ds.w", due=20)
+    seen = {}
+    first, second = wait_for_runs(live, 2, seen)[:2]
+    assert (first["state"], first["run_type"]) == ("success", "scheduled"), live.log.read_text()[-4000:]
+    assert second["state"] == "success"
+    delivered = world.names(TRIGGER)
+    assert len([name for name in delivered if "_query--" in name]) == 2 * SQL
+    assert len([name for name in delivered if "_query--" not in name]) <= 2 * JOBS
+    assert len([name for name in world.names() if name in queries]) == 2
+    assert max(seen["bqdispatch_sql"]) in range(1, SQL + 1)
+    assert max(seen["bqdispatch_jobs"]) in range(1, JOBS + 1)
+
+    documents = [
+        json.loads(world.blob(name, JOURNAL).download_as_bytes()) for name in world.names(JOURNAL, "journal/runs/")
+    ]
+    for each in documents:
+        assert each["Status"] == "ok"
+        assert sum(each["Outcomes"].values()) == each["Listed"]
+        assert each["Dispatched"]["QueryJobs"] == SQL
+        assert sum(number for name, number in each["Dispatched"].items() if name != "QueryJobs") <= JOBS
+    assert documents[0]["Dispatched"].keys() >= {"QueryJobs"}
+    assert (
+        json.loads(world.blob("journal/performance.json", JOURNAL).download_as_bytes()) == documents[-1]["Performance"]
+    )
+
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(document))
+    agreed = check_pools(live, config)
+    assert (agreed.returncode, agreed.stdout) == (0, "the pools agree with the configuration\n"), agreed.stderr
+    live.patch("pools/bqdispatch_sql", {"name": "bqdispatch_sql", "slots": 7, "include_deferred": False})
+    apart = check_pools(live, config)
+    assert (apart.returncode, apart.stdout) == (1, "pool 'bqdispatch_sql' has 7 slots; expected 5 slots\n"), (
+        apart.stderr
+    )
