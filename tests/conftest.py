@@ -24,4 +24,4 @@ def world(cloud, monkeypatch):
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", cloud.url)
     with StandInControl(cloud.url) as control:
         control.reset()
-        yield World(cloud, control)
+        yield World(cloud.url, control)

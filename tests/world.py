@@ -15,12 +15,10 @@ FOLDER = "BqDispatch/Tasks/"
 class World:
     """One task folder, its trigger bucket and its jobs."""
 
-    def __init__(self, cloud, control):
-        self.url = cloud.url
+    def __init__(self, url, control):
+        self.url = url
         self.control = control
-        self.client = Client(
-            project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": cloud.url}
-        )
+        self.client = Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": url})
         self.session = requests.Session()
         for bucket in (TASKS, TRIGGER, JOURNAL):
             self.client.create_bucket(bucket)

@@ -1,0 +1,151 @@
+"""The command line as a user runs it: real processes, documents on standard output, everything else beside it."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
+
+from bqdispatch_provider.testing.standin import StandInControl
+
+BIN = Path(sys.executable).parent
+
+
+def bqdispatch(*arguments, **environment):
+    return subprocess.run(
+        [BIN / "bqdispatch", *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    def write(**more):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(world.document(**more)))
+        return path
+
+    return write
+
+
+def test_a_seeded_stand_in_is_dispatched_whole_and_then_there_is_nothing_to_do(tmp_path, monkeypatch):
+    """The stand-in by its own command, in a process of its own."""
+    with subprocess.Popen([BIN / "bqdispatch-standin", "--port", "0"], stdout=subprocess.PIPE, text=True) as standin:
+        try:
+            url = standin.stdout.readline().strip()
+            environment = {"STORAGE_EMULATOR_HOST": url, "BIGQUERY_EMULATOR_HOST": url}
+            for name, value in environment.items():
+                monkeypatch.setenv(name, value)
+            with StandInControl(url) as control:
+                world = World(url, control)
+                traces = world.traces(1000)
+                windows = [world.window(f"ds.t{n}") for n in range(10)]
+                path = tmp_path / "config.json"
+                path.write_text(json.dumps(world.document()))
+                first = bqdispatch("run", "--once", "--config", path)
+                document = json.loads(first.stdout)
+                assert first.returncode == 0
+                assert set(document["Jobs"]) == {world.url_of(name) for name in traces}
+                assert set(document["Batched"]) == {world.url_of(name) for name in windows}
+                assert document["Listed"] == sum(document["Outcomes"].values()) == 1010
+                assert (len(world.names(TRIGGER, "_bqjob_/")), len(world.names(TRIGGER, "_batch_/"))) == (1000, 10)
+                second = json.loads(bqdispatch("run", "--once", "--config", path.as_uri()).stdout)
+                assert (second["Jobs"], second["Batched"], second["Dispatched"]) == ({}, {}, {})
+        finally:
+            standin.terminate()
+        assert standin.wait(timeout=20) == 0
+
+
+def test_standard_output_holds_the_document_alone(world, config):
+    world.trace()
+    ended = bqdispatch("run", "--once", "--config", config(RulesURL="gs://x/rules"))
+    assert json.loads(ended.stdout)["Status"] == "ok"
+    assert "RulesURL" in ended.stderr
+
+
+def test_a_run_without_once_lasts_for_its_time_to_live(world, config):
+    document = json.loads(bqdispatch("run", "--config", config(TimeToLiveInMin=0.14)).stdout)
+    assert document["Cycles"] > 1
+    assert 1000 < document["TimeTakenMs"] < 8000
+
+
+def test_an_error_exits_with_one_and_still_prints_the_document(world, config):
+    world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden", bucket=TASKS)
+    ended = bqdispatch("run", "--once", "--config", config())
+    assert ended.returncode == 1
+    document = json.loads(ended.stdout)
+    assert (document["Status"], f"gs://{TASKS}/{FOLDER}" in document["Error"]) == ("error", True)
+
+
+@pytest.mark.parametrize("command", [["run", "--once"], ["pools"]])
+def test_a_bad_configuration_exits_with_two_and_touches_nothing(world, config, command):
+    world.trace()
+    world.control.reset_counters()
+    ended = bqdispatch(*command, "--config", config(MaxConcurrentSQL=-1, JournalURL="${journal}", ErrorURL=None))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    for said in ("MaxConcurrentSQL is -1", "${journal}", "ErrorURL is missing"):
+        assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert world.control.requests() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config", "nowhere.json"], ["--config", "s3://a/b"], ["--config", "x", "--var", "y"]]
+)
+def test_what_cannot_be_read_exits_with_two(arguments):
+    ended = bqdispatch("run", "--once", *arguments)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_configuration_may_lie_in_a_bucket_with_variables(world):
+    blob = world.client.bucket(JOURNAL).blob("config.json")
+    blob.upload_from_string(json.dumps(world.document(ErrorURL="gs://${bucket}/errors")))
+    ended = bqdispatch("run", "--once", "--config", f"gs://{JOURNAL}/config.json", "--var", "bucket=else-where")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_terminal_sees_how_far_a_run_is(world, config):
+    world.trace()
+    parent, child = pty.openpty()
+    ended = subprocess.run(
+        [BIN / "bqdispatch", "run", "--once", "--config", config()],
+        stdout=subprocess.PIPE,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm"},
+        check=True,
+    )
+    os.close(child)
+    shown = b""
+    try:
+        while chunk := os.read(parent, 65536):
+            shown += chunk
+    except OSError:
+        pass
+    os.close(parent)
+    assert json.loads(ended.stdout)["Status"] == "ok"
+    assert b"Cycle 1: 1 dispatched" in shown
+
+
+def test_pools_are_printed_as_airflow_imports_them(config):
+    pools = json.loads(bqdispatch("pools", "--config", config(MaxConcurrentSQL=5)).stdout)
+    assert {name: pool["slots"] for name, pool in pools.items()} == {"bqdispatch_sql": 5, "bqdispatch_jobs": -1}
+    assert all(pool["description"] for pool in pools.values())
+
+
+def test_standin_serves_with_latency(monkeypatch):
+    arguments = [BIN / "bqdispatch-standin", "--port", "0", "--latency-ms", "30"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as standin:
+        url = standin.stdout.readline().strip()
+        answer = requests.get(f"{url}/storage/v1/b?project=p", timeout=10)
+        standin.terminate()
+    assert answer.status_code == 200
+    assert answer.elapsed.total_seconds() >= 0.03
