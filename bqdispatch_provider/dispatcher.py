@@ -311,14 +311,14 @@ class Dispatcher:
         source = self.store.look(event.name)
         if source is None or source.generation != event.generation:
             return _Done(event, Outcome.IGNORED)
-        there = None if to else self.store.look_at_target(target)
+        there = self.store.look_at_target(target, to)
         if there is not None and source.same_content(there):
             return _Done(event, Outcome.DISPATCHED, there.generation)
         other = other_target(target, event.generation)
         if there is None or target == other:
             return failed
         # Another trace of the same name lies there, not consumed yet: this one goes out beside it.
-        return self._copy([(event, other)])[0]
+        return self._copy([(event, other)], to)[0]
 
     def _fire(self, events: Sequence[Event]) -> list[_Done]:
         """Fire windows: claim each by its sentinel, copy it, and mark the sentinel as fired once that is proven."""

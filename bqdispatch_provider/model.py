@@ -260,18 +260,18 @@ class Share:
     def from_dict(cls, document: Mapping[str, Any]) -> Share:
         """Read what :meth:`to_dict` wrote.
 
-        :raises ValueError: when it is something else.
+        :raises ValueError: when it is something else, or names what is no event of its lane.
         """
         try:
-            return cls(
-                Lane(document["lane"]),
-                int(document["limit"]),
-                tuple(Event.from_json(event) for event in document["events"]),
-            )
+            lane = Lane(document["lane"])
+            share = cls(lane, int(document["limit"]), tuple(Event.from_json(event) for event in document["events"]))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"not a share: {document!r}; expected what BqDispatchSensor returned: lane, limit and events"
             ) from error
+        for event in share.events:
+            (WindowName if lane is Lane.WINDOWS else TraceName).parse(event.name)
+        return share
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from bqdispatch_provider.model import Outcome, Plan
 
 _GAUGES = ("Running", "Pending", "Throttled")
 _MAX_NAMED = 1000
-"""Names of unknown objects in a document at most; their number is always in ``Outcomes``."""
+"""Unknown objects, and errors, in a document at most; their number is always in ``Outcomes``."""
 
 Counts = dict[str, dict[str, Counter[str]]]
 
@@ -71,7 +71,7 @@ class Report:
 
     def error(self, message: str) -> None:
         """Note that something went wrong; the same sentence once."""
-        if message not in self.errors:
+        if message not in self.errors and len(self.errors) < _MAX_NAMED:
             self.errors.append(message)
 
     def count(self, project: str, gauge: str, counter: str) -> None:

@@ -149,9 +149,13 @@ class TaskStore:
         """The object of the task folder as it is now; ``None`` when it is not there."""
         return _look(self._tasks, f"{self._folder}{name}", len(self._folder))
 
-    def look_at_target(self, name: str) -> StoredObject | None:
-        """The object of the trigger bucket as it is now; ``None`` when it is not there."""
-        return _look(self._trigger, name, 0)
+    def look_at_target(self, name: str, to: str | None = None) -> StoredObject | None:
+        """The object that a copy would make, as it is now; ``None`` when it is not there.
+
+        :param to: URL of the folder that was copied to; by default the trigger bucket.
+        """
+        bucket, prefix = self._target(to)
+        return _look(bucket, f"{prefix}{name}", len(prefix))
 
     def copy(self, copies: Sequence[tuple[str, int, str]], to: str | None = None) -> list[Result]:
         """Copy exact generations of the task folder's objects, each only onto a name that is free.
@@ -159,7 +163,7 @@ class TaskStore:
         :param copies: name below the task folder, its generation, and the target's name; at most 100.
         :param to: URL of the folder to copy to; by default the trigger bucket.
         """
-        bucket, prefix = (self._trigger, "") if to is None else place(self._client, to)
+        bucket, prefix = self._target(to)
 
         def call(name: str, generation: int, target: str) -> _Call:
             source = self._tasks.blob(f"{self._folder}{name}")
@@ -173,6 +177,9 @@ class TaskStore:
             )
 
         return self._run([call(*each) for each in copies])
+
+    def _target(self, to: str | None) -> tuple[Bucket, str]:
+        return (self._trigger, "") if to is None else place(self._client, to)
 
     def delete(self, objects: Sequence[tuple[str, int]]) -> list[Result]:
         """Delete exactly these generations of the task folder's objects.

@@ -143,6 +143,17 @@ def test_a_late_twin_is_set_aside_and_named(world):
     assert len(world.names(TRIGGER)) == 1
 
 
+def test_a_twin_that_was_set_aside_but_not_deleted_is_deleted_later(world):
+    name = world.window(content="first")
+    world.cycle()
+    world.put(name, content="second", age=10)
+    world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", times=1)
+    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 1, "error": 1}
+    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 1, "quarantined": 1}
+    assert len(world.names(JOURNAL, "errors/")) == 1
+    assert world.names() == [WindowName.parse(name).sentinel]
+
+
 def test_a_sentinel_of_the_go_dispatcher_is_taken_over_as_fired(world):
     name = world.window()
     world.put(WindowName.parse(name).sentinel, content=".")

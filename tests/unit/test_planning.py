@@ -165,7 +165,7 @@ def test_the_other_target_carries_the_generation_once():
 
 
 def test_shares_travel_as_json_and_back():
-    event = Event("a", 2**60, NOW, "EU")
+    event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU")
     share = Share(Lane.SQL, 5, (event, event))
     import json
 
@@ -175,10 +175,16 @@ def test_shares_travel_as_json_and_back():
 
 
 @pytest.mark.parametrize(
-    "document", [{}, {"lane": "x", "limit": 0, "events": []}, {"lane": "sql", "limit": 0, "events": [1]}]
+    "document",
+    [
+        {},
+        {"lane": "x", "limit": 0, "events": []},
+        {"lane": "sql", "limit": 0, "events": [1]},
+        {"lane": "sql", "limit": 0, "events": [["ds.t_1_2.win", 1, 2.0, ""]]},
+    ],
 )
 def test_what_is_no_share_is_refused(document):
-    with pytest.raises(ValueError, match=r"not a share|not an event|not a valid Lane"):
+    with pytest.raises(ValueError, match=r"not a share|not an event|not a valid Lane|not a trace"):
         Share.from_dict(document)
 
 
