@@ -162,15 +162,22 @@ class Dispatcher:
         _log_cycle(report)
         return report
 
+    def listing(self) -> Listing:
+        """The task folder's objects by kind, without a look at their jobs.
+
+        :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
+        """
+        now, objects = self.store.listing()
+        return classify(objects, self.config.project_id or "", now)
+
     def look(self) -> Sight:
         """Observe and plan, and touch nothing.
 
         :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
         """
         began = time.monotonic()
-        now, objects = self.store.listing()
-        listed = time.monotonic()
-        listing = classify(objects, self.config.project_id or "", now)
+        listing = self.listing()
+        now, listed = listing.now, time.monotonic()
         sighting = self.board.look(listing.traces, self._threads)
         recent = self._jobs_since_firing(listing) if self.config.max_concurrent_jobs else {}
         planned = plan(Snapshot(listing, sighting.jobs, sighting.errors, recent), self.config, now)
