@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import re
 import signal
 import socket
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from types import TracebackType
@@ -23,7 +22,7 @@ from urllib.parse import urlencode
 import requests
 from aiohttp import web
 
-from .standin_api import ApiError, Json, Operation, Reply, Request, split_target
+from .standin_api import ApiError, Json, Operation, Reply, Request, boundary_of, split_target
 from .standin_control import PREFIX, Control, State
 
 __all__ = ["StandIn", "StandInControl", "main"]
@@ -79,44 +78,36 @@ class Server:
         self.state.requests += 1
         if self.state.latency_ms:
             await asyncio.sleep(self.state.latency_ms / 1000)
-        if request.path in ("/batch/storage/v1", "/batch") and request.method == "POST":
-            batch = Operation("storage.batch", lambda: Reply(500))
-            return await self._perform(batch, partial(self._batch, request))
         return await self._perform(self._find(request))
 
     def _find(self, request: Request) -> Operation:
+        if request.path in ("/batch/storage/v1", "/batch") and request.method == "POST":
+            return Operation("storage.batch", partial(self._batch, request), batchable=False)
         for service in self.state.services:
             operation = service.find(request)
             if operation is not None:
                 return operation
         raise ApiError(404, f"The stand-in knows no {request.method} {request.path}.")
 
-    async def _perform(self, operation: Operation, run: Callable[[], Awaitable[Reply]] | None = None) -> Reply:
-        """Count and do the call, unless a fault is in its way.
-
-        Args:
-            run: how to do it, when that takes more than the operation itself.
-        """
+    async def _perform(self, operation: Operation) -> Reply:
+        """Count and do the call, unless a fault is in its way."""
         self.state.calls[operation.call] += 1
         done: Reply | None = None
         for fault in self.state.faults.strike(operation) if self.state.faults.rules else ():
             if fault.after and done is None:
-                done = await run() if run else _run(operation)
+                done = await _run(operation)
             if fault.kind == "slow":
                 await asyncio.sleep(fault.ms / 1000)
             elif fault.kind == "reset":
                 raise ConnectionLost
             else:
                 return ApiError(fault.status, "The stand-in was asked to fail this call.", fault.reason).reply()
-        if done is not None:
-            return done
-        return await run() if run else _run(operation)
+        return await _run(operation) if done is None else done
 
     async def _batch(self, request: Request) -> Reply:
         """Do the calls of a batch, one after the other; each has an answer of its own."""
-        parts = batch_parts(request)
         replies: list[tuple[str, Reply]] = []
-        for identity, part in parts:
+        for identity, part in batch_parts(request):
             try:
                 operation = self._find(part)
                 if not operation.batchable:
@@ -128,9 +119,10 @@ class Server:
         return batch_reply(replies, self.state.clock.http_date())
 
 
-def _run(operation: Operation) -> Reply:
+async def _run(operation: Operation) -> Reply:
     try:
-        return operation.run()
+        reply = operation.run()
+        return reply if isinstance(reply, Reply) else await reply
     except ApiError as error:
         return error.reply()
 
@@ -144,11 +136,11 @@ def batch_parts(request: Request) -> list[tuple[str, Request]]:
     Raises:
         ApiError: 400, when it is not a batch, or holds no call or more than 100.
     """
-    found = re.search(r'boundary="?([^";]+)"?', request.headers.get("content-type", ""))
-    if found is None:
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    if boundary is None:
         raise ApiError(400, "A batch is multipart/mixed with a boundary.", "badRequest")
     text = "\n" + request.body.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-    pieces = text.split(f"\n--{found[1]}")[1:]
+    pieces = text.split(f"\n--{boundary}")[1:]
     if pieces and pieces[-1].startswith("--"):
         pieces.pop()
     if not 1 <= len(pieces) <= BATCH_CALLS:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 Json = dict[str, Any]
 Query = dict[str, list[str]]
 Mask = dict[str, "Mask | None"]
 """A parsed ``fields`` parameter; None stands for everything below a name."""
+T = TypeVar("T")
+C = TypeVar("C")
+
+PAGE: Final = 1000
+"""Most entries in one page of any list ("Objects: list" and "Method: jobs.list", maxResults)."""
 
 REASONS = {
     400: "invalid",
@@ -88,6 +94,27 @@ class Request:
         """Whether the parameter is given as true."""
         return (self.one(name) or "").lower() == "true"
 
+    def fields(self, known: Mapping[str, Any] | None = None) -> Mask | None:
+        """The parameter ``fields``, or None when it is absent.
+
+        Args:
+            known: the names that may be selected, as in `check_fields`; any when left out.
+        """
+        text = self.one("fields")
+        if not text:
+            return None
+        mask = parse_fields(text)
+        if known is not None:
+            check_fields(mask, known)
+        return mask
+
+    def limit(self) -> int:
+        """How many entries a page of a list may have."""
+        wanted = self.number("maxResults")
+        if wanted is not None and wanted < 1:
+            raise ApiError(400, "maxResults must be positive.", "invalidParameter")
+        return min(wanted or PAGE, PAGE)
+
     def json(self) -> Json:
         """The body as a JSON object; an absent body is an empty one."""
         return parse_json(self.body)
@@ -116,7 +143,7 @@ class Operation:
 
     call: str
     """The API's own name for the method, such as ``storage.objects.copy``."""
-    run: Callable[[], Reply]
+    run: Callable[[], Reply | Awaitable[Reply]]
     targets: tuple[tuple[str, str], ...] = (("", ""),)
     """Bucket and object (or nothing and job id) of everything that the call names."""
     project: str = ""
@@ -159,13 +186,9 @@ def _http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
 
 
+@lru_cache(maxsize=64)
 def rfc3339(millis: int) -> str:
     """Milliseconds since the epoch as Google writes times, such as ``2024-05-01T10:00:00.000Z``."""
-    return _rfc3339(millis)
-
-
-@lru_cache(maxsize=64)
-def _rfc3339(millis: int) -> str:
     return datetime.fromtimestamp(millis / 1000, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
@@ -234,37 +257,48 @@ def parse_fields(text: str) -> Mask:
     Raises:
         ApiError: 400, when the text does not follow that grammar.
     """
-    tokens = _FIELD_TOKENS.findall(text)
-    mask, rest = _selection(tokens, 0, text)
-    if rest != len(tokens):
-        raise ApiError(400, f"Invalid field selection {text}", "invalidParameter")
+    tokens = deque([*_FIELD_TOKENS.findall(text), ""])
+    try:
+        mask = _selection(tokens)
+        if tokens[0]:
+            raise ValueError(tokens[0])
+    except ValueError:
+        raise ApiError(400, f"Invalid field selection {text}", "invalidParameter") from None
     return mask
 
 
-def _selection(tokens: list[str], at: int, text: str) -> tuple[Mask, int]:
+def _selection(tokens: deque[str]) -> Mask:
+    """Take as many entries as there are, with commas between, from the tokens."""
     mask: Mask = {}
     while True:
-        level, name = mask, ""
-        while True:
-            if at >= len(tokens) or tokens[at] in ",()/":
-                raise ApiError(400, f"Invalid field selection {text}", "invalidParameter")
-            name, at = tokens[at], at + 1
-            if at >= len(tokens) or tokens[at] != "/":
-                break
-            below = level.setdefault(name, {})
-            level, at = below if below is not None else {}, at + 1
-        if at < len(tokens) and tokens[at] == "(":
-            below, at = _selection(tokens, at + 1, text)
-            if at >= len(tokens) or tokens[at] != ")":
-                raise ApiError(400, f"Invalid field selection {text}", "invalidParameter")
-            at += 1
-            before = level.get(name, {})
-            level[name] = None if before is None else {**before, **below}
-        else:
-            level[name] = None
-        if at >= len(tokens) or tokens[at] != ",":
-            return mask, at
-        at += 1
+        name, sub = _entry(tokens)
+        mask[name] = _both(mask[name], sub) if name in mask else sub
+        if tokens[0] != ",":
+            return mask
+        tokens.popleft()
+
+
+def _entry(tokens: deque[str]) -> tuple[str, Mask | None]:
+    """Take ``name``, ``name/entry`` or ``name(selection)`` from the tokens."""
+    name = tokens.popleft()
+    if name in ",()/":
+        raise ValueError(name)
+    if tokens[0] == "/":
+        tokens.popleft()
+        return name, dict([_entry(tokens)])
+    if tokens[0] == "(":
+        tokens.popleft()
+        sub = _selection(tokens)
+        if tokens.popleft() != ")":
+            raise ValueError(name)
+        return name, sub
+    return name, None
+
+
+def _both(one: Mask | None, other: Mask | None) -> Mask | None:
+    if one is None or other is None:
+        return None
+    return {**one, **{name: _both(one[name], sub) if name in one else sub for name, sub in other.items()}}
 
 
 def check_fields(mask: Mask | None, known: Mapping[str, Any]) -> None:
@@ -300,3 +334,32 @@ def pick(value: Any, mask: Mask | None) -> Any:
     if "*" in mask:
         return {name: pick(item, mask.get(name, mask["*"])) for name, item in value.items()}
     return {name: pick(value[name], sub) for name, sub in mask.items() if name in value}
+
+
+def pick_top(body: Json, mask: Mask | None) -> Json:
+    """The part of a list's answer that a selection asks for, when what is in the list is picked already."""
+    return body if mask is None or "*" in mask else {name: value for name, value in body.items() if name in mask}
+
+
+def compute(fields: Mapping[str, Callable[[T, C], Any]], thing: T, context: C, mask: Mask) -> Json:
+    """The part of a resource that a selection asks for, computing no more than that.
+
+    Args:
+        fields: how each field of the resource comes from thing and context; None when the thing has none.
+    """
+    resource = {}
+    for name, sub in mask.items():
+        field_of = fields.get(name)
+        value = field_of(thing, context) if field_of is not None else None
+        if value is not None:
+            resource[name] = value if sub is None else pick(value, sub)
+    return resource
+
+
+def boundary_of(content_type: str) -> str | None:
+    """What separates the parts of a multipart body, or None when its type does not say."""
+    found = _BOUNDARY.search(content_type)
+    return found[1] if found else None
+
+
+_BOUNDARY = re.compile(r'boundary="?([^";]+)"?')

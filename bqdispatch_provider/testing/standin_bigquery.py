@@ -15,25 +15,23 @@ from functools import partial
 from typing import Any, Final
 
 from .standin_api import (
+    PAGE,
     ApiError,
     Clock,
     Json,
-    Mask,
     Operation,
     Reply,
     Request,
     below,
-    check_fields,
-    parse_fields,
+    compute,
     pick,
+    pick_top,
     split_path,
 )
 
 CALLER: Final = "standin@example.com"
 """Whom the stand-in takes every caller for."""
 TYPES: Final = ("load", "copy", "query", "extract")
-PAGE: Final = 1000
-"""Most jobs in one page of a list."""
 SEED: Final = frozenset(
     (
         *("project", "location", "jobId", "type", "pendingMs", "runningMs"),
@@ -109,10 +107,7 @@ class Jobs:
 
     def add(self, entries: list[Json]) -> list[Job]:
         """Seed jobs from the control API's entries: all of them, or none when one is wrong."""
-        prepared = []
-        for entry in entries:
-            job = self._from_seed(entry)
-            prepared.append(job)
+        prepared = [self._from_seed(entry) for entry in entries]
         keys = [_key(job.project, job.location, job.job_id) for job in prepared]
         if len(set(keys)) != len(keys) or any(key in self._jobs for key in keys):
             raise ApiError(400, "A job of that id exists in its project and location.", "duplicate")
@@ -329,17 +324,6 @@ LIST_FIELDS: Final[dict[str, Any]] = {
 }
 
 
-def job_item(job: Job, now: int, mask: Mask) -> Json:
-    """The job as a list shows it, reduced to what the mask selects."""
-    item = {}
-    for key, sub in mask.items():
-        compute = _ITEM.get(key)
-        value = compute(job, now) if compute is not None else None
-        if value is not None:
-            item[key] = value if sub is None else pick(value, sub)
-    return item
-
-
 def job_resource(job: Job, now: int, base: str) -> Json:
     """The job as the API shows it on its own."""
     status = _status(job, now)
@@ -399,10 +383,8 @@ class JobsApi:
 
     def _reply(self, request: Request, job: Job) -> Reply:
         resource = job_resource(job, self.jobs.clock.millis(), request.base)
-        text = request.one("fields")
-        mask = parse_fields(text) if text else None
-        check_fields(mask, dict.fromkeys([*resource, "jobCreationReason", "principal_subject"]))
-        return Reply(200, pick(resource, mask))
+        known = dict.fromkeys([*resource, "jobCreationReason", "principal_subject"])
+        return Reply(200, pick(resource, request.fields(known)))
 
     def _cancel(self, request: Request, project: str, job_id: str) -> Reply:
         job = self.jobs.cancel(project, job_id, request.one("location"))
@@ -427,15 +409,10 @@ class JobsApi:
         return Reply(200, body)
 
     def _list(self, request: Request, project: str) -> Reply:
-        text = request.one("fields")
-        mask = parse_fields(text) if text else None
-        check_fields(mask, LIST_FIELDS)
+        mask = request.fields(LIST_FIELDS)
         states = frozenset(state.upper() for state in request.query.get("stateFilter", []))
         if not states <= {"PENDING", "RUNNING", "DONE"}:
             raise ApiError(400, f"Invalid stateFilter: {', '.join(sorted(states))}.", "invalidParameter")
-        limit = request.number("maxResults")
-        if limit is not None and limit < 1:
-            raise ApiError(400, "maxResults must be positive.", "invalidParameter")
         page, rest = self.jobs.page(
             project,
             user=None if request.flag("allUsers") else CALLER,
@@ -443,7 +420,7 @@ class JobsApi:
             earliest=request.number("minCreationTime"),
             latest=request.number("maxCreationTime"),
             before=_position(request.one("pageToken")),
-            limit=min(limit or PAGE, PAGE),
+            limit=request.limit(),
         )
         shown = dict.fromkeys(_ITEM)
         if (request.one("projection") or "minimal").lower() != "full":
@@ -454,12 +431,10 @@ class JobsApi:
         now = self.jobs.clock.millis()
         body: Json = {"kind": "bigquery#jobList", "etag": base64.b64encode(str(now).encode()).decode()}
         if selected != {}:
-            body["jobs"] = [job_item(job, now, shown) for job in page]
+            body["jobs"] = [compute(_ITEM, job, now, shown) for job in page]
         if rest is not None:
             body["nextPageToken"] = base64.urlsafe_b64encode(f"{rest[0]}.{rest[1]}".encode()).decode()
-        if mask is not None and "*" not in mask:
-            body = {key: value for key, value in body.items() if key in mask}
-        return Reply(200, body)
+        return Reply(200, pick_top(body, mask))
 
 
 def _position(token: str | None) -> tuple[int, int] | None:

@@ -14,10 +14,8 @@ from typing import Any, Final
 
 import google_crc32c
 
-from .standin_api import ApiError, Clock, Json, Request
+from .standin_api import PAGE, ApiError, Clock, Json, Request
 
-PAGE: Final = 1000
-"""Most entries in one page of a list ("Objects: list", maxResults)."""
 COMPOSE_SOURCES: Final = 32
 """Most sources of one call ("Composite objects")."""
 NAME_BYTES: Final = 1024
@@ -138,9 +136,6 @@ class Bucket:
         self._added: set[str] = set()
         self._removed: set[str] = set()
 
-    def __len__(self) -> int:
-        return len(self.objects)
-
     def live(self, name: str) -> StoredObject | None:
         """The object's live generation."""
         return self.objects.get(name)
@@ -208,8 +203,6 @@ class Buckets:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.rewrite_calls = 1
-        """How many calls a rewrite takes; more than one stands for a large object."""
         self._last_generation = 0
         self.clear()
 
@@ -219,6 +212,7 @@ class Buckets:
         self.uploads: dict[str, Upload] = {}
         self.rewrites: dict[str, tuple[tuple[Any, ...], int]] = {}
         self.rewrite_calls = 1
+        """How many calls a rewrite takes; more than one stands for a large object."""
 
     def bucket(self, name: str) -> Bucket:
         """The bucket of that name, or a 404."""
@@ -240,44 +234,43 @@ class Buckets:
         """Remove an empty bucket."""
         bucket = self.bucket(name)
         check_bucket(bucket, conditions)
-        if len(bucket):
+        if bucket.objects:
             raise ApiError(409, "The bucket you tried to delete is not empty.")
         del self.buckets[name]
 
-    def get(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> StoredObject:
-        """The live object, to be read."""
-        stored = self._existing(bucket, name, generation)
-        if conditions is not NO_CONDITIONS:
-            conditions.check(stored, reading=True)
+    def get(
+        self, bucket: str, name: str, generation: int | None, conditions: Conditions, *, reading: bool = False
+    ) -> StoredObject:
+        """The live object, to be read for its own sake (``reading``), or to be changed or copied."""
+        stored = self.bucket(bucket).live(name)
+        if stored is None or (generation is not None and generation != stored.generation):
+            suffix = "" if generation is None else f"#{generation}"
+            raise ApiError(404, f"No such object: {bucket}/{name}{suffix}")
+        conditions.check(stored, reading)
         return stored
 
     def insert(
         self,
         bucket: str,
         name: str,
-        data: bytes | Content,
+        content: Content,
         properties: Json,
         conditions: Conditions,
         *,
         components: int | None = None,
-        created: float | None = None,
     ) -> StoredObject:
         """A new live generation.
 
         Args:
             properties: taken over as they are: not shared with the caller afterwards.
-            created: when it was created, in seconds since the epoch; now when left out.
         """
         home = self.bucket(bucket)
         live = home.live(name)
         if live is None:
             check_name(name)
         conditions.check(live)
-        now = self.clock.now() if created is None else created
-        content = data if isinstance(data, Content) else Content(data)
-        millis = int(now * 1000)
-        stored = StoredObject(bucket, name, content, self._generation(), millis, millis, properties)
-        stored.components = components
+        now = self.clock.millis()
+        stored = StoredObject(bucket, name, content, self._generation(), now, now, properties, components=components)
         home.put(stored)
         return stored
 
@@ -285,45 +278,28 @@ class Buckets:
         self, bucket: str, name: str, generation: int | None, conditions: Conditions, body: Json, *, whole: bool
     ) -> StoredObject:
         """New metadata under the same generation: all of it (``whole``) or what the body names, null removing."""
-        stored = self._existing(bucket, name, generation)
-        conditions.check(stored)
-        changes = {key: value for key, value in body.items() if key in WRITABLE}
-        properties = {} if whole else stored.properties
+        stored = self.get(bucket, name, generation, conditions)
         # Replaced, never changed in place: copies share the old dictionary.
-        stored.properties = merge(properties, changes)
+        stored.properties = merge({} if whole else stored.properties, writable(body))
         stored.metageneration += 1
         stored.updated = self.clock.millis()
         return stored
 
     def delete(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> None:
         """Remove the live generation."""
-        stored = self._existing(bucket, name, generation)
-        conditions.check(stored)
+        self.get(bucket, name, generation, conditions)
         self.buckets[bucket].remove(name)
 
-    def copy(
-        self,
-        source: StoredObject,
-        bucket: str,
-        name: str,
-        conditions: Conditions,
-        body: Json | None = None,
-    ) -> StoredObject:
+    def copy(self, source: StoredObject, bucket: str, name: str, conditions: Conditions, body: Json) -> StoredObject:
         """The source's bytes as a new generation elsewhere.
 
         Args:
             body: the destination's resource; what it sets replaces all of the source's metadata. One that sets
                 nothing (clients send empty ones, or just the name) counts as none, and the metadata is carried over.
         """
-        settings = {key: value for key, value in (body or {}).items() if key in WRITABLE}
+        settings = writable(body)
         properties = merge({}, settings) if settings else source.properties
         return self.insert(bucket, name, source.content, properties, conditions, components=source.components)
-
-    def source(self, bucket: str, name: str, generation: int | None, conditions: Conditions) -> StoredObject:
-        """The object to copy from: reading it, but a failed condition is always a 412."""
-        stored = self._existing(bucket, name, generation)
-        conditions.check(stored)
-        return stored
 
     def compose(self, bucket: str, name: str, body: Json, conditions: Conditions) -> StoredObject:
         """One object out of 1 to 32 others of the same bucket ("Objects: compose")."""
@@ -338,11 +314,11 @@ class Buckets:
             wanted = (entry.get("objectPreconditions") or {}).get("ifGenerationMatch")
             condition = Conditions(generation=int(wanted)) if wanted is not None else NO_CONDITIONS
             generation = int(entry["generation"]) if entry.get("generation") is not None else None
-            parts.append(self.source(bucket, entry["name"], generation, condition))
-        settings = {key: value for key, value in (body.get("destination") or {}).items() if key in WRITABLE}
-        data = b"".join(part.content.data for part in parts)
+            parts.append(self.get(bucket, entry["name"], generation, condition))
+        properties = merge({}, writable(body.get("destination") or {}))
+        content = Content(b"".join(part.content.data for part in parts))
         count = sum(part.components or 1 for part in parts)
-        return self.insert(bucket, name, data, merge({}, settings), conditions, components=count)
+        return self.insert(bucket, name, content, properties, conditions, components=count)
 
     def page(
         self,
@@ -421,13 +397,6 @@ class Buckets:
             home.put(stored)
         return [stored.generation for stored in prepared]
 
-    def _existing(self, bucket: str, name: str, generation: int | None) -> StoredObject:
-        stored = self.bucket(bucket).live(name)
-        if stored is None or (generation is not None and generation != stored.generation):
-            suffix = "" if generation is None else f"#{generation}"
-            raise ApiError(404, f"No such object: {bucket}/{name}{suffix}")
-        return stored
-
     def _generation(self) -> int:
         self._last_generation = max(self._last_generation + 1, int(self.clock.now() * 1_000_000))
         return self._last_generation
@@ -456,6 +425,11 @@ def successor(prefix: str) -> str:
     while prefix and prefix[-1] == "\U0010ffff":
         prefix = prefix[:-1]
     return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\U0010ffff" * (NAME_BYTES + 1)
+
+
+def writable(resource: Json) -> Json:
+    """What of an object's resource its caller may set."""
+    return {key: value for key, value in resource.items() if key in WRITABLE}
 
 
 def merge(properties: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:

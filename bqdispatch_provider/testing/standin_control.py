@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
 from typing import Any, Final, Literal
 
 from .standin_api import ApiError, Clock, Json, Operation, Reply, Request
@@ -111,11 +110,8 @@ class State:
         self.requests = 0
         self.calls: Counter[str] = Counter()
         self.latency_ms = self._first_latency_ms = latency_ms
-
-    @cached_property
-    def services(self) -> tuple[JobsApi, StorageApi]:
-        """The services in the order in which they are asked for an operation: paths of buckets come last."""
-        return JobsApi(self.jobs), StorageApi(self.buckets)
+        # In the order in which they are asked for an operation: paths of buckets come last.
+        self.services = JobsApi(self.jobs), StorageApi(self.buckets)
 
     def reset(self) -> None:
         """Empty everything, stop all faults, and bring clock and latency back to what they were at the start."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import zip_longest
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -20,16 +21,16 @@ from .standin_api import (
     Reply,
     Request,
     below,
-    check_fields,
+    boundary_of,
+    compute,
     decode_segment,
-    parse_fields,
     parse_json,
     pick,
+    pick_top,
     rfc3339,
     split_path,
 )
 from .standin_buckets import (
-    PAGE,
     WRITABLE,
     Bucket,
     Buckets,
@@ -40,6 +41,7 @@ from .standin_buckets import (
     check_bucket,
     check_name,
     merge,
+    writable,
 )
 
 CHUNK: Final = 256 * 1024
@@ -104,19 +106,13 @@ REWRITE_FIELDS: Final[dict[str, Any]] = {
 def object_resource(stored: StoredObject, base: str, mask: Mask | None = None) -> Json:
     """The object as the API shows it; with a mask only what it selects is computed."""
     if mask is None or "*" in mask:
-        resource = {key: compute(stored, base) for key, compute in _OBJECT.items() if key not in WRITABLE}
+        resource = {key: field(stored, base) for key, field in _OBJECT.items() if key not in WRITABLE}
         if stored.components is None:
             del resource["componentCount"]
         else:
             del resource["md5Hash"]
         return {**resource, "storageClass": "STANDARD", **stored.properties}
-    resource = {}
-    for key, sub in mask.items():
-        compute = _OBJECT.get(key)
-        value = compute(stored, base) if compute is not None else None
-        if value is not None:
-            resource[key] = value if sub is None else pick(value, sub)
-    return resource
+    return compute(_OBJECT, stored, base, mask)
 
 
 def bucket_resource(bucket: Bucket, base: str) -> Json:
@@ -178,9 +174,9 @@ class StorageApi:
             return self._download(request, *names) if shape == "*/o/*" else None
         # Media by its public path ("Request endpoints", XML API): the only call of that API that is known here.
         bucket, _, name = path[1:].partition("/")
-        return (
-            self._download(request, bucket, decode_segment(name)) if name and bucket in self.buckets.buckets else None
-        )
+        if not name or bucket not in self.buckets.buckets:
+            return None
+        return self._download(request, bucket, decode_segment(name))
 
     def _json(self, request: Request, rest: str) -> Operation | None:
         shape, names = split_path(rest)
@@ -190,9 +186,7 @@ class StorageApi:
         if found is None:
             return None
         call, answer = found
-        targets = (
-            tuple(zip(names[::2], names[1::2], strict=True)) if len(names) > 1 else ((names[0] if names else "", ""),)
-        )
+        targets = tuple(zip_longest(names[::2], names[1::2], fillvalue="")) or (("", ""),)
         return Operation(call, partial(answer, request, *names), targets, request.one("project") or "")
 
     # buckets
@@ -210,18 +204,18 @@ class StorageApi:
             for name, bucket in self.buckets.buckets.items()
             if name.startswith(prefix) and name >= start and (not project or bucket.project in ("standin", project))
         )
-        limit = _limit(request)
+        limit = request.limit()
         body: Json = {"kind": "storage#buckets"}
         if names:
             body["items"] = [bucket_resource(self.buckets.buckets[name], request.base) for name in names[:limit]]
         if len(names) > limit:
             body["nextPageToken"] = _token(names[limit])
-        return Reply(200, pick(body, _fields(request)))
+        return Reply(200, pick(body, request.fields()))
 
     def _bucket_get(self, request: Request, name: str) -> Reply:
         bucket = self.buckets.bucket(name)
         check_bucket(bucket, Conditions.of(request), reading=True)
-        return Reply(200, pick(bucket_resource(bucket, request.base), _fields(request)))
+        return Reply(200, pick(bucket_resource(bucket, request.base), request.fields()))
 
     def _bucket_change(self, request: Request, name: str) -> Reply:
         bucket = self.buckets.bucket(name)
@@ -230,7 +224,7 @@ class StorageApi:
         bucket.properties = merge({} if request.method == "PUT" else bucket.properties, changes)
         bucket.metageneration += 1
         bucket.updated = self.buckets.clock.millis()
-        return Reply(200, pick(bucket_resource(bucket, request.base), _fields(request)))
+        return Reply(200, pick(bucket_resource(bucket, request.base), request.fields()))
 
     def _bucket_delete(self, request: Request, name: str) -> Reply:
         self.buckets.delete_bucket(name, Conditions.of(request))
@@ -248,15 +242,14 @@ class StorageApi:
         ):
             if asked:
                 raise ApiError(501, f"The stand-in does not know {name}.")
-        mask = _fields(request, LIST_FIELDS)
-        prefix = request.one("prefix") or ""
+        mask = request.fields(LIST_FIELDS)
         page = self.buckets.page(
             bucket,
-            prefix=prefix,
+            prefix=request.one("prefix") or "",
             delimiter=request.one("delimiter") or "",
             start=max(request.one("startOffset") or "", _page_start(request)),
             end=request.one("endOffset"),
-            limit=_limit(request),
+            limit=request.limit(),
             trailing=request.flag("includeTrailingDelimiter"),
         )
         body: Json = {"kind": "storage#objects"}
@@ -267,12 +260,10 @@ class StorageApi:
             body["prefixes"] = page.prefixes
         if page.next_start is not None:
             body["nextPageToken"] = _token(page.next_start)
-        if mask is not None and "*" not in mask:
-            body = {key: value for key, value in body.items() if key in mask}
-        return Reply(200, body)
+        return Reply(200, pick_top(body, mask))
 
     def _get(self, request: Request, bucket: str, name: str) -> Reply:
-        stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request))
+        stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request), reading=True)
         return _object_reply(request, stored)
 
     def _change(self, request: Request, bucket: str, name: str) -> Reply:
@@ -285,21 +276,21 @@ class StorageApi:
         return Reply(204)
 
     def _copy(self, request: Request, source_bucket: str, source: str, bucket: str, name: str) -> Reply:
-        mask = _fields(request, OBJECT_FIELDS)
+        mask = request.fields(OBJECT_FIELDS)
         stored = self._source(request, source_bucket, source)
         copied = self.buckets.copy(stored, bucket, name, Conditions.of(request), request.json())
         return Reply(200, object_resource(copied, request.base, mask))
 
     def _source(self, request: Request, bucket: str, name: str) -> StoredObject:
         conditions = Conditions.of(request, "ifSource")
-        return self.buckets.source(bucket, name, request.number("sourceGeneration"), conditions)
+        return self.buckets.get(bucket, name, request.number("sourceGeneration"), conditions)
 
     def _rewrite(self, request: Request, source_bucket: str, source: str, bucket: str, name: str) -> Reply:
         """Copy in as many calls as the control API asks for ("Objects: rewrite").
 
         A token stands for one source generation and one destination; with anything else it is refused.
         """
-        mask = _fields(request, REWRITE_FIELDS)
+        mask = request.fields(REWRITE_FIELDS)
         stored = self._source(request, source_bucket, source)
         conditions = Conditions.of(request)
         check_name(name)
@@ -333,7 +324,7 @@ class StorageApi:
 
     def _media(self, request: Request, bucket: str, name: str) -> Reply:
         """The object's bytes, or a range of them, with the headers that clients check them by."""
-        stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request))
+        stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request), reading=True)
         data, properties = stored.content.data, stored.properties
         hashes = f"crc32c={stored.content.crc32c}"
         if stored.components is None:
@@ -427,8 +418,7 @@ class StorageApi:
             conditions = Conditions.of(request)
             conditions.check(self.buckets.bucket(bucket).live(name))
             check_name(name)
-            identity = f"{bucket}/{name}/{len(self.buckets.uploads)}/{self.buckets.clock.now()}"
-            upload = hashlib.sha256(identity.encode()).hexdigest()
+            upload = uuid.uuid4().hex
             self.buckets.uploads[upload] = Upload(bucket, name, properties, conditions, resource)
             location = f"{request.base}{request.path}?uploadType=resumable&upload_id={upload}"
             return Reply(200, None, {"Location": location, "X-GUploader-UploadID": upload})
@@ -483,10 +473,10 @@ def split_multipart(body: bytes, content_type: str) -> list[tuple[dict[str, str]
     Raises:
         ApiError: 400, when the type has no boundary or the body does not hold it.
     """
-    found = re.search(r'boundary="?([^";]+)"?', content_type)
-    if found is None:
+    boundary = boundary_of(content_type)
+    if boundary is None:
         raise ApiError(400, "The multipart body has no boundary.", "badContent")
-    pieces = (b"\n" + body).split(b"\n--" + found[1].encode())
+    pieces = (b"\n" + body).split(b"\n--" + boundary.encode())
     if len(pieces) < 2:
         raise ApiError(400, "The multipart body does not hold its boundary.", "badContent")
     parts = []
@@ -510,25 +500,8 @@ def split_multipart(body: bytes, content_type: str) -> list[tuple[dict[str, str]
 
 
 def _object_reply(request: Request, stored: StoredObject) -> Reply:
-    resource = object_resource(stored, request.base, _fields(request, OBJECT_FIELDS))
+    resource = object_resource(stored, request.base, request.fields(OBJECT_FIELDS))
     return Reply(200, resource, {"ETag": etag(stored)})
-
-
-def _fields(request: Request, known: Mapping[str, Any] | None = None) -> Mask | None:
-    text = request.one("fields")
-    if not text:
-        return None
-    mask = parse_fields(text)
-    if known is not None:
-        check_fields(mask, known)
-    return mask
-
-
-def _limit(request: Request) -> int:
-    wanted = request.number("maxResults")
-    if wanted is not None and wanted < 1:
-        raise ApiError(400, "maxResults must be positive.", "invalidParameter")
-    return min(wanted or PAGE, PAGE)
 
 
 def _token(start: str) -> str:
@@ -556,7 +529,7 @@ def _upload_target(request: Request, resource: Json, content_type: str | None) -
     name = request.one("name") or resource.get("name")
     if not isinstance(name, str) or not name:
         raise ApiError(400, "An upload needs the object's name.", "required")
-    properties = merge({}, {key: value for key, value in resource.items() if key in WRITABLE})
+    properties = merge({}, writable(resource))
     if content_type:
         properties.setdefault("contentType", content_type)
     encoding = request.one("contentEncoding")
