@@ -1,6 +1,7 @@
 """A stand-in Google Cloud in one process: Cloud Storage and BigQuery jobs as far as a dispatcher uses them.
 
-`StandIn` serves it from a thread, `main` from the command line, and `StandInControl` is how a test talks to either.
+:class:`StandIn` serves it from a thread, :func:`main` from the command line, and :class:`StandInControl` is how a test
+talks to either.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from urllib.parse import urlencode
 import requests
 from aiohttp import web
 
-from .standin_api import ApiError, Json, Operation, Reply, Request, boundary_of, split_target
-from .standin_control import PREFIX, Control, State
+from bqdispatch_provider.testing.standin_api import ApiError, Json, Operation, Reply, Request, boundary_of, split_target
+from bqdispatch_provider.testing.standin_control import PREFIX, Control, State
 
 __all__ = ["StandIn", "StandInControl", "main"]
 
@@ -41,7 +42,10 @@ class ConnectionLost(Exception):
 
 
 class Server:
-    """HTTP over a `State`."""
+    """HTTP over a :class:`State`.
+
+    :param state: what it answers from.
+    """
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -133,8 +137,8 @@ def batch_parts(request: Request) -> list[tuple[str, Request]]:
     Split by hand, for a mail parser takes longer for a part than the call in it. Line ends are made alike first:
     clients mix them, and the bodies inside are JSON, to which they do not matter.
 
-    Raises:
-        ApiError: 400, when it is not a batch, or holds no call or more than 100.
+    :param request: the batch request.
+    :raises ApiError: 400, when it is not a batch, or holds no call or more than 100.
     """
     boundary = boundary_of(request.headers.get("content-type", ""))
     if boundary is None:
@@ -164,7 +168,11 @@ def _batch_part(piece: str, base: str) -> tuple[str, Request]:
 
 
 def batch_reply(replies: list[tuple[str, Reply]], date: str) -> Reply:
-    """The answers of a batch's parts as one multipart/mixed answer, in the order of the calls."""
+    """The answers of a batch's parts as one multipart/mixed answer.
+
+    :param replies: Content-ID (empty: none) and answer of each call, in the order of the calls.
+    :param date: the value of their ``Date`` headers.
+    """
     boundary = f"batch_{uuid.uuid4().hex}"
     pieces: list[bytes] = []
     for identity, reply in replies:
@@ -228,10 +236,9 @@ class StandIn:
 
     Point clients at ``url``: it is the value for ``STORAGE_EMULATOR_HOST`` and ``BIGQUERY_EMULATOR_HOST``.
 
-    Args:
-        port: where to listen; a free port when left out.
-        host: the address to listen on.
-        latency_ms: how much later every HTTP request is answered, in milliseconds.
+    :param port: where to listen; a free port when left out.
+    :param host: the address to listen on.
+    :param latency_ms: how much later every HTTP request is answered, in milliseconds.
     """
 
     url: str
@@ -263,10 +270,9 @@ class StandIn:
 class StandInControl:
     """The control API of a stand-in, wherever it runs.
 
-    Every method raises ValueError, with what the stand-in says about it, for what the stand-in refuses.
+    Every method may raise :class:`ValueError`: with what the stand-in says about a call that it refuses.
 
-    Args:
-        url: the stand-in's address, such as ``http://127.0.0.1:8080``.
+    :param url: the stand-in's address, such as ``http://127.0.0.1:8080``.
     """
 
     def __init__(self, url: str) -> None:
@@ -288,12 +294,10 @@ class StandInControl:
     def seed_objects(self, bucket: str, objects: Iterable[str | Mapping[str, Any]]) -> list[int]:
         """Create objects, and the bucket when it is missing.
 
-        Args:
-            objects: names, or ``{"name", "content"?, "contentType"?, "metadata"?, "timeCreated"?}`` with the time in
-                seconds since the epoch.
-
-        Returns:
-            Their generations, in the same order.
+        :param bucket: the bucket's name.
+        :param objects: names, or ``{"name", "content"?, "contentType"?, "metadata"?, "timeCreated"?}`` with the time in
+            seconds since the epoch.
+        :returns: their generations, in the same order.
         """
         entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in objects]
         answer = self._call("POST", "objects", {"bucket": bucket, "objects": entries})
@@ -302,14 +306,17 @@ class StandInControl:
     def seed_jobs(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         """Create jobs.
 
-        Args:
-            jobs: ``{"project", "jobId", "location"?, "type"?, "pendingMs"?, "runningMs"?, "error"?, "creationTime"?,
-                "userEmail"?, "labels"?}``; location US and type load when left out, the time in seconds of the epoch.
+        :param jobs: ``{"project", "jobId", "location"?, "type"?, "pendingMs"?, "runningMs"?, "error"?, "creationTime"?,
+            "userEmail"?, "labels"?}``; location US and type load when left out, the time in seconds of the epoch.
         """
         self._call("POST", "jobs", {"jobs": [dict(job) for job in jobs]})
 
     def set_job_defaults(self, pending_ms: int = 0, running_ms: int = 0) -> None:
-        """How long jobs are PENDING and RUNNING that say nothing of it themselves."""
+        """Say how long jobs take that say nothing of it themselves.
+
+        :param pending_ms: how long they are PENDING, in milliseconds.
+        :param running_ms: how long they are RUNNING, in milliseconds.
+        """
         self._call("POST", "job-defaults", {"pendingMs": pending_ms, "runningMs": running_ms})
 
     def now(self) -> float:
@@ -317,11 +324,19 @@ class StandInControl:
         return float(self._call("GET", "clock")["now"])
 
     def set_clock(self, now: float) -> float:
-        """Make it ``now`` (seconds since the epoch); time goes on from there. Answers the new time."""
+        """Set the clock; time goes on from there.
+
+        :param now: the time, in seconds since the epoch.
+        :returns: the new time, in seconds since the epoch.
+        """
         return float(self._call("POST", "clock", {"now": now})["now"])
 
     def advance(self, seconds: float) -> float:
-        """Move the clock by ``seconds``, back when negative. Answers the new time."""
+        """Move the clock.
+
+        :param seconds: by how much; back when negative.
+        :returns: the new time, in seconds since the epoch.
+        """
         return float(self._call("POST", "clock", {"advance": seconds})["now"])
 
     def requests(self) -> int:
@@ -337,17 +352,19 @@ class StandInControl:
         self._call("POST", "counters/reset")
 
     def set_latency(self, ms: float) -> None:
-        """Answer every HTTP request ``ms`` milliseconds later."""
+        """Answer every HTTP request late.
+
+        :param ms: how much later, in milliseconds.
+        """
         self._call("POST", "latency", {"ms": ms})
 
     def add_fault(self, call: str, kind: str, **more: Any) -> None:
         """Break calls.
 
-        Args:
-            call: the method's name or a glob, such as ``storage.objects.*``; ``storage.batch`` for whole batches.
-            kind: ``status`` (answer with an error), ``reset`` (close the connection), ``slow`` (answer late).
-            more: ``project``, ``bucket``, ``name`` (globs), ``status``, ``reason``, ``ms``, ``probability``, ``times``,
-                ``after``; see `standin_control.Fault`.
+        :param call: the method's name or a glob, such as ``storage.objects.*``; ``storage.batch`` for whole batches.
+        :param kind: ``status`` (answer with an error), ``reset`` (close the connection), ``slow`` (answer late).
+        :param more: ``project``, ``bucket``, ``name`` (globs), ``status``, ``reason``, ``ms``, ``probability``,
+            ``times``, ``after``: see :class:`~bqdispatch_provider.testing.standin_control.Fault`.
         """
         self._call("POST", "faults", {"faults": [{"call": call, "kind": kind, **more}]})
 
@@ -360,21 +377,24 @@ class StandInControl:
         self._call("DELETE", "faults")
 
     def seed_faults(self, seed: int) -> None:
-        """Start the random numbers behind ``probability`` again."""
+        """Start the random numbers behind ``probability`` again.
+
+        :param seed: the same seed gives the same numbers; 0 at the start and after a reset.
+        """
         self._call("POST", "faults/seed", {"seed": seed})
 
     def set_rewrite_calls(self, n: int) -> None:
-        """How many calls a rewrite takes from now on."""
+        """Let rewrites take several calls, as those of large objects do.
+
+        :param n: how many calls each takes from now on; 1 at the start and after a reset.
+        """
         self._call("POST", "rewrite-calls", {"n": n})
 
     def peaks(self, label: str | None = None) -> dict[str, dict[str, int]]:
         """For every project the most jobs that were PENDING or RUNNING at one time, up to now.
 
-        Args:
-            label: leave out jobs that do not carry a label of this name.
-
-        Returns:
-            Project to counts by type (``load``, ``copy``, ``query``, ``extract``) and group (``sql``, ``jobs``).
+        :param label: leave out jobs that do not carry a label of this name.
+        :returns: project to counts by type (``load``, ``copy``, ``query``, ``extract``) and group (``sql``, ``jobs``).
         """
         query = f"?{urlencode({'label': label})}" if label is not None else ""
         return dict(self._call("GET", f"peaks{query}")["peaks"])
@@ -392,7 +412,11 @@ class StandInControl:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve a stand-in until SIGTERM or SIGINT; prints its address once it answers."""
+    """Serve a stand-in until SIGTERM or SIGINT; prints its address once it answers.
+
+    :param arguments: options, see ``--help``; those of the process when left out.
+    :returns: 0.
+    """
     parser = argparse.ArgumentParser(prog="bqdispatch-standin", description="Serve a stand-in Google Cloud.")
     parser.add_argument("--port", type=int, default=0, help="where to listen (default: a free port)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")

@@ -45,7 +45,12 @@ REASONS = {
 
 
 class ApiError(Exception):
-    """A call that is answered with an error status instead of a result."""
+    """A call that is answered with an error status instead of a result.
+
+    :param status: HTTP status.
+    :param message: what is wrong, for people.
+    :param reason: what is wrong, for programs; the usual word for the status when left out.
+    """
 
     def __init__(self, status: int, message: str, reason: str | None = None) -> None:
         super().__init__(message)
@@ -63,20 +68,25 @@ class ApiError(Exception):
 
 @dataclass(slots=True)
 class Request:
-    """One call, from its own HTTP request or from a part of a batch."""
+    """One call, from its own HTTP request or from a part of a batch.
+
+    :param method: HTTP method.
+    :param path: as sent: still percent-encoded, without host and query.
+    :param query: decoded values by parameter.
+    :param headers: case-insensitive, or with lower-case names.
+    :param body: as sent.
+    :param base: scheme and host under which the client knows this server, for links in resources.
+    """
 
     method: str
     path: str
-    """As sent: still percent-encoded, without host and query."""
     query: Query
     headers: Mapping[str, str]
-    """Case-insensitive, or with lower-case names."""
     body: bytes
     base: str
-    """Scheme and host under which the client knows this server, for links in resources."""
 
     def one(self, name: str) -> str | None:
-        """The parameter's value, or None when it is absent."""
+        """The parameter's value, or ``None`` when it is absent."""
         values = self.query.get(name)
         return values[0] if values else None
 
@@ -97,8 +107,8 @@ class Request:
     def fields(self, known: Mapping[str, Any] | None = None) -> Mask | None:
         """The parameter ``fields``, or None when it is absent.
 
-        Args:
-            known: the names that may be selected, as in `check_fields`; any when left out.
+        :param known: the names that may be selected, as in :func:`check_fields`; any when left out.
+        :raises ApiError: 400, when others are selected, or the parameter cannot be read.
         """
         text = self.one("fields")
         if not text:
@@ -109,7 +119,7 @@ class Request:
         return mask
 
     def limit(self) -> int:
-        """How many entries a page of a list may have."""
+        """How many entries a page of a list may have; 400 when the caller wants less than one."""
         wanted = self.number("maxResults")
         if wanted is not None and wanted < 1:
             raise ApiError(400, "maxResults must be positive.", "invalidParameter")
@@ -122,7 +132,12 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """An answer before it is put into HTTP or into a part of a batch."""
+    """An answer before it is put into HTTP or into a part of a batch.
+
+    :param status: HTTP status.
+    :param body: a document to be sent as JSON, or bytes as they are.
+    :param headers: what is to be sent beside date, length and the type of a JSON document.
+    """
 
     status: int = 200
     body: Json | bytes | None = None
@@ -139,13 +154,18 @@ class Reply:
 
 @dataclass(slots=True)
 class Operation:
-    """A call that was recognised: what it is called, what it touches, and how to do it."""
+    """A call that was recognised: what it is called, what it touches, and how to do it.
+
+    :param call: the API's own name for the method, such as ``storage.objects.copy``.
+    :param run: does it.
+    :param targets: bucket and object (or nothing and job ID) of everything that the call names.
+    :param project: the project that the call names; empty: none.
+    :param batchable: whether it may be part of a batch.
+    """
 
     call: str
-    """The API's own name for the method, such as ``storage.objects.copy``."""
     run: Callable[[], Reply | Awaitable[Reply]]
     targets: tuple[tuple[str, str], ...] = (("", ""),)
-    """Bucket and object (or nothing and job id) of everything that the call names."""
     project: str = ""
     batchable: bool = True
 
@@ -165,7 +185,10 @@ class Clock:
         return int(self.now() * 1000)
 
     def set(self, now: float) -> None:
-        """Make it ``now`` (seconds since the epoch) from here on."""
+        """Make it another time from here on.
+
+        :param now: in seconds since the epoch.
+        """
         self._offset = now - time.time()
 
     def set_real(self) -> None:
@@ -173,7 +196,10 @@ class Clock:
         self._offset = 0.0
 
     def advance(self, seconds: float) -> None:
-        """Move by ``seconds``, backwards when negative."""
+        """Move the time.
+
+        :param seconds: by how much; back when negative.
+        """
         self._offset += seconds
 
     def http_date(self) -> str:
@@ -254,8 +280,8 @@ _FIELD_TOKENS = re.compile(r"[^,()/\s]+|[,()/]")
 def parse_fields(text: str) -> Mask:
     """The selection of a ``fields`` parameter, as under "Partial response": ``a,b(c,d),e/f``.
 
-    Raises:
-        ApiError: 400, when the text does not follow that grammar.
+    :param text: the parameter's value.
+    :raises ApiError: 400, when the text does not follow that grammar.
     """
     tokens = deque([*_FIELD_TOKENS.findall(text), ""])
     try:
@@ -304,8 +330,9 @@ def _both(one: Mask | None, other: Mask | None) -> Mask | None:
 def check_fields(mask: Mask | None, known: Mapping[str, Any]) -> None:
     """Refuse a selection of names that the resource does not have, as the services do.
 
-    Args:
-        known: the resource's names, each with its own names below or None for anything.
+    :param mask: the selection.
+    :param known: the resource's names, each with its own names below or ``None`` for anything.
+    :raises ApiError: 400, when it has other names.
     """
     for name, below in (mask or {}).items():
         if name == "*":
@@ -324,7 +351,11 @@ def below(mask: Mask | None, name: str) -> Mask | None:
 
 
 def pick(value: Any, mask: Mask | None) -> Any:
-    """The part of a resource that a selection asks for."""
+    """The part of a resource that a selection asks for.
+
+    :param value: a JSON value.
+    :param mask: the selection; ``None`` for everything.
+    """
     if mask is None:
         return value
     if isinstance(value, list):
@@ -344,8 +375,10 @@ def pick_top(body: Json, mask: Mask | None) -> Json:
 def compute(fields: Mapping[str, Callable[[T, C], Any]], thing: T, context: C, mask: Mask) -> Json:
     """The part of a resource that a selection asks for, computing no more than that.
 
-    Args:
-        fields: how each field of the resource comes from thing and context; None when the thing has none.
+    :param fields: how each field of the resource comes from thing and context; ``None`` when the thing has none.
+    :param thing: what the resource shows.
+    :param context: what else its fields depend on.
+    :param mask: the selection.
     """
     resource = {}
     for name, sub in mask.items():
@@ -357,7 +390,7 @@ def compute(fields: Mapping[str, Callable[[T, C], Any]], thing: T, context: C, m
 
 
 def boundary_of(content_type: str) -> str | None:
-    """What separates the parts of a multipart body, or None when its type does not say."""
+    """What separates the parts of a multipart body, or ``None`` when its type does not say."""
     found = _BOUNDARY.search(content_type)
     return found[1] if found else None
 

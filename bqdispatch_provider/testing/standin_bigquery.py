@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from .standin_api import (
+from bqdispatch_provider.testing.standin_api import (
     PAGE,
     ApiError,
     Clock,
@@ -44,7 +44,22 @@ GROUPS: Final = {"load": "jobs", "copy": "jobs", "extract": "jobs", "query": "sq
 
 @dataclass(slots=True)
 class Job:
-    """A job and its schedule; all times in milliseconds."""
+    """A job and its schedule.
+
+    :param project: the project that it runs in.
+    :param location: where it runs.
+    :param job_id: its ID, unique in project and location.
+    :param type: ``load``, ``copy``, ``query`` or ``extract``.
+    :param created: when it was created, in milliseconds since the epoch.
+    :param pending: how long it is PENDING, in milliseconds.
+    :param running: how long it is RUNNING, in milliseconds.
+    :param sequence: its place in the order of creation.
+    :param error: the reason with which it fails; ``None``: it does not.
+    :param user: e-mail address of whoever created it.
+    :param labels: its labels.
+    :param configuration: its configuration, as it was given.
+    :param cancelled: when it was cancelled, in milliseconds since the epoch; ``None``: it was not.
+    """
 
     project: str
     location: str
@@ -106,7 +121,10 @@ class Jobs:
         self._sequence = 0
 
     def add(self, entries: list[Json]) -> list[Job]:
-        """Seed jobs from the control API's entries: all of them, or none when one is wrong."""
+        """Seed jobs: all of them, or none when one is wrong.
+
+        :param entries: what to say of each, with keys in ``SEED``.
+        """
         prepared = [self._from_seed(entry) for entry in entries]
         keys = [_key(job.project, job.location, job.job_id) for job in prepared]
         if len(set(keys)) != len(keys) or any(key in self._jobs for key in keys):
@@ -119,7 +137,12 @@ class Jobs:
         return prepared
 
     def insert(self, project: str, body: Json) -> Job:
-        """A job of the caller's ("Method: jobs.insert")."""
+        """A job of the caller's ("Method: jobs.insert").
+
+        :param project: the project that it is to run in.
+        :param body: the job's resource.
+        :raises ApiError: 400, or 409 when there is a job of that ID.
+        """
         configuration = body.get("configuration")
         kinds = [kind for kind in TYPES if isinstance(configuration, dict) and kind in configuration]
         if not isinstance(configuration, dict) or len(kinds) != 1:
@@ -181,9 +204,13 @@ class Jobs:
     ) -> tuple[list[Job], tuple[int, int] | None]:
         """A page of the project's jobs, newest first, and where the next page starts.
 
-        Args:
-            earliest: least creation time (inclusive), as is ``latest``.
-            before: the position of the last job of the page before. Newer jobs cannot shift it.
+        :param project: the project.
+        :param user: leave out jobs that somebody else created; ``None``: everybody's.
+        :param states: leave out jobs in other states; empty: all states.
+        :param earliest: least creation time (inclusive), in milliseconds since the epoch.
+        :param latest: greatest creation time (inclusive), in milliseconds since the epoch.
+        :param before: the position of the last job of the page before. Newer jobs cannot shift it.
+        :param limit: most jobs in the page.
         """
         order = self._by_time.get(project, [])
         stop = bisect_left(order, (earliest, 0)) if earliest is not None else 0
@@ -206,8 +233,7 @@ class Jobs:
     def peaks(self, without_label: str | None = None) -> dict[str, dict[str, int]]:
         """For every project the most jobs that were active at one time: by type, and by group ``sql`` and ``jobs``.
 
-        Args:
-            without_label: leave out jobs that do not have this label.
+        :param without_label: leave out jobs that do not have this label.
         """
         now = self.clock.millis()
         edges: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -344,7 +370,7 @@ def job_resource(job: Job, now: int, base: str) -> Json:
 
 
 class JobsApi:
-    """Recognises BigQuery requests and answers them from `Jobs`."""
+    """Recognises BigQuery requests and answers them from :class:`Jobs`."""
 
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs

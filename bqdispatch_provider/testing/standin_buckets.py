@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import google_crc32c
 
-from .standin_api import PAGE, ApiError, Clock, Json, Request
+from bqdispatch_provider.testing.standin_api import PAGE, ApiError, Clock, Json, Request
 
 COMPOSE_SOURCES: Final = 32
 """Most sources of one call ("Composite objects")."""
@@ -52,25 +52,39 @@ class Content:
 
 @dataclass(slots=True)
 class StoredObject:
-    """One generation of an object."""
+    """One generation of an object.
+
+    :param bucket: the bucket's name.
+    :param name: the object's name.
+    :param content: its bytes.
+    :param generation: grows with every object that is written anywhere.
+    :param created: when this generation was written, in milliseconds since the epoch.
+    :param updated: when its metadata was last changed, in milliseconds since the epoch.
+    :param properties: what callers set: the names in ``WRITABLE``.
+    :param metageneration: counts the changes of its metadata, from 1.
+    :param components: how many parts it was composed of; such an object has no MD5. ``None``: it was not composed.
+    """
 
     bucket: str
     name: str
     content: Content
     generation: int
     created: int
-    """Milliseconds since the epoch, as is ``updated``."""
     updated: int
     properties: Json
-    """What callers set: the names in WRITABLE."""
     metageneration: int = 1
     components: int | None = None
-    """How many parts it was composed of; such an object has no MD5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The preconditions of a call on one object ("Request preconditions")."""
+    """The preconditions of a call on one object ("Request preconditions"); ``None``: not asked for.
+
+    :param generation: the live generation, 0 for "no live object".
+    :param not_generation: what the live generation must not be.
+    :param metageneration: the live object's metageneration.
+    :param not_metageneration: what that must not be.
+    """
 
     generation: int | None = None
     not_generation: int | None = None
@@ -79,7 +93,11 @@ class Conditions:
 
     @classmethod
     def of(cls, request: Request, prefix: str = "if") -> Conditions:
-        """Those that the request's parameters give; ``ifSource`` is the other prefix."""
+        """Those that a request's parameters give.
+
+        :param request: the call.
+        :param prefix: what the parameters' names begin with: ``if``, or ``ifSource`` for the object to copy from.
+        """
         if not request.query:
             return NO_CONDITIONS
         return cls(
@@ -90,10 +108,13 @@ class Conditions:
         )
 
     def check(self, live: StoredObject | None, reading: bool = False) -> None:
-        """Refuse the call unless ``live`` meets all of them.
+        """Refuse the call unless the live object meets all of them.
 
         A condition on what is not there fails, save for generation 0, which stands for "no live object".
-        A read whose not-match condition fails is answered with 304, every other failure is a 412.
+
+        :param live: the live object; ``None`` when there is none.
+        :param reading: whether the call reads it: then a not-match condition that fails is a 304.
+        :raises ApiError: 412, or 304.
         """
         if live is None:
             generation, metageneration = 0, None
@@ -119,7 +140,12 @@ def _condition_failed(status: int = 412) -> ApiError:
 class Bucket:
     """A bucket: its properties and its live objects, listed in the order of their names.
 
-    ``objects`` is to be read only; `put` and `remove` keep the order along with it.
+    :attr:`objects` is to be read only; :meth:`put` and :meth:`remove` keep the order along with it.
+
+    :param name: the bucket's name.
+    :param project: the project that it was created in.
+    :param properties: what its creator set.
+    :param now: the time, in milliseconds since the epoch.
     """
 
     _FEW_CHANGES = 200
@@ -177,17 +203,31 @@ class Bucket:
 
 @dataclass(slots=True)
 class Page:
-    """One page of a list."""
+    """One page of a list.
+
+    :param objects: in the order of their names.
+    :param prefixes: what names were rolled up into.
+    :param next_start: the smallest name that the next page may hold: just above the last entry, so that nothing new is
+        left out. ``None``: this page is the last.
+    """
 
     objects: list[StoredObject] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
     next_start: str | None = None
-    """The smallest name that the next page may hold: just above the last entry, so that nothing new is left out."""
 
 
 @dataclass(slots=True)
 class Upload:
-    """A resumable upload that has been started."""
+    """A resumable upload that has been started.
+
+    :param bucket: the bucket's name.
+    :param name: the object's name.
+    :param properties: the object's, as they will be.
+    :param conditions: checked at the start and again when the object is written.
+    :param hashes: a resource with the checksums that the bytes must have.
+    :param data: what has come so far.
+    :param done: the object, once it is written.
+    """
 
     bucket: str
     name: str
@@ -199,7 +239,7 @@ class Upload:
 
 
 class Buckets:
-    """All buckets, and what may be done with their objects. Raises `ApiError` for what the service refuses."""
+    """All buckets, and what may be done with their objects. Raises :class:`ApiError` for what the service refuses."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -241,7 +281,15 @@ class Buckets:
     def get(
         self, bucket: str, name: str, generation: int | None, conditions: Conditions, *, reading: bool = False
     ) -> StoredObject:
-        """The live object, to be read for its own sake (``reading``), or to be changed or copied."""
+        """The live object.
+
+        :param bucket: the bucket's name.
+        :param name: the object's name.
+        :param generation: the generation that is meant; any when ``None``.
+        :param conditions: what it has to meet.
+        :param reading: whether it is read for its own sake, not to be changed or copied.
+        :raises ApiError: 404, 412 or 304.
+        """
         stored = self.bucket(bucket).live(name)
         if stored is None or (generation is not None and generation != stored.generation):
             suffix = "" if generation is None else f"#{generation}"
@@ -261,8 +309,12 @@ class Buckets:
     ) -> StoredObject:
         """A new live generation.
 
-        Args:
-            properties: taken over as they are: not shared with the caller afterwards.
+        :param bucket: the bucket's name.
+        :param name: the object's name.
+        :param content: its bytes.
+        :param properties: taken over as they are: not shared with the caller afterwards.
+        :param conditions: what the live object has to meet.
+        :param components: how many parts it was composed of; ``None``: it was not composed.
         """
         home = self.bucket(bucket)
         live = home.live(name)
@@ -277,7 +329,15 @@ class Buckets:
     def change(
         self, bucket: str, name: str, generation: int | None, conditions: Conditions, body: Json, *, whole: bool
     ) -> StoredObject:
-        """New metadata under the same generation: all of it (``whole``) or what the body names, null removing."""
+        """New metadata under the same generation.
+
+        :param bucket: the bucket's name.
+        :param name: the object's name.
+        :param generation: the generation that is meant; any when ``None``.
+        :param conditions: what it has to meet.
+        :param body: the metadata; null removes.
+        :param whole: whether what the body does not name is removed too.
+        """
         stored = self.get(bucket, name, generation, conditions)
         # Replaced, never changed in place: copies share the old dictionary.
         stored.properties = merge({} if whole else stored.properties, writable(body))
@@ -293,9 +353,12 @@ class Buckets:
     def copy(self, source: StoredObject, bucket: str, name: str, conditions: Conditions, body: Json) -> StoredObject:
         """The source's bytes as a new generation elsewhere.
 
-        Args:
-            body: the destination's resource; what it sets replaces all of the source's metadata. One that sets
-                nothing (clients send empty ones, or just the name) counts as none, and the metadata is carried over.
+        :param source: the object to copy.
+        :param bucket: the destination's bucket.
+        :param name: the destination's name.
+        :param conditions: what the live object at the destination has to meet.
+        :param body: the destination's resource; what it sets replaces all of the source's metadata. One that sets
+            nothing (clients send empty ones, or just the name) counts as none, and the metadata is carried over.
         """
         settings = writable(body)
         properties = merge({}, settings) if settings else source.properties
@@ -331,13 +394,15 @@ class Buckets:
         limit: int = PAGE,
         trailing: bool = False,
     ) -> Page:
-        """A page of the live objects whose names begin with ``prefix``, in order.
+        """A page of the live objects, in the order of their names.
 
-        Args:
-            delimiter: names that hold it after the prefix are rolled up into one entry of ``prefixes``.
-            start: first name (inclusive).
-            end: first name that is no longer wanted.
-            trailing: whether a name that ends with its first delimiter is also listed as an object.
+        :param bucket: the bucket's name.
+        :param prefix: what the names begin with.
+        :param delimiter: names that hold it after the prefix are rolled up into one entry of ``prefixes``.
+        :param start: first name (inclusive).
+        :param end: first name that is no longer wanted.
+        :param limit: most entries, objects and prefixes together.
+        :param trailing: whether a name that ends with its first delimiter is also listed as an object.
         """
         home = self.bucket(bucket)
         names = home.names()
@@ -373,9 +438,11 @@ class Buckets:
         return page
 
     def seed(self, bucket: str, objects: Iterable[Json]) -> list[int]:
-        """Many objects at once, the bucket too when it is missing; answers their generations.
+        """Many objects at once, and the bucket when it is missing: all of them, or none when one is wrong.
 
-        All of them, or none when one is wrong.
+        :param bucket: the bucket's name.
+        :param objects: what to say of each, with keys in ``SEED``.
+        :returns: their generations, in the same order.
         """
         now, prepared = self.clock.now(), []
         for entry in objects:

@@ -9,36 +9,42 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
-from .standin_api import ApiError, Clock, Json, Operation, Reply, Request
-from .standin_bigquery import Jobs, JobsApi
-from .standin_buckets import Buckets
-from .standin_storage import StorageApi
+from bqdispatch_provider.testing.standin_api import ApiError, Clock, Json, Operation, Reply, Request
+from bqdispatch_provider.testing.standin_bigquery import Jobs, JobsApi
+from bqdispatch_provider.testing.standin_buckets import Buckets
+from bqdispatch_provider.testing.standin_storage import StorageApi
 
 PREFIX: Final = "/_control/"
 
 
 @dataclass(slots=True)
 class Fault:
-    """A rule that breaks the calls that it matches."""
+    """A rule that breaks the calls that it matches; a copy matches by its source and by its destination.
+
+    :param call: the method's name, such as ``storage.objects.copy``, or a glob like ``storage.*``.
+    :param kind: answer with an error status, close the connection without an answer, or answer late.
+    :param project: glob on the project that the call names.
+    :param bucket: glob on the bucket's name.
+    :param name: glob on the object's name, or on the job's ID.
+    :param status: for ``status``: the HTTP status, 400 to 599.
+    :param reason: for ``status``: the reason that goes with it; the usual word for the status when left out.
+    :param ms: for ``slow``: how much later, in milliseconds.
+    :param probability: chance that it strikes, 0 to 1.
+    :param times: how often it still strikes; ``None``: always.
+    :param after: do the call first, and then lose or replace its answer.
+    """
 
     call: str
-    """The method's name, such as ``storage.objects.copy``, or a glob like ``storage.*``."""
     kind: Literal["status", "reset", "slow"]
-    """Answer with an error status, close the connection without an answer, or answer late."""
     project: str | None = None
-    """Globs on what the call names; a copy matches by its source and by its destination."""
     bucket: str | None = None
     name: str | None = None
-    """Glob on the object's name, or on the job's id."""
     status: int = 503
     reason: str | None = None
     ms: int = 0
-    """For slow: how much later, in milliseconds."""
     probability: float = 1.0
     times: int | None = None
-    """How often it still strikes; None for always."""
     after: bool = False
-    """Do the call first, and then lose or replace its answer."""
 
     @classmethod
     def of(cls, document: Json) -> Fault:
@@ -100,7 +106,10 @@ class Faults:
 
 
 class State:
-    """Everything that one stand-in keeps."""
+    """Everything that one stand-in keeps.
+
+    :param latency_ms: how much later every HTTP request is answered, in milliseconds.
+    """
 
     def __init__(self, latency_ms: float = 0) -> None:
         self.clock = Clock()
@@ -130,7 +139,7 @@ class State:
 
 
 class Control:
-    """The control API over a `State`."""
+    """The control API over a :class:`State`."""
 
     def __init__(self, state: State) -> None:
         self.state = state

@@ -1,4 +1,4 @@
-"""A stand-in Cloud Storage: the JSON API, and downloads by public path, over `Buckets`."""
+"""A stand-in Cloud Storage: the JSON API, and downloads by public path, over :class:`Buckets`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from itertools import zip_longest
 from typing import Any, Final
 from urllib.parse import quote
 
-from .standin_api import (
+from bqdispatch_provider.testing.standin_api import (
     ApiError,
     Json,
     Mask,
@@ -30,7 +30,7 @@ from .standin_api import (
     rfc3339,
     split_path,
 )
-from .standin_buckets import (
+from bqdispatch_provider.testing.standin_buckets import (
     WRITABLE,
     Bucket,
     Buckets,
@@ -104,7 +104,12 @@ REWRITE_FIELDS: Final[dict[str, Any]] = {
 
 
 def object_resource(stored: StoredObject, base: str, mask: Mask | None = None) -> Json:
-    """The object as the API shows it; with a mask only what it selects is computed."""
+    """The object as the API shows it.
+
+    :param stored: the object.
+    :param base: scheme and host for its links.
+    :param mask: what of it is wanted, and computed; everything when left out.
+    """
     if mask is None or "*" in mask:
         resource = {key: field(stored, base) for key, field in _OBJECT.items() if key not in WRITABLE}
         if stored.components is None:
@@ -139,7 +144,7 @@ def bucket_resource(bucket: Bucket, base: str) -> Json:
 
 
 class StorageApi:
-    """Recognises Cloud Storage requests and answers them from `Buckets`."""
+    """Recognises Cloud Storage requests and answers them from :class:`Buckets`."""
 
     def __init__(self, buckets: Buckets) -> None:
         self.buckets = buckets
@@ -470,8 +475,9 @@ class StorageApi:
 def split_multipart(body: bytes, content_type: str) -> list[tuple[dict[str, str], bytes]]:
     """The parts of a multipart body: headers (lower-case names) and content, byte for byte.
 
-    Raises:
-        ApiError: 400, when the type has no boundary or the body does not hold it.
+    :param body: the body as sent.
+    :param content_type: its ``Content-Type``, which names the boundary.
+    :raises ApiError: 400, when the type has no boundary or the body does not hold it.
     """
     boundary = boundary_of(content_type)
     if boundary is None:
