@@ -25,7 +25,7 @@ def run_example(run, dags_folder):
     """Runs an example as if its code lay in the DAG folder."""
 
     def run_it(dag_id):
-        (code,) = [code for code in EXAMPLES if f'DAG("{dag_id}"' in code]
+        (code,) = [code for code in EXAMPLES if f'"{dag_id}"' in code]
         (dags_folder / "readme.py").write_text(code)
         return run(dag_id, file="readme.py")
 
