@@ -1,6 +1,7 @@
 # `make help` lists what people do here. Needs Python 3.11 or later and make; everything else comes by itself.
 PYTHON ?= python3.11
 BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lock dist clean
@@ -10,19 +11,26 @@ help: ## list the targets
 
 setup: .venv/ready ## make the environment in .venv
 
-.venv/ready: requirements.lock pyproject.toml
+.venv/ready: .ci/requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make needs $(PYTHON); name another with make PYTHON=…" >&2; exit 1; }
-	@echo "Setting up .venv (a few minutes the first time) …"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@echo "Setting up .venv (a minute or two the first time) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python .ci/requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+# Airflow 2.11 and the lower bounds of everything else.
+.venv/lowest/ready: .venv/ready .ci/lowest.lock
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/lowest
+	@$(BIN)/uv pip sync --quiet --python .venv/lowest/bin/python .ci/lowest.lock
+	@$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --no-deps --editable .
 	@touch $@
 
 demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ONCE=1: ends by itself)
 	@exec $(BIN)/python -m bqdispatch_provider.testing.demo $(if $(ONCE),--once)
 
-test: setup ## all checks and tests, with line coverage
+test: setup .venv/lowest/ready ## all checks and tests, with line coverage (about ten minutes)
 	@.ci/test
 
 check: setup ## lint and types alone
@@ -30,11 +38,9 @@ check: setup ## lint and types alone
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: ## resolve the newest releases into requirements.lock
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group dev --no-emit-index-url \
-	  --no-emit-find-links --no-header --upgrade --output-file requirements.lock pyproject.toml
+lock: setup ## resolve the newest releases, and the lower bounds, into .ci/*.lock
+	$(COMPILE) --universal --upgrade --output-file .ci/requirements.lock pyproject.toml
+	$(COMPILE) --override .ci/lowest.txt --upgrade --output-file .ci/lowest.lock pyproject.toml
 
 dist: setup ## wheel and sdist in dist/
 	$(BIN)/uv build --quiet --out-dir dist

@@ -6,8 +6,9 @@ which ``bqdispatch pools`` prints for ``airflow pools import``.
 """
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
+import pendulum
 from airflow.providers.common.compat.sdk import DAG
 
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
@@ -22,7 +23,7 @@ with DAG(
     "bqdispatch",
     doc_md=__doc__,
     schedule=os.environ.get("BQDISPATCH_SCHEDULE", "* * * * *"),
-    start_date=datetime(2024, 1, 1, tzinfo=UTC),
+    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(minutes=5),
