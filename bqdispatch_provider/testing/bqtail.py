@@ -429,7 +429,7 @@ class StandInBqTail:
 
     def _server_time(self) -> float:
         """Seconds since the epoch by the storage server; asked by hand, as the client shows no ``Date`` header."""
-        url = f"{self._client.api_endpoint}/storage/v1/b/{self.settings.trigger_bucket}"
+        url = f"{self._client._connection.API_BASE_URL}/storage/v1/b/{self.settings.trigger_bucket}"
         return parsedate_to_datetime(self._call("GET", url, params={"fields": "name"}).headers["Date"]).timestamp()
 
     def _call(self, method: str, url: str, **arguments: Any) -> requests.Response:
