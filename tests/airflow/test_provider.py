@@ -17,18 +17,16 @@ with DAG("empty", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), ca
 """
 
 PARSE = """
-import json, runpy, sys, time
-began = time.process_time()
+import json, runpy, sys
 runpy.run_path(sys.argv[1])
-print(json.dumps([time.process_time() - began, sorted(sys.modules)]))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
 def parsed(file):
-    """Seconds of CPU that a DAG file takes to parse, and the modules that are there afterwards."""
+    """The modules that are there once a DAG file is parsed."""
     done = subprocess.run([sys.executable, "-c", PARSE, file], capture_output=True, text=True, check=True)
-    seconds, modules = json.loads(done.stdout.splitlines()[-1])
-    return seconds, set(modules)
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.fixture(scope="session")
@@ -60,18 +58,12 @@ def test_the_dag_files_have_no_import_errors(database, airflow_prints):
     assert printed.strip().splitlines()[-1] in ("[]", "No data found")
 
 
-def test_the_sample_dag_parses_as_fast_as_an_empty_one(empty_dag, dags_folder):
-    empty = min(parsed(empty_dag)[0] for _ in range(2))
-    ours = min(parsed(str(dags_folder / "bqdispatch.py"))[0] for _ in range(2))
-    assert ours - empty < 0.3
-
-
-def test_the_sample_dag_imports_nothing_of_google_or_pandas(empty_dag, dags_folder):
-    _, before = parsed(empty_dag)
-    _, after = parsed(str(dags_folder / "bqdispatch.py"))
-    assert "bqdispatch_provider.triggers" in after
-    assert [name for name in after - before if name.partition(".")[0] in ("google", "pandas", "requests")] == []
-    assert [name for name in after - before if name.startswith("airflow.providers.google")] == []
+def test_the_sample_dag_imports_hardly_more_than_an_empty_one(empty_dag, dags_folder):
+    more = parsed(str(dags_folder / "bqdispatch.py")) - parsed(empty_dag)
+    assert "bqdispatch_provider.triggers" in more
+    assert [name for name in more if name.partition(".")[0] in ("google", "pandas", "requests")] == []
+    assert [name for name in more if name.startswith("airflow.providers.google")] == []
+    assert len(more) < 120
 
 
 def test_the_sample_dag_is_what_the_docs_say(database, dags_folder, monkeypatch):
