@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.names import TraceName
+from bqdispatch_provider.provider_info import get_provider_info
 
 if TYPE_CHECKING:
     import requests
@@ -24,20 +25,11 @@ if TYPE_CHECKING:
 _FORMS = ("config", "config_url")
 _OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id")
 _LONG = ("config", "variables")
-_HIDDEN = ["host", "schema", "login", "password", "port"]
 _PLACEHOLDERS = {
     "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
     "config_url": "gs://bucket/config.json",
     "variables": '{"env": "prod"}',
     "gcp_conn_id": "google_cloud_default",
-}
-_LABELS = {
-    "config": "Configuration (JSON)",
-    "config_url": "Configuration URL",
-    "variables": "Variables (JSON)",
-    "gcp_conn_id": "Google Cloud connection",
-    "impersonation_chain": "Impersonation chain",
-    "quota_project_id": "Quota project",
 }
 
 
@@ -94,7 +86,8 @@ class BqDispatchHook(BaseHook):
         :param variables: values for ``${name}`` in the document; they go before the connection's own.
         :raises ConfigError: with every finding at once.
         """
-        return self._config(variables, self._storage_client)
+        with ExitStack() as held:
+            return self._config(variables, lambda: held.enter_context(closing(_client_of(*self._credentials()))))
 
     @contextmanager
     def get_dispatcher(
@@ -109,10 +102,10 @@ class BqDispatchHook(BaseHook):
         from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415  (costs 0.5 s)
 
         credentials, project = self._credentials()
-        client = _client_of(credentials, project)
-        config = self._config(variables, lambda: client)
-        with Dispatcher(config, client, _session_of(credentials), go_on=go_on) as dispatcher:
-            yield dispatcher
+        with closing(_client_of(credentials, project)) as client, closing(_session_of(credentials)) as session:
+            config = self._config(variables, lambda: client)
+            with Dispatcher(config, client, session, go_on=go_on) as dispatcher:
+                yield dispatcher
 
     def test_connection(self) -> tuple[bool, str]:
         """Try what a dispatcher reads, and tell everything that is in the way at once.
@@ -139,16 +132,17 @@ class BqDispatchHook(BaseHook):
 
         return {
             name: StringField(
-                lazy_gettext(label),
+                lazy_gettext(field["label"]),
                 widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in _LONG else ''}FieldWidget")(),
             )
-            for name, label in _LABELS.items()
+            for name, field in _form()["conn-fields"].items()
         }
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """What the connection's form hides and suggests."""
-        return {"hidden_fields": list(_HIDDEN), "relabeling": {}, "placeholders": dict(_PLACEHOLDERS)}
+        hidden = _form()["ui-field-behaviour"]["hidden-fields"]
+        return {"hidden_fields": hidden, "relabeling": {}, "placeholders": dict(_PLACEHOLDERS)}
 
     def _config(self, variables: Mapping[str, str] | None, client: Callable[[], Client]) -> DispatchConfig:
         given = {**self._object("variables"), **(variables or {})}
@@ -196,9 +190,6 @@ class BqDispatchHook(BaseHook):
     def _gcp_conn_id(self) -> str:
         return str(self.extra.get("gcp_conn_id", "google_cloud_default"))
 
-    def _storage_client(self) -> Client:
-        return _client_of(*self._credentials())
-
     def _credentials(self) -> tuple[Any, str | None]:
         """The Google Cloud connection's credentials, ``None`` for anonymous ones, and its project."""
         if _emulated():
@@ -219,6 +210,12 @@ class BqDispatchHook(BaseHook):
         google = ResolvedGoogleHook(self._gcp_conn_id, impersonation_chain=chain, **quota)
         credentials, project = google.get_credentials_and_project_id()
         return (None if google._get_field("is_anonymous") else credentials), project or None
+
+
+def _form() -> dict[str, Any]:
+    """The connection's form, as the provider's metadata has it for Airflow 3."""
+    form: dict[str, Any] = get_provider_info()["connection-types"][0]
+    return form
 
 
 def _emulated() -> bool:

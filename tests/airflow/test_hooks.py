@@ -5,6 +5,7 @@ import json
 import logging
 
 import pytest
+import requests
 from world import FOLDER, JOURNAL, TASKS
 
 from bqdispatch_provider.config import ConfigError
@@ -136,6 +137,24 @@ def test_variables_stay_out_of_repr_and_logs(world, connect, caplog):
         hook = BqDispatchHook()
         config = hook.get_config()
     assert "hush-hush" not in f"{hook!r} {config!r} {caplog.text}"
+
+
+def test_what_a_dispatcher_used_is_closed_with_it(world, hook, monkeypatch):
+    closed = []
+    monkeypatch.setattr(requests.Session, "close", lambda session: closed.append(session))
+    with hook.get_dispatcher() as dispatcher:
+        used = [dispatcher._client._http, dispatcher._session]
+        assert closed == []
+    assert all(session in closed for session in used)
+
+
+def test_what_a_dispatcher_would_use_is_closed_when_there_is_none(world, connect, monkeypatch):
+    closed = []
+    monkeypatch.setattr(requests.Session, "close", lambda session: closed.append(session))
+    connect({"config": {}})
+    with pytest.raises(ConfigError), BqDispatchHook().get_dispatcher():
+        pass
+    assert len(closed) > 0
 
 
 def test_airflow_2_has_a_field_for_each_that_airflow_3_has():
