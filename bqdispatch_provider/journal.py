@@ -1,20 +1,23 @@
 """What the tasks of one DAG run leave for each other in the journal.
 
 Each task writes its part as ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>/<task_id>[~<map_index>].json``; the last
-one merges them into ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json`` and removes them.
+one merges them into ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json`` and, once every object is accounted for,
+removes them. Any of these tasks may be tried again, or cleared, at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bqdispatch_provider.model import Lane, Tidy
+from bqdispatch_provider.model import Lane, Outcome, Tidy
 from bqdispatch_provider.report import Report
 
 if TYPE_CHECKING:
@@ -23,8 +26,13 @@ if TYPE_CHECKING:
     from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.storage import TaskStore
 
+log = logging.getLogger(__name__)
+
 _AWKWARD = re.compile(r"[%/#?*\[\]\x00-\x1f\x7f]")
 _LONGEST = 250
+
+TIDIED = ""
+"""Under what :meth:`RunJournal.parts` gives what came of putting in order, which is no task's own."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,30 @@ class Part:
     :param report: what it saw, or did.
     :param lanes: events per lane: those that a sensor handed on, or that an operator was given.
     :param tidy: what is still to be put in order; only in a sensor's part.
+    :param url: where it was read.
     """
 
     report: Report
     lanes: Mapping[Lane, int] = field(default_factory=dict)
     tidy: Tidy | None = None
+    url: str = ""
+
+    def after(self, earlier: Part) -> Part:
+        """This part together with that of an earlier try, which had the same events to dispatch.
+
+        What the earlier try dispatched, this one has found gone, or has not come to.
+        """
+        if dict(earlier.lanes) != dict(self.lanes):
+            return self
+        report = Report()
+        report.add_part(self.report)
+        left = earlier.report.dispatched
+        report.add_part(replace(earlier.report, outcomes=Counter({Outcome.DISPATCHED: left}), errors=[]))
+        for outcome in (Outcome.IGNORED, Outcome.PENDING, Outcome.ERROR):
+            known = min(left, report.outcomes[outcome])
+            report.outcomes[outcome] -= known
+            left -= known
+        return replace(self, report=report)
 
     def to_dict(self) -> dict[str, Any]:
         """A form for the journal: the response document with ``Lanes``, and a sensor's ``Tidy``."""
@@ -73,11 +100,24 @@ class RunJournal:
         # No task's ID holds a tilde, so that a mapped task's part is no other task's.
         mapped = "" if ti.map_index is None or ti.map_index < 0 else f"~{ti.map_index}"
         self.own_url = f"{self._run}/{_part_of_path(ti.task_id)}{mapped}.json"
+        self.tidied_url = f"{self._run}/~tidy.json"
         self.document_url = f"{self._run}.json"
 
-    def write_part(self, part: Part) -> None:
-        """Write the running task's part, over that of an earlier try."""
-        self._store.write_json(self.own_url, part.to_dict())
+    def earlier_part(self) -> Part | None:
+        """The part that an earlier try of the running task has left."""
+        return self._part(self.own_url)
+
+    def write_part(self, part: Part, url: str | None = None) -> None:
+        """Write a part, over that of an earlier try.
+
+        A sensor's comes before all that other tasks do, so what they have left is of an earlier try of the run, and is
+        removed.
+
+        :param url: by default the running task's own.
+        """
+        if part.tidy is not None:
+            self.remove_parts(each for parts in self.parts().values() for each in parts if each.tidy is None)
+        self._store.write_json(url or self.own_url, part.to_dict())
 
     def write_document(self, report: Report, url: str | None = None) -> str:
         """Write a response document; gives where.
@@ -90,12 +130,8 @@ class RunJournal:
 
     def read_document(self) -> Report | None:
         """The whole run's document, if an earlier try has written it."""
-        from google.api_core.exceptions import NotFound  # noqa: PLC0415  (importing this module costs nothing)
-
-        try:
-            return Report.from_dict(json.loads(self._store.read(self.document_url)))
-        except NotFound:
-            return None
+        document = self._read(self.document_url)
+        return None if document is None else Report.from_dict(document)
 
     def parts(self) -> dict[str, list[Part]]:
         """The run's parts by task ID.
@@ -105,17 +141,33 @@ class RunJournal:
         found: dict[str, list[Part]] = {}
         for url in self._store.names(f"{self._run}/"):
             task = url.rpartition("/")[2].removesuffix(".json").partition("~")[0]
-            try:
-                part = Part.from_dict(json.loads(self._store.read(url)))
-            except ValueError as error:
-                raise ValueError(f"{url!r} is no part of a run, remove it and try again: {error}") from error
-            found.setdefault(task, []).append(part)
+            if (part := self._part(url)) is not None:
+                found.setdefault(task, []).append(part)
         return found
 
-    def remove_parts(self) -> None:
-        """Remove the run's parts: the document says all that they say."""
-        for url in list(self._store.names(f"{self._run}/")):
-            self._store.remove(url)
+    def remove_parts(self, parts: Iterable[Part]) -> None:
+        """Remove parts, a sensor's first: without it the others count for nothing, should this be interrupted.
+
+        :param parts: from :meth:`parts`.
+        """
+        for part in sorted(parts, key=lambda each: each.tidy is None):
+            self._store.remove(part.url)
+            log.debug("Removed %s", part.url)
+
+    def _part(self, url: str) -> Part | None:
+        try:
+            document = self._read(url)
+            return None if document is None else replace(Part.from_dict(document), url=url)
+        except ValueError as error:
+            raise ValueError(f"{url!r} is no part of a run, remove it and try again: {error}") from error
+
+    def _read(self, url: str) -> Any:
+        from google.api_core.exceptions import NotFound  # noqa: PLC0415  (importing this module costs nothing)
+
+        try:
+            return json.loads(self._store.read(url))
+        except NotFound:
+            return None
 
 
 def _part_of_path(text: str) -> str:

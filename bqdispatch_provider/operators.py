@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
 from bqdispatch_provider.hooks import BqDispatchHook
-from bqdispatch_provider.journal import Part, RunJournal
+from bqdispatch_provider.journal import TIDIED, Part, RunJournal
 from bqdispatch_provider.model import Lane, Outcome, Share
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ class DispatchOperator(BaseOperator):
     """Moves the traces and fires the windows of shares; without shares, finds them itself, cycle after cycle.
 
     Each event is dispatched exactly in the generation that was planned: one that is gone was done by someone else, so a
-    second try repeats nothing. An event that cannot be dispatched waits for the next run and stands in the report; the
-    task fails only when the shares or the connection cannot be used. Killed, it finishes what was begun, a batch of 100
-    events at most in each of 8 threads.
+    second try repeats nothing, and adds to what the first one has reported. An event that cannot be dispatched waits
+    for the next run and stands in the report; the task fails only when the shares, the connection or the journal cannot
+    be used. Killed, it finishes what was begun, a batch of 100 events at most in each of 8 threads.
 
     Returns the counts of the response document (``Report.summary``). With shares its part goes into the journal for a
     :class:`DispatchReportOperator`; without, the whole response document does, and ``document`` is its URL.
@@ -83,8 +83,12 @@ class DispatchOperator(BaseOperator):
         for share in shares:
             lanes[share.lane] += len(share.events)
         with self._hook.get_dispatcher(self._go_on, self.variables) as dispatcher:
-            report = dispatcher.dispatch(shares)
-            RunJournal(dispatcher, context).write_part(Part(report, lanes))
+            journal = RunJournal(dispatcher, context)
+            earlier = journal.earlier_part()  # before anything is moved: without the journal, nothing is
+            part = Part(dispatcher.dispatch(shares), lanes)
+            part = part if earlier is None else part.after(earlier)
+            journal.write_part(part)
+        report = part.report
         self.log.info("Dispatched %d of %d events", report.dispatched, lanes.total())
         return report.summary()
 
@@ -122,18 +126,19 @@ class DispatchReportOperator(BaseOperator):
 
     Sets aside and deletes what the sensor found to be put in order, writes ``performance.json`` and
     ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json``, and removes the tasks' parts from the journal. Returns
-    the document's counts (``Report.summary``), and its URL as ``document``.
+    the document's counts (``Report.summary``), and its URL as ``document``. A DAG may have one sensor beside it.
 
     Every object that the sensor listed has to be accounted for. One that is not, because its task failed, stands in the
-    document as an error, and the task fails once all is written, so that the DAG run is seen to have failed. An event
-    that could not be dispatched is an error of the document alone: the next run takes it up again.
+    document as an error, and the task fails once all is written, so that the DAG run is seen to have failed; the parts
+    then stay, so that clearing the failed task with what follows it completes the document. An event that could not be
+    dispatched is an error of the document alone: the next run takes it up again.
 
     :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
     :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
         (templated).
     :param trigger_rule: by default ``all_done``, so that there is a report whatever happened before.
     :raises ConfigError: when the connection or its configuration cannot be used.
-    :raises AirflowFailException: when the sensor has left nothing, or objects are not accounted for.
+    :raises AirflowFailException: when no sensor has left its part, or more than one, or objects are not accounted for.
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables")
@@ -156,28 +161,38 @@ class DispatchReportOperator(BaseOperator):
         with BqDispatchHook(self.bqdispatch_conn_id).get_dispatcher(variables=self.variables) as dispatcher:
             journal = RunJournal(dispatcher, context)
             parts = journal.parts()
-            sights = [part for each in parts.values() for part in each if part.tidy is not None]
+            sights = [(task, part) for task in parts for part in parts[task] if part.tidy is not None]
             if not sights:
-                return self._written_before(journal)
-            report = sights[0].report
-            for part in (part for each in parts.values() for part in each if part is not sights[0]):
+                return self._written_before(journal, parts)
+            if len(sights) > 1:
+                names = " and ".join(task for task, _ in sights)
+                raise AirflowFailException(
+                    f"the sensors {names} have looked at the same objects in this DAG run, so a report would count "
+                    "them more than once: use one BqDispatchSensor, and DispatchOperator(lane=…) for each lane, or a "
+                    "DAG for each sensor and its report"
+                )
+            ((_, sight),) = sights
+            if TIDIED not in parts and sight.tidy is not None:
+                tidied = Part(dispatcher.tidy(sight.tidy), url=journal.tidied_url)
+                journal.write_part(tidied, tidied.url)
+                parts[TIDIED] = [tidied]
+            report = sight.report
+            for part in (part for each in parts.values() for part in each if part is not sight):
                 report.add_part(part.report)
-            for sight in sights:
-                if sight.tidy is not None:
-                    report.add_part(dispatcher.tidy(sight.tidy))
             missing = self._account(report, parts)
             if report.started is not None:
                 report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
             dispatcher.write_performance(report)
             url = journal.write_document(report)
-            journal.remove_parts()
+            if not missing:
+                journal.remove_parts(part for each in parts.values() for part in each)
         _log_document(self, report, url)
         if missing:
             raise AirflowFailException(f"{missing}; the report of all else is {url}")
         return {**report.summary(), "document": url}
 
-    def _written_before(self, journal: RunJournal) -> dict[str, Any]:
-        """What an earlier try has written: it removes the parts last."""
+    def _written_before(self, journal: RunJournal, parts: Mapping[str, Sequence[Part]]) -> dict[str, Any]:
+        """What an earlier try has written: it removes the sensor's part first, once the document says all."""
         report = journal.read_document()
         if report is None:
             raise AirflowFailException(
@@ -185,6 +200,7 @@ class DispatchReportOperator(BaseOperator):
                 "and performance.json stays as it is: look at the BqDispatchSensor before this task, which has failed, "
                 "or uses another JournalURL"
             )
+        journal.remove_parts(part for each in parts.values() for part in each)
         return {**report.summary(), "document": journal.document_url}
 
     def _account(self, report: Report, parts: Mapping[str, Sequence[Part]]) -> str:

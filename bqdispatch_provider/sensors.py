@@ -38,7 +38,7 @@ class BqDispatchSensor(BaseSensorOperator):
 
     The return value is a list of dicts, each a share: events of one lane, no more than the limits let through. Give it
     on whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``). What else was seen goes into
-    the journal, for a :class:`DispatchReportOperator`.
+    the journal, for a :class:`DispatchReportOperator`, which takes one such sensor in a DAG.
 
     Where there is nothing to dispatch when its time is up, the task is skipped, and so is what follows; with
     ``soft_fail=False`` it fails.

@@ -215,6 +215,35 @@ def test_a_share_that_is_dispatched_twice_moves_each_trace_once(world, run, docu
     assert done.state == "failed"
 
 
+def test_a_second_try_of_a_dispatch_task_adds_to_the_first(world, run, document):
+    names = world.traces(3)
+    window = world.window()
+    done = run("retried")
+    assert done.state == "success"
+    written = document(done)
+    assert written["Outcomes"] == {"dispatched": 4}
+    assert set(written["Jobs"]) == {world.url_of(name) for name in names}
+    assert list(written["Batched"]) == [world.url_of(window)]
+    assert written["Dispatched"] == {"LoadJobs": 3, "BatchJobs": 1}
+
+
+def test_without_the_journal_nothing_is_moved(world, run):
+    names = world.traces(2)
+    world.control.add_fault("storage.objects.get", "status", status=403, name="*dispatch.json")
+    done = run("twice")
+    assert (done.state, done.states["dispatch"]) == ("failed", "failed")
+    assert world.names() == sorted(names)
+
+
+def test_two_sensors_and_a_report_fail_the_run(world, run):
+    world.window()
+    world.trace()
+    done = run("two_sensors")
+    assert (done.state, done.states["report"]) == ("failed", "failed")
+    assert len(world.names(TRIGGER)) == 2
+    assert not [name for name in world.names(JOURNAL, "journal/runs/") if name.endswith(f"/{done.run_id}.json")]
+
+
 def test_a_killed_operator_begins_nothing_more(world, run, document):
     names = world.traces(2)
     done = run("killed")

@@ -1,5 +1,6 @@
 """Where the tasks of a run leave their parts: names are untrusted, and no two tasks may meet in one."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pytest
 from world import JOURNAL
 
 from bqdispatch_provider.journal import Part, RunJournal
-from bqdispatch_provider.model import Lane, Tidy
+from bqdispatch_provider.model import Lane, Outcome, Tidy
 from bqdispatch_provider.report import Report
 
 AT = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
@@ -74,8 +75,30 @@ def test_parts_of_a_mapped_task_stand_under_its_id(dispatcher):
 def test_the_parts_of_a_run_are_its_own(dispatcher):
     journal_of(dispatcher, run_id="r").write_part(Part(Report()))
     journal_of(dispatcher, run_id="r2").write_part(Part(Report()))
-    journal_of(dispatcher, run_id="r2").remove_parts()
+    other = journal_of(dispatcher, run_id="r2")
+    other.remove_parts(other.parts()["t"])
+    assert other.parts() == {}
     assert len(journal_of(dispatcher, run_id="r").parts()) == 1
+
+
+def test_a_sensors_part_removes_what_other_tasks_have_left(dispatcher):
+    for task, tidy in (("dispatch", None), ("other_sensor", Tidy())):
+        journal_of(dispatcher, task).write_part(Part(Report(), tidy=tidy))
+    journal_of(dispatcher, "sensor").write_part(Part(Report(), tidy=Tidy()))
+    assert sorted(journal_of(dispatcher).parts()) == ["other_sensor", "sensor"]
+
+
+def test_a_later_try_adds_what_an_earlier_one_has_dispatched():
+    earlier = Report(outcomes=Counter({Outcome.DISPATCHED: 3, Outcome.ERROR: 2}), batched={"w": ""}, errors=["not yet"])
+    later = Report(outcomes=Counter({Outcome.IGNORED: 2, Outcome.PENDING: 2, Outcome.DISPATCHED: 1}), batched={"v": ""})
+    merged = Part(later, {Lane.WINDOWS: 5}).after(Part(earlier, {Lane.WINDOWS: 5})).report
+    assert +merged.outcomes == {Outcome.DISPATCHED: 4, Outcome.PENDING: 1}
+    assert (sorted(merged.batched), merged.errors) == (["v", "w"], [])
+
+
+def test_a_try_with_other_shares_is_no_earlier_one():
+    part = Part(Report(), {Lane.SQL: 1})
+    assert part.after(Part(Report(outcomes=Counter({Outcome.DISPATCHED: 2})), {Lane.SQL: 2})) is part
 
 
 def test_something_else_among_the_parts_is_named(world, dispatcher):

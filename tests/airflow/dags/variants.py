@@ -1,6 +1,6 @@
 """DAGs that put the operators together in other ways than the sample DAG."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG
 
@@ -11,6 +11,12 @@ from bqdispatch_provider.sensors import BqDispatchSensor
 class KilledAtOnce(DispatchOperator):
     def pre_execute(self, context):
         self.on_kill()
+
+
+class FailsAfterwards(DispatchOperator):
+    def post_execute(self, context, result=None):
+        if context["ti"].try_number == 1:
+            raise RuntimeError("the worker is lost")
 
 
 def dag_of(dag_id):
@@ -48,6 +54,20 @@ with dag_of("half_broken") as half_broken:
             DispatchOperator(task_id="dispatch_sql", shares=detect.output, lane="sql"),
             DispatchOperator(task_id="dispatch_jobs", shares=detect.output, lane="jobs", bqdispatch_conn_id="missing"),
             DispatchOperator(task_id="fire_windows", shares=detect.output, lane="windows"),
+        ]
+    )
+
+with dag_of("retried") as retried:
+    detect = BqDispatchSensor(task_id="detect")
+    reported(FailsAfterwards(task_id="dispatch", shares=detect.output, retries=1, retry_delay=timedelta(0)))
+
+with dag_of("two_sensors") as two_sensors:
+    detect = BqDispatchSensor(task_id="detect", lanes=["windows"])
+    detect_too = BqDispatchSensor(task_id="detect_too", lanes=["sql", "jobs"], timeout=1)
+    reported(
+        [
+            DispatchOperator(task_id="dispatch", shares=detect.output),
+            DispatchOperator(task_id="dispatch_too", shares=detect_too.output),
         ]
     )
 
