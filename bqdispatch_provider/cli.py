@@ -9,10 +9,13 @@ import argparse
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
@@ -82,13 +85,14 @@ def _run(options: argparse.Namespace) -> int:
 
     from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415
 
+    stopped = Event()
     try:
-        dispatcher = Dispatcher(config)
+        dispatcher = Dispatcher(config, go_on=lambda: not stopped.is_set())
     except DefaultCredentialsError as error:
         raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
-    with dispatcher, _Progress() as progress:
+    with dispatcher, _Progress() as progress, _drained(stopped):
         report = dispatcher.run(time_to_live=0 if options.once else None, progress=progress.show)
-    print(json.dumps(report.to_dict(), indent=1, ensure_ascii=False))
+    print(json.dumps(report.to_dict(), indent=1))
     return OK if report.ok else FAILED
 
 
@@ -143,6 +147,23 @@ def _log_to_stderr(verbose: bool) -> None:
     quiet = sys.stderr.isatty() and not verbose
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("bqdispatch_provider").setLevel(level)
+
+
+@contextmanager
+def _drained(stopped: Event) -> Iterator[None]:
+    """Let SIGTERM, and Ctrl-C once, finish what was begun: killed between copy and delete, an event goes out twice."""
+
+    def stop(number: int, _: object) -> None:
+        stopped.set()
+        signal.signal(number, before[number])
+        print("Stopping: what was begun is finished …", file=sys.stderr)
+
+    before: dict[int, Any] = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Progress:

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-_GS_URL = re.compile(rf"gs://{_BUCKET}(/[^\r\n]*)?")
+_GS_URL = re.compile(rf"gs://{_BUCKET}(/[^/\r\n]+)*/?")
+_PROJECT = re.compile(r"([a-z0-9.-]+:)?[A-Za-z0-9_-]+")
+_MOST = 10_000_000_000
+_GO_LIMIT = "MaxConcurrentLoad"
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -116,15 +120,17 @@ class DispatchConfig:
     def _checked(cls, document: Any, variables: Mapping[str, str], url: str | None) -> DispatchConfig:
         if not isinstance(document, Mapping):
             raise ConfigError([f"the document is {_found(document)}; expected a JSON object"])
-        reading = _Reading(document, variables)
+        # Go's JSON decoder takes keys in any case, so documents that worked there may hold them so.
+        known = {key.lower(): key for key in (*_KEYS, _GO_LIMIT)}
+        reading = _Reading({known.get(str(key).lower(), str(key)): each for key, each in document.items()}, variables)
         fields = {attribute: read(reading, key) for key, (attribute, read) in _KEYS.items()}
         reading.limit_by_its_go_name(fields)
         reading.log_ignored()
-        if reading.findings:
-            raise ConfigError(reading.findings)
-        config = cls(**{k: v for k, v in fields.items() if v is not None}, url=url, variables=dict(variables))
-        config._check_places()
-        return config
+        places = {**_DEFAULT_PREFIXES, **{k: v for k, v in fields.items() if v is not None}}
+        findings = [*reading.findings, *_overlaps(places)]
+        if findings:
+            raise ConfigError(findings)
+        return cls(**{k: v for k, v in fields.items() if v is not None}, url=url, variables=dict(variables))
 
     def for_project(self, project: str | None) -> DispatchConfig:
         """This configuration with the project, and the trigger bucket that follows from it, filled in.
@@ -137,7 +143,8 @@ class DispatchConfig:
             raise ConfigError(["ProjectID is missing and the credentials name no project; expected a project ID"])
         bucket = self.trigger_bucket or f"{project_id.rsplit(':')[-1].replace('-', '_')}_bqtail"
         config = replace(self, project_id=project_id, trigger_bucket=bucket)
-        config._check_places()
+        if findings := _overlaps(vars(config)):
+            raise ConfigError(findings)
         return config
 
     def again(self, storage_client: Client | None = None) -> DispatchConfig:
@@ -147,26 +154,33 @@ class DispatchConfig:
         """
         return self if self.url is None else self.from_url(self.url, self.variables, storage_client)
 
-    def _check_places(self) -> None:
-        findings = [
-            f"{key} {url!r} lies inside the task folder {self.async_task_url!r}, where every object is taken for an "
-            "event; expected a place outside of it"
-            for key, url in (("JournalURL", self.journal_url), ("ErrorURL", self.error_url))
-            if f"{url.rstrip('/')}/".startswith(f"{self.async_task_url.rstrip('/')}/")
-        ]
-        if self.trigger_bucket and urlsplit(self.async_task_url).netloc == self.trigger_bucket:
+
+_DEFAULT_PREFIXES = {"post_job_prefix": DispatchConfig.post_job_prefix, "batch_prefix": DispatchConfig.batch_prefix}
+
+
+def _overlaps(fields: Mapping[str, Any]) -> list[str]:
+    """What is wrong with places beside each other; those that are not known are passed over."""
+    findings: list[str] = []
+    tasks, trigger = fields.get("async_task_url"), fields.get("trigger_bucket")
+    places = {key: fields.get(field) for key, (field, _) in _KEYS.items() if key in ("JournalURL", "ErrorURL")}
+    for key, url in places.items():
+        if url and tasks and f"{url.rstrip('/')}/".startswith(f"{tasks.rstrip('/')}/"):
             findings.append(
-                f"AsyncTaskURL {self.async_task_url!r} lies in the TriggerBucket, whose every object BqTail consumes; "
-                "expected another bucket"
+                f"{key} {url!r} lies inside the task folder {tasks!r}, where every object is taken for an event; "
+                "expected a place outside of it"
             )
-        one, other = sorted((self.post_job_prefix, self.batch_prefix), key=len)
-        if other.startswith(one):
+    for key, url in {"AsyncTaskURL": tasks, **places}.items():
+        if url and trigger and urlsplit(url).netloc == trigger:
             findings.append(
-                f"PostJobPrefix {self.post_job_prefix!r} and BatchPrefix {self.batch_prefix!r} overlap; "
-                "expected two folders side by side"
+                f"{key} {url!r} lies in the TriggerBucket, whose every object BqTail consumes; expected another bucket"
             )
-        if findings:
-            raise ConfigError(findings)
+    one, other = sorted((fields["post_job_prefix"], fields["batch_prefix"]), key=len)
+    if other.startswith(one):
+        findings.append(
+            f"PostJobPrefix {fields['post_job_prefix']!r} and BatchPrefix {fields['batch_prefix']!r} overlap; "
+            "expected two folders side by side"
+        )
+    return findings
 
 
 def _fetch(url: str, storage_client: Client | None) -> bytes | str:
@@ -218,6 +232,9 @@ class _Reading:
         if not isinstance(value, str):
             self.wrong(key, value, expected)
             return None
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            self.wrong(key, value, "text that can be encoded, without surrogates")
+            return None
         unknown = [name for name in _VARIABLE.findall(value) if name not in self.variables]
         if unknown:
             known = ", ".join(sorted(self.variables)) or "none"
@@ -230,23 +247,35 @@ class _Reading:
 
     def limit_by_its_go_name(self, fields: dict[str, Any]) -> None:
         """``MaxConcurrentLoad`` is what the Go code calls ``MaxConcurrentJobs``."""
-        if self.document.get("MaxConcurrentLoad") is None:
+        if self.document.get(_GO_LIMIT) is None:
             return
-        limit = _count(self, "MaxConcurrentLoad")
+        limit = _count(self, _GO_LIMIT)
         if self.document.get("MaxConcurrentJobs") is None:
             fields["max_concurrent_jobs"] = limit
         elif None not in (limit, fields["max_concurrent_jobs"]) and limit != fields["max_concurrent_jobs"]:
-            self.wrong("MaxConcurrentLoad", limit, f"the same as MaxConcurrentJobs ({fields['max_concurrent_jobs']})")
+            self.wrong(_GO_LIMIT, limit, f"the same as MaxConcurrentJobs ({fields['max_concurrent_jobs']})")
 
     def log_ignored(self) -> None:
-        ignored = sorted(str(key) for key in self.document.keys() - _KEYS.keys() - {"MaxConcurrentLoad"})
+        ignored = sorted(self.document.keys() - {*_KEYS, _GO_LIMIT})
+        alike = {key: each[0] for key in ignored if (each := get_close_matches(key, _KEYS, 1, 0.9))}
+        named = ", ".join(f"{key} (not {alike[key]})" if key in alike else key for key in ignored)
         if ignored:
-            log.info("Ignored keys of the configuration that a dispatcher does not use: %s", ", ".join(ignored))
+            # A misspelt limit is no limit: that must not go unseen.
+            level = logging.WARNING if alike else logging.INFO
+            log.log(level, "Ignored keys of the configuration that a dispatcher does not use: %s", named)
 
 
 def _string(reading: _Reading, key: str) -> str | None:
     value = reading.document.get(key)
     return reading.text(key, value) or None if value not in (None, "") else None
+
+
+def _project(reading: _Reading, key: str) -> str | None:
+    project = _string(reading, key)
+    if project is not None and not _PROJECT.fullmatch(project):
+        reading.wrong(key, reading.document[key], "a project ID")
+        return None
+    return project
 
 
 def _location(reading: _Reading, key: str) -> str | None:
@@ -257,7 +286,7 @@ def _location(reading: _Reading, key: str) -> str | None:
         return None
     url = reading.text(key, value, expected)
     if url is not None and not _GS_URL.fullmatch(url):
-        reading.wrong(key, url, expected)
+        reading.wrong(key, value, expected)
         return None
     return url
 
@@ -265,7 +294,7 @@ def _location(reading: _Reading, key: str) -> str | None:
 def _bucket(reading: _Reading, key: str) -> str | None:
     bucket = _string(reading, key)
     if bucket is not None and not re.fullmatch(_BUCKET, bucket):
-        reading.wrong(key, bucket, "the name of a bucket, without gs:// and without a path")
+        reading.wrong(key, reading.document[key], "the name of a bucket, without gs:// and without a path")
         return None
     return bucket
 
@@ -275,7 +304,7 @@ def _prefix(reading: _Reading, key: str) -> str | None:
     if prefix is None:
         return None
     if not prefix.strip("/") or "\n" in prefix or "\r" in prefix:
-        reading.wrong(key, prefix, "a folder with slashes around it, such as /_batch_/")
+        reading.wrong(key, reading.document[key], "a folder with slashes around it, such as /_batch_/")
         return None
     return f"/{prefix.strip('/')}/"
 
@@ -284,8 +313,8 @@ def _count(reading: _Reading, key: str) -> int | None:
     value = reading.document.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        reading.wrong(key, value, "a whole number, 0 or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+        reading.wrong(key, value, f"a whole number, 0 to {_MOST:,}")
         return None
     return value
 
@@ -315,7 +344,7 @@ def _slack(reading: _Reading, key: str) -> SlackCredentials | None:
 
 
 _KEYS: dict[str, tuple[str, Callable[[_Reading, str], Any]]] = {
-    "ProjectID": ("project_id", _string),
+    "ProjectID": ("project_id", _project),
     "Region": ("region", _string),
     "AsyncTaskURL": ("async_task_url", _location),
     "JournalURL": ("journal_url", _location),

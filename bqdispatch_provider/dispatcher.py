@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -28,7 +28,6 @@ from bqdispatch_provider.model import (
     Listing,
     Outcome,
     Plan,
-    Quarantine,
     Sentinel,
     Share,
     Snapshot,
@@ -54,6 +53,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 THREADS = 8
+SHARE_LIFE = timedelta(minutes=2)
+"""How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
+
 _PAUSE = 1.0
 _LESS = 5.0
 """A run ends so many seconds before its time to live is over (docs/protocol.md, "Configuration document")."""
@@ -81,7 +83,6 @@ class Dispatcher:
         self._go_on = go_on
         self._given = config
         self._until = float("inf")
-        self._may_delete = self._refused = False
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
         _widen(self._session)
@@ -89,8 +90,11 @@ class Dispatcher:
         self._use(config)
 
     def _use(self, config: DispatchConfig) -> None:
+        """Take a configuration over, and with it a folder of which nothing is known yet."""
         self.config = config.for_project(self._client.project)
         self.store = TaskStore(self._client, self.config.async_task_url, self.config.trigger_bucket or "")
+        self._may_delete, self._refused = False, 0
+        self._unfinished: dict[tuple[str, int], int] = {}
 
     def close(self) -> None:
         """Wait for what was begun, and let the threads go."""
@@ -120,26 +124,37 @@ class Dispatcher:
         # A single cycle takes the time that it needs; a run stops taking new work when its time is up.
         self._until = until if seconds > 0 else float("inf")
         checked = began
-        report = self.cycle()
+        report = self._cycle_of_run()
         progress(report)
         while time.monotonic() + _PAUSE < until and self._go_on():
             time.sleep(_PAUSE)
             if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
                 checked = time.monotonic()
                 self._check_in(report)
-            report.add_cycle(self.cycle())
+            report.add_cycle(self._cycle_of_run())
             progress(report)
         self._until = float("inf")
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
-        self.write_performance(report)
+        if report.started is not None:  # otherwise nothing was seen, and what stands there is truer than nothing
+            self.write_performance(report)
         return report
+
+    def _cycle_of_run(self) -> Report:
+        try:
+            return self.cycle()
+        except Exception as error:
+            log.exception("A cycle has failed; the run goes on")
+            report = Report(cycles=1)
+            report.error(f"a cycle has failed, please report this: {_said(error)}")
+            return report
 
     def _check_in(self, report: Report) -> None:
         try:
             changed = self._given.again(self._client)
             if changed != self._given:
-                self.store.close()
+                former = self.store
                 self._use(changed)
+                former.close()
                 self._given = changed
                 log.info("The configuration has changed: going on with the new one")
         except ConfigError as error:
@@ -156,8 +171,8 @@ class Dispatcher:
             log.error("%s", report.errors[0])
         else:
             report = seen.report
-            report.add_part(self.tidy(seen.plan.tidy))
             report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
+            report.add_part(self.tidy(seen.plan.tidy))
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         _log_cycle(report)
         return report
@@ -207,25 +222,33 @@ class Dispatcher:
         """Move the traces and fire the windows of shares, each exactly in the generation that was planned.
 
         An event that is gone, or that has become another generation, was done by someone else: it counts as ignored.
+        Events that were planned under a limit, but too long ago, are left: what runs has to be counted anew.
 
         :param shares: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
+        if self._refused != 403:  # the service was busy, which passes
+            self._refused = 0
         work: list[tuple[_Act, Sequence[Event]]] = []
         for share in shares:
             act = self._fire if share.lane is Lane.WINDOWS else self._move
             events = share.events
-            if act == self._move and not self._may_delete and events:
-                # The first move goes alone: where deleting is refused, every further copy would be delivered in vain.
+            if share.limit and self.store.now() - share.planned > SHARE_LIFE:
+                log.warning("A share of %d events is too old to be within its limit: they wait", len(events))
+                self._note(report, [_Done(event, Outcome.PENDING) for event in events])
+                continue
+            while act == self._move and events and not self._may_delete and not self._refused:
+                # Until a delete was seen to work, one at a time: where it is refused, every copy is delivered in vain.
                 self._note(report, self._unless_over(act, events[:1]))
                 events = events[1:]
             work += [(act, chunk) for chunk in _chunks(events)]
         for done in self._threads.map(lambda each: self._unless_over(*each), work):
             self._note(report, done)
         if self._refused:
+            why = "the account needs storage.objects.delete, and no retention policy or hold may stand against it"
             report.error(
-                f"a delete in {self.config.async_task_url!r} was refused, so no more is moved from there: the account "
-                "needs storage.objects.delete, and neither a retention policy nor a hold may stand against it"
+                f"a delete in {self.config.async_task_url!r} was answered with {self._refused}, so no more is moved "
+                f"from there{f': {why}' if self._refused == 403 else ' in this cycle'}"
             )
         return report
 
@@ -235,20 +258,22 @@ class Dispatcher:
         :param tidy: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
-        for quarantines in _chunks(tidy.quarantines):
-            for quarantine, done in zip(quarantines, self._quarantine(quarantines), strict=True):
-                url = self.store.task_url(quarantine.name)
-                report.outcomes[done.outcome] += 1
-                if done.error:
-                    report.error(done.error)
-                elif done.outcome is Outcome.QUARANTINED:
-                    report.quarantined[url] = quarantine.reason
-                    log.warning("Set aside under %s: %s, %s", self.config.error_url, url, quarantine.reason)
+        reasons = {(each.name, each.generation): each.reason for each in tidy.quarantines}
+        aside = [Event(each.name, each.generation, each.created) for each in tidy.quarantines]
+        for events in _chunks(aside):
+            for one in self._unless_over(self._set_aside, events):
+                url, reason = self.store.task_url(one.event.name), reasons[one.event.name, one.event.generation]
+                report.outcomes[one.outcome] += 1
+                if one.error:
+                    report.error(one.error)
+                elif one.outcome is Outcome.QUARANTINED:
+                    report.quarantined[url] = reason
+                    log.warning("Set aside under %r: %r, %s", self.config.error_url, url, reason)
         # Windows come before sentinels: a sentinel outlives its window.
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
-                    report.error(f"{self.store.task_url(name)} was fired and kept, but could not be deleted: {result}")
+                    report.error(f"{self._url(name)} was fired and kept, but could not be deleted: {result}")
         return report
 
     def write_performance(self, report: Report) -> None:
@@ -266,73 +291,101 @@ class Dispatcher:
             return act(events)
         except Exception as error:
             log.exception("%d events could not be dispatched", len(events))
-            return [
-                _Done(event, Outcome.ERROR, error=f"{self.store.task_url(event.name)}: {_said(error)}")
-                for event in events
-            ]
+            return [_Done(event, Outcome.ERROR, error=f"{self._url(event.name)}: {_said(error)}") for event in events]
 
     def _move(self, events: Sequence[Event]) -> list[_Done]:
-        return self._copy_and_delete([(event, target_of(event, Lane.JOBS, self.config)) for event in events])
+        return self._carry_out([(event, target_of(event, Lane.JOBS, self.config)) for event in events], self._delete)
 
-    def _quarantine(self, aside: Sequence[Quarantine]) -> list[_Done]:
-        day = self.store.now().strftime("%Y-%m-%d")
-        moves = [
-            (Event(each.name, each.generation, each.created), f"{day}/{each.name}.{each.generation}") for each in aside
-        ]
-        return self._copy_and_delete(moves, to=self.config.error_url, outcome=Outcome.QUARANTINED)
+    def _set_aside(self, events: Sequence[Event]) -> list[_Done]:
+        # The target is a function of the object alone, so that a second try finds the first.
+        moves = [(each, f"{each.created.strftime('%Y-%m-%d')}/{each.name}.{each.generation}") for each in events]
+        done = self._carry_out(moves, self._delete, self.config.error_url)
+        return [replace(one, outcome=Outcome.QUARANTINED) if one.outcome is Outcome.DISPATCHED else one for one in done]
 
-    def _copy_and_delete(
-        self, moves: Sequence[tuple[Event, str]], to: str | None = None, outcome: Outcome = Outcome.DISPATCHED
-    ) -> list[_Done]:
-        """Move objects: copy, look into what was refused, and delete exactly what is proven to be copied."""
-        done = self._copy(moves, to)
-        copied = [index for index, each in enumerate(done) if each.outcome is Outcome.DISPATCHED]
-        deleted = self.store.delete([(moves[index][0].name, moves[index][0].generation) for index in copied])
-        for index, result in zip(copied, deleted, strict=True):
-            event, url = moves[index][0], self.store.task_url(moves[index][0].name)
-            # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
-            if result.ok or result.doubtful:
-                done[index] = _Done(event, outcome)
-                self._may_delete = True
+    def _carry_out(self, moves: Sequence[tuple[Event, str]], finish: _Finish, to: str | None = None) -> list[_Done]:
+        """Copy each event to its target, finish exactly what is proven to be copied, and look into what was refused.
+
+        What was copied but could not be finished is kept in mind, and only finished when it comes again.
+
+        :param finish: takes events that were copied and the generations of their copies.
+        """
+        copied: list[tuple[Event, int]] = []
+        refused: list[tuple[Event, str, Result]] = []
+        new = [(event, target) for event, target in moves if event.key not in self._unfinished]
+        copied += [(event, self._unfinished[event.key]) for event, _ in moves if event.key in self._unfinished]
+        results = self.store.copy([(event.name, event.generation, target) for event, target in new], to) if new else []
+        for (event, target), result in zip(new, results, strict=True):
+            if result.ok:
+                copied.append((event, result.generation))
             else:
-                said = f"{url} was copied but not deleted, so it may be delivered again: {result}"
-                done[index] = _Done(event, Outcome.ERROR, error=said)
-                self._refused = self._refused or result.status == 403
+                refused.append((event, target, result))
+        # What is copied is finished first: looking into the rest takes time, in which it could be delivered twice.
+        done = self._finished(copied, finish)
+        looked = [self._look_into(event, target, result, to) for event, target, result in refused]
+        done += [one for one in looked if one.outcome is not Outcome.DISPATCHED]
+        done += self._finished(
+            [(one.event, one.generation) for one in looked if one.outcome is Outcome.DISPATCHED], finish
+        )
+        by_key = {one.event.key: one for one in done}
+        return [by_key[event.key] for event, _ in moves]
+
+    def _finished(self, copied: Sequence[tuple[Event, int]], finish: _Finish) -> list[_Done]:
+        if not copied:
+            return []
+        self._unfinished.update({event.key: generation for event, generation in copied})
+        done = finish(copied)
+        for one in done:
+            if not one.error:
+                self._unfinished.pop(one.event.key, None)
         return done
 
-    def _copy(self, moves: Sequence[tuple[Event, str]], to: str | None = None) -> list[_Done]:
-        results = self.store.copy([(event.name, event.generation, target) for event, target in moves], to)
-        return [
-            _Done(event, Outcome.DISPATCHED, result.generation)
-            if result.ok
-            else self._look_into(event, target, result, to)
-            for (event, target), result in zip(moves, results, strict=True)
-        ]
+    def _delete(self, copied: Sequence[tuple[Event, int]]) -> list[_Done]:
+        done: list[_Done] = []
+        results = self.store.delete([(event.name, event.generation) for event, _ in copied])
+        for (event, generation), result in zip(copied, results, strict=True):
+            # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
+            if result.ok or result.doubtful:
+                self._may_delete = True
+                done.append(_Done(event, Outcome.DISPATCHED, generation))
+            else:
+                self._refused = self._refused or result.status or 503
+                said = f"{self._url(event.name)} was copied but not deleted, so it may be delivered again: {result}"
+                done.append(_Done(event, Outcome.ERROR, error=said))
+        return done
 
-    def _look_into(self, event: Event, target: str, result: Result, to: str | None) -> _Done:
+    def _look_into(self, event: Event, target: str, result: Result, to: str | None) -> _Done:  # noqa: PLR0911  (one per case)
         """Find out why a copy was refused: by what lies at both ends now, never by the status alone."""
-        url = self.store.task_url(event.name)
-        failed = _Done(event, Outcome.ERROR, error=f"{url} could not be copied to {target!r}, so it waits: {result}")
+        said = f"{self._url(event.name)} could not be copied to {target!r}, so it waits: {result}"
         if not result.doubtful:
-            return failed
-        source = self.store.look(event.name)
+            return _Done(event, Outcome.ERROR, error=said)
+        try:
+            source = self.store.look(event.name)
+            there = self.store.look_at_target(target, to)
+        except _STORAGE_ERRORS as error:
+            return _Done(event, Outcome.ERROR, error=f"{said}; and it cannot be looked into: {_said(error)}")
         if source is None or source.generation != event.generation:
             return _Done(event, Outcome.IGNORED)
-        there = self.store.look_at_target(target, to)
-        if there is not None and source.same_content(there):
+        if there is None and result.status == 412:
+            return _Done(event, Outcome.PENDING)  # what lay there has been consumed meanwhile
+        if there is None:
+            return _Done(event, Outcome.ERROR, error=said)
+        if source.same_content(there):
             return _Done(event, Outcome.DISPATCHED, there.generation)
         other = other_target(target, event.generation)
-        if there is None or target == other:
-            return failed
+        if target == other:
+            return _Done(event, Outcome.ERROR, error=said)
         # Another trace of the same name lies there, not consumed yet: this one goes out beside it.
-        return self._copy([(event, other)], to)[0]
+        (again,) = self.store.copy([(event.name, event.generation, other)], to)
+        if again.ok:
+            return _Done(event, Outcome.DISPATCHED, again.generation)
+        return self._look_into(event, other, again, to)
 
     def _fire(self, events: Sequence[Event]) -> list[_Done]:
         """Fire windows: claim each by its sentinel, copy it, and mark the sentinel as fired once that is proven."""
-        done: dict[str, _Done] = {}
-        claims: dict[str, Sentinel] = {}
+        done: dict[tuple[str, int], _Done] = {}
+        claims: dict[tuple[str, int], Sentinel] = {}
         began, now, owner = time.monotonic(), self.store.now(), uuid.uuid4().hex
-        stamps = [
+        stamps: list[Stamp] = [
             (
                 each.name,
                 each.generation,
@@ -343,58 +396,72 @@ class Dispatcher:
             for each in events
         ]
         for event, stamp, result in zip(events, stamps, self.store.stamp(stamps), strict=True):
-            claim = self._claimed(event, stamp, result, owner, now)
+            claim = self._claimed(event, stamp, result, now)
             if isinstance(claim, _Done):
-                done[event.name] = claim
+                done[event.key] = claim
             elif time.monotonic() - began > CLAIM_TIMEOUT.total_seconds() / 3:
-                said = f"{self.store.task_url(event.name)} took too long to claim, so it is taken up again later"
-                done[event.name] = _Done(event, Outcome.ERROR, error=said)
+                said = f"{self._url(event.name)} took too long to claim, so it is taken up again later"
+                done[event.key] = _Done(event, Outcome.ERROR, error=said)
             else:
-                claims[event.name] = claim
-        mine = [event for event in events if event.name in claims]
-        copied = self._copy([(event, target_of(event, Lane.WINDOWS, self.config)) for event in mine])
-        fired = [one for one in copied if one.outcome is Outcome.DISPATCHED]
-        marks = [
-            (
-                one.event.name,
-                one.event.generation,
-                WindowName.parse(one.event.name).sentinel,
-                claims[one.event.name].object.generation,
-                claims[one.event.name].fire(one.generation, now),
-            )
-            for one in fired
-        ]
-        done.update((one.event.name, one) for one in copied)
-        for one, result in zip(fired, self.store.stamp(marks), strict=True):
-            if not result.ok and not self._is_marked(one.event):
-                url = self.store.task_url(one.event.name)
-                text = f"{url} was fired, but its sentinel could not say so, so it may be fired again: {result}"
-                done[one.event.name] = _Done(one.event, Outcome.ERROR, error=text)
-        return [done[event.name] for event in events]
+                claims[event.key] = claim
+        mine = [(each, target_of(each, Lane.WINDOWS, self.config)) for each in events if each.key in claims]
+        fired = self._carry_out(mine, lambda copied: self._mark(copied, claims, now))
+        done.update((one.event.key, one) for one in fired)
+        return [done[event.key] for event in events]
 
-    def _claimed(self, event: Event, stamp: Stamp, result: Result, owner: str, now: datetime) -> Sentinel | _Done:
+    def _mark(
+        self, copied: Sequence[tuple[Event, int]], claims: Mapping[tuple[str, int], Sentinel], now: datetime
+    ) -> list[_Done]:
+        """Write into the sentinels that, and when, their windows were fired."""
+        stamps: list[Stamp] = []
+        for event, generation in copied:
+            claim = claims[event.key]
+            fire = claim.fire(generation, now)
+            stamps.append((event.name, event.generation, claim.object.name, claim.object.generation, fire))
+        done: list[_Done] = []
+        for (event, generation), result in zip(copied, self.store.stamp(stamps), strict=True):
+            if result.ok or (result.doubtful and self._is_marked(event)):
+                done.append(_Done(event, Outcome.DISPATCHED, generation))
+            else:
+                said = f"{self._url(event.name)} was fired, but its sentinel could not say so: {result}"
+                done.append(_Done(event, Outcome.ERROR, error=said))
+        return done
+
+    def _claimed(self, event: Event, stamp: Stamp, result: Result, now: datetime) -> Sentinel | _Done:
         """The sentinel by which a window is ours to fire, or what became of the window instead."""
-        name, generation, target, _, metadata = stamp
+        name, generation, target, replaces, metadata = stamp
         if result.ok:
             return _stamped(event, result.generation, metadata)
-        url = self.store.task_url(name)
+        said = f"{self._url(name)} could not be claimed for firing: {result}"
         if not result.doubtful:
-            return _Done(event, Outcome.ERROR, error=f"{url} could not be claimed for firing: {result}")
-        there = self.store.look(target)
+            return _Done(event, Outcome.ERROR, error=said)
+        try:
+            there = self.store.look(target)
+        except _STORAGE_ERRORS as error:
+            return _Done(event, Outcome.ERROR, error=f"{said}; and it cannot be looked into: {_said(error)}")
         sentinel = None if there is None else Sentinel.of(there)
-        if sentinel is not None and sentinel.owner == owner:
+        if sentinel is not None and sentinel.owner == metadata["bqdispatch-owner"]:
             return sentinel  # one's own under a 412 is the answer to a first try that was lost
-        if sentinel is None or sentinel.fired is not None or now - sentinel.claimed < CLAIM_TIMEOUT:
+        if sentinel is None or sentinel.fired is not None or now - sentinel.claimed < CLAIM_TIMEOUT or replaces:
             return _Done(event, Outcome.IGNORED)
-        log.info("%s was claimed at %s and not fired: taking it up again", url, sentinel.claimed)
-        (again,) = self.store.stamp([(name, generation, target, sentinel.object.generation, metadata)])
-        return _stamped(event, again.generation, metadata) if again.ok else _Done(event, Outcome.IGNORED)
+        log.info("%r was claimed at %s and not fired: taking it up again", self._url(name), sentinel.claimed)
+        take_over = (name, generation, target, sentinel.object.generation, metadata)
+        (again,) = self.store.stamp([take_over])
+        return self._claimed(event, take_over, again, now)
 
     def _is_marked(self, event: Event) -> bool:
-        there = self.store.look(WindowName.parse(event.name).sentinel)
+        """Whether the answer that a window was marked has been lost."""
+        try:
+            there = self.store.look(WindowName.parse(event.name).sentinel)
+        except _STORAGE_ERRORS:
+            return False
         return (
             there is not None and Sentinel.of(there).window == event.generation and "bqdispatch-fired" in there.metadata
         )
+
+    def _url(self, name: str) -> str:
+        """An object of the task folder for a message: names are untrusted text."""
+        return repr(self.store.task_url(name))
 
     def _note(self, report: Report, done: Iterable[_Done]) -> None:
         for one in done:
@@ -422,7 +489,7 @@ class Dispatcher:
                 "Status": "DONE",
             }
         report.count(project or self.config.project_id or "", "Dispatched", counter)
-        log.debug("Dispatched %s", url)
+        log.debug("Dispatched %r", url)
 
 
 @dataclass(frozen=True)
@@ -444,6 +511,7 @@ class _Done:
 
 
 _Act = Callable[[Sequence[Event]], list[_Done]]
+_Finish = Callable[[Sequence[tuple[Event, int]]], list[_Done]]
 _STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
 
 
@@ -465,7 +533,7 @@ def _widen(session: requests.Session) -> None:
     """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away."""
     for scheme in ("https://", "http://"):
         adapter = session.adapters.get(scheme)
-        if isinstance(adapter, requests.adapters.HTTPAdapter) and getattr(adapter, "_pool_maxsize", 0) < 2 * THREADS:
+        if type(adapter) is requests.adapters.HTTPAdapter and getattr(adapter, "_pool_maxsize", 0) < 2 * THREADS:
             session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=2 * THREADS))
 
 
@@ -486,4 +554,5 @@ def _log_cycle(report: Report) -> None:
     outcomes = (
         ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items() if number) or "nothing there"
     )
-    log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, outcomes)
+    if report.started is not None:
+        log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, outcomes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import requests
 from google.api_core import exceptions
 from google.api_core.retry import Retry, if_exception_type
+from google.auth.exceptions import GoogleAuthError, TransportError
 
 from bqdispatch_provider.model import Job, JobKey, Trace
 
@@ -41,6 +43,7 @@ _RETRY = Retry(
     predicate=if_exception_type(
         exceptions.TooManyRequests,
         exceptions.ServerError,
+        TransportError,
         requests.ConnectionError,
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
@@ -52,7 +55,13 @@ _RETRY = Retry(
     timeout=45.0,
 )
 
-REFUSED = (exceptions.GoogleAPICallError, exceptions.RetryError, requests.RequestException, _RateLimited)
+REFUSED = (
+    exceptions.GoogleAPICallError,
+    exceptions.RetryError,
+    GoogleAuthError,
+    requests.RequestException,
+    _RateLimited,
+)
 """What asking for jobs may raise, once all patience is over."""
 
 
@@ -75,13 +84,14 @@ class Sighting:
 class JobBoard:
     """How the jobs of traces stand, by whichever of list and look-up takes fewer calls.
 
+    The service's address is that of ``BIGQUERY_EMULATOR_HOST`` where it is set.
+
     :param session: a ``requests.Session`` with credentials; used from several threads.
-    :param host: BigQuery's address; by default ``BIGQUERY_EMULATOR_HOST``, else the service itself.
     """
 
-    def __init__(self, session: requests.Session, host: str | None = None) -> None:
+    def __init__(self, session: requests.Session) -> None:
         self._session = session
-        host = host or os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
+        host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(self, traces: Iterable[Trace], threads: Executor) -> Sighting:
@@ -130,7 +140,9 @@ class JobBoard:
                 sighting.errors[project] = _said(error)
                 missing.clear()
             sighting.list_ms = round((time.monotonic() - began) * 1000)
-        return sighting, list(missing)[:_LOOK_UPS]
+        # Others every time, so that each is asked for in the end.
+        wanted = set(random.sample(list(missing), min(len(missing), _LOOK_UPS)))
+        return sighting, [key for key in missing if key in wanted]
 
     def _got(self, key: JobKey) -> Job | str | None:
         try:
@@ -170,7 +182,7 @@ class JobBoard:
         }
 
     def _pages(self, project: str, since: datetime) -> Iterator[list[dict[str, Any]]]:
-        job = "jobReference(jobId,location),state,errorResult(reason),statistics(creationTime)"
+        job = "jobReference(jobId,location),state,statistics(creationTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
             "projection": "minimal",
@@ -186,13 +198,17 @@ class JobBoard:
             query["pageToken"] = answer["nextPageToken"]
 
     def _get(self, key: JobKey) -> Job | None:
-        query = {"fields": "jobReference(location),status(state,errorResult(reason))"}
+        query = {"fields": "jobReference(location),status(state)"}
         if key.location:
             query["location"] = key.location
         path = f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}"
         try:
             answer = self._ask(path, query)
         except exceptions.NotFound:
+            return None
+        except exceptions.BadRequest as error:
+            # Said of this ID alone, so it is no reason to give up the project.
+            log.warning("Job %r of project %r cannot be asked for: %s", key.job_id, key.project, error.message)
             return None
         return _job(answer["status"], answer.get("jobReference", {}).get("location", key.location or ""))
 
@@ -212,7 +228,7 @@ class JobBoard:
 
 
 def _job(listed: Mapping[str, Any], location: str) -> Job:
-    return Job(location, listed.get("state", "PENDING"), (listed.get("errorResult") or {}).get("reason", ""))
+    return Job(location, listed.get("state", "PENDING"))
 
 
 def _said(error: Exception) -> str:

@@ -120,7 +120,11 @@ class Sentinel:
 
     @classmethod
     def of(cls, stored: StoredObject) -> Sentinel:
-        """Read a sentinel's metadata; one without ours was left by the Go dispatcher and counts as fired."""
+        """Read a sentinel's metadata.
+
+        One without ours was left by the Go dispatcher, whose body is a dot, and counts as fired; any other has lost its
+        metadata, so it proves no more than that somebody claimed the window.
+        """
         said = stored.metadata
         try:
             window = int(said["bqdispatch-window"])
@@ -134,7 +138,7 @@ class Sentinel:
                 said.get("bqdispatch-owner", ""),
             )
         except (KeyError, ValueError, OverflowError, OSError):
-            return cls(stored, None, stored.created, stored.created)
+            return cls(stored, None, stored.created, stored.created if stored.size <= 1 else None)
 
     @staticmethod
     def claim(window: int, owner: str, now: datetime) -> dict[str, str]:
@@ -165,11 +169,10 @@ class JobKey:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How a BigQuery job stands: ``state`` is PENDING, RUNNING or DONE, ``error`` the reason of a job that failed."""
+    """How a BigQuery job stands: ``state`` is PENDING, RUNNING or DONE, whether well or badly."""
 
     location: str
     state: str
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,11 @@ class Event:
     created: datetime
     location: str = ""
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """The name and the generation: what makes two events the same."""
+        return (self.name, self.generation)
+
     def to_json(self) -> list[Any]:
         """A compact form for XCom."""
         return [self.name, self.generation, self.created.timestamp(), self.location]
@@ -246,15 +254,22 @@ class Share:
     """What travels from the sensor to an operator: events of one lane, no more than the limits let through.
 
     :param limit: the limit that the events were planned under; 0 for none.
+    :param planned: when they were planned, by the storage server's clock: a limit is counted anew after a while.
     """
 
     lane: Lane
     limit: int
+    planned: datetime
     events: tuple[Event, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """A form for XCom."""
-        return {"lane": str(self.lane), "limit": self.limit, "events": [event.to_json() for event in self.events]}
+        return {
+            "lane": str(self.lane),
+            "limit": self.limit,
+            "planned": self.planned.timestamp(),
+            "events": [event.to_json() for event in self.events],
+        }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Share:
@@ -264,10 +279,12 @@ class Share:
         """
         try:
             lane = Lane(document["lane"])
-            share = cls(lane, int(document["limit"]), tuple(Event.from_json(event) for event in document["events"]))
+            planned = datetime.fromtimestamp(float(document["planned"]), UTC)
+            events = tuple(Event.from_json(event) for event in document["events"])
+            share = cls(lane, int(document["limit"]), planned, events)
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"not a share: {document!r}; expected what BqDispatchSensor returned: lane, limit and events"
+                f"not a share: {document!r}; expected what BqDispatchSensor returned: lane, limit, planned and events"
             ) from error
         for event in share.events:
             (WindowName if lane is Lane.WINDOWS else TraceName).parse(event.name)
@@ -322,6 +339,7 @@ ProjectCounts = Mapping[str, Mapping[str, Mapping[str, int]]]
 class Plan:
     """What a cycle will do, and where every other object stands.
 
+    :param now: when this was planned, by the storage server's clock.
     :param events: what to dispatch, per lane, oldest first.
     :param listed: how many objects were listed: the number of events, quarantines and outcomes together.
     :param tidy: what to put in order.
@@ -332,6 +350,7 @@ class Plan:
     :param errors: what went wrong while looking, one sentence each.
     """
 
+    now: datetime
     events: Mapping[Lane, tuple[Event, ...]]
     listed: int
     tidy: Tidy = Tidy()
@@ -346,10 +365,10 @@ class Plan:
         """The plan's events in pieces small enough for XCom.
 
         :param limits: the limit of each lane, 0 for none.
-        :param size: events in a piece at most; a name has up to 1,024 bytes, so 250 stay below 300 KB.
+        :param size: events in a piece at most; with names of the usual length 250 are some 20 KB.
         """
         return [
-            Share(lane, limits.get(lane, 0), events[start : start + size])
+            Share(lane, limits.get(lane, 0), self.now, events[start : start + size])
             for lane, events in self.events.items()
             for start in range(0, len(events), size)
         ]

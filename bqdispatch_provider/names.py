@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-_FOLDER = re.compile(r"proj:(?P<project>.+):(?P<region>[^:]*)", re.DOTALL)
+_FOLDER = re.compile(r"proj:(?P<project>.*\w.*):(?P<region>[^:]*)", re.DOTALL)
 _TRACE = re.compile(
     r"(?P<dest>.+)--(?P<event_id>.+)_(?P<step>[0-9]{5})_(?P<action>[^_-]+)--(?P<mode>[^-]+?)(?P<suffix>\.json)?",
     re.DOTALL,

@@ -45,7 +45,7 @@ KEEP_WINDOW = timedelta(hours=1)
 """How long a fired window is kept, so that a late storage event finds it and does nothing."""
 
 KEEP_SENTINEL = timedelta(days=1)
-"""How long a sentinel is kept, so that a late twin of its window is known for one."""
+"""How long a sentinel outlives its window, so that a late twin is known for one."""
 
 
 def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Listing:
@@ -85,7 +85,7 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
 
 def due(window: Window, now: datetime) -> bool:
     """Tell whether a window may be fired as far as time goes."""
-    return now > window.name.end + DUE_AFTER
+    return now - DUE_AFTER > window.name.end
 
 
 def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
@@ -108,11 +108,12 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     for window in snapshot.listing.windows:
         planning.window(window, window.project in blind, keep)
     for sentinel in snapshot.listing.orphans:
-        planning.orphan(sentinel, max(keep, KEEP_SENTINEL))
+        planning.orphan(sentinel, keep + KEEP_SENTINEL)
     for window in unseen(snapshot.listing, snapshot.recent, now):
         planning.active[window.project, False] += 1
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
     return Plan(
+        now=now,
         events={lane: tuple(planning.events[lane]) for lane in Lane},
         listed=len(snapshot.listing),
         tidy=Tidy(tuple(planning.quarantines), (*planning.stale_windows, *planning.stale_sentinels)),
@@ -202,7 +203,8 @@ class _Planning:
         age = self.now - trace.object.created
         lane, counter = lane_of(trace.name.action), counter_of(trace.name.action)
         # A trace is written before its job is submitted, so for a while the job may be about to appear.
-        if (job is not None and job.state != "DONE") or (job is None and age < UNSEEN_FOR):
+        # What cannot be looked at may be running: better too few are dispatched than too many.
+        if job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR:
             self.active[trace.project, lane is Lane.SQL] += 1
         if project_failed and job is None:
             self.outcomes[Outcome.ERROR] += 1

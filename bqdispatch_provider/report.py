@@ -26,8 +26,8 @@ class Report:
     """What was listed, what became of it, and what went wrong.
 
     Counters (dispatched, batched, cycles) add up over a run's cycles; gauges (running, pending, throttled, not found)
-    are the last cycle's. ``listed`` counts what earlier cycles dispatched and what the last one listed, so that the
-    outcomes add up to it after one cycle as after many.
+    are the last cycle's. ``listed`` counts what earlier cycles dispatched or set aside and what the last one listed,
+    so that the outcomes add up to it after one cycle as after many.
     """
 
     started: datetime | None = None
@@ -88,7 +88,16 @@ class Report:
         self._add_deeds(part, (*_GAUGES, "Dispatched"))
 
     def add_cycle(self, later: Report) -> None:
-        """Go on with a later cycle of the same run: deeds add up, gauges are the later cycle's."""
+        """Go on with a later cycle of the same run: deeds add up, gauges are the later cycle's.
+
+        A cycle that saw nothing, since the folder could not be listed, says nothing of how things stand.
+        """
+        if later.started is None and self.started is not None:
+            self.cycles += later.cycles
+            for message in later.errors:
+                self.error(message)
+            return
+        self.started = self.started or later.started
         done = Counter({each: self.outcomes[each] for each in (Outcome.DISPATCHED, Outcome.QUARANTINED)})
         self.cycles += later.cycles
         self.listed = done.total() + later.listed

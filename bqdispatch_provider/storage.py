@@ -18,8 +18,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
-from google.api_core.exceptions import GoogleAPICallError, NotFound
-from google.auth.exceptions import TransportError
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound
+from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -120,10 +120,6 @@ class TaskStore:
     def task_url(self, name: str) -> str:
         """The URL of an object of the task folder."""
         return f"gs://{self._tasks.name}/{self._folder}{name}"
-
-    def trigger_url(self, name: str) -> str:
-        """The URL of an object of the trigger bucket."""
-        return f"gs://{self._trigger.name}/{name}"
 
     def listing(self) -> tuple[datetime, list[StoredObject]]:
         """Everything in the task folder, and the server's time when the listing began: one request per 1,000 objects.
@@ -257,6 +253,8 @@ class TaskStore:
                     return [_failure(error)] * len(calls)
             except _NO_ANSWER as error:
                 return [Result(0, message=f"{type(error).__name__}: {error}")] * len(calls)
+            except GoogleAuthError as error:
+                return [Result(401, message=f"{type(error).__name__}: {error}")] * len(calls)
             except ValueError as error:  # the library's word for an answer without all of its parts
                 log.debug("The batch answer is not whole: %s", error)
             else:
@@ -344,6 +342,8 @@ def _alone(call: _Call) -> Result:
         return _failure(error)
     except _NO_ANSWER as error:
         return Result(0, message=f"{type(error).__name__}: {error}")
+    except (GoogleAPIError, GoogleAuthError) as error:  # patience is over, or there are no credentials any more
+        return Result(401 if isinstance(error, GoogleAuthError) else 503, message=f"{type(error).__name__}: {error}")
     return Result(200, int(written.generation or 0) if written is not None else 0)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,20 @@ def test_standin_serves_with_latency(monkeypatch):
         standin.terminate()
     assert answer.status_code == 200
     assert answer.elapsed.total_seconds() >= 0.03
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_finishes_what_was_begun_and_prints_the_document(world, config, number):
+    world.traces(300)
+    world.control.add_fault("storage.objects.delete", "slow", ms=800)
+    command = [BIN / "bqdispatch", "run", "--config", config()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while not world.names(TRIGGER):
+            assert run.poll() is None
+        run.send_signal(number)
+        document, said = run.communicate(timeout=60)
+    assert "what was begun is finished" in said
+    assert run.returncode == 0
+    moved = {name.rpartition("/")[2].removesuffix(".json") for name in world.names(TRIGGER)}
+    assert moved.isdisjoint(name.rpartition("/")[2] for name in world.names())
+    assert len(json.loads(document)["Jobs"]) == len(moved) > 0

@@ -292,3 +292,39 @@ def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):
     assert report.outcomes[Outcome.DISPATCHED] == 3
     assert report.cycles > 2
     assert any("no JSON" in error for error in report.errors)
+
+
+def test_a_cycle_that_sees_nothing_says_nothing_of_how_things_stand(world):
+    world.traces(3, state="RUNNING")
+
+    def close_the_folder(report):
+        world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden")
+
+    with world.dispatcher() as dispatcher:
+        document = dispatcher.run(time_to_live=2.5, progress=close_the_folder).to_dict()
+    assert document["Status"] == "error"
+    assert document["Performance"]["p"]["Running"] == {"LoadJobs": 3}
+    assert document["Outcomes"] == {"running": 3}
+
+
+def test_performance_is_left_as_it_is_when_nothing_was_seen(world):
+    world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden")
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(time_to_live=0)
+    world.control.clear_faults()
+    assert world.names(JOURNAL) == []
+
+
+def test_a_cycle_that_fails_does_not_lose_the_run(world):
+    world.trace()
+    with world.dispatcher() as dispatcher:
+        look, looks = dispatcher.look, []
+
+        def fail_once():
+            looks.append(1)
+            return look() if len(looks) > 1 else 1 / 0
+
+        dispatcher.look = fail_once
+        document = dispatcher.run(time_to_live=3).to_dict()
+    assert "ZeroDivisionError" in document["Error"]
+    assert document["Dispatched"] == {"LoadJobs": 1}

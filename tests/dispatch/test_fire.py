@@ -1,10 +1,13 @@
 """A firing is claim, copy, mark: whoever is interrupted, the window is fired once and never forgotten."""
 
+from datetime import UTC, datetime
+
 import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.model import Event, Lane, Sentinel, Share, StoredObject
 from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.storage import Result
 
 
 def sentinel(world, name):
@@ -16,15 +19,13 @@ def sentinel(world, name):
 
 def share_of(world, name):
     blob = world.blob(name)
-    return Share(Lane.WINDOWS, 0, (Event(name, int(blob.generation), blob.time_created),))
+    return Share(Lane.WINDOWS, 0, datetime.now(UTC), (Event(name, int(blob.generation), blob.time_created),))
 
 
 def claim(world, name, ago):
     """A sentinel that somebody left who claimed a window and went away."""
     generation = int(world.blob(name).generation)
     at = world.client.bucket(TASKS).blob("BqDispatch/Tasks/" + WindowName.parse(name).sentinel)
-    from datetime import UTC, datetime
-
     at.metadata = Sentinel.claim(generation, "gone", datetime.fromtimestamp(world.control.now() - ago, UTC))
     at.upload_from_string("{}")
 
@@ -169,3 +170,43 @@ def test_a_window_written_again_is_not_fired_in_its_old_generation(world):
         assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"ignored": 1}
     assert world.names(TRIGGER) == []
     assert sentinel(world, name) is None
+
+
+def test_a_window_that_this_run_has_fired_is_only_marked_later(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    names = [world.window(f"ds.t{n}") for n in range(3)]
+    with world.dispatcher() as dispatcher:
+        stamp = dispatcher.store.stamp
+        dispatcher.store.stamp = lambda stamps: (
+            stamp(stamps) if stamps[0][3] == 0 else [Result(503, message="busy")] * len(stamps)
+        )
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 3}
+        for name in names:
+            world.delete(f"_batch_/{name}", TRIGGER)
+        dispatcher.store.stamp = stamp
+        world.control.advance(200)
+        assert dispatcher.cycle().dispatched == 3
+    assert world.names(TRIGGER) == []
+    assert all(sentinel(world, name).fired for name in names)
+
+
+def test_a_take_over_that_is_refused_is_an_error(world):
+    name = world.window()
+    claim(world, name, ago=200)
+    world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden", after=False)
+    with world.dispatcher() as dispatcher:
+        stamp = dispatcher.store.stamp
+        dispatcher.store.stamp = lambda stamps: [Result(412)] * len(stamps) if stamps[0][3] == 0 else stamp(stamps)
+        document = dispatcher.cycle().to_dict()
+    assert document["Outcomes"] == {"ignored": 1, "error": 1}
+    assert name in document["Error"]
+
+
+def test_what_is_set_aside_does_not_stop_dispatching(world):
+    name = world.window(content="first")
+    world.cycle()
+    world.put(name, content="second", age=10)
+    world.trace()
+    world.control.add_fault("storage.objects.*", "status", status=403, reason="forbidden", bucket=JOURNAL)
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 1, "ignored": 1, "error": 1}

@@ -1,5 +1,7 @@
 """A move is two calls: whatever either answers is looked into, and nothing is deleted without a proven copy."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from world import TASKS, TRIGGER
 
@@ -9,7 +11,7 @@ from bqdispatch_provider.planning import target_of
 
 def share_of(world, *names):
     events = tuple(Event(name, int(blob.generation), blob.time_created) for name in names if (blob := world.blob(name)))
-    return Share(Lane.JOBS, 0, events)
+    return Share(Lane.JOBS, 0, datetime.now(UTC), events)
 
 
 def target(world, name):
@@ -152,3 +154,48 @@ def test_a_share_is_bound_to_its_generations_in_another_process(world):
     assert list(first.to_dict()["Jobs"]) == [world.url_of(name)]
     assert again.to_dict()["Outcomes"] == {"ignored": 1}
     assert len(world.names(TRIGGER)) == 1
+
+
+def test_one_that_cannot_be_looked_into_keeps_none_of_the_others_from_being_deleted(world):
+    names = world.traces(50)
+    world.control.add_fault("storage.objects.copy", "status", status=412, reason="conditionNotMet", name=f"*{names[7]}")
+    world.control.add_fault("storage.objects.get", "status", status=403, reason="forbidden", name=f"*{names[7]}")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 49, "error": 1}
+    assert world.names() == [names[7]]
+
+
+def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    world.traces(20)
+    world.control.add_fault("storage.objects.delete", "status", status=503, bucket=TASKS)
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 1, "pending": 19}
+        delivered = world.names(TRIGGER)
+        for name in delivered:
+            world.delete(name, TRIGGER)
+        world.control.clear_faults()
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"dispatched": 20}
+    assert len(delivered) == 1
+    assert delivered[0] not in world.names(TRIGGER)
+    assert len(world.names(TRIGGER)) == 19
+    assert world.names() == []
+
+
+def test_events_go_one_by_one_until_a_delete_was_seen_to_work(world):
+    names = world.traces(300)
+    share = share_of(world, *names)
+    world.delete(names[0])
+    world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden")
+    with world.dispatcher() as dispatcher:
+        report = dispatcher.dispatch([share])
+    assert report.to_dict()["Outcomes"] == {"ignored": 1, "error": 1, "pending": 298}
+    assert len(world.names(TRIGGER)) == 1
+
+
+def test_a_share_that_was_planned_under_a_limit_too_long_ago_waits(world):
+    name = world.trace()
+    share = Share(Lane.JOBS, 5, datetime.now(UTC) - timedelta(minutes=3), share_of(world, name).events)
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"pending": 1}
+    assert world.names() == [name]

@@ -87,9 +87,9 @@ def test_everything_wrong_is_said_at_once():
         "ErrorURL is 7; expected gs://bucket/folder",
         "TriggerBucket is 'gs://b'; expected the name of a bucket, without gs:// and without a path",
         "TimeToLiveInMin is 0; expected a number of minutes above 0, a day at most",
-        "CheckInMs is True; expected a whole number, 0 or more",
-        "MaxConcurrentSQL is -1; expected a whole number, 0 or more",
-        "MaxConcurrentJobs is '20'; expected a whole number, 0 or more",
+        "CheckInMs is True; expected a whole number, 0 to 10,000,000,000",
+        "MaxConcurrentSQL is -1; expected a whole number, 0 to 10,000,000,000",
+        "MaxConcurrentJobs is '20'; expected a whole number, 0 to 10,000,000,000",
         "BatchPrefix is '//'; expected a folder with slashes around it, such as /_batch_/",
         'SlackCredentials is a str; expected an object {"URL": gs:// URL of the encrypted token, "Key": "ring/key"}',
     ]
@@ -107,7 +107,7 @@ def test_a_place_beside_the_task_folder_is_fine():
 
 
 def test_the_task_folder_may_not_lie_in_the_trigger_bucket():
-    (finding,) = findings({**PLACES, "TriggerBucket": "ops"})
+    (finding,) = findings({**PLACES, "AsyncTaskURL": "gs://mine/tasks", "TriggerBucket": "mine"})
     assert "lies in the TriggerBucket" in finding
     with pytest.raises(ConfigError, match="lies in the TriggerBucket"):
         config(AsyncTaskURL="gs://p_bqtail/tasks").for_project("p")
@@ -117,6 +117,46 @@ def test_the_task_folder_may_not_lie_in_the_trigger_bucket():
 def test_prefixes_may_not_overlap(prefixes):
     (finding,) = findings({**PLACES, "PostJobPrefix": prefixes[0], "BatchPrefix": prefixes[1]})
     assert "overlap" in finding
+
+
+@pytest.mark.parametrize("key", ["JournalURL", "ErrorURL"])
+def test_nothing_of_ours_lies_in_the_trigger_bucket(key):
+    (finding,) = findings({**PLACES, "TriggerBucket": "mine", key: "gs://mine/x"})
+    assert finding.startswith(f"{key} 'gs://mine/x' lies in the TriggerBucket")
+
+
+def test_places_are_checked_beside_everything_else():
+    found = findings({**PLACES, "TimeToLiveInMin": 0, "JournalURL": PLACES["AsyncTaskURL"]})
+    assert [finding.split()[0] for finding in found] == ["TimeToLiveInMin", "JournalURL"]
+
+
+def test_keys_are_taken_in_any_case_as_go_takes_them():
+    assert config(maxconcurrentJOBS=2, projectid="p").max_concurrent_jobs == 2
+
+
+def test_a_misspelt_key_is_a_warning(caplog):
+    config(MaxConcurentSQL=2)
+    (record,) = caplog.records
+    assert (record.levelname, "MaxConcurentSQL (not MaxConcurrentSQL)" in record.getMessage()) == ("WARNING", True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"AsyncTaskURL": "gs://ops/\ud800"},
+        {"JournalURL": "gs://ops//x"},
+        {"ProjectID": "a b/c?"},
+        {"MaxTriggerDelayMs": 10**20},
+        {"CheckInMs": 10**400},
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(more):
+    assert len(findings({**PLACES, **more})) == 1
+
+
+def test_the_value_of_a_variable_is_not_shown():
+    (finding,) = findings({**PLACES, "TriggerBucket": "${v}"}, {"v": "A SECRET"})
+    assert "SECRET" not in finding
 
 
 def test_prefixes_get_their_slashes():

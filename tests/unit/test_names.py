@@ -90,6 +90,7 @@ def test_trace_is_read_from_the_right(name, fields):
         "x",
         "proj:p/ds.t--1_00001_load--dispatch",
         "proj::US/ds.t--1_00001_load--dispatch",
+        "proj:..:US/ds.t--1_00001_load--dispatch",
         "other/ds.t--1_00001_load--dispatch",
         "proj:p:US/deeper/ds.t--1_00001_load--dispatch",
         "ds.t--1_0001_load--dispatch",
@@ -129,6 +130,7 @@ WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1)
     st.none() | PLAIN, st.none() | WORD, PLAIN, WORD, st.integers(0, 99_998), WORD, WORD, st.sampled_from(["", ".json"])
 )
 def test_trace_names_parse_back_to_their_fields(project, region, dest, event_id, step, action, mode, suffix):
+    project = f"{project}x" if project else None
     trace = TraceName(project, region if project else None, dest, event_id, step, action, mode, suffix)
     assert TraceName.parse(trace.name) == trace
 

@@ -92,8 +92,8 @@ def test_a_sentinel_outlives_its_window_by_a_day():
     name, fired = window(ended=90_000, age=90_000)
     beside = sentinel(name, fired_ago=89_000)
     assert planned(fired, beside).tidy.stale == ((fired.name, 1),)
-    assert planned(beside).tidy.stale == ((beside.name, 5),)
-    assert planned(sentinel(name, fired_ago=80_000)).tidy.stale == ()
+    assert planned(beside).tidy.stale == ()
+    assert planned(sentinel(name, fired_ago=91_000)).tidy.stale == ((beside.name, 5),)
 
 
 def test_a_window_that_comes_back_under_its_sentinel_is_a_late_twin():
@@ -153,6 +153,27 @@ def test_windows_of_a_project_that_cannot_be_seen_wait_when_there_is_a_limit():
     assert names(plan(snapshot, config(), NOW), Lane.WINDOWS) == [blind.name]
 
 
+def test_traces_whose_jobs_cannot_be_seen_count_as_active():
+    name = TraceName("p", "US", "ds.t", "1", 1, "load")
+    other = TraceName("p", "US", "ds.t", "2", 1, "load")
+    listing = classify([stored(name.name, age=900), stored(other.name)], "p", NOW)
+    jobs = {listing.traces[1].job: Job("US", "DONE")}
+    made = plan(Snapshot(listing, jobs, {"p": "403"}), config(jobs=1), NOW)
+    assert made.outcomes == {Outcome.ERROR: 1, Outcome.THROTTLED: 1}
+
+
+def test_the_last_moment_that_a_name_can_hold_is_no_trouble():
+    assert planned(stored("ds.t_1_253402300799.win")).outcomes == {Outcome.PENDING: 1}
+
+
+def test_a_sentinel_that_has_lost_its_metadata_proves_no_firing():
+    name, claimed = window()
+    lost = StoredObject(name.sentinel, 5, NOW - timedelta(seconds=100), size=40)
+    assert planned(claimed, lost).outcomes == {Outcome.PENDING: 1, Outcome.IGNORED: 1}
+    older = StoredObject(name.sentinel, 5, NOW - timedelta(seconds=400), size=40)
+    assert names(planned(claimed, older), Lane.WINDOWS) == [claimed.name]
+
+
 def test_the_date_folder_is_utc_whatever_the_machine_thinks():
     event = Event("proj:p:US/ds.t--1_00001_load--dispatch", 1, datetime(2026, 1, 1, 23, 59, tzinfo=UTC))
     assert target_of(event, Lane.JOBS, config()) == f"_bqjob_/2026-01-01_23/{event.name}.json"
@@ -166,7 +187,7 @@ def test_the_other_target_carries_the_generation_once():
 
 def test_shares_travel_as_json_and_back():
     event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU")
-    share = Share(Lane.SQL, 5, (event, event))
+    share = Share(Lane.SQL, 5, NOW, (event, event))
     import json
 
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
@@ -178,9 +199,9 @@ def test_shares_travel_as_json_and_back():
     "document",
     [
         {},
-        {"lane": "x", "limit": 0, "events": []},
-        {"lane": "sql", "limit": 0, "events": [1]},
-        {"lane": "sql", "limit": 0, "events": [["ds.t_1_2.win", 1, 2.0, ""]]},
+        {"lane": "x", "limit": 0, "planned": 1, "events": []},
+        {"lane": "sql", "limit": 0, "planned": 1, "events": [1]},
+        {"lane": "sql", "limit": 0, "planned": 1, "events": [["ds.t_1_2.win", 1, 2.0, ""]]},
     ],
 )
 def test_what_is_no_share_is_refused(document):
