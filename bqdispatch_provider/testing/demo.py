@@ -45,6 +45,7 @@ DOCUMENT = {
 TABLES = ("sales.orders", "sales.returns", "web.clicks", "web.sessions")
 FIRST_EVENTS = 60
 _PATIENCE_S = 900.0
+_STARTING = "Starting the stand-ins and Airflow (about a minute) …"
 
 console = Console()
 notes = Console(stderr=True)
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder of the DAG files (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed window, too, is to leave nothing behind
+        signal.signal(number, _interrupt)
     try:
         with _workplace() as home, _Demo(home, options.dags, options.port) as demo:
             return demo.once() if options.once else demo.watch()
@@ -124,7 +126,9 @@ class _Demo:
         self._dags, self._port = dags, port
 
     def __enter__(self) -> _Demo:
-        with notes.status("Starting the stand-ins and Airflow (about a minute) …"):
+        if not notes.is_terminal:
+            notes.print(_STARTING)
+        with notes.status(_STARTING):
             self._cloud.__enter__()
             try:
                 self._start()
@@ -135,7 +139,7 @@ class _Demo:
 
     def __exit__(self, *_: object) -> None:
         # A second Ctrl-C must not cut short what leaves nothing behind.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         with notes.status("Stopping …"):
             self._airflow.stop()
@@ -202,6 +206,7 @@ class _Demo:
             while self._bqtail.counters().finished < FIRST_EVENTS and time.monotonic() < until:
                 self._look(live)
                 time.sleep(1)
+            self._look(live)
         time.sleep(2)  # whatever would come twice has come by now
         self._read_reports()
         for run, report in self._reports.items():
@@ -215,7 +220,11 @@ class _Demo:
     def _settle(self, account: Account) -> int:
         peaks = self._control.peaks(TRACE_LABEL).get(PROJECT, {})
         wanted = {"sql": self._config.max_concurrent_sql, "jobs": self._config.max_concurrent_jobs}
-        console.print()
+        console.print(
+            f"\nThe account: an event is a data file that landed; {len(account.chains)} windows gathered them, and each "
+            "window went\nthrough one chain of jobs: load, copy, query and a last query, then a streamed row and a message.",
+            highlight=False,
+        )
         console.print(account.table())
         within = True
         for group, limit in wanted.items():

@@ -47,6 +47,7 @@ def test_sixty_events_go_through_exactly_once_within_the_limits(start, tmp_path)
     shown, _ = (demo := start("--once")).communicate(timeout=900)
     assert demo.returncode == 0, shown[-4000:] + logs(tmp_path)
     assert "every event exactly once" in shown
+    assert "60 of 60 events finished" in (tmp_path / "stderr").read_text()
     assert "limit 5" in shown
     assert "limit 3" in shown
     assert '"Batched": {"gs://' in shown
@@ -70,14 +71,14 @@ def test_ctrl_c_leaves_nothing_behind(start, tmp_path):
     assert list(tmp_path.glob("bqdispatch-demo-*")) == []
 
 
-def test_ctrl_c_while_airflow_is_starting_leaves_nothing_behind(start, tmp_path):
+def test_a_closed_window_while_airflow_is_starting_leaves_nothing_behind(start, tmp_path):
     demo = start()
     until = time.monotonic() + 120
     while not (family := demo.children(recursive=True)):
         assert demo.poll() is None, logs(tmp_path)
         assert time.monotonic() < until
         time.sleep(0.2)
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(signal.SIGHUP)
     demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
