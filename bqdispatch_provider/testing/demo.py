@@ -221,8 +221,8 @@ class _Demo:
         peaks = self._control.peaks(TRACE_LABEL).get(PROJECT, {})
         wanted = {"sql": self._config.max_concurrent_sql, "jobs": self._config.max_concurrent_jobs}
         console.print(
-            f"\nThe account. An event is a data file that landed; {len(account.chains)} windows gathered them, each of\n"
-            "them went through one chain of jobs (load, copy, query, query) to a streamed row and a message.",
+            f"\nThe account. An event is a data file that landed. {len(account.chains)} windows gathered them; each\n"
+            "went through one chain of jobs (load, copy, query, query) to a streamed row and a message.",
             highlight=False,
         )
         console.print(account.table())
