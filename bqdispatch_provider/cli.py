@@ -187,8 +187,7 @@ class _Progress:
 
     def show(self, report: Any) -> None:
         if self._status is not None:
-            outcomes = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items() if number)
-            self._status.update(f"Cycle {report.cycles}: {outcomes or 'nothing there'}")
+            self._status.update(f"Cycle {report.cycles}: {report.in_words()}")
 
 
 if __name__ == "__main__":

@@ -258,11 +258,10 @@ class Dispatcher:
         :param tidy: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
-        reasons = {(each.name, each.generation): each.reason for each in tidy.quarantines}
-        aside = [Event(each.name, each.generation, each.created) for each in tidy.quarantines]
-        for events in _chunks(aside):
+        aside = {Event(each.name, each.generation, each.created): each.reason for each in tidy.quarantines}
+        for events in _chunks(list(aside)):
             for one in self._unless_over(self._set_aside, events):
-                url, reason = self.store.task_url(one.event.name), reasons[one.event.name, one.event.generation]
+                url, reason = self.store.task_url(one.event.name), aside[one.event]
                 report.outcomes[one.outcome] += 1
                 if one.error:
                     report.error(one.error)
@@ -309,11 +308,10 @@ class Dispatcher:
 
         :param finish: takes events that were copied and the generations of their copies.
         """
-        copied: list[tuple[Event, int]] = []
-        refused: list[tuple[Event, str, Result]] = []
         new = [(event, target) for event, target in moves if event.key not in self._unfinished]
-        copied += [(event, self._unfinished[event.key]) for event, _ in moves if event.key in self._unfinished]
-        results = self.store.copy([(event.name, event.generation, target) for event, target in new], to) if new else []
+        copied = [(event, self._unfinished[event.key]) for event, _ in moves if event.key in self._unfinished]
+        refused: list[tuple[Event, str, Result]] = []
+        results = self.store.copy([(event.name, event.generation, target) for event, target in new], to)
         for (event, target), result in zip(new, results, strict=True):
             if result.ok:
                 copied.append((event, result.generation))
@@ -330,8 +328,6 @@ class Dispatcher:
         return [by_key[event.key] for event, _ in moves]
 
     def _finished(self, copied: Sequence[tuple[Event, int]], finish: _Finish) -> list[_Done]:
-        if not copied:
-            return []
         self._unfinished.update({event.key: generation for event, generation in copied})
         done = finish(copied)
         for one in done:
@@ -455,9 +451,8 @@ class Dispatcher:
             there = self.store.look(WindowName.parse(event.name).sentinel)
         except _STORAGE_ERRORS:
             return False
-        return (
-            there is not None and Sentinel.of(there).window == event.generation and "bqdispatch-fired" in there.metadata
-        )
+        sentinel = None if there is None else Sentinel.of(there)
+        return sentinel is not None and sentinel.window == event.generation and sentinel.fired is not None
 
     def _url(self, name: str) -> str:
         """An object of the task folder for a message: names are untrusted text."""
@@ -473,22 +468,22 @@ class Dispatcher:
                 self._note_dispatched(report, one.event)
 
     def _note_dispatched(self, report: Report, event: Event) -> None:
-        url = self.store.task_url(event.name)
+        url, configured = self.store.task_url(event.name), self.config.project_id or ""
         if event.name.endswith(".win"):
             window = WindowName.parse(event.name)
             report.batched[url] = window.end.strftime("%Y-%m-%dT%H:%M:%SZ")
-            project, counter = window.dest_project, BATCH_JOBS
+            project, counter = window.dest_project or configured, BATCH_JOBS
         else:
             trace = TraceName.parse(event.name)
-            project, counter = trace.project, counter_of(trace.action)
+            project, counter = trace.project or configured, counter_of(trace.action)
             report.jobs[url] = {
-                "Project": project or self.config.project_id or "",
+                "Project": project,
                 "Region": trace.region or event.location,
                 "ID": trace.job_id,
                 "URL": url,
                 "Status": "DONE",
             }
-        report.count(project or self.config.project_id or "", "Dispatched", counter)
+        report.count(project, "Dispatched", counter)
         log.debug("Dispatched %r", url)
 
 
@@ -551,8 +546,5 @@ def _said(error: BaseException) -> str:
 
 
 def _log_cycle(report: Report) -> None:
-    outcomes = (
-        ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items() if number) or "nothing there"
-    )
     if report.started is not None:
-        log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, outcomes)
+        log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, report.in_words())

@@ -131,7 +131,7 @@ class JobBoard:
         """List a project's jobs if that pays; also gives the keys that are still to be looked up."""
         project, traces = waiting
         sighting = Sighting()
-        missing = {trace.job: None for trace in sorted(traces, key=lambda trace: trace.object.created)}
+        missing = {trace.job: None for trace in traces}
         if len(missing) > _FEW or any(key.location is None for key in missing):
             began = time.monotonic()
             try:
@@ -141,8 +141,7 @@ class JobBoard:
                 missing.clear()
             sighting.list_ms = round((time.monotonic() - began) * 1000)
         # Others every time, so that each is asked for in the end.
-        wanted = set(random.sample(list(missing), min(len(missing), _LOOK_UPS)))
-        return sighting, [key for key in missing if key in wanted]
+        return sighting, random.sample(list(missing), min(len(missing), _LOOK_UPS))
 
     def _got(self, key: JobKey) -> Job | str | None:
         try:

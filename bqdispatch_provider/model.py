@@ -181,7 +181,7 @@ class Listing:
 
     :param now: the storage server's time of the listing.
     :param orphans: sentinels whose window is not there.
-    :param ignored: names of BqTail's bookkeeping and of sentinels that stand beside their window.
+    :param ignored: how many are BqTail's bookkeeping, or sentinels that stand beside their window.
     :param unknown: names that are none of these, with the reason.
     """
 
@@ -189,11 +189,11 @@ class Listing:
     traces: tuple[Trace, ...] = ()
     windows: tuple[Window, ...] = ()
     orphans: tuple[Sentinel, ...] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: int = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.traces) + len(self.windows) + len(self.orphans) + len(self.ignored) + len(self.unknown)
+        return len(self.traces) + len(self.windows) + len(self.orphans) + self.ignored + len(self.unknown)
 
 
 @dataclass(frozen=True, slots=True)

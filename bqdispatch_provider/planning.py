@@ -58,13 +58,13 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
     traces: list[Trace] = []
     windows: list[tuple[StoredObject, WindowName]] = []
     sentinels: dict[str, Sentinel] = {}
-    ignored: list[str] = []
+    ignored = 0
     unknown: dict[str, str] = {}
     for stored in objects:
         name = stored.name
         try:
             if is_bookkeeping(name):
-                ignored.append(name)
+                ignored += 1
             elif name.endswith(".win"):
                 windows.append((stored, WindowName.parse(name)))
             elif name.endswith(".wis"):
@@ -79,8 +79,8 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
         Window(stored, parsed, parsed.dest_project or project, sentinels.pop(parsed.sentinel, None))
         for stored, parsed in windows
     )
-    ignored.extend(window.sentinel.object.name for window in with_sentinels if window.sentinel)
-    return Listing(now, tuple(traces), with_sentinels, tuple(sentinels.values()), tuple(ignored), unknown)
+    ignored += sum(window.sentinel is not None for window in with_sentinels)
+    return Listing(now, tuple(traces), with_sentinels, tuple(sentinels.values()), ignored, unknown)
 
 
 def due(window: Window, now: datetime) -> bool:
@@ -100,7 +100,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     """
     planning = _Planning(now)
     planning.outcomes[Outcome.UNKNOWN] += len(snapshot.listing.unknown)
-    planning.outcomes[Outcome.IGNORED] += len(snapshot.listing.ignored)
+    planning.outcomes[Outcome.IGNORED] += snapshot.listing.ignored
     for trace in snapshot.listing.traces:
         planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors)
     blind = snapshot.errors.keys() if config.max_concurrent_jobs else set()
@@ -204,7 +204,8 @@ class _Planning:
         lane, counter = lane_of(trace.name.action), counter_of(trace.name.action)
         # A trace is written before its job is submitted, so for a while the job may be about to appear.
         # What cannot be looked at may be running: better too few are dispatched than too many.
-        if job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR:
+        active = job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR
+        if active:
             self.active[trace.project, lane is Lane.SQL] += 1
         if project_failed and job is None:
             self.outcomes[Outcome.ERROR] += 1

@@ -69,6 +69,12 @@ class Report:
         """How many traces and windows were dispatched."""
         return self.outcomes[Outcome.DISPATCHED]
 
+    def in_words(self) -> str:
+        """The outcomes in a line for people."""
+        return (
+            ", ".join(f"{number} {outcome}" for outcome, number in self.outcomes.items() if number) or "nothing there"
+        )
+
     def error(self, message: str) -> None:
         """Note that something went wrong; the same sentence once."""
         if message not in self.errors and len(self.errors) < _MAX_NAMED:

@@ -348,8 +348,13 @@ def _alone(call: _Call) -> Result:
 
 
 def _failure(error: GoogleAPICallError) -> Result:
-    busy = error.code == 403 and any(each.get("reason", "").endswith("ateLimitExceeded") for each in error.errors)
-    return Result(429 if busy else int(error.code or 0), message=error.message or type(error).__name__)
+    return _refusal(int(error.code or 0), error.errors, error.message or type(error).__name__)
+
+
+def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> Result:
+    """A refused call; the 403 for too many calls passes, unlike the others, so it becomes the 429 that it means."""
+    busy = status == 403 and any(each.get("reason", "").endswith("ateLimitExceeded") for each in errors)
+    return Result(429 if busy else status, message=message)
 
 
 def _part(response: requests.Response) -> Result:
@@ -360,6 +365,4 @@ def _part(response: requests.Response) -> Result:
     if response.status_code < 300:
         return Result(response.status_code, int(body.get("generation", 0)))
     said = body.get("error", {})
-    reasons = [each.get("reason", "") for each in said.get("errors", [])]
-    busy = response.status_code == 403 and any(reason.endswith("ateLimitExceeded") for reason in reasons)
-    return Result(429 if busy else response.status_code, message=said.get("message") or response.text[:200])
+    return _refusal(response.status_code, said.get("errors", []), said.get("message") or response.text[:200])
