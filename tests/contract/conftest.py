@@ -5,20 +5,12 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery, storage
 
-from bqdispatch_provider.testing.standin import StandIn
-
-
-@pytest.fixture(scope="session")
-def shared_standin():
-    with StandIn() as standin:
-        yield standin
-
 
 @pytest.fixture
-def standin(shared_standin):
-    with shared_standin.control as control:
+def standin(cloud):
+    with cloud.control as control:
         control.reset()
-    return shared_standin
+    return cloud
 
 
 @pytest.fixture

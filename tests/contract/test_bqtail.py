@@ -20,7 +20,6 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.testing import bqtail as module
 from bqdispatch_provider.testing.bqtail import TRACE_LABEL, BqTailSettings, StandInBqTail
-from bqdispatch_provider.testing.standin import StandIn
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 ONE_WINDOW = 60
@@ -28,25 +27,17 @@ TASKS, TRIGGER = "dispatch", "xx_bqtail"
 CHAIN_JOBS = {"copy with a trace": 1, "load with a trace": 1, "query with a trace": 1, "query without a trace": 1}
 
 
-@pytest.fixture(scope="module")
-def served():
-    with StandIn() as cloud:
-        yield cloud
+@pytest.fixture
+def control(control):
+    control.set_clock(NOON + 5)
+    for bucket in (TASKS, TRIGGER):
+        control.seed_objects(bucket, [])
+    return control
 
 
 @pytest.fixture
-def cloud(served):
-    with served.control as control:
-        control.reset()
-        control.set_clock(NOON + 5)
-        for bucket in (TASKS, TRIGGER):
-            control.seed_objects(bucket, [])
-        yield control
-
-
-@pytest.fixture
-def storage(served):
-    return Client(project="xx", credentials=AnonymousCredentials(), client_options={"api_endpoint": served.url})
+def storage(standin):
+    return Client(project="xx", credentials=AnonymousCredentials(), client_options={"api_endpoint": standin.url})
 
 
 @pytest.fixture
@@ -57,12 +48,12 @@ def session():
 
 
 @pytest.fixture
-def deploy(served, cloud, storage, session):
+def deploy(standin, control, storage, session):
     """A new BqTail and the dispatcher's part in it, to be played by hand."""
 
     def deploy(**settings):
         settings = BqTailSettings(f"gs://{TASKS}/Tasks/", TRIGGER, "xx", **settings)
-        return StandInBqTail(storage, session, served.url, settings), DispatcherByHand(storage)
+        return StandInBqTail(storage, session, standin.url, settings), DispatcherByHand(storage)
 
     return deploy
 
@@ -113,11 +104,11 @@ def why(account):
 # Exactly once
 
 
-def test_a_batched_chain_is_exactly_once(deploy, cloud):
+def test_a_batched_chain_is_exactly_once(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
     hand.fire(only(hand.waiting()))
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     assert bqtail.step() == 1
     hand.move_all_until_done(bqtail)
     account = bqtail.account()
@@ -159,14 +150,14 @@ def test_loaded_files_are_deleted_at_the_end_of_the_chain(deploy):
 # Windows
 
 
-def test_a_window_is_opened_once_for_several_files(deploy, cloud):
+def test_a_window_is_opened_once_for_several_files(deploy, control):
     bqtail, hand = deploy()
     files = [bqtail.put_file("ds.t") for _ in range(3)]
     window = only(hand.waiting())
     assert {file.window for file in files} == {window}
     assert WindowName.parse(window).end.timestamp() == NOON + ONE_WINDOW
     assert json.loads(hand.read(window))["event_id"] == files[0].event_id
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.fire(window)
     bqtail.step()
     hand.move_all_until_done(bqtail)
@@ -176,12 +167,12 @@ def test_a_window_is_opened_once_for_several_files(deploy, cloud):
     assert len(only(account.chains).files) == 3
 
 
-def test_each_window_loads_the_files_of_its_own_time_and_destination(deploy, cloud):
+def test_each_window_loads_the_files_of_its_own_time_and_destination(deploy, control):
     bqtail, hand = deploy()
     first, other = bqtail.put_file("ds.t"), bqtail.put_file("ds.t2")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     second = bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     for window in hand.waiting(".win"):
         hand.fire(window)
     assert bqtail.step() == 3
@@ -189,32 +180,32 @@ def test_each_window_loads_the_files_of_its_own_time_and_destination(deploy, clo
     assert loaded == {f.event_id: (f"gs://{TRIGGER}/{f.name}",) for f in (first, other, second)}
 
 
-def test_an_early_fired_window_is_waited_for(deploy, cloud):
+def test_an_early_fired_window_is_waited_for(deploy, control):
     bqtail, hand = deploy()
     early = bqtail.put_file("ds.t")
     hand.fire(only(hand.waiting()))
     assert bqtail.step() == 0
     assert f"was fired and lies in the trigger bucket as _batch_/{early.window}, not consumed" in why(bqtail.account())
     bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     assert bqtail.step() == 1
     assert len(only(bqtail.account().chains).files) == 2
 
 
-def test_a_late_event_finds_the_window_there_and_does_nothing(deploy, cloud):
+def test_a_late_event_finds_the_window_there_and_does_nothing(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
     before = hand.read(file.window)
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     bqtail.late_event(file)
     assert hand.waiting() == [file.window] and hand.read(file.window) == before
     assert bqtail.account().late_events == 1
 
 
-def test_a_late_event_opens_a_window_again_that_is_gone(deploy, cloud):
+def test_a_late_event_opens_a_window_again_that_is_gone(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.fire(file.window)
     bqtail.step()
     hand.drop(file.window)
@@ -233,10 +224,10 @@ def test_a_late_event_opens_a_window_again_that_is_gone(deploy, cloud):
     )
 
 
-def test_a_late_twin_is_harmless_once_the_files_are_gone(deploy, cloud):
+def test_a_late_twin_is_harmless_once_the_files_are_gone(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.fire(file.window)
     bqtail.step()
     hand.move_all_until_done(bqtail)
@@ -302,10 +293,10 @@ def test_a_second_delivery_that_changes_nothing_is_no_double(deploy):
     assert bqtail.account().ok and bqtail.account().job_counts()["refused"] == 1
 
 
-def test_a_window_delivered_twice_is_named_as_the_cause(deploy, cloud):
+def test_a_window_delivered_twice_is_named_as_the_cause(deploy, control):
     bqtail, hand = deploy(then=("insert",))
     file = bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     for _ in range(2):
         hand.fire(file.window)
         bqtail.step()
@@ -315,9 +306,9 @@ def test_a_window_delivered_twice_is_named_as_the_cause(deploy, cloud):
     assert why(account) == f"row streamed twice in chain {file.event_id} because window {file.window} arrived twice"
 
 
-def test_a_load_job_whose_answer_was_lost_counts_as_accepted(deploy, cloud):
+def test_a_load_job_whose_answer_was_lost_counts_as_accepted(deploy, control):
     bqtail, _ = deploy(window_s=0)
-    cloud.add_fault("bigquery.jobs.insert", "status", status=503, times=1, after=True)
+    control.add_fault("bigquery.jobs.insert", "status", status=503, times=1, after=True)
     bqtail.put_file("ds.t")
     assert list(bqtail.account().loads.values()) == [1]
 
@@ -344,14 +335,14 @@ def test_a_window_deleted_unfired_leaves_its_event_missing(deploy):
     )
 
 
-def test_a_waiting_trace_is_named_with_the_state_of_its_job(deploy, cloud):
+def test_a_waiting_trace_is_named_with_the_state_of_its_job(deploy, control):
     bqtail, hand = deploy(window_s=0, pending_ms=(1000, 1000), running_ms=(10_000, 10_000))
     bqtail.put_file("ds.t")
     trace = only(hand.waiting())
     assert why(bqtail.account()) == f"trace {trace} waits in the task folder; its job is PENDING"
-    cloud.advance(5)
+    control.advance(5)
     assert why(bqtail.account()).endswith("its job is RUNNING")
-    cloud.advance(10)
+    control.advance(10)
     assert why(bqtail.account()).endswith("its job is DONE")
     hand.move(trace)
     assert f"trace {trace} lies in the trigger bucket as _bqjob_/2026-03-01_12/{trace}.json" in why(bqtail.account())
@@ -365,10 +356,10 @@ def test_a_trace_deleted_unmoved_is_said_to_have_vanished(deploy):
     assert why(bqtail.account()).startswith(f"trace {trace} vanished without being consumed")
 
 
-def test_an_unreadable_body_is_counted_reported_and_deleted(deploy, cloud):
+def test_an_unreadable_body_is_counted_reported_and_deleted(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.trigger.blob(f"_batch_/{file.window}").upload_from_string(".")
     hand.trigger.blob("_bqjob_/x.json").upload_from_string('{"event_id": 1}')
     assert bqtail.step() == 2
@@ -392,13 +383,13 @@ def test_a_failed_job_ends_its_chain_with_a_message(deploy):
     assert "load job" in only(chain.messages) and "failed" in only(chain.messages)
 
 
-def test_a_trace_that_arrives_before_its_job_is_done_is_left_and_reported(deploy, cloud):
+def test_a_trace_that_arrives_before_its_job_is_done_is_left_and_reported(deploy, control):
     bqtail, hand = deploy(window_s=0, running_ms=(5_000, 5_000))
     bqtail.put_file("ds.t")
     hand.move(only(hand.waiting()))
     assert (bqtail.step(), bqtail.step()) == (0, 0)
     assert len(bqtail.account().early) == 1
-    cloud.advance(10)
+    control.advance(10)
     assert bqtail.step() == 1
 
 
@@ -417,13 +408,13 @@ def test_the_trace_is_there_before_its_job_is_submitted(deploy, session):
     assert TraceName.parse(only(traces)).job_id == job_id
 
 
-def test_only_jobs_with_a_trace_carry_the_label(deploy, cloud):
+def test_only_jobs_with_a_trace_carry_the_label(deploy, control):
     bqtail, hand = deploy(window_s=0, chain=("load",), running_ms=(5_000, 5_000))
     bqtail.put_file("ds.t")
-    cloud.advance(10)
+    control.advance(10)
     hand.move_all_until_done(bqtail)
-    assert cloud.peaks()["xx"]["query"] == 1
-    assert cloud.peaks(TRACE_LABEL)["xx"] == {**dict.fromkeys(cloud.peaks()["xx"], 0), "load": 1, "jobs": 1}
+    assert control.peaks()["xx"]["query"] == 1
+    assert control.peaks(TRACE_LABEL)["xx"] == {**dict.fromkeys(control.peaks()["xx"], 0), "load": 1, "jobs": 1}
 
 
 def test_the_same_seed_gives_the_same_jobs(deploy):
@@ -434,10 +425,10 @@ def test_the_same_seed_gives_the_same_jobs(deploy):
     assert labels[0] == labels[1] != labels[2]
 
 
-def test_a_call_that_fails_is_made_again_in_a_later_step(deploy, cloud):
+def test_a_call_that_fails_is_made_again_in_a_later_step(deploy, control):
     bqtail, hand = deploy(window_s=0)
     bqtail.put_file("ds.t")
-    cloud.add_fault("bigquery.jobs.insert", "status", status=403, times=1)
+    control.add_fault("bigquery.jobs.insert", "status", status=403, times=1)
     hand.move(only(hand.waiting()))
     assert (bqtail.step(), bqtail.step()) == (0, 1)
     hand.move_all_until_done(bqtail)
@@ -445,10 +436,10 @@ def test_a_call_that_fails_is_made_again_in_a_later_step(deploy, cloud):
     assert account.ok and len(account.errors) == 1
 
 
-def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy, cloud):
+def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy, control):
     bqtail, hand = deploy(window_s=0, chain=("load",))
     bqtail.put_file("ds.t")
-    cloud.add_fault("storage.objects.delete", "status", status=403, times=1, name="_bqjob_/*")
+    control.add_fault("storage.objects.delete", "status", status=403, times=1, name="_bqjob_/*")
     hand.move(only(hand.waiting()))
     assert (bqtail.step(), bqtail.step()) == (0, 1)
     assert bqtail.account().ok and hand.arrived() == []
@@ -471,11 +462,11 @@ def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy
     ],
 )
 @pytest.mark.parametrize("location", ["US", "europe-west1", ""])
-def test_destinations_of_every_form_go_through(deploy, cloud, dest, project, location):
+def test_destinations_of_every_form_go_through(deploy, control, dest, project, location):
     bqtail, hand = deploy(location=location)
     file = bqtail.put_file(dest)
     assert WindowName.parse(file.window).dest == dest
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.fire(file.window)
     bqtail.step()
     trace = TraceName.parse(only(hand.waiting("--dispatch")))
@@ -486,10 +477,10 @@ def test_destinations_of_every_form_go_through(deploy, cloud, dest, project, loc
     assert bqtail.account().ok
 
 
-def test_bodies_count_and_names_do_not(deploy, cloud):
+def test_bodies_count_and_names_do_not(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.copy(file.window, "_batch_/any")
     bqtail.step()
     number = 0
@@ -501,7 +492,7 @@ def test_bodies_count_and_names_do_not(deploy, cloud):
     assert number == 3 and bqtail.account().ok
 
 
-def test_prefixes_and_folders_are_settings(served, cloud, storage, session):
+def test_prefixes_and_folders_are_settings(standin, control, storage, session):
     config = DispatchConfig.from_dict(
         {
             "ProjectID": "xx",
@@ -513,7 +504,7 @@ def test_prefixes_and_folders_are_settings(served, cloud, storage, session):
         }
     )
     settings = BqTailSettings.for_dispatcher(config, window_s=0, chain=("load",), data_prefix="in/")
-    bqtail = StandInBqTail(storage, session, served.url, settings)
+    bqtail = StandInBqTail(storage, session, standin.url, settings)
     file = bqtail.put_file("ds.t")
     assert file.name.startswith("in/ds.t/")
     tasks, trigger = storage.bucket(TASKS), storage.bucket(TRIGGER)
@@ -540,12 +531,12 @@ def test_settings_that_make_no_chain_are_refused(wrong):
 # The account and the process
 
 
-def test_counters_follow_the_events(deploy, cloud):
+def test_counters_follow_the_events(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
     counters = bqtail.counters()
     assert (counters.events, counters.waiting, counters.running, counters.finished) == (1, 1, 0, 0)
-    cloud.advance(ONE_WINDOW)
+    control.advance(ONE_WINDOW)
     hand.fire(file.window)
     bqtail.step()
     assert (bqtail.counters().waiting, bqtail.counters().running, bqtail.counters().batches) == (0, 1, 1)
@@ -592,7 +583,7 @@ def test_run_steps_until_it_is_told_to_stop(deploy):
 
 
 @pytest.fixture
-def process(served, cloud, tmp_path):
+def process(standin, control, tmp_path):
     """Start it as a process; ends it when the test does not."""
     config = tmp_path / "dispatcher.json"
     places = {key: f"gs://{TASKS}/{key}/" for key in ("JournalURL", "ErrorURL")}
@@ -603,7 +594,7 @@ def process(served, cloud, tmp_path):
 
     def process(*options):
         command = [sys.executable, "-m", module.__name__, "--config", str(config), "--every", "0", "--settle", "0"]
-        hosts = {"STORAGE_EMULATOR_HOST": served.url, "BIGQUERY_EMULATOR_HOST": served.url}
+        hosts = {"STORAGE_EMULATOR_HOST": standin.url, "BIGQUERY_EMULATOR_HOST": standin.url}
         started.append(
             subprocess.Popen(
                 [*command, *options], env={**os.environ, **hosts}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
