@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
@@ -177,15 +178,16 @@ class DispatchReportOperator(BaseOperator):
                 journal.write_part(tidied, tidied.url)
                 parts[TIDIED] = [tidied]
             report = sight.report
-            for part in (part for each in parts.values() for part in each if part is not sight):
-                report.add_part(part.report)
+            for part in _each(parts):
+                if part is not sight:
+                    report.add_part(part.report)
             missing = self._account(report, parts)
             if report.started is not None:
                 report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
             dispatcher.write_performance(report)
             url = journal.write_document(report)
             if not missing:
-                journal.remove_parts(part for each in parts.values() for part in each)
+                journal.remove_parts(_each(parts))
         _log_document(self, report, url)
         if missing:
             raise AirflowFailException(f"{missing}; the report of all else is {url}")
@@ -200,7 +202,7 @@ class DispatchReportOperator(BaseOperator):
                 "and performance.json stays as it is: look at the BqDispatchSensor before this task, which has failed, "
                 "or uses another JournalURL"
             )
-        journal.remove_parts(part for each in parts.values() for part in each)
+        journal.remove_parts(_each(parts))
         return {**report.summary(), "document": journal.document_url}
 
     def _account(self, report: Report, parts: Mapping[str, Sequence[Part]]) -> str:
@@ -214,7 +216,7 @@ class DispatchReportOperator(BaseOperator):
         else:
             said = f"{report.listed} objects have {report.outcomes.total()} outcomes, so a share was given to two tasks"
         missing: Counter[str] = Counter()
-        for part in (part for each in parts.values() for part in each):
+        for part in _each(parts):
             sign = 1 if part.tidy is not None else -1
             missing.update({str(lane): sign * events for lane, events in part.lanes.items()})
         lanes = [lane for lane, events in missing.items() if events]
@@ -229,6 +231,11 @@ class DispatchReportOperator(BaseOperator):
         left_nothing = [task_id for task_id in lane_of if task_id not in parts]
         in_lane = [task_id for task_id in left_nothing if lane_of[task_id] in (None, *lanes)]
         return sorted(in_lane or left_nothing or lane_of)
+
+
+def _each(parts: Mapping[str, Sequence[Part]]) -> Iterator[Part]:
+    """The parts of all tasks."""
+    return chain.from_iterable(parts.values())
 
 
 def _log_document(operator: BaseOperator, report: Report, url: str) -> None:
