@@ -295,8 +295,9 @@ class StandInControl:
         """Create objects, and the bucket when it is missing.
 
         :param bucket: the bucket's name.
-        :param objects: names, or ``{"name", "content"?, "contentType"?, "metadata"?, "timeCreated"?}`` with the time in
-            seconds since the epoch.
+        :param objects: names, or ``{"name", "content"?, "contentType"?, "metadata"?, "timeCreated"?, "temporaryHold"?,
+            "eventBasedHold"?}`` with the time in seconds since the epoch. They take the place of what is there, which a
+            bucket with versioning or soft delete keeps.
         :returns: their generations, in the same order.
         """
         entries = [{"name": entry} if isinstance(entry, str) else dict(entry) for entry in objects]
@@ -383,6 +384,29 @@ class StandInControl:
         """
         self._call("POST", "faults/seed", {"seed": seed})
 
+    def refuse(
+        self, permission: str, *, bucket: str | None = None, prefix: str | None = None, project: str | None = None
+    ) -> None:
+        """Answer 403 to calls that need a permission.
+
+        :param permission: its name: one that Cloud Storage's methods need, or ``bigquery.jobs.get``, ``.list`` or
+            ``.listAll`` (lists for ``allUsers``).
+        :param bucket: on which bucket; on all when left out.
+        :param prefix: only on objects whose names begin with it; the bucket's own test still shows it as granted.
+        :param project: for BigQuery: in which project; in all when left out.
+        """
+        where = {"bucket": bucket, "prefix": prefix, "project": project}
+        given = {name: value for name, value in where.items() if value is not None}
+        self._call("POST", "refusals", {"permission": permission, **given})
+
+    def refusals(self) -> list[Json]:
+        """What is refused."""
+        return list(self._call("GET", "refusals")["refusals"])
+
+    def allow_all(self) -> None:
+        """Refuse no permission any more."""
+        self._call("DELETE", "refusals")
+
     def set_rewrite_calls(self, n: int) -> None:
         """Let rewrites take several calls, as those of large objects do.
 
@@ -400,7 +424,7 @@ class StandInControl:
         return dict(self._call("GET", f"peaks{query}")["peaks"])
 
     def reset(self) -> None:
-        """Empty everything: buckets, jobs, faults, counters; clock and latency are as at the start."""
+        """Empty everything: buckets, jobs, faults, refusals, counters; clock and latency are as at the start."""
         self._call("POST", "reset")
 
     def _call(self, method: str, path: str, body: Json | None = None) -> Json:

@@ -28,9 +28,8 @@ from bqdispatch_provider.testing.standin_api import (
     pick_top,
     split_path,
 )
+from bqdispatch_provider.testing.standin_permissions import CALLER, Permissions
 
-CALLER: Final = "standin@example.com"
-"""Whom the stand-in takes every caller for."""
 TYPES: Final = ("load", "copy", "query", "extract")
 SEED: Final = frozenset(
     (
@@ -372,8 +371,9 @@ def job_resource(job: Job, now: int, base: str) -> Json:
 class JobsApi:
     """Recognises BigQuery requests and answers them from :class:`Jobs`."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, permissions: Permissions) -> None:
         self.jobs = jobs
+        self.permissions = permissions
         self._calls: dict[tuple[str, str], tuple[str, Callable[..., Reply]]] = {
             ("POST", "*/jobs"): ("bigquery.jobs.insert", self._insert),
             ("GET", "*/jobs"): ("bigquery.jobs.list", self._list),
@@ -405,6 +405,7 @@ class JobsApi:
         return self._reply(request, self.jobs.insert(project, request.json()))
 
     def _get(self, request: Request, project: str, job_id: str) -> Reply:
+        self.permissions.require_jobs("bigquery.jobs.get", project)
         return self._reply(request, self.jobs.get(project, job_id, request.one("location")))
 
     def _reply(self, request: Request, job: Job) -> Reply:
@@ -435,6 +436,9 @@ class JobsApi:
         return Reply(200, body)
 
     def _list(self, request: Request, project: str) -> Reply:
+        self.permissions.require_jobs("bigquery.jobs.list", project)
+        if request.flag("allUsers"):
+            self.permissions.require_jobs("bigquery.jobs.listAll", project)
         mask = request.fields(LIST_FIELDS)
         states = frozenset(state.upper() for state in request.query.get("stateFilter", []))
         if not states <= {"PENDING", "RUNNING", "DONE"}:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from bqdispatch_provider.testing.standin_api import ApiError, Clock, Json, Operation, Reply, Request
 from bqdispatch_provider.testing.standin_bigquery import Jobs, JobsApi
 from bqdispatch_provider.testing.standin_buckets import Buckets
+from bqdispatch_provider.testing.standin_permissions import Permissions, Refusal
 from bqdispatch_provider.testing.standin_storage import StorageApi
 
 PREFIX: Final = "/_control/"
@@ -113,20 +114,22 @@ class State:
 
     def __init__(self, latency_ms: float = 0) -> None:
         self.clock = Clock()
-        self.buckets = Buckets(self.clock)
+        self.permissions = Permissions()
+        self.buckets = Buckets(self.clock, self.permissions)
         self.jobs = Jobs(self.clock)
         self.faults = Faults()
         self.requests = 0
         self.calls: Counter[str] = Counter()
         self.latency_ms = self._first_latency_ms = latency_ms
         # In the order in which they are asked for an operation: paths of buckets come last.
-        self.services = JobsApi(self.jobs), StorageApi(self.buckets)
+        self.services = JobsApi(self.jobs, self.permissions), StorageApi(self.buckets)
 
     def reset(self) -> None:
-        """Empty everything, stop all faults, and bring clock and latency back to what they were at the start."""
+        """Empty everything, stop faults and refusals, and bring clock and latency back to their start."""
         self.latency_ms = self._first_latency_ms
         self.buckets.clear()
         self.jobs.clear()
+        self.permissions.refusals.clear()
         self.faults.rules.clear()
         self.faults.random.seed(0)
         self.reset_counters()
@@ -157,6 +160,9 @@ class Control:
             ("POST", "faults"): self._add_faults,
             ("DELETE", "faults"): self._clear_faults,
             ("POST", "faults/seed"): self._seed_faults,
+            ("GET", "refusals"): self._list_refusals,
+            ("POST", "refusals"): self._add_refusal,
+            ("DELETE", "refusals"): self._clear_refusals,
             ("POST", "rewrite-calls"): self._rewrite_calls,
             ("GET", "peaks"): self._peaks,
             ("POST", "reset"): self._reset,
@@ -230,6 +236,18 @@ class Control:
         seed = int(_number(_body(request, "seed"), "seed", least=None))
         self.state.faults.random.seed(seed)
         return {"seed": seed}
+
+    def _list_refusals(self, request: Request) -> Json:
+        return {"refusals": self.state.permissions.shown()}
+
+    def _add_refusal(self, request: Request) -> Json:
+        refusal = Refusal.of(_body(request, "permission", "bucket", "prefix", "project"))
+        self.state.permissions.refusals.append(refusal)
+        return self._list_refusals(request)
+
+    def _clear_refusals(self, request: Request) -> Json:
+        self.state.permissions.refusals.clear()
+        return {}
 
     def _rewrite_calls(self, request: Request) -> Json:
         calls = int(_number(_body(request, "n"), "n", least=1))

@@ -32,25 +32,20 @@ from bqdispatch_provider.testing.standin_api import (
 )
 from bqdispatch_provider.testing.standin_buckets import (
     WRITABLE,
-    Bucket,
     Buckets,
-    Conditions,
-    Content,
-    StoredObject,
     Upload,
     check_bucket,
     check_name,
     merge,
     writable,
 )
+from bqdispatch_provider.testing.standin_objects import Bucket, Conditions, Content, Listing, StoredObject, Version
+from bqdispatch_provider.testing.standin_policies import retained_until
 
 CHUNK: Final = 256 * 1024
 """What a chunk of a resumable upload must be a multiple of ("Resumable uploads")."""
 
-_UNSET_OBJECT_FIELDS = (
-    "acl contexts customerEncryption hardDeleteTime isUnfinalized kmsKeyName owner restoreToken"
-    " retentionExpirationTime softDeleteTime timeDeleted"
-)
+_UNSET_OBJECT_FIELDS = "acl contexts customerEncryption isUnfinalized kmsKeyName owner restoreToken"
 """Fields that exist in the resource but that no object here has: a selection may name them."""
 
 
@@ -69,6 +64,10 @@ def _link(stored: StoredObject, base: str, root: str) -> str:
 def etag(stored: StoredObject) -> str:
     """Changes with every generation and metageneration."""
     return base64.b64encode(f"{stored.generation}/{stored.metageneration}".encode()).decode()
+
+
+def _time(millis: int | None) -> str | None:
+    return None if millis is None else rfc3339(millis)
 
 
 _OBJECT: Final[dict[str, Callable[[StoredObject, str], Any]]] = {
@@ -91,6 +90,10 @@ _OBJECT: Final[dict[str, Callable[[StoredObject, str], Any]]] = {
     "updated": lambda stored, base: rfc3339(stored.updated),
     "timeFinalized": lambda stored, base: rfc3339(stored.created),
     "timeStorageClassUpdated": lambda stored, base: rfc3339(stored.created),
+    "timeDeleted": lambda stored, base: _time(stored.noncurrent),
+    "softDeleteTime": lambda stored, base: _time(stored.soft_deleted),
+    "hardDeleteTime": lambda stored, base: _time(stored.hard_delete),
+    "retentionExpirationTime": lambda stored, base: _time(retained_until(stored)),
     **{key: (lambda stored, base, key=key: stored.properties.get(key)) for key in WRITABLE},  # type: ignore[misc]
     "storageClass": lambda stored, base: stored.properties.get("storageClass", "STANDARD"),
 }
@@ -111,11 +114,8 @@ def object_resource(stored: StoredObject, base: str, mask: Mask | None = None) -
     :param mask: what of it is wanted, and computed; everything when left out.
     """
     if mask is None or "*" in mask:
-        resource = {key: field(stored, base) for key, field in _OBJECT.items() if key not in WRITABLE}
-        if stored.components is None:
-            del resource["componentCount"]
-        else:
-            del resource["md5Hash"]
+        shown = {key: field(stored, base) for key, field in _OBJECT.items() if key not in WRITABLE}
+        resource = {key: value for key, value in shown.items() if value is not None}
         return {**resource, "storageClass": "STANDARD", **stored.properties}
     return compute(_OBJECT, stored, base, mask)
 
@@ -160,6 +160,7 @@ class StorageApi:
             ("PATCH", "*/o/*"): ("storage.objects.patch", self._change),
             ("PUT", "*/o/*"): ("storage.objects.update", self._change),
             ("DELETE", "*/o/*"): ("storage.objects.delete", self._delete),
+            ("POST", "*/o/*/restore"): ("storage.objects.restore", self._restore),
             ("POST", "*/o/*/compose"): ("storage.objects.compose", self._compose),
             ("POST", "*/o/*/copyTo/b/*/o/*"): ("storage.objects.copy", self._copy),
             ("POST", "*/o/*/rewriteTo/b/*/o/*"): ("storage.objects.rewrite", self._rewrite),
@@ -185,6 +186,9 @@ class StorageApi:
 
     def _json(self, request: Request, rest: str) -> Operation | None:
         shape, names = split_path(rest)
+        if shape == "*/iam/*" and names[1] == "testPermissions" and request.method == "GET":
+            run = partial(self._test_permissions, request, names[0])
+            return Operation("storage.buckets.testIamPermissions", run, ((names[0], ""),))
         if shape == "*/o/*" and request.method in ("GET", "HEAD") and request.one("alt") == "media":
             return self._download(request, *names)
         found = self._calls.get((request.method, shape))
@@ -192,12 +196,19 @@ class StorageApi:
             return None
         call, answer = found
         targets = tuple(zip_longest(names[::2], names[1::2], fillvalue="")) or (("", ""),)
-        return Operation(call, partial(answer, request, *names), targets, request.one("project") or "")
+        run = partial(self._permitted, call, targets, partial(answer, request, *names))
+        return Operation(call, run, targets, request.one("project") or "")
+
+    def _permitted(self, call: str, targets: tuple[tuple[str, str], ...], run: Callable[[], Reply]) -> Reply:
+        self.buckets.permissions.require_for(call, targets)
+        return run()
 
     # buckets
 
     def _bucket_insert(self, request: Request) -> Reply:
         body = request.json()
+        if request.flag("enableObjectRetention"):
+            body["objectRetention"] = {"mode": "Enabled"}
         bucket = self.buckets.create_bucket(str(body.pop("name", "")), request.one("project") or "", body)
         return Reply(200, bucket_resource(bucket, request.base))
 
@@ -223,40 +234,50 @@ class StorageApi:
         return Reply(200, pick(bucket_resource(bucket, request.base), request.fields()))
 
     def _bucket_change(self, request: Request, name: str) -> Reply:
-        bucket = self.buckets.bucket(name)
-        check_bucket(bucket, Conditions.of(request))
         changes = {key: value for key, value in request.json().items() if key != "name"}
-        bucket.properties = merge({} if request.method == "PUT" else bucket.properties, changes)
-        bucket.metageneration += 1
-        bucket.updated = self.buckets.clock.millis()
+        bucket = self.buckets.change_bucket(name, Conditions.of(request), changes, whole=request.method == "PUT")
         return Reply(200, pick(bucket_resource(bucket, request.base), request.fields()))
 
     def _bucket_delete(self, request: Request, name: str) -> Reply:
         self.buckets.delete_bucket(name, Conditions.of(request))
         return Reply(204)
 
+    def _test_permissions(self, request: Request, name: str) -> Reply:
+        """Which of the asked permissions the caller has on the bucket ("Buckets: testIamPermissions")."""
+        self.buckets.bucket(name)
+        asked = request.query.get("permissions")
+        if not asked:
+            raise ApiError(400, "Required parameter: permissions", "required")
+        body: Json = {"kind": "storage#testIamPermissionsResponse"}
+        granted = [permission for permission in asked if self.buckets.permissions.granted(permission, name)]
+        if granted:
+            body["permissions"] = granted
+        return Reply(200, body)
+
     # objects
 
     def _list(self, request: Request, bucket: str) -> Reply:
-        versioning = self.buckets.bucket(bucket).properties.get("versioning") or {}
-        # In a bucket without versioning, the live objects are all versions.
+        listing = Listing(
+            prefix=request.one("prefix") or "",
+            delimiter=request.one("delimiter") or "",
+            start=max((request.one("startOffset") or "", 0), _object_page_start(request)),
+            end=request.one("endOffset"),
+            limit=request.limit(),
+            trailing=request.flag("includeTrailingDelimiter"),
+            versions=request.flag("versions"),
+            soft_deleted=request.flag("softDeleted"),
+        )
+        every = listing.versions or listing.soft_deleted
+        if listing.versions and listing.soft_deleted:
+            raise ApiError(400, "versions and softDeleted cannot be set together.", "invalidParameter")
         for name, asked in (
-            ("versions", versioning.get("enabled") and request.flag("versions")),
-            ("softDeleted", request.flag("softDeleted")),
             ("matchGlob", request.one("matchGlob")),
+            ("includeTrailingDelimiter with versions or softDeleted", every and listing.trailing),
         ):
             if asked:
                 raise ApiError(501, f"The stand-in does not know {name}.")
         mask = request.fields(LIST_FIELDS)
-        page = self.buckets.page(
-            bucket,
-            prefix=request.one("prefix") or "",
-            delimiter=request.one("delimiter") or "",
-            start=max(request.one("startOffset") or "", _page_start(request)),
-            end=request.one("endOffset"),
-            limit=request.limit(),
-            trailing=request.flag("includeTrailingDelimiter"),
-        )
+        page = self.buckets.page(bucket, listing)
         body: Json = {"kind": "storage#objects"}
         item_mask = below(mask, "items")
         if page.objects and item_mask != {}:
@@ -264,21 +285,35 @@ class StorageApi:
         if page.prefixes:
             body["prefixes"] = page.prefixes
         if page.next_start is not None:
-            body["nextPageToken"] = _token(page.next_start)
+            body["nextPageToken"] = _object_token(page.next_start)
         return Reply(200, pick_top(body, mask))
 
     def _get(self, request: Request, bucket: str, name: str) -> Reply:
+        if request.flag("softDeleted"):
+            stored = self.buckets.soft_deleted(bucket, name, request.number("generation"))
+            Conditions.of(request).check(stored, reading=True)
+            return _object_reply(request, stored)
         stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request), reading=True)
         return _object_reply(request, stored)
 
     def _change(self, request: Request, bucket: str, name: str) -> Reply:
         conditions, generation, whole = Conditions.of(request), request.number("generation"), request.method == "PUT"
-        changed = self.buckets.change(bucket, name, generation, conditions, request.json(), whole=whole)
+        override = request.flag("overrideUnlockedRetention")
+        changed = self.buckets.change(
+            bucket, name, generation, conditions, request.json(), whole=whole, override_retention=override
+        )
         return _object_reply(request, changed)
 
     def _delete(self, request: Request, bucket: str, name: str) -> Reply:
         self.buckets.delete(bucket, name, request.number("generation"), Conditions.of(request))
         return Reply(204)
+
+    def _restore(self, request: Request, bucket: str, name: str) -> Reply:
+        for parameter in ("copySourceAcl", "restoreToken"):
+            if request.one(parameter) not in (None, "false"):
+                raise ApiError(501, f"The stand-in does not know {parameter}.")
+        restored = self.buckets.restore(bucket, name, request.number("generation"), Conditions.of(request))
+        return _object_reply(request, restored)
 
     def _copy(self, request: Request, source_bucket: str, source: str, bucket: str, name: str) -> Reply:
         mask = request.fields(OBJECT_FIELDS)
@@ -323,12 +358,14 @@ class StorageApi:
         return _object_reply(request, self.buckets.compose(bucket, name, request.json(), Conditions.of(request)))
 
     def _download(self, request: Request, bucket: str, name: str) -> Operation:
-        return Operation(
-            "storage.objects.get", partial(self._media, request, bucket, name), ((bucket, name),), batchable=False
-        )
+        call, targets = "storage.objects.get", ((bucket, name),)
+        run = partial(self._permitted, call, targets, partial(self._media, request, bucket, name))
+        return Operation(call, run, targets, batchable=False)
 
     def _media(self, request: Request, bucket: str, name: str) -> Reply:
         """The object's bytes, or a range of them, with the headers that clients check them by."""
+        if request.flag("softDeleted"):
+            raise ApiError(400, "The media of a soft-deleted object cannot be read.", "invalid")
         stored = self.buckets.get(bucket, name, request.number("generation"), Conditions.of(request), reading=True)
         data, properties = stored.content.data, stored.properties
         hashes = f"crc32c={stored.content.crc32c}"
@@ -388,7 +425,8 @@ class StorageApi:
                 400, "An upload is a POST with uploadType media, multipart or resumable.", "invalidParameter"
             )
         run, name = begin[kind](request, bucket)
-        return Operation("storage.objects.insert", run, ((bucket, name),), batchable=False)
+        call, targets = "storage.objects.insert", ((bucket, name),)
+        return Operation(call, partial(self._permitted, call, targets, run), targets, batchable=False)
 
     def _simple(self, request: Request, bucket: str) -> tuple[Callable[[], Reply], str]:
         return self._insertion(request, bucket, {}, request.body, request.headers.get("content-type"))
@@ -508,6 +546,17 @@ def split_multipart(body: bytes, content_type: str) -> list[tuple[dict[str, str]
 def _object_reply(request: Request, stored: StoredObject) -> Reply:
     resource = object_resource(stored, request.base, request.fields(OBJECT_FIELDS))
     return Reply(200, resource, {"ETag": etag(stored)})
+
+
+def _object_token(start: Version) -> str:
+    return _token(f"{start[1]}/{start[0]}")
+
+
+def _object_page_start(request: Request) -> Version:
+    generation, _, name = _page_start(request).partition("/")
+    if generation and not generation.isdecimal():
+        raise ApiError(400, "Invalid pageToken.", "invalidParameter")
+    return name, int(generation or 0)
 
 
 def _token(start: str) -> str:
