@@ -10,18 +10,28 @@ from bqdispatch_provider.names import TraceName, WindowName
 
 TASKS, TRIGGER, JOURNAL = "ops", "p_bqtail", "journal"
 FOLDER = "BqDispatch/Tasks/"
+SOFT_DELETE = {"softDeletePolicy": {"retentionDurationSeconds": "604800"}}
+VERSIONING = {"versioning": {"enabled": True}}
+LONG_AGO = 100 * 24 * 3600
 
 
 class World:
-    """One task folder, its trigger bucket and its jobs."""
+    """One task folder, its trigger bucket and its jobs.
 
-    def __init__(self, url, control):
+    :param keeping: the trigger bucket's ``softDeletePolicy`` or ``versioning``; by default a week of soft delete, as
+        new buckets have it. It is older than what a test puts in.
+    """
+
+    def __init__(self, url, control, keeping=SOFT_DELETE):
         self.url = url
         self.control = control
         self.client = Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": url})
         self.session = requests.Session()
-        for bucket in (TASKS, TRIGGER, JOURNAL):
-            self.client.create_bucket(bucket)
+        control.advance(-LONG_AGO)
+        for bucket, settings in ((TASKS, {}), (TRIGGER, keeping), (JOURNAL, {})):
+            made = self.session.post(f"{url}/storage/v1/b?project=p", json={"name": bucket, **settings})
+            made.raise_for_status()
+        control.advance(LONG_AGO)
         self._event = 1000
 
     def document(self, **more):

@@ -278,9 +278,10 @@ class StandInBqTail:
                 if body is None or not self._act(blob.name, body):
                     return False
                 self._acted.add(key)
-            # Exactly this generation: what was put in its place meanwhile is to be consumed too.
+            # Exactly this generation: what was put in its place meanwhile is to be consumed too. It is a condition and
+            # not the generation to delete, by which a bucket with versioning would keep nothing.
             with suppress(NotFound, PreconditionFailed):
-                blob.delete(if_generation_match=blob.generation)
+                self._trigger.delete_blob(blob.name, if_generation_match=blob.generation)
             self._acted.discard(key)
         except (GoogleAPIError, requests.RequestException) as error:
             log.warning("%s is left for the next step: %s", blob.name, error)
