@@ -61,6 +61,8 @@ class DispatchConfig:
     :param max_trigger_delay_ms: least time for which a fired window is kept, in milliseconds.
     :param post_job_prefix: where traces go in the trigger bucket, with slashes around it.
     :param batch_prefix: where windows go in the trigger bucket, with slashes around it.
+    :param on_doubt: what becomes of an event whose delivery can neither be proven nor excluded: ``deliver`` it again,
+        or ``quarantine`` it.
     :param slack_credentials: where the Slack token lies; ``None``: no Slack.
     :param url: where the document was read; ``None`` when it was given in place.
     :param variables: the variables that it was read with.
@@ -79,6 +81,7 @@ class DispatchConfig:
     max_trigger_delay_ms: int = 120_000
     post_job_prefix: str = "/_bqjob_/"
     batch_prefix: str = "/_batch_/"
+    on_doubt: str = "deliver"
     slack_credentials: SlackCredentials | None = None
     url: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -329,6 +332,14 @@ def _minutes(reading: _Reading, key: str) -> float | None:
     return value
 
 
+def _doubt(reading: _Reading, key: str) -> str | None:
+    word = _string(reading, key)
+    if word is not None and word not in ("deliver", "quarantine"):
+        reading.wrong(key, word, "deliver or quarantine")
+        return None
+    return word
+
+
 def _slack(reading: _Reading, key: str) -> SlackCredentials | None:
     value = reading.document.get(key)
     if value is None:
@@ -357,5 +368,6 @@ _KEYS: dict[str, tuple[str, Callable[[_Reading, str], Any]]] = {
     "MaxTriggerDelayMs": ("max_trigger_delay_ms", _count),
     "PostJobPrefix": ("post_job_prefix", _prefix),
     "BatchPrefix": ("batch_prefix", _prefix),
+    "OnDoubt": ("on_doubt", _doubt),
     "SlackCredentials": ("slack_credentials", _slack),
 }

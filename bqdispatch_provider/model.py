@@ -53,6 +53,13 @@ def lane_of(action: str) -> Lane:
     return Lane.SQL if action == "query" else Lane.JOBS
 
 
+CREATED = "bqdispatch-created"
+"""Metadata of an object that was given a new generation: when its first one was created, in Unix seconds."""
+
+OWNER = "bqdispatch-owner"
+"""Metadata of what a dispatcher wrote into the task folder: which one it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """One generation of an object.
@@ -63,6 +70,7 @@ class StoredObject:
     :param crc32c: checksum of the content, base64; empty where the listing did not say.
     :param size: bytes.
     :param metadata: custom metadata.
+    :param held: what forbids its deletion, in words; empty: nothing.
     """
 
     name: str
@@ -71,6 +79,12 @@ class StoredObject:
     crc32c: str = ""
     size: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    held: str = ""
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it was given a new generation because an earlier delivery of it could not be excluded."""
+        return CREATED in self.metadata
 
     def same_content(self, other: StoredObject) -> bool:
         """Tell whether both hold the same bytes, by checksum and size."""
@@ -135,7 +149,7 @@ class Sentinel:
                 window,
                 claimed,
                 datetime.fromtimestamp(float(fired), UTC) if fired else None,
-                said.get("bqdispatch-owner", ""),
+                said.get(OWNER, ""),
             )
         except (KeyError, ValueError, OverflowError, OSError):
             return cls(stored, None, stored.created, stored.created if stored.size <= 1 else None)
@@ -145,14 +159,15 @@ class Sentinel:
         """The metadata of a sentinel that claims a window's generation."""
         return {
             "bqdispatch-window": str(window),
-            "bqdispatch-owner": owner,
+            OWNER: owner,
             "bqdispatch-claimed": f"{now.timestamp():.3f}",
         }
 
-    def fire(self, target: int, now: datetime) -> dict[str, str]:
-        """The metadata of this sentinel once its window has been copied to ``target``, a generation."""
+    def fire(self, window: int, target: int, now: datetime) -> dict[str, str]:
+        """The metadata of this sentinel once its window's generation has been copied to ``target``, a generation."""
         return {
             **self.object.metadata,
+            "bqdispatch-window": str(window),
             "bqdispatch-fired": f"{now.timestamp():.3f}",
             "bqdispatch-target": str(target),
         }
@@ -181,6 +196,7 @@ class Listing:
 
     :param now: the storage server's time of the listing.
     :param orphans: sentinels whose window is not there.
+    :param intents: what dispatchers have written down before they moved it.
     :param ignored: how many are BqTail's bookkeeping, or sentinels that stand beside their window.
     :param unknown: names that are none of these, with the reason.
     """
@@ -189,11 +205,19 @@ class Listing:
     traces: tuple[Trace, ...] = ()
     windows: tuple[Window, ...] = ()
     orphans: tuple[Sentinel, ...] = ()
+    intents: tuple[StoredObject, ...] = ()
     ignored: int = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.traces) + len(self.windows) + len(self.orphans) + self.ignored + len(self.unknown)
+        return (
+            len(self.traces)
+            + len(self.windows)
+            + len(self.orphans)
+            + len(self.intents)
+            + self.ignored
+            + len(self.unknown)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +227,14 @@ class Snapshot:
     :param jobs: the jobs that were found, by key; one that is missing is not known to BigQuery.
     :param errors: projects whose jobs could not be looked at, with what BigQuery said.
     :param recent: IDs of jobs created since the windows that are not accounted for yet were fired, with their creation.
+    :param spent: intents of which nothing is left to move.
     """
 
     listing: Listing
     jobs: Mapping[JobKey, Job] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     recent: Mapping[str, datetime] = field(default_factory=dict)
+    spent: tuple[StoredObject, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +244,14 @@ class Event:
     :param name: path below the task folder.
     :param created: the trace's creation, which gives the hour of its target's folder.
     :param location: where the trace's job ran.
+    :param doubted: whether an earlier delivery of it has to be excluded first.
     """
 
     name: str
     generation: int
     created: datetime
     location: str = ""
+    doubted: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -232,7 +260,8 @@ class Event:
 
     def to_json(self) -> list[Any]:
         """A compact form for XCom."""
-        return [self.name, self.generation, self.created.timestamp(), self.location]
+        doubted = [True] if self.doubted else []
+        return [self.name, self.generation, self.created.timestamp(), self.location, *doubted]
 
     @classmethod
     def from_json(cls, document: Iterable[Any]) -> Event:
@@ -241,8 +270,9 @@ class Event:
         :raises ValueError: when it is something else.
         """
         try:
-            name, generation, created, location = document
-            return cls(str(name), int(generation), datetime.fromtimestamp(float(created), UTC), str(location))
+            name, generation, created, location, *doubted = document
+            at = datetime.fromtimestamp(float(created), UTC)
+            return cls(str(name), int(generation), at, str(location), doubted == [True])
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"not an event: {document!r}; expected [name, generation, created, location] as the sensor wrote it"
@@ -306,7 +336,8 @@ class Tidy:
     """What is to be put in order beside dispatching.
 
     :param quarantines: what to set aside under ``ErrorURL``.
-    :param stale: windows, then sentinels, that have been fired and kept long enough, as name and generation.
+    :param stale: windows, then sentinels, that have been fired and kept long enough, then intents of which nothing is
+        left to move, as name and generation.
     """
 
     quarantines: tuple[Quarantine, ...] = ()

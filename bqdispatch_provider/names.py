@@ -17,6 +17,9 @@ _TRACE = re.compile(
 )
 _WINDOW = re.compile(r"(?P<dest>.+)_(?P<hash>[^_]+)_(?P<end>0|[1-9][0-9]{0,11})\.win", re.DOTALL)
 _DEST_PROJECT = re.compile(r"(?P<project>.+)[.:][^.:]+\.[^.:]+", re.DOTALL)
+INTENTS = "intents/"
+"""Folder in the task folder where dispatchers write down what they are about to move."""
+
 _TO_UNDERSCORE = str.maketrans("$:.", "___")
 
 

@@ -27,7 +27,7 @@ from bqdispatch_provider.model import (
     counter_of,
     lane_of,
 )
-from bqdispatch_provider.names import TraceName, WindowName, as_job_id, is_bookkeeping
+from bqdispatch_provider.names import INTENTS, TraceName, WindowName, as_job_id, is_bookkeeping
 
 MIN_AGE = timedelta(seconds=3)
 """A younger object waits for the next cycle: BqTail writes the trace before it submits (docs/protocol.md, "Timing")."""
@@ -39,7 +39,8 @@ UNSEEN_FOR = timedelta(minutes=1)
 """How long a fired window, or a trace without its job, counts as an active job that is not to be seen yet."""
 
 CLAIM_TIMEOUT = timedelta(minutes=3)
-"""After this a claimed window that was not fired is taken up again: longer than a dispatcher goes on without asking."""
+"""After this a window that was claimed and not fired, or a trace that was to be moved, is taken up again by whoever
+sees it first: longer than a dispatcher goes on without asking. Only patience rests on it (``moves``)."""
 
 KEEP_WINDOW = timedelta(hours=1)
 """How long a fired window is kept, so that a late storage event finds it and does nothing."""
@@ -58,12 +59,15 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
     traces: list[Trace] = []
     windows: list[tuple[StoredObject, WindowName]] = []
     sentinels: dict[str, Sentinel] = {}
+    intents: list[StoredObject] = []
     ignored = 0
     unknown: dict[str, str] = {}
     for stored in objects:
         name = stored.name
         try:
-            if is_bookkeeping(name):
+            if name.startswith(INTENTS):
+                intents.append(stored)
+            elif is_bookkeeping(name):
                 ignored += 1
             elif name.endswith(".win"):
                 windows.append((stored, WindowName.parse(name)))
@@ -80,7 +84,7 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
         for stored, parsed in windows
     )
     ignored += sum(window.sentinel is not None for window in with_sentinels)
-    return Listing(now, tuple(traces), with_sentinels, tuple(sentinels.values()), ignored, unknown)
+    return Listing(now, tuple(traces), with_sentinels, tuple(sentinels.values()), tuple(intents), ignored, unknown)
 
 
 def due(window: Window, now: datetime) -> bool:
@@ -100,7 +104,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     """
     planning = _Planning(now)
     planning.outcomes[Outcome.UNKNOWN] += len(snapshot.listing.unknown)
-    planning.outcomes[Outcome.IGNORED] += snapshot.listing.ignored
+    planning.outcomes[Outcome.IGNORED] += snapshot.listing.ignored + len(snapshot.listing.intents)
     for trace in snapshot.listing.traces:
         planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors)
     blind = snapshot.errors.keys() if config.max_concurrent_jobs else set()
@@ -112,11 +116,12 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     for window in unseen(snapshot.listing, snapshot.recent, now):
         planning.active[window.project, False] += 1
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
+    spent = ((intent.name, intent.generation) for intent in snapshot.spent)
     return Plan(
         now=now,
         events={lane: tuple(planning.events[lane]) for lane in Lane},
         listed=len(snapshot.listing),
-        tidy=Tidy(tuple(planning.quarantines), (*planning.stale_windows, *planning.stale_sentinels)),
+        tidy=Tidy(tuple(planning.quarantines), (*planning.stale_windows, *planning.stale_sentinels, *spent)),
         outcomes={outcome: number for outcome, number in planning.outcomes.items() if number},
         counts={
             project: {gauge: dict(counter) for gauge, counter in gauges.items()}
@@ -125,9 +130,12 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
         projects=dict(Counter(trace.project for trace in snapshot.listing.traces)),
         not_found=dict(planning.not_found),
         unknown=snapshot.listing.unknown,
-        errors=tuple(
-            f"the jobs of project {project!r} cannot be looked at, so its traces wait: {said}"
-            for project, said in sorted(snapshot.errors.items())
+        errors=(
+            *(
+                f"the jobs of project {project!r} cannot be looked at, so its traces wait: {said}"
+                for project, said in sorted(snapshot.errors.items())
+            ),
+            *sorted(planning.held),
         ),
     )
 
@@ -197,6 +205,7 @@ class _Planning:
     quarantines: list[Quarantine] = field(default_factory=list)
     stale_windows: list[tuple[str, int]] = field(default_factory=list)
     stale_sentinels: list[tuple[str, int]] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
 
     def trace(self, trace: Trace, job: Job | None, project_failed: bool) -> None:
@@ -216,8 +225,8 @@ class _Planning:
             self.not_found[trace.project] += 1
         elif job.state == "DONE":
             stored = trace.object
-            event = Event(stored.name, stored.generation, stored.created, job.location)
-            self.candidates.append(_Candidate(stored.created, event, trace.project, lane, counter))
+            event = Event(stored.name, stored.generation, stored.created, job.location, stored.doubted)
+            self._candidate(_Candidate(stored.created, event, trace.project, lane, counter), stored.held)
         else:
             running = job.state == "RUNNING"
             self.outcomes[Outcome.RUNNING if running else Outcome.PENDING] += 1
@@ -227,7 +236,7 @@ class _Planning:
         stored, sentinel = window.object, window.sentinel
         if sentinel is not None and sentinel.fired is not None:
             if not self._is_twin(window, sentinel):
-                if sentinel.window is not None and self.now - sentinel.fired > keep:
+                if sentinel.window is not None and self.now - sentinel.fired > keep and not stored.held:
                     self.stale_windows.append((stored.name, stored.generation))
                 self.outcomes[Outcome.IGNORED] += 1
             else:
@@ -254,9 +263,17 @@ class _Planning:
         elif blind:
             self.outcomes[Outcome.ERROR] += 1
         else:
-            event = Event(stored.name, stored.generation, stored.created)
-            since = window.name.end
-            self.candidates.append(_Candidate(since, event, window.project, Lane.WINDOWS, BATCH_JOBS))
+            event = Event(stored.name, stored.generation, stored.created, doubted=stored.doubted)
+            candidate = _Candidate(window.name.end, event, window.project, Lane.WINDOWS, BATCH_JOBS)
+            self._candidate(candidate, stored.held)
+
+    def _candidate(self, candidate: _Candidate, held: str) -> None:
+        if held:
+            # What cannot be deleted would be delivered again and again.
+            self.outcomes[Outcome.ERROR] += 1
+            self.held.append(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")
+        else:
+            self.candidates.append(candidate)
 
     @staticmethod
     def _is_twin(window: Window, sentinel: Sentinel) -> bool:
@@ -304,7 +321,15 @@ def target_of(event: Event, lane: Lane, config: DispatchConfig) -> str:
 
 
 def other_target(target: str, generation: int) -> str:
-    """The name for an event whose usual target is taken by other content; the same again when it is that already."""
+    """The name for an event whose usual target is taken by other content."""
     stem, dot, ending = target.rpartition(".")
-    mark = f"_{generation}"
-    return target if stem.endswith(mark) else f"{stem}{mark}{dot}{ending}"
+    return f"{stem}_{generation}{dot}{ending}"
+
+
+def is_target(name: str, target: str) -> bool:
+    """Tell whether an object lies where an event goes: at its usual target, or at an other one of any generation."""
+    stem, dot, ending = target.rpartition(".")
+    beside = name.removeprefix(f"{stem}_").removesuffix(f"{dot}{ending}")
+    return name == target or (
+        len(beside) < len(name) and name == f"{stem}_{beside}{dot}{ending}" and beside.isdecimal()
+    )

@@ -1,7 +1,7 @@
 """The task store: the only room that talks to Cloud Storage.
 
 Copies, deletes and claims travel in batch calls, each with generation preconditions; every call's own answer comes
-back as a :class:`Result`, and it is the caller who decides what a refused precondition means.
+back as a :class:`Result`, and it is the caller who decides what a refused precondition, or a lost answer, means.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
-from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, RetryError
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from bqdispatch_provider.model import StoredObject
+from bqdispatch_provider.model import CREATED, StoredObject
 
 # The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
 # storage.buckets.get, which nothing here needs.
@@ -34,12 +35,19 @@ log = logging.getLogger(__name__)
 BATCH_SIZE = 100
 """Calls in a batch request at most (Cloud Storage, "Batch requests")."""
 
+STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
+"""What a call to Cloud Storage may raise, once all patience is over."""
+
 _TIMEOUT = (5.0, 30.0)
 _RETRY = DEFAULT_RETRY.with_timeout(30.0)
-_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_LOST = frozenset({0, 408, 500, 502, 503, 504})
+_RETRIED = _LOST | {429}
 _PATIENCE = 30.0
 _NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, TransportError)
 _FIELDS = "name,generation,timeCreated,crc32c,size,metadata"
+_HOLDS = "temporaryHold,eventBasedHold,retentionExpirationTime"
+_KEPT_NONCURRENT = timedelta(days=1)
+"""Lifecycle rules, which may delete noncurrent versions, count in days."""
 
 Stamp = tuple[str, int, str, int, Mapping[str, str]]
 """An object to write beside another: the source's name and generation, the name to write, the generation that it
@@ -51,13 +59,18 @@ class Result:
     """What one call came to.
 
     :param status: HTTP status; 0 when there was no answer.
-    :param generation: of the object that was written.
+    :param body: the answer's JSON: the object that was written.
     :param message: what the service said.
     """
 
     status: int
-    generation: int = 0
+    body: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+
+    @property
+    def generation(self) -> int:
+        """Of the object that was written; 0 when none was."""
+        return int(self.body.get("generation") or 0)
 
     @property
     def ok(self) -> bool:
@@ -69,16 +82,25 @@ class Result:
         """Whether a precondition failed or the object was not there: both ends have to be looked at again."""
         return self.status in (404, 412)
 
+    @property
+    def lost(self) -> bool:
+        """Whether nobody knows if the call was carried out: there was no answer, or the service failed on it."""
+        return self.status in _LOST
+
     def __str__(self) -> str:
         return f"{self.status or 'no answer'} {self.message}".strip()
 
 
+class _TooBusy(Exception):
+    """Some calls are to be tried again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call, once to be deferred into a batch and once on its own."""
+    """One call, once to be deferred into a batch and once on its own, which gives the answer's JSON."""
 
     deferred: Callable[[], object]
-    alone: Callable[[], Blob | None]
+    alone: Callable[[], Mapping[str, Any] | None]
 
 
 class TaskStore:
@@ -94,6 +116,8 @@ class TaskStore:
         self._tasks, self._folder = place(client, task_url)
         self._trigger = client.bucket(trigger_bucket)
         self._batches = True
+        self._settings: Mapping[str, Any] | None = None
+        self._lists_soft_deleted = True
         self._clock: tuple[float, float] | None = None
         client._http.hooks["response"].append(self._note_time)
 
@@ -121,15 +145,16 @@ class TaskStore:
         """The URL of an object of the task folder."""
         return f"gs://{self._tasks.name}/{self._folder}{name}"
 
-    def listing(self) -> tuple[datetime, list[StoredObject]]:
+    def listing(self, under: str = "") -> tuple[datetime, list[StoredObject]]:
         """Everything in the task folder, and the server's time when the listing began: one request per 1,000 objects.
 
+        :param under: a folder in it; by default all.
         :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
         """
         pages = self._client.list_blobs(
             self._tasks,
-            prefix=self._folder or None,
-            fields=f"items({_FIELDS}),nextPageToken",
+            prefix=f"{self._folder}{under}" or None,
+            fields=f"items({_FIELDS},{_HOLDS}),nextPageToken",
             page_size=1000,
             retry=_RETRY,
         ).pages
@@ -138,12 +163,13 @@ class TaskStore:
         skip = len(self._folder)
         for page in pages:
             began = began or self.now()
-            found.extend(_stored(blob, skip) for blob in page)
+            found.extend(_task(blob._properties, skip, began) for blob in page)
         return began or self.now(), found
 
     def look(self, name: str) -> StoredObject | None:
         """The object of the task folder as it is now; ``None`` when it is not there."""
-        return _look(self._tasks, f"{self._folder}{name}", len(self._folder))
+        item = _look(self._tasks, f"{self._folder}{name}")
+        return None if item is None else _task(item, len(self._folder))
 
     def look_at_target(self, name: str, to: str | None = None) -> StoredObject | None:
         """The object that a copy would make, as it is now; ``None`` when it is not there.
@@ -151,10 +177,13 @@ class TaskStore:
         :param to: URL of the folder that was copied to; by default the trigger bucket.
         """
         bucket, prefix = self._target(to)
-        return _look(bucket, f"{prefix}{name}", len(prefix))
+        item = _look(bucket, f"{prefix}{name}")
+        return None if item is None else _stored(item, len(prefix))
 
     def copy(self, copies: Sequence[tuple[str, int, str]], to: str | None = None) -> list[Result]:
         """Copy exact generations of the task folder's objects, each only onto a name that is free.
+
+        Into the trigger bucket a copy whose answer is lost is not made again: it may be there, and consumed already.
 
         :param copies: name below the task folder, its generation, and the target's name; at most 100.
         :param to: URL of the folder to copy to; by default the trigger bucket.
@@ -172,10 +201,93 @@ class TaskStore:
                 lambda: _rewrite(source, bucket.blob(f"{prefix}{target}"), guards),
             )
 
-        return self._run([call(*each) for each in copies])
+        return self._run([call(*each) for each in copies], _RETRIED if to is not None else _RETRIED - _LOST)
 
     def _target(self, to: str | None) -> tuple[Bucket, str]:
         return (self._trigger, "") if to is None else place(self._client, to)
+
+    def versions(self, names: Sequence[str]) -> list[list[StoredObject] | Result]:
+        """What lies, or has lain, in the trigger bucket under names that begin so; a :class:`Result` where that cannot
+        be told.
+
+        Live and noncurrent versions are looked at before soft-deleted ones: what is deleted meanwhile is then seen
+        twice and not never (Cloud Storage, "Objects: list", ``versions`` and ``softDeleted``).
+
+        :param names: at most 100.
+        """
+        found: list[list[StoredObject] | Result] = [[] for _ in names]
+        for which in ("versions", "softDeleted"):
+            asked = [{"prefix": name, which: "true", "fields": f"items({_FIELDS}),nextPageToken"} for name in names]
+            left = list(range(len(names)))
+            while left:
+                token: list[int] = []
+                for index, result in zip(left, self._run([self._list_call(asked[each]) for each in left]), strict=True):
+                    before = found[index]
+                    if isinstance(before, Result):
+                        continue
+                    if which == "softDeleted" and result.status in (400, 412, 501):
+                        self._lists_soft_deleted = False
+                        continue
+                    if not result.ok:
+                        found[index] = result
+                        continue
+                    before.extend(_stored(item) for item in result.body.get("items", ()))
+                    if result.body.get("nextPageToken"):
+                        asked[index]["pageToken"] = result.body["nextPageToken"]
+                        token.append(index)
+                left = token
+        return found
+
+    def _list_call(self, query: Mapping[str, str]) -> _Call:
+        def ask() -> Mapping[str, Any]:
+            answer: Mapping[str, Any] = self._client._get_resource(
+                f"{self._trigger.path}/o", query_params=dict(query), retry=None, timeout=_TIMEOUT
+            )
+            return answer
+
+        return _Call(ask, ask)
+
+    def keeps_deleted(self, since: datetime) -> bool:
+        """Whether all that was deleted from the trigger bucket since a moment is still to be seen by :meth:`versions`.
+
+        It is not where the bucket neither soft-deletes nor keeps versions, nor where the account may not tell
+        (``storage.buckets.get``).
+        """
+        if self._settings is None:
+            try:
+                self._settings = self._client._get_resource(
+                    self._trigger.path,
+                    query_params={"fields": "softDeletePolicy,versioning"},
+                    retry=_RETRY,
+                    timeout=_TIMEOUT,
+                )
+            except GoogleAPICallError as error:
+                log.warning("It cannot be told whether bucket %r keeps what was deleted: %s", self._trigger.name, error)
+                self._settings = {}
+        age = self.now() - since
+        policy = self._settings.get("softDeletePolicy") or {}
+        seconds = int(policy.get("retentionDurationSeconds") or 0)
+        if seconds and age < timedelta(seconds=seconds) and self._lists_soft_deleted:
+            return datetime.fromisoformat(policy.get("effectiveTime") or "1970-01-01T00:00:00Z") <= since
+        return bool((self._settings.get("versioning") or {}).get("enabled")) and age < _KEPT_NONCURRENT
+
+    def lacking(self) -> list[str]:
+        """The permissions that the account needs to dispatch and has not, in words; empty when it has all.
+
+        (Cloud Storage, "Buckets: testIamPermissions", which needs no permission itself.)
+        """
+        needed = {self._tasks: ("list", "get", "create", "delete"), self._trigger: ("create", "get", "list")}
+        lacking: list[str] = []
+        for bucket, verbs in needed.items():
+            permissions = [f"storage.objects.{verb}" for verb in verbs]
+            try:
+                granted = bucket.test_iam_permissions(permissions, timeout=_TIMEOUT, retry=_RETRY)
+            except GoogleAPICallError as error:
+                # An emulator need not know the call; a bucket that is not there is told by the move itself.
+                log.debug("The permissions on bucket %r cannot be asked for: %s", bucket.name, error)
+                continue
+            lacking += [f"{each} on bucket {bucket.name!r}" for each in permissions if each not in granted]
+        return lacking
 
     def delete(self, objects: Sequence[tuple[str, int]]) -> list[Result]:
         """Delete exactly these generations of the task folder's objects.
@@ -203,7 +315,7 @@ class TaskStore:
         """
 
         def call(name: str, generation: int, target: str, replaces: int, metadata: Mapping[str, str]) -> _Call:
-            def compose() -> Blob:
+            def compose() -> Mapping[str, Any]:
                 stamped = self._tasks.blob(f"{self._folder}{target}")
                 stamped.metadata = dict(metadata)
                 stamped.content_type = "application/json"
@@ -215,30 +327,34 @@ class TaskStore:
                     retry=None,
                     timeout=_TIMEOUT,
                 )
-                return stamped
+                properties: Mapping[str, Any] = stamped._properties
+                return properties
 
             return _Call(compose, compose)
 
         return self._run([call(*each) for each in stamps])
 
-    def _run(self, calls: Sequence[_Call]) -> list[Result]:
-        """Carry out calls, again and again those that the service was too busy for, until patience is over."""
+    def _run(self, calls: Sequence[_Call], retried: Set[int] = _RETRIED) -> list[Result]:
+        """Carry out calls, again and again those that came to a status that passes, until patience is over.
+
+        :param retried: the statuses that pass.
+        """
         if len(calls) > BATCH_SIZE:
             raise ValueError(f"{len(calls)} calls in one batch; Cloud Storage takes {BATCH_SIZE}")
         results = [Result(0)] * len(calls)
         left = list(range(len(calls)))
-        until = time.monotonic() + _PATIENCE
-        delay = 0.2
-        while left:
+
+        def attempt() -> None:
             for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
                 results[index] = result
-            left = [index for index in left if results[index].status in _RETRIED or results[index].status == 0]
-            if left and time.monotonic() + delay > until:
-                break
+            left[:] = [index for index in left if results[index].status in retried]
             if left:
                 log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])
-                time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  (spreads load, hides nothing)
-                delay = min(delay * 2, 8.0)
+                raise _TooBusy
+
+        again = Retry(if_exception_type(_TooBusy), initial=0.2, maximum=8.0, multiplier=2.0, timeout=_PATIENCE)
+        with suppress(_TooBusy, RetryError):
+            again(attempt)()
         return results
 
     def _once(self, calls: Sequence[_Call]) -> list[Result]:
@@ -252,11 +368,13 @@ class TaskStore:
                 if error.code not in (404, 501):
                     return [_failure(error)] * len(calls)
             except _NO_ANSWER as error:
-                return [Result(0, message=f"{type(error).__name__}: {error}")] * len(calls)
+                return [Result(0, message=in_words(error))] * len(calls)
             except GoogleAuthError as error:
-                return [Result(401, message=f"{type(error).__name__}: {error}")] * len(calls)
+                return [Result(401, message=in_words(error))] * len(calls)
             except ValueError as error:  # the library's word for an answer without all of its parts
-                log.debug("The batch answer is not whole: %s", error)
+                log.warning("Cloud Storage gave no whole answer to a batch, going on with single calls: %s", error)
+                self._batches = False
+                return [Result(0, message=f"the batch's answer is not whole: {error}")] * len(calls)
             else:
                 return [_part(response) for response in batch._responses]
             log.info("Cloud Storage takes no batch calls here: going on with single ones")
@@ -270,14 +388,16 @@ class TaskStore:
         """
         return read_object(url, self._client)
 
-    def write_json(self, url: str, document: Any) -> None:
-        """Write a JSON document, over one that is there.
+    def write_json(self, url: str, document: Any) -> int:
+        """Write a JSON document, over one that is there, and give its generation.
 
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
         """
         bucket, name = place(self._client, url, folder=False)
         text = json.dumps(document, indent=1, ensure_ascii=False)
-        bucket.blob(name).upload_from_string(text, content_type="application/json", timeout=_TIMEOUT, retry=_RETRY)
+        blob = bucket.blob(name)
+        blob.upload_from_string(text, content_type="application/json", timeout=_TIMEOUT, retry=_RETRY)
+        return int(blob.generation)
 
     def names(self, url: str) -> Iterator[str]:
         """The URLs of the objects in a folder."""
@@ -292,6 +412,11 @@ class TaskStore:
             bucket.delete_blob(name, timeout=_TIMEOUT, retry=_RETRY)
         except NotFound:
             log.debug("%s is gone already", url)
+
+
+def in_words(error: BaseException) -> str:
+    """An error for a message."""
+    return f"{type(error).__name__}: {error}"
 
 
 def place(client: Client, url: str, *, folder: bool = True) -> tuple[Bucket, str]:
@@ -310,41 +435,64 @@ def read_object(url: str, client: Client | None = None) -> bytes:
     return content
 
 
-def _stored(blob: Blob, skip: int) -> StoredObject:
+def _stored(item: Mapping[str, Any], skip: int = 0) -> StoredObject:
+    """An object by its resource (Cloud Storage, "Objects")."""
     return StoredObject(
-        blob.name[skip:],
-        int(blob.generation),
-        blob.time_created,
-        blob.crc32c or "",
-        int(blob.size or 0),
-        blob.metadata or {},
+        item["name"][skip:],
+        int(item["generation"]),
+        datetime.fromisoformat(item["timeCreated"]),
+        item.get("crc32c", ""),
+        int(item.get("size", 0)),
+        item.get("metadata") or {},
     )
 
 
-def _look(bucket: Bucket, name: str, skip: int) -> StoredObject | None:
+def _task(item: Mapping[str, Any], skip: int, now: datetime | None = None) -> StoredObject:
+    """An object of the task folder, which stays as old as it was when it was given a new generation.
+
+    :param now: the server's time, to tell what is under a retention policy.
+    """
+    stored = _stored(item, skip)
+    if stored.doubted:
+        with suppress(ValueError, OverflowError, OSError):
+            stored = replace(stored, created=datetime.fromtimestamp(float(stored.metadata[CREATED]), UTC))
+    held = _held(item, now) if now is not None else ""
+    return replace(stored, held=held) if held else stored
+
+
+def _held(item: Mapping[str, Any], now: datetime) -> str:
+    for hold in ("temporaryHold", "eventBasedHold"):
+        if item.get(hold):
+            return f"a hold ({hold})"
+    until = item.get("retentionExpirationTime")
+    return f"a retention policy until {until}" if until and datetime.fromisoformat(until) > now else ""
+
+
+def _look(bucket: Bucket, name: str) -> Mapping[str, Any] | None:
     blob = bucket.get_blob(name, timeout=_TIMEOUT, retry=_RETRY)
-    return None if blob is None else _stored(blob, skip)
+    return None if blob is None else blob._properties
 
 
-def _rewrite(source: Blob, target: Blob, guards: Mapping[str, int]) -> Blob:
+def _rewrite(source: Blob, target: Blob, guards: Mapping[str, int]) -> Mapping[str, Any]:
     """Copy by as many calls as it takes: a rewrite that is not done has copied nothing yet that one can see."""
     token = None
     while True:
-        token, _, _ = target.rewrite(source, token=token, retry=_RETRY, timeout=_TIMEOUT, **guards)
+        token, _, _ = target.rewrite(source, token=token, retry=None, timeout=_TIMEOUT, **guards)
         if token is None:
-            return target
+            properties: Mapping[str, Any] = target._properties
+            return properties
 
 
 def _alone(call: _Call) -> Result:
     try:
-        written = call.alone()
+        body = call.alone()
     except GoogleAPICallError as error:
         return _failure(error)
     except _NO_ANSWER as error:
-        return Result(0, message=f"{type(error).__name__}: {error}")
+        return Result(0, message=in_words(error))
     except (GoogleAPIError, GoogleAuthError) as error:  # patience is over, or there are no credentials any more
-        return Result(401 if isinstance(error, GoogleAuthError) else 503, message=f"{type(error).__name__}: {error}")
-    return Result(200, int(written.generation or 0) if written is not None else 0)
+        return Result(401 if isinstance(error, GoogleAuthError) else 503, message=in_words(error))
+    return Result(200, body or {})
 
 
 def _failure(error: GoogleAPICallError) -> Result:
@@ -363,6 +511,6 @@ def _part(response: requests.Response) -> Result:
     except ValueError:
         body = {}
     if response.status_code < 300:
-        return Result(response.status_code, int(body.get("generation", 0)))
+        return Result(response.status_code, body)
     said = body.get("error", {})
     return _refusal(response.status_code, said.get("errors", []), said.get("message") or response.text[:200])

@@ -38,8 +38,9 @@ def test_a_hundred_copies_or_deletes_travel_in_one_request(world):
     world.traces(1000)
     world.control.reset_counters()
     world.cycle()
-    listing, jobs, first_move, batches = 1, 1, 2, 10 + 10
-    assert world.control.requests() <= listing + jobs + first_move + batches
+    listing, jobs, permissions, first_move, batches = 1, 1, 2, 2, 10 + 10
+    intent = 3  # written, others looked for, removed
+    assert world.control.requests() <= listing + jobs + permissions + first_move + batches + intent
 
 
 def test_an_empty_folder_costs_one_request(world):

@@ -21,7 +21,7 @@ from bqdispatch_provider.model import (
     Tidy,
 )
 from bqdispatch_provider.names import TraceName, WindowName
-from bqdispatch_provider.planning import classify, limits, other_target, plan, target_of
+from bqdispatch_provider.planning import classify, is_target, limits, other_target, plan, target_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -53,7 +53,7 @@ def sentinel(name, fired_ago=None, claimed_ago=None, generation=1):
     metadata = Sentinel.claim(generation, "someone", NOW - timedelta(seconds=claimed_ago or fired_ago))
     if fired_ago is not None:
         claim = Sentinel.of(stored(name.sentinel, fired_ago, 5, metadata))
-        metadata = claim.fire(9, NOW - timedelta(seconds=fired_ago))
+        metadata = claim.fire(generation, 9, NOW - timedelta(seconds=fired_ago))
     return stored(name.sentinel, fired_ago or claimed_ago, 5, metadata)
 
 
@@ -180,9 +180,25 @@ def test_the_date_folder_is_utc_whatever_the_machine_thinks():
     assert target_of(event, Lane.WINDOWS, config()) == f"_batch_/{event.name}"
 
 
-def test_the_other_target_carries_the_generation_once():
+def test_the_other_target_carries_the_generation():
     assert other_target("_bqjob_/h/x.json", 7) == "_bqjob_/h/x_7.json"
-    assert other_target("_bqjob_/h/x_7.json", 7) == "_bqjob_/h/x_7.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("_bqjob_/h/x.json", True),
+        ("_bqjob_/h/x_7.json", True),
+        ("_bqjob_/h/x_1700000000000001.json", True),
+        ("_bqjob_/h/x_7", False),
+        ("_bqjob_/h/x_y.json", False),
+        ("_bqjob_/h/x_.json", False),
+        ("_bqjob_/h/xx_7.json", False),
+        ("_bqjob_/h/x_7_8.json", False),
+    ],
+)
+def test_a_target_is_the_usual_one_or_one_beside_it(name, is_one):
+    assert is_target(name, "_bqjob_/h/x.json") == is_one
 
 
 def test_shares_travel_as_json_and_back():

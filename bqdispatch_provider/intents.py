@@ -1,0 +1,169 @@
+"""Intents: what a dispatcher writes down before it moves traces, so that nobody else moves them, now or after its end.
+
+A move is two calls, and BqTail deletes what it is given, so a copy that is not there proves nothing. An intent is a
+small object in the task folder, for up to 1,000 traces. Whoever is about to move first writes down what, then looks at
+what the others wrote: of two that want the same trace at least one sees the other, and leaves it. An intent that
+outlives its dispatcher tells that its traces may have been delivered: they are in doubt
+(:mod:`bqdispatch_provider.moves`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime
+
+from google.api_core.exceptions import NotFound
+
+from bqdispatch_provider.model import Event, StoredObject
+from bqdispatch_provider.names import INTENTS
+from bqdispatch_provider.planning import CLAIM_TIMEOUT
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, in_words
+
+log = logging.getLogger(__name__)
+
+MOST = 1000
+"""Traces in an intent at most."""
+
+_LOOKS = 5
+_PAUSE = 0.3
+
+Key = tuple[str, int]
+"""Name and generation of a trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What one dispatcher was, or is, about to move.
+
+    :param object: the intent itself.
+    :param owner: which dispatcher wrote it.
+    :param moves: names and generations of the traces.
+    """
+
+    object: StoredObject
+    owner: str
+    moves: frozenset[Key]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What became of an announcement.
+
+    :param mine: the intents that were written.
+    :param held: names of traces that another dispatcher is moving right now.
+    :param doubtful: traces that were to be moved before, by a dispatcher that did not come to its end.
+    """
+
+    mine: tuple[Intent, ...]
+    held: Collection[str]
+    doubtful: Collection[Key]
+
+
+class Intents:
+    """The intents of one task folder, as one dispatcher sees them.
+
+    :param store: the task folder.
+    :param owner: which dispatcher this is.
+    :param threads: where intents are written and read side by side.
+    """
+
+    def __init__(self, store: TaskStore, owner: str, threads: Executor) -> None:
+        self._store = store
+        self._owner = owner
+        self._threads = threads
+        self._number = 0
+        self._known: dict[Key, Intent] = {}
+
+    def announce(self, events: Sequence[Event]) -> Announced:
+        """Write down what is about to move, then see who else is about to move it: one request per 1,000 and one list.
+
+        :raises google.api_core.exceptions.GoogleAPIError: when that cannot be done, and nothing may be moved.
+        """
+        chunks = [events[start : start + MOST] for start in range(0, len(events), MOST)]
+        names = [self._next_name() for _ in chunks]
+        mine = tuple(self._threads.map(self._write, names, chunks))
+        wanted = {event.name for event in events}
+        for look in range(1, _LOOKS + 1):
+            now, others = self._others({intent.object.name for intent in mine})
+            doubtful: set[Key] = set()
+            held: set[str] = set()
+            first = True
+            for intent in others:
+                if intent.owner == self._owner or now - intent.object.created > CLAIM_TIMEOUT:
+                    doubtful |= intent.moves
+                elif same := wanted.intersection(name for name, _ in intent.moves):
+                    held |= same
+                    first = first and mine[0].object.name < intent.object.name
+            # Of those that see each other the first by name waits, and the others leave it all: somebody goes on.
+            if not held or not first or look == _LOOKS:
+                break
+            time.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  (spreads load, hides nothing)
+        if held:
+            log.info("%d traces are being moved by another dispatcher: they are left to it", len(held))
+        return Announced(mine, held, doubtful)
+
+    def withdraw(self, announced: Announced, left: Sequence[Event]) -> None:
+        """Remove the intents of this dispatcher; one that stays costs a look later on, and no more.
+
+        :param left: events whose delivery is still in doubt, or not followed by the delete: they stay written down.
+        """
+        if left:
+            try:
+                self._write(self._next_name(), left)
+            except STORAGE_ERRORS as error:
+                log.warning("%d traces stay written down as to be moved: %s", len(left), in_words(error))
+                return
+        gone = [(intent.object.name, intent.object.generation) for intent in announced.mine]
+        for start in range(0, len(gone), BATCH_SIZE):
+            chunk = gone[start : start + BATCH_SIZE]
+            for (name, _), result in zip(chunk, self._store.delete(chunk), strict=True):
+                if not result.ok and not result.doubtful:
+                    log.warning("%r could not be deleted, it will be later on: %s", self._store.task_url(name), result)
+
+    def spent(self, intents: Iterable[StoredObject], present: Collection[Key], now: datetime) -> list[StoredObject]:
+        """Those of left intents of which nothing is there any more: they can be deleted, whoever they belong to.
+
+        :param intents: from a listing of the task folder.
+        :param present: names and generations of the traces in it.
+        :param now: the storage server's time of the listing.
+        """
+        old = [stored for stored in intents if now - stored.created > CLAIM_TIMEOUT]
+        read = self._threads.map(self._read, old)
+        return [intent.object for intent in read if intent is not None and intent.moves.isdisjoint(present)]
+
+    def _next_name(self) -> str:
+        self._number += 1
+        return f"{INTENTS}{self._owner}-{self._number:06}.json"
+
+    def _write(self, name: str, events: Sequence[Event]) -> Intent:
+        moves = [event.key for event in events]
+        generation = self._store.write_json(self._store.task_url(name), {"owner": self._owner, "moves": moves})
+        return Intent(StoredObject(name, generation, self._store.now()), self._owner, frozenset(moves))
+
+    def _others(self, mine: Collection[str]) -> tuple[datetime, list[Intent]]:
+        now, listed = self._store.listing(INTENTS)
+        read = self._threads.map(self._read, [stored for stored in listed if stored.name not in mine])
+        return now, [intent for intent in read if intent is not None]
+
+    def _read(self, stored: StoredObject) -> Intent | None:
+        """An intent's content; ``None`` when it is gone."""
+        key = (stored.name, stored.generation)
+        if key not in self._known:
+            try:
+                content = self._store.read(self._store.task_url(stored.name))
+            except NotFound:
+                return None
+            try:
+                document = json.loads(content)
+                moves = frozenset((str(name), int(generation)) for name, generation in document["moves"])
+                self._known[key] = Intent(stored, str(document["owner"]), moves)
+            except (ValueError, KeyError, TypeError):
+                log.warning("%r is no intent and says nothing", self._store.task_url(stored.name))
+                self._known[key] = Intent(stored, "", frozenset())
+        return self._known[key]
