@@ -18,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
-from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, RetryError
+from google.api_core.exceptions import Forbidden, GoogleAPICallError, GoogleAPIError, NotFound, RetryError
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket, Client
@@ -38,8 +38,19 @@ BATCH_SIZE = 100
 STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
 """What a call to Cloud Storage may raise, once all patience is over."""
 
+
+def _passes(error: Exception) -> bool:
+    """Whether an error is worth another try: the library does not know that one of the 403s means too many calls."""
+    busy = isinstance(error, Forbidden) and _means_too_many(error.errors)
+    return busy or bool(DEFAULT_RETRY._predicate(error))
+
+
+def _means_too_many(errors: Sequence[Mapping[str, Any]]) -> bool:
+    return any(str(each.get("reason", "")).endswith("ateLimitExceeded") for each in errors)
+
+
 _TIMEOUT = (5.0, 30.0)
-_RETRY = DEFAULT_RETRY.with_timeout(30.0)
+_RETRY = DEFAULT_RETRY.with_predicate(_passes).with_timeout(30.0)
 _LOST = frozenset({0, 408, 500, 502, 503, 504})
 _RETRIED = _LOST | {429}
 _PATIENCE = 30.0
@@ -501,8 +512,7 @@ def _failure(error: GoogleAPICallError) -> Result:
 
 def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> Result:
     """A refused call; the 403 for too many calls passes, unlike the others, so it becomes the 429 that it means."""
-    busy = status == 403 and any(each.get("reason", "").endswith("ateLimitExceeded") for each in errors)
-    return Result(429 if busy else status, message=message)
+    return Result(429 if status == 403 and _means_too_many(errors) else status, message=message)
 
 
 def _part(response: requests.Response) -> Result:
