@@ -1,6 +1,6 @@
-"""The command line: ``bqdispatch run`` and ``bqdispatch pools``.
+"""The command line: ``bqdispatch run``, ``bqdispatch replay`` and ``bqdispatch pools``.
 
-Standard output carries documents alone; logs and progress go to standard error.
+Standard output carries documents, and lists of what is in quarantine, alone; logs and progress go to standard error.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,15 +22,30 @@ from typing import Any
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 
-OK, FAILED, BAD_CONFIG = 0, 1, 2
+OK, FAILED, BAD_CONFIG, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     :param arguments: by default those of the process.
-    :returns: 0, 1 when something went wrong, 2 when the configuration cannot be used.
+    :returns: 0, 1 when something went wrong, 2 when the configuration cannot be used; 130 when it was interrupted, 141
+        when nobody reads what it prints, as the shell has it for the signals.
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would be written once more when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="bqdispatch", description="BqTail's dispatcher.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
@@ -47,7 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     pools.add_argument("--check", action="store_true", help="compare with the pools of the Airflow of this environment")
     pools.set_defaults(act=_pools, verbose=False)
-    for command in (run, pools):
+    replay = commands.add_parser(
+        "replay",
+        help="list what is in quarantine, or put it back",
+        description="List what was set aside under ErrorURL: URL, since when it waits, and why. With URLs, put these "
+        "back into the task folder, where they are dispatched as any other: a window is fired although one of its name "
+        "was fired before. Exits with 1 when something could not be put back.",
+    )
+    replay.add_argument("urls", nargs="*", metavar="URL", help="as it is listed, or the object's in the task folder")
+    replay.add_argument("--all", action="store_true", help="put everything back")
+    replay.set_defaults(act=_replay, verbose=False)
+    for command in (run, replay, pools):
         command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
         command.add_argument(
             "--var", action="append", default=[], metavar="NAME=VALUE", help="value for ${NAME} in the configuration"
@@ -59,8 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return BAD_CONFIG
-    except KeyboardInterrupt:
-        return 130
 
 
 def pools_of(config: DispatchConfig) -> dict[str, dict[str, Any]]:
@@ -96,6 +121,75 @@ def _run(options: argparse.Namespace) -> int:
     return OK if report.ok else FAILED
 
 
+def _replay(options: argparse.Namespace) -> int:
+    config = _config(options)
+    import requests  # noqa: PLC0415  (pools needs no client)
+    from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError  # noqa: PLC0415
+
+    from bqdispatch_provider.dispatcher import default_storage_client  # noqa: PLC0415
+    from bqdispatch_provider.quarantine import QuarantineStore, ReplayError  # noqa: PLC0415
+
+    try:
+        client = default_storage_client(config)
+    except DefaultCredentialsError as error:
+        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
+    refused = (GoogleAPIError, GoogleAuthError, requests.RequestException)
+    with QuarantineStore(client, config.for_project(client.project)) as store:
+        try:
+            found = store.listing()
+        except refused as error:
+            print(f"{config.error_url!r} cannot be listed: {type(error).__name__}: {error}", file=sys.stderr)
+            return FAILED
+        if not options.urls and not options.all:
+            _show([(each.url, f"{each.since:%Y-%m-%d %H:%M:%S}", each.reason) for each in found])
+            return OK
+        chosen = list(found) if options.all else []
+        code = OK
+        for url in options.urls:
+            asked = [each for each in found if url in (each.url, _printable(each.url), store.task_url(each))]
+            chosen += [each for each in asked if each not in chosen]
+            if not asked:
+                print(f"{_printable(url)}: nothing of that URL is in quarantine; list what is there", file=sys.stderr)
+                code = FAILED
+        for each in chosen:
+            try:
+                print(_printable(store.put_back(each)))
+            except ReplayError as error:
+                print(_printable(str(error)), file=sys.stderr)
+                code = FAILED
+            except refused as error:
+                said = f"{each.url!r} was not put back, try again: {type(error).__name__}: {error}"
+                print(_printable(said), file=sys.stderr)
+                code = FAILED
+    return code
+
+
+def _printable(text: str) -> str:
+    """Text of untrusted names without what a terminal obeys; two different texts stay different."""
+    return "".join(
+        each if each.isprintable() and each != "\\" else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def _show(rows: Sequence[tuple[str, str, str]]) -> None:
+    """A table on a terminal, lines with tabs elsewhere."""
+    if not rows:
+        print("Nothing is in quarantine.", file=sys.stderr)
+    elif not sys.stdout.isatty():
+        for row in rows:
+            print(*map(_printable, row), sep="\t")
+    else:
+        from rich.console import Console  # noqa: PLC0415  (only a terminal needs it)
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        table = Table("in quarantine", "since (UTC)", "why")
+        for row in rows:
+            table.add_row(*(Text(_printable(each), overflow="fold") for each in row))
+        Console().print(table)
+
+
 def _pools(options: argparse.Namespace) -> int:
     wanted = pools_of(_config(options))
     if not options.check:
@@ -128,10 +222,19 @@ def _pools_of_airflow() -> dict[str, int]:
         pools = json.loads(listed.stdout[listed.stdout.index("[{") :])
         return {pool["pool"]: int(pool["slots"]) for pool in pools}
     except (ValueError, KeyError) as error:
-        said = (listed.stderr or listed.stdout).strip()[-2000:]
         raise ConfigError(
-            [f"`airflow pools list` ended with {listed.returncode} and no list of pools:\n{said}"]
+            [
+                f"`airflow pools list` ended with {listed.returncode} and no list of pools ({_error_of(listed)}): is "
+                "AIRFLOW_HOME that of your Airflow, and has `airflow db migrate` been run there?"
+            ]
         ) from error
+
+
+def _error_of(ended: subprocess.CompletedProcess[str]) -> str:
+    """The error that a command ended with, without its traceback: the last line that names one, or the last of all."""
+    lines = [line.strip() for line in (ended.stderr or ended.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    return (errors or lines or ["it said nothing"])[-1][:500]
 
 
 def _config(options: argparse.Namespace) -> DispatchConfig:

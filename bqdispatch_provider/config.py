@@ -59,6 +59,8 @@ class DispatchConfig:
     :param max_concurrent_sql: limit for query jobs, per project; 0: none.
     :param max_concurrent_jobs: limit for all other jobs and for windows, per project; 0: none.
     :param max_trigger_delay_ms: least time for which a fired window is kept, in milliseconds.
+    :param max_unknown_job_min: how long a trace may wait whose job BigQuery does not know before it is quarantined, in
+        minutes; 0: for ever.
     :param post_job_prefix: where traces go in the trigger bucket, with slashes around it.
     :param batch_prefix: where windows go in the trigger bucket, with slashes around it.
     :param on_doubt: what becomes of an event whose delivery can neither be proven nor excluded: ``deliver`` it again,
@@ -79,6 +81,7 @@ class DispatchConfig:
     max_concurrent_sql: int = 0
     max_concurrent_jobs: int = 0
     max_trigger_delay_ms: int = 120_000
+    max_unknown_job_min: int = 24 * 60
     post_job_prefix: str = "/_bqjob_/"
     batch_prefix: str = "/_batch_/"
     on_doubt: str = "deliver"
@@ -366,6 +369,7 @@ _KEYS: dict[str, tuple[str, Callable[[_Reading, str], Any]]] = {
     "MaxConcurrentSQL": ("max_concurrent_sql", _count),
     "MaxConcurrentJobs": ("max_concurrent_jobs", _count),
     "MaxTriggerDelayMs": ("max_trigger_delay_ms", _count),
+    "MaxUnknownJobMin": ("max_unknown_job_min", _count),
     "PostJobPrefix": ("post_job_prefix", _prefix),
     "BatchPrefix": ("batch_prefix", _prefix),
     "OnDoubt": ("on_doubt", _doubt),

@@ -34,7 +34,7 @@ from bqdispatch_provider.model import (
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
 from bqdispatch_provider.names import INTENTS, TraceName, WindowName
-from bqdispatch_provider.planning import MIN_AGE, classify, limits, plan, unseen
+from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, unseen
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, in_words
 
@@ -85,7 +85,7 @@ class Dispatcher:
         """Take a configuration over, and with it a folder of which nothing is known yet."""
         self.config = config.for_project(self._client.project)
         self.store = TaskStore(self._client, self.config.async_task_url, self.config.trigger_bucket or "")
-        self.mover = Mover(self.store, self.config)
+        self.mover = Mover(self.store, self.config, self._threads)
         self.intents = Intents(self.store, self.mover.owner, self._threads)
         self._may: list[str] | None = None
 
@@ -186,10 +186,10 @@ class Dispatcher:
         began = time.monotonic()
         listing = self.listing()
         now, listed = listing.now, time.monotonic()
-        sighting = self.board.look(listing.traces, self._threads)
+        sighting = self.board.look(listing.traces, self._threads, lambda trace: overdue(trace, self.config, now))
         recent = self._jobs_since_firing(listing) if self.config.max_concurrent_jobs else {}
-        spent = self._spent(listing)
-        planned = plan(Snapshot(listing, sighting.jobs, sighting.errors, recent, spent), self.config, now)
+        spent, unknown = self._spent(listing), frozenset(sighting.unknown)
+        planned = plan(Snapshot(listing, sighting.jobs, sighting.errors, recent, unknown, spent), self.config, now)
         report = Report.of_plan(planned)
         report.started = now
         report.get_count = sighting.got
@@ -310,16 +310,10 @@ class Dispatcher:
         :param tidy: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
-        aside = {Event(each.name, each.generation, each.created): each.reason for each in tidy.quarantines}
+        aside = {Event(each.name, each.generation, each.created): each for each in tidy.quarantines}
         for events in _chunks(list(aside)):
-            for one in self._unless_over(self.mover.set_aside, events):
-                url, reason = self.store.task_url(one.event.name), aside[one.event]
-                report.outcomes[one.outcome] += 1
-                if one.error:
-                    report.error(one.error)
-                elif one.outcome is Outcome.QUARANTINED:
-                    report.quarantined[url] = reason
-                    log.warning("Set aside under %r: %r, %s", self.config.error_url, url, reason)
+            done = self._unless_over(lambda chunk: self.mover.set_aside([aside[each] for each in chunk]), events)
+            self._note(report, done)
         # Windows come before sentinels: a sentinel outlives its window.
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
@@ -358,6 +352,9 @@ class Dispatcher:
                 log.warning("%s", one.error)
             if one.outcome is Outcome.DISPATCHED:
                 self._note_dispatched(report, one.event)
+            elif one.outcome is Outcome.QUARANTINED:
+                report.quarantined[self.store.task_url(one.event.name)] = one.reason
+                log.warning("Set aside under %r: %s, %s", self.config.error_url, self._url(one.event.name), one.reason)
 
     def _note_dispatched(self, report: Report, event: Event) -> None:
         url, configured = self.store.task_url(event.name), self.config.project_id or ""

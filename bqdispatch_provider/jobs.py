@@ -7,10 +7,11 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
 from typing import Any
 from urllib.parse import quote
 
@@ -33,6 +34,9 @@ _PAGE = 1000
 _TIMEOUT = (5.0, 60.0)
 _BEFORE = timedelta(minutes=5)
 """BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
+
+_LONG_BEFORE = timedelta(days=1)
+"""A trace may be written again long after its job was submitted, which matters before it is called unknown."""
 
 
 class _RateLimited(Exception):
@@ -69,14 +73,18 @@ REFUSED = (
 class Sighting:
     """What the board has seen.
 
-    :param jobs: the jobs that were found; a key that is missing is not known to BigQuery.
+    :param jobs: the jobs that were found; a key that is missing was not found, which may have many reasons.
     :param errors: projects that could not be looked at, with what BigQuery said.
+    :param unknown: jobs of overdue traces that BigQuery is proven not to know.
+    :param whole: projects whose jobs were listed, and whether to the list's end, with no location left out.
     :param got: how many jobs were looked up one by one.
     :param list_ms: time spent in listing, in milliseconds, over all projects.
     """
 
     jobs: dict[JobKey, Job] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    unknown: set[JobKey] = field(default_factory=set)
+    whole: dict[str, bool] = field(default_factory=dict)
     got: int = 0
     list_ms: int = 0
 
@@ -94,30 +102,46 @@ class JobBoard:
         host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
-    def look(self, traces: Iterable[Trace], threads: Executor) -> Sighting:
+    def look(
+        self, traces: Iterable[Trace], threads: Executor, overdue: Callable[[Trace], bool] = lambda _: False
+    ) -> Sighting:
         """Find the jobs of traces; a project that refuses is an error of its own, and the others go on.
 
         :param traces: of any projects.
         :param threads: where projects are looked at side by side.
+        :param overdue: for which traces it is worth proving that BigQuery does not know their job; by default for none.
         """
         waiting: defaultdict[str, list[Trace]] = defaultdict(list)
+        doubted: set[JobKey] = set()
         for trace in traces:
             waiting[trace.project].append(trace)
+            if overdue(trace):
+                doubted.add(trace.job)
         sighting = Sighting()
         wanted: list[JobKey] = []
-        for seen, missing in threads.map(self._listed, waiting.items()):
+        for seen, missing in threads.map(self._listed, waiting, waiting.values(), repeat(doubted)):
             sighting.jobs.update(seen.jobs)
             sighting.errors.update(seen.errors)
+            sighting.whole.update(seen.whole)
             sighting.list_ms += seen.list_ms
             wanted += missing
+        gone: list[JobKey] = []
         for key, found in zip(wanted, threads.map(self._got, wanted), strict=True):
             if isinstance(found, Job):
                 sighting.jobs[key] = found
-            elif found is not None:
-                sighting.errors.setdefault(key.project, found)
+            elif isinstance(found, exceptions.NotFound):
+                # An address that is wrong answers 404 too, but not in BigQuery's words.
+                if any(said.get("reason") == "notFound" for said in found.errors):
+                    gone.append(key)
+            elif isinstance(found, exceptions.BadRequest):
+                # Said of this ID alone, so it is no reason to give up the project.
+                log.warning("Job %r of project %r cannot be asked for: %s", key.job_id, key.project, found.message)
+            else:
+                sighting.errors.setdefault(key.project, _said(found))
+        sighting.unknown = self._proven(gone, doubted, sighting.whole, threads)
         sighting.got = len(wanted)
-        for project, said in sighting.errors.items():
-            log.warning("The jobs of project %r cannot be looked at: %s", project, said)
+        for project, refusal in sighting.errors.items():
+            log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
         return sighting
 
     def first(self, project: str) -> None:
@@ -127,15 +151,15 @@ class JobBoard:
         """
         self._ask(f"projects/{quote(project, safe='')}/jobs", {"allUsers": "true", "maxResults": 1, "fields": "kind"})
 
-    def _listed(self, waiting: tuple[str, list[Trace]]) -> tuple[Sighting, list[JobKey]]:
+    def _listed(self, project: str, traces: list[Trace], doubted: Collection[JobKey]) -> tuple[Sighting, list[JobKey]]:
         """List a project's jobs if that pays; also gives the keys that are still to be looked up."""
-        project, traces = waiting
         sighting = Sighting()
         missing = {trace.job: None for trace in traces}
         if len(missing) > _FEW or any(key.location is None for key in missing):
             began = time.monotonic()
             try:
-                self._list(project, min(trace.object.created for trace in traces), missing, sighting)
+                since = min(_since(trace, doubted) for trace in traces)
+                sighting.whole[project] = self._list(project, since, missing, sighting)
             except REFUSED as error:
                 sighting.errors[project] = _said(error)
                 missing.clear()
@@ -143,20 +167,50 @@ class JobBoard:
         # Others every time, so that each is asked for in the end.
         return sighting, random.sample(list(missing), min(len(missing), _LOOK_UPS))
 
-    def _got(self, key: JobKey) -> Job | str | None:
+    def _got(self, key: JobKey) -> Job | Exception:
         try:
             return self._get(key)
         except REFUSED as error:
-            return _said(error)
+            return error
 
-    def _list(self, project: str, oldest: datetime, missing: dict[JobKey, None], sighting: Sighting) -> None:
-        """Go through the project's jobs, newest first, until looking the rest up takes fewer calls than going on."""
+    def _proven(
+        self, gone: list[JobKey], doubted: Collection[JobKey], whole: Mapping[str, bool], threads: Executor
+    ) -> set[JobKey]:
+        """Which of the jobs that were answered with 404 BigQuery really does not know."""
+        # Without a location only US and EU are looked at, so the list has to have shown all other places.
+        suspects = [key for key in gone if key in doubted and (key.location or whole.get(key.project))]
+        nowhere = zip(suspects, threads.map(self._is_nowhere_else, suspects), strict=True)
+        unknown = {key for key, is_so in nowhere if is_so}
+        unlisted = sorted({key.project for key in unknown} - whole.keys())
+        answering = {*whole, *(project for project in unlisted if self._answers(project))}
+        return {key for key in unknown if key.project in answering}
+
+    def _is_nowhere_else(self, key: JobKey) -> bool:
+        """Whether a job that is not where its trace says cannot be found without a location either."""
+        return key.location is None or isinstance(self._got(replace(key, location=None)), exceptions.NotFound)
+
+    def _answers(self, project: str) -> bool:
+        """Whether a project's jobs can be listed: one that is gone answers 404 to every look-up."""
+        try:
+            self.first(project)
+        except REFUSED as error:
+            log.warning("The jobs of project %r cannot be listed, so none is called unknown: %s", project, _said(error))
+            return False
+        return True
+
+    def _list(self, project: str, since: datetime, missing: dict[JobKey, None], sighting: Sighting) -> bool:
+        """Go through the project's jobs, newest first, until looking the rest up takes fewer calls than going on.
+
+        Tells whether the list was read to its end, and no location was left out of it.
+        """
+        whole = True
         by_id: defaultdict[str, list[JobKey]] = defaultdict(list)
         for key in missing:
             by_id[key.job_id].append(key)
         unplaced = sum(key.location is None for key in missing)
-        for number, page in enumerate(self._pages(project, oldest - _BEFORE), start=1):
-            for listed in page:
+        for number, page in enumerate(self._pages(project, since), start=1):
+            whole = whole and not page.get("unreachable")
+            for listed in page.get("jobs", []):
                 reference = listed["jobReference"]
                 location = reference.get("location", "")
                 for key in by_id.get(reference["jobId"], ()):
@@ -165,7 +219,8 @@ class JobBoard:
                         unplaced -= key.location is None
                         sighting.jobs[key] = _job(listed, location)
             if not missing or (not unplaced and len(missing) <= max(_FEW, number)):
-                return
+                return False
+        return whole
 
     def recent(self, project: str, since: datetime) -> dict[str, datetime]:
         """The IDs of a project's jobs that were created since a moment, with their creation.
@@ -177,38 +232,30 @@ class JobBoard:
                 int(listed["statistics"]["creationTime"]) / 1000, UTC
             )
             for page in self._pages(project, since)
-            for listed in page
+            for listed in page.get("jobs", [])
         }
 
-    def _pages(self, project: str, since: datetime) -> Iterator[list[dict[str, Any]]]:
+    def _pages(self, project: str, since: datetime) -> Iterator[dict[str, Any]]:
         job = "jobReference(jobId,location),state,statistics(creationTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
             "projection": "minimal",
             "minCreationTime": int(since.timestamp() * 1000),
             "maxResults": _PAGE,
-            "fields": f"nextPageToken,jobs({job})",
+            "fields": f"nextPageToken,unreachable,jobs({job})",
         }
         while True:
             answer = self._ask(f"projects/{quote(project, safe='')}/jobs", query)
-            yield answer.get("jobs", [])
+            yield answer
             if not answer.get("nextPageToken"):
                 return
             query["pageToken"] = answer["nextPageToken"]
 
-    def _get(self, key: JobKey) -> Job | None:
+    def _get(self, key: JobKey) -> Job:
         query = {"fields": "jobReference(location),status(state)"}
         if key.location:
             query["location"] = key.location
-        path = f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}"
-        try:
-            answer = self._ask(path, query)
-        except exceptions.NotFound:
-            return None
-        except exceptions.BadRequest as error:
-            # Said of this ID alone, so it is no reason to give up the project.
-            log.warning("Job %r of project %r cannot be asked for: %s", key.job_id, key.project, error.message)
-            return None
+        answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
         return _job(answer["status"], answer.get("jobReference", {}).get("location", key.location or ""))
 
     def _ask(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,6 +271,14 @@ class JobBoard:
         if error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors):
             raise _RateLimited(error.message) from error
         raise error
+
+
+def _since(trace: Trace, doubted: Collection[JobKey]) -> datetime:
+    """From when on a list has to be read to find a trace's job."""
+    # A look-up outside US and EU needs a location; without one the list alone can prove anything.
+    if trace.name.region is None and trace.job in doubted:
+        return trace.object.since - _LONG_BEFORE
+    return trace.object.created - _BEFORE
 
 
 def _job(listed: Mapping[str, Any], location: str) -> Job:

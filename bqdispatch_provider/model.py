@@ -59,6 +59,13 @@ CREATED = "bqdispatch-created"
 OWNER = "bqdispatch-owner"
 """Metadata of what a dispatcher wrote into the task folder: which one it was."""
 
+REPLAY = "bqdispatch-replay"
+"""Metadata of an object that is on its way back from quarantine, and must not be dispatched yet: the generation under
+which it was set aside."""
+
+SINCE = "bqdispatch-since"
+"""Metadata of an object that came back from quarantine: when it was first written, in Unix seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -89,6 +96,14 @@ class StoredObject:
     def same_content(self, other: StoredObject) -> bool:
         """Tell whether both hold the same bytes, by checksum and size."""
         return bool(self.crc32c) and (self.crc32c, self.size) == (other.crc32c, other.size)
+
+    @property
+    def since(self) -> datetime:
+        """When it was first written, which is before its creation if it came back from quarantine."""
+        try:
+            return min(datetime.fromtimestamp(float(self.metadata[SINCE]), UTC), self.created)
+        except (KeyError, ValueError, OverflowError, OSError):
+            return self.created
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +239,10 @@ class Listing:
 class Snapshot:
     """What a cycle has observed.
 
-    :param jobs: the jobs that were found, by key; one that is missing is not known to BigQuery.
+    :param jobs: the jobs that were found, by key.
     :param errors: projects whose jobs could not be looked at, with what BigQuery said.
     :param recent: IDs of jobs created since the windows that are not accounted for yet were fired, with their creation.
+    :param unknown: jobs that BigQuery is proven not to know; one that was merely not found is not among them.
     :param spent: intents of which nothing is left to move.
     """
 
@@ -234,6 +250,7 @@ class Snapshot:
     jobs: Mapping[JobKey, Job] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     recent: Mapping[str, datetime] = field(default_factory=dict)
+    unknown: frozenset[JobKey] = frozenset()
     spent: tuple[StoredObject, ...] = ()
 
 
@@ -323,12 +340,19 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """An object that must not be dispatched, and why."""
+    """An object that must not be dispatched, and why.
+
+    :param name: path below the task folder.
+    :param created: when it was created, which gives the day of its folder under ``ErrorURL``.
+    :param reason: for people.
+    :param asked: what was looked at to find out, for the note that is left beside it.
+    """
 
     name: str
     generation: int
     created: datetime
     reason: str
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +370,9 @@ class Tidy:
     def to_dict(self) -> dict[str, Any]:
         """A form for the journal."""
         return {
-            "quarantines": [[q.name, q.generation, q.created.timestamp(), q.reason] for q in self.quarantines],
+            "quarantines": [
+                [q.name, q.generation, q.created.timestamp(), q.reason, dict(q.asked)] for q in self.quarantines
+            ],
             "stale": [list(each) for each in self.stale],
         }
 
@@ -355,8 +381,8 @@ class Tidy:
         """Read what :meth:`to_dict` wrote."""
         return cls(
             tuple(
-                Quarantine(name, generation, datetime.fromtimestamp(created, UTC), reason)
-                for name, generation, created, reason in document["quarantines"]
+                Quarantine(name, generation, datetime.fromtimestamp(created, UTC), reason, asked)
+                for name, generation, created, reason, asked in document["quarantines"]
             ),
             tuple((name, generation) for name, generation in document["stale"]),
         )

@@ -19,13 +19,17 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from google.api_core.exceptions import PreconditionFailed
+
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import CREATED, OWNER, Event, Lane, Outcome, Sentinel, StoredObject
+from bqdispatch_provider.model import CREATED, OWNER, Event, Lane, Outcome, Quarantine, Sentinel, StoredObject
 from bqdispatch_provider.names import WindowName
-from bqdispatch_provider.planning import CLAIM_TIMEOUT, is_target, other_target, target_of
+from bqdispatch_provider.planning import CLAIM_TIMEOUT, aside_path, is_target, other_target, target_of
+from bqdispatch_provider.quarantine import NOTE, note_of
 from bqdispatch_provider.storage import STORAGE_ERRORS, Result, Stamp, TaskStore, in_words
 
 log = logging.getLogger(__name__)
@@ -41,12 +45,14 @@ class Done:
     :param outcome: exactly one.
     :param error: what went wrong, in a sentence; empty when nothing did.
     :param open: whether it may have been delivered although its object is there still.
+    :param reason: why it was set aside.
     """
 
     event: Event
     outcome: Outcome
     error: str = ""
     open: bool = False
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -84,12 +90,14 @@ class Mover:
     """Moves traces and fires windows, a chunk of at most 100 at a time; may be used from several threads.
 
     :param store: the task folder.
-    :param config: names the trigger bucket's folders.
+    :param config: names the trigger bucket's folders, and ``ErrorURL``.
+    :param threads: where notes are written side by side.
     """
 
-    def __init__(self, store: TaskStore, config: DispatchConfig) -> None:
+    def __init__(self, store: TaskStore, config: DispatchConfig, threads: Executor) -> None:
         self.store = store
         self.config = config
+        self._threads = threads
         self.owner = uuid.uuid4().hex
         self.may_delete = False
         """Whether a delete in the task folder was seen to work."""
@@ -106,11 +114,39 @@ class Mover:
         moves = [_Move(e, target_of(e, Lane.JOBS, self.config), e.generation, e.doubted) for e in events]
         return self._carry_out(moves, self._delete, until)
 
-    def set_aside(self, events: Sequence[Event]) -> list[Done]:
-        """Move objects to ``ErrorURL``, onto names that a second try finds."""
-        moves = [_Move(e, f"{e.created.strftime('%Y-%m-%d')}/{e.name}.{e.generation}", e.generation) for e in events]
-        done = self._carry_out(moves, self._delete, float("inf"), self.config.error_url)
-        return [replace(one, outcome=Outcome.QUARANTINED) if one.outcome is Outcome.DISPATCHED else one for one in done]
+    def set_aside(self, quarantines: Sequence[Quarantine]) -> list[Done]:
+        """Move objects to ``ErrorURL``, onto names that a second try finds, each after a note that says why."""
+        done: list[Done] = []
+        moves: list[_Move] = []
+        reasons: dict[str, str] = {}
+        for quarantine, one in zip(quarantines, self._threads.map(self._write_note, quarantines), strict=True):
+            path = self._aside_path(one.event)
+            cut = "" if one.event.name in path else f"; the name is too long there, it lies under ErrorURL as {path!r}"
+            reasons[one.event.name] = f"{quarantine.reason}{cut}"
+            if one.error:
+                done.append(one)
+            else:
+                moves.append(_Move(one.event, path, one.event.generation))
+        for one in self._carry_out(moves, self._delete, float("inf"), self.config.error_url):
+            aside = one.outcome is Outcome.DISPATCHED
+            done.append(replace(one, outcome=Outcome.QUARANTINED, reason=reasons[one.event.name]) if aside else one)
+        return done
+
+    def _write_note(self, quarantine: Quarantine) -> Done:
+        event = Event(quarantine.name, quarantine.generation, quarantine.created)
+        note = note_of(quarantine, self.store.task_url(event.name), self.store.now())
+        url = f"{self.config.error_url.rstrip('/')}/{self._aside_path(event)}{NOTE}"
+        try:
+            self.store.write_json(url, note, new=True)
+        except PreconditionFailed:
+            log.debug("%r is there from an earlier try", url)
+        except STORAGE_ERRORS as error:
+            said = f"{self._url(event.name)} stays, since its note {url!r} cannot be written: {in_words(error)}"
+            return Done(event, Outcome.ERROR, said)
+        return Done(event, Outcome.QUARANTINED)
+
+    def _aside_path(self, event: Event) -> str:
+        return aside_path(event.created, event.name, event.generation, self.config.error_url)
 
     def fire(self, events: Sequence[Event]) -> list[Done]:
         """Fire windows: claim each by its sentinel, copy it, and mark the sentinel as fired once that is proven."""
@@ -235,16 +271,34 @@ class Mover:
                 log.info("%s was delivered before: only the rest is done", self._url(event.name))
                 move.copy = copies[-1].generation
                 delivered.append(move)
-            else:
+            elif self.store.keeps_deleted(event.created):
                 move.doubtful = False
                 left.append(move)
-                if not self.store.keeps_deleted(event.created):
-                    move.warning = (
-                        f"{self._url(event.name)} may have been delivered twice: an earlier delivery can neither be "
-                        f"proven nor excluded in bucket {self.config.trigger_bucket!r}, see OnDoubt and soft delete"
-                    )
+            elif self.config.on_doubt == "quarantine":
+                done[event.name] = self._set_aside_doubtful(move, finished, done)
+            else:
+                move.doubtful = False
+                move.warning = (
+                    f"{self._url(event.name)} may have been delivered twice: an earlier delivery could neither be "
+                    f"proven nor excluded, for bucket {self.config.trigger_bucket!r} does not keep what is deleted, or "
+                    "the account may not ask whether it does (storage.buckets.get); see OnDoubt and soft delete"
+                )
+                log.warning("%s", move.warning)
+                left.append(move)
         finished(delivered)
         return left
+
+    def _set_aside_doubtful(self, move: _Move, finished: _Finished, done: Mapping[str, Done]) -> Done:
+        if move.event.name.endswith(".win"):
+            finished([move])  # its sentinel says that it was fired, so that it is known should it come again
+            if done[move.event.name].outcome is not Outcome.DISPATCHED:
+                return done[move.event.name]
+        reason = (
+            "it may have been delivered already: that could neither be proven nor excluded, for bucket "
+            f"{self.config.trigger_bucket!r} does not keep what is deleted"
+        )
+        (one,) = self.set_aside([Quarantine(move.event.name, move.generation, move.event.created, reason)])
+        return replace(one, event=move.event)
 
     def _fence(self, moves: Sequence[_Move]) -> list[StoredObject | Done]:
         """Give objects a new generation, which no copy that is still under way can name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import (
     BATCH_JOBS,
+    REPLAY,
     Event,
     Job,
     Lane,
@@ -47,6 +49,12 @@ KEEP_WINDOW = timedelta(hours=1)
 
 KEEP_SENTINEL = timedelta(days=1)
 """How long a sentinel outlives its window, so that a late twin is known for one."""
+
+JOBS_KEPT = timedelta(days=175)
+"""BigQuery forgets jobs after half a year: what it does not know of an older trace proves nothing."""
+
+_LONGEST = 1024
+"""Bytes that the name of an object may have (Cloud Storage, "Object names")."""
 
 
 def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Listing:
@@ -92,6 +100,12 @@ def due(window: Window, now: datetime) -> bool:
     return now - DUE_AFTER > window.name.end
 
 
+def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
+    """Tell whether a trace has waited so long that it is quarantined if BigQuery is proven not to know its job."""
+    longest = timedelta(minutes=config.max_unknown_job_min)
+    return bool(longest) and now - trace.object.created > longest and now - trace.object.since < JOBS_KEPT
+
+
 def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     """Decide what is dispatched, held back or set aside.
 
@@ -99,14 +113,15 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     ends does not depend on the order of the listing (docs/protocol.md, "Configuration document").
 
     :param snapshot: what lies in the task folder, and how the jobs stand.
-    :param config: the limits, and how long fired windows are kept.
+    :param config: the limits, how long fired windows are kept, and how long a trace may wait for an unknown job.
     :param now: the storage server's time.
     """
     planning = _Planning(now)
     planning.outcomes[Outcome.UNKNOWN] += len(snapshot.listing.unknown)
     planning.outcomes[Outcome.IGNORED] += snapshot.listing.ignored + len(snapshot.listing.intents)
     for trace in snapshot.listing.traces:
-        planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors)
+        lost = trace.job in snapshot.unknown and overdue(trace, config, now)
+        planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors, lost)
     blind = snapshot.errors.keys() if config.max_concurrent_jobs else set()
     keep = max(KEEP_WINDOW, timedelta(milliseconds=config.max_trigger_delay_ms))
     for window in snapshot.listing.windows:
@@ -208,7 +223,7 @@ class _Planning:
     held: list[str] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
 
-    def trace(self, trace: Trace, job: Job | None, project_failed: bool) -> None:
+    def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: bool) -> None:
         age = self.now - trace.object.created
         lane, counter = lane_of(trace.name.action), counter_of(trace.name.action)
         # A trace is written before its job is submitted, so for a while the job may be about to appear.
@@ -216,10 +231,16 @@ class _Planning:
         active = job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR
         if active:
             self.active[trace.project, lane is Lane.SQL] += 1
-        if project_failed and job is None:
+        if REPLAY in trace.object.metadata:
+            self._wait(trace.project, "Pending", counter)
+        elif project_failed and job is None:
             self.outcomes[Outcome.ERROR] += 1
+            # BqTail's balancer takes a project without numbers for a free one, and would send more loads there.
+            self.counts[trace.project]["Pending"][counter] += 1
         elif age < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
+        elif job is None and lost:
+            self.quarantines.append(_lost(trace))
         elif job is None:
             self.outcomes[Outcome.NOT_FOUND] += 1
             self.not_found[trace.project] += 1
@@ -228,13 +249,17 @@ class _Planning:
             event = Event(stored.name, stored.generation, stored.created, job.location, stored.doubted)
             self._candidate(_Candidate(stored.created, event, trace.project, lane, counter), stored.held)
         else:
-            running = job.state == "RUNNING"
-            self.outcomes[Outcome.RUNNING if running else Outcome.PENDING] += 1
-            self.counts[trace.project]["Running" if running else "Pending"][counter] += 1
+            self._wait(trace.project, "Running" if job.state == "RUNNING" else "Pending", counter)
+
+    def _wait(self, project: str, gauge: str, counter: str) -> None:
+        self.outcomes[Outcome.RUNNING if gauge == "Running" else Outcome.PENDING] += 1
+        self.counts[project][gauge][counter] += 1
 
     def window(self, window: Window, blind: bool, keep: timedelta) -> None:
         stored, sentinel = window.object, window.sentinel
-        if sentinel is not None and sentinel.fired is not None:
+        if REPLAY in stored.metadata:
+            self._wait(window.project, "Pending", BATCH_JOBS)
+        elif sentinel is not None and sentinel.fired is not None:
             if not self._is_twin(window, sentinel):
                 if sentinel.window is not None and self.now - sentinel.fired > keep and not stored.held:
                     self.stale_windows.append((stored.name, stored.generation))
@@ -248,18 +273,17 @@ class _Planning:
                         stored.created,
                         f"a late twin: a window of this name was fired at {fired} as generation {sentinel.window}, "
                         "and firing it again could load its files twice",
+                        {"Sentinel": sentinel.object.name, "Fired": fired, "Window": sentinel.window},
                     )
                 )
         elif sentinel is not None and self.now - sentinel.claimed < CLAIM_TIMEOUT:
             # Somebody is firing it now: its load is about to appear.
-            self.outcomes[Outcome.PENDING] += 1
-            self.counts[window.project]["Pending"][BATCH_JOBS] += 1
+            self._wait(window.project, "Pending", BATCH_JOBS)
             self.active[window.project, False] += 1
         elif self.now - stored.created < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
         elif not due(window, self.now):
-            self.outcomes[Outcome.PENDING] += 1
-            self.counts[window.project]["Pending"][BATCH_JOBS] += 1
+            self._wait(window.project, "Pending", BATCH_JOBS)
         elif blind:
             self.outcomes[Outcome.ERROR] += 1
         else:
@@ -298,6 +322,21 @@ class _Planning:
                 self.events[candidate.lane].append(candidate.event)
 
 
+def _lost(trace: Trace) -> Quarantine:
+    """The quarantine of a trace whose job BigQuery does not know."""
+    stored, key = trace.object, trace.job
+    since = stored.created.isoformat(timespec="seconds")
+    where = f"location {key.location!r}" if key.location else "any location, nor in the list of jobs since then"
+    return Quarantine(
+        stored.name,
+        stored.generation,
+        stored.created,
+        f"it waits since {since} for job {key.job_id!r}, and BigQuery answered 404 for that ID in project "
+        f"{key.project!r}, {where}",
+        {"Project": key.project, "Location": key.location, "ID": key.job_id, "Answer": 404},
+    )
+
+
 def limits(config: DispatchConfig) -> Mapping[Lane, int]:
     """The limit of each lane, 0 for none."""
     return {
@@ -333,3 +372,24 @@ def is_target(name: str, target: str) -> bool:
     return name == target or (
         len(beside) < len(name) and name == f"{stem}_{beside}{dot}{ending}" and beside.isdecimal()
     )
+
+
+def aside_path(created: datetime, name: str, generation: int, error_url: str) -> str:
+    """Where an object is set aside, below ``ErrorURL``: a function of the object alone, so that a second try finds the
+    first.
+
+    A name that would be too long there is cut, and ends in a hash of the whole; the note beside it holds the whole.
+
+    :param created: its creation, which gives the day's folder, UTC.
+    :param name: path below the task folder.
+    :param generation: of the object.
+    :param error_url: ``gs://bucket/folder``.
+    """
+    day = created.astimezone(UTC).strftime("%Y-%m-%d")
+    folder = error_url.removeprefix("gs://").partition("/")[2].strip("/")
+    around = f"{folder}/{day}/.{generation}.json"
+    room = _LONGEST - len(around.encode())
+    if len(name.encode()) > room:
+        mark = f"~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        name = name.encode()[: max(room - len(mark), 0)].decode(errors="ignore") + mark
+    return f"{day}/{name}.{generation}"

@@ -214,6 +214,24 @@ class TaskStore:
 
         return self._run([call(*each) for each in copies], _RETRIED if to is not None else _RETRIED - _LOST)
 
+    def copy_with(self, name: str, generation: int, target: str, to: str, metadata: Mapping[str, str]) -> Result:
+        """Copy one exact generation of the task folder's objects onto a name that is free, with metadata of its own.
+
+        :param target: the copy's name.
+        :param to: URL of the folder to copy to.
+        """
+        bucket, prefix = place(self._client, to)
+        source, copied = self._tasks.blob(f"{self._folder}{name}"), bucket.blob(f"{prefix}{target}")
+        copied.metadata = dict(metadata)
+        copied.content_type = "application/json"
+        guards = {"if_generation_match": 0, "if_source_generation_match": generation}
+
+        def copy() -> Mapping[str, Any]:
+            return _rewrite(source, copied, guards)
+
+        (result,) = self._run([_Call(copy, copy)])
+        return result
+
     def _target(self, to: str | None) -> tuple[Bucket, str]:
         return (self._trigger, "") if to is None else place(self._client, to)
 
@@ -399,15 +417,23 @@ class TaskStore:
         """
         return read_object(url, self._client)
 
-    def write_json(self, url: str, document: Any) -> int:
-        """Write a JSON document, over one that is there, and give its generation.
+    def write_json(self, url: str, document: Any, *, new: bool = False) -> int:
+        """Write a JSON document, and give its generation.
 
+        :param new: whether to leave one that is there as it is, which is a failed precondition; by default it is
+            replaced.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
         """
         bucket, name = place(self._client, url, folder=False)
         text = json.dumps(document, indent=1, ensure_ascii=False)
         blob = bucket.blob(name)
-        blob.upload_from_string(text, content_type="application/json", timeout=_TIMEOUT, retry=_RETRY)
+        blob.upload_from_string(
+            text,
+            content_type="application/json",
+            if_generation_match=0 if new else None,
+            timeout=_TIMEOUT,
+            retry=_RETRY,
+        )
         return int(blob.generation)
 
     def names(self, url: str) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_an_error_exits_with_one_and_still_prints_the_document(world, config):
     assert (document["Status"], f"gs://{TASKS}/{FOLDER}" in document["Error"]) == ("error", True)
 
 
-@pytest.mark.parametrize("command", [["run", "--once"], ["pools"]])
+@pytest.mark.parametrize("command", [["run", "--once"], ["pools"], ["replay", "--all"]])
 def test_a_bad_configuration_exits_with_two_and_touches_nothing(world, config, command):
     world.trace()
     world.control.reset_counters()
@@ -140,6 +140,112 @@ def test_pools_are_printed_as_airflow_imports_them(config):
     pools = json.loads(bqdispatch("pools", "--config", config(MaxConcurrentSQL=5)).stdout)
     assert {name: pool["slots"] for name, pool in pools.items()} == {"bqdispatch_sql": 5, "bqdispatch_jobs": -1}
     assert all(pool["description"] for pool in pools.values())
+
+
+def test_pools_of_an_airflow_without_a_database_are_one_clear_message(config, tmp_path):
+    ended = bqdispatch("pools", "--check", "--config", config(), AIRFLOW_HOME=str(tmp_path / "none"))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "airflow db migrate" in ended.stderr
+    assert "no such table: slot_pool" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) < 5
+
+
+@pytest.mark.parametrize("command", [["run", "--once"], ["pools"], ["replay"]])
+def test_a_reader_who_has_gone_is_no_traceback(world, config, command):
+    world.trace(state=None, age=90_000)
+    world.cycle()
+    name = world.trace()
+    reads, writes = os.pipe()
+    os.close(reads)
+    ended = subprocess.run(
+        [BIN / "bqdispatch", *command, "--config", config()],
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writes)
+    assert ended.returncode == 141
+    assert "BrokenPipe" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert world.names() == ([] if command[0] == "run" else [name])
+
+
+def quarantined(world, *dests):
+    names = [f"proj:p:US/{dest}--{n}_00001_load--dispatch" for n, dest in enumerate(dests)]
+    world.put(*names, age=90_000)
+    assert world.cycle().to_dict()["Outcomes"] == {"quarantined": len(names)}
+    return names
+
+
+def test_replay_lists_what_is_in_quarantine_one_a_line(world, config):
+    quarantined(world, "ds.a", "ds.<b>", "ds.[red]c")
+    ended = bqdispatch("replay", "--config", config())
+    rows = [line.split("\t") for line in ended.stdout.splitlines()]
+    assert (ended.returncode, len(rows)) == (0, 3)
+    assert {row[0] for row in rows} == {
+        f"gs://{JOURNAL}/{each}" for each in world.names(JOURNAL, "errors/") if not each.endswith(".json")
+    }
+    assert all("404" in row[2] for row in rows)
+    assert world.names() == []
+
+
+def test_replay_shows_a_table_on_a_terminal(world, config):
+    quarantined(world, "ds.[red]c")
+    parent, child = pty.openpty()
+    subprocess.run(
+        [BIN / "bqdispatch", "replay", "--config", config()],
+        stdout=child,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+        check=True,
+    )
+    os.close(child)
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert "[red]c" in shown
+    assert "why" in shown
+    assert "\t" not in shown
+
+
+def test_replay_of_nothing_says_so(world, config):
+    ended = bqdispatch("replay", "--config", config())
+    assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (0, "", "Nothing is in quarantine.")
+    assert bqdispatch("replay", "--all", "--config", config()).returncode == 0
+
+
+def test_replay_takes_urls_as_they_are_listed_or_reported(world, config):
+    names = quarantined(world, "ds.a", "ds.b\x1b[31m\\n", "ds.c")
+    listed = [line.split("\t")[0] for line in bqdispatch("replay", "--config", config()).stdout.splitlines()]
+    (odd,) = [url for url in listed if "ds.b" in url]
+    assert "\x1b" not in odd
+    ended = bqdispatch("replay", "--config", config(), odd, world.url_of(names[0]))
+    assert ended.returncode == 0, ended.stderr
+    assert "\x1b" not in ended.stdout
+    assert world.names() == sorted(names[:2])
+    assert bqdispatch("replay", "--config", config(), "--all").returncode == 0
+    assert world.names() == sorted(names)
+
+
+def test_replay_exits_with_one_when_something_stays(world, config):
+    taken, free = quarantined(world, "ds.a", "ds.b")
+    world.put(taken, content="new")
+    ended = bqdispatch("replay", "--config", config(), "gs://no/such", "--all")
+    assert ended.returncode == 1
+    assert "gs://no/such: nothing of that URL" in ended.stderr
+    assert "an object of that name lies there" in ended.stderr
+    assert world.names() == sorted([taken, free])
+    assert world.blob(taken).download_as_bytes() == b"new"
+
+
+def test_replay_says_what_refused(world, config):
+    quarantined(world, "ds.a")
+    world.control.add_fault("storage.objects.get", "status", status=403, reason="forbidden", bucket=TASKS)
+    ended = bqdispatch("replay", "--all", "--config", config())
+    assert (ended.returncode, "403" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+    world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden", bucket=JOURNAL)
+    ended = bqdispatch("replay", "--config", config())
+    assert (ended.returncode, "cannot be listed" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
 
 
 def test_standin_serves_with_latency(monkeypatch):

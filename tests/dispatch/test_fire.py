@@ -139,7 +139,8 @@ def test_a_late_twin_is_set_aside_and_named(world):
     assert "late twin" in document["Quarantined"][world.url_of(name)]
     assert document["Outcomes"] == {"ignored": 1, "quarantined": 1}
     assert world.names() == [WindowName.parse(name).sentinel]
-    (aside,) = world.names(JOURNAL, "errors/")
+    aside, note = world.names(JOURNAL, "errors/")
+    assert note == f"{aside}.json"
     assert aside.endswith(f"/{name}.{generation}")
     assert world.blob(aside, JOURNAL).download_as_bytes() == b"second"
     assert len(world.names(TRIGGER)) == 1
@@ -152,7 +153,7 @@ def test_a_twin_that_was_set_aside_but_not_deleted_is_deleted_later(world):
     world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", times=1)
     assert world.cycle().to_dict()["Outcomes"] == {"ignored": 1, "error": 1}
     assert world.cycle().to_dict()["Outcomes"] == {"ignored": 1, "quarantined": 1}
-    assert len(world.names(JOURNAL, "errors/")) == 1
+    assert len(world.names(JOURNAL, "errors/")) == 2
     assert world.names() == [WindowName.parse(name).sentinel]
 
 

@@ -28,6 +28,7 @@ def test_defaults_are_the_protocols():
     made = config()
     assert (made.region, made.time_to_live_in_min, made.check_in_ms) == ("us-central1", 1, 0)
     assert (made.max_concurrent_sql, made.max_concurrent_jobs, made.max_trigger_delay_ms) == (0, 0, 120_000)
+    assert made.max_unknown_job_min == 1440
     assert (made.post_job_prefix, made.batch_prefix) == ("/_bqjob_/", "/_batch_/")
     assert (made.project_id, made.trigger_bucket, made.slack_credentials) == (None, None, None)
 
@@ -147,6 +148,8 @@ def test_a_misspelt_key_is_a_warning(caplog):
         {"JournalURL": "gs://ops//x"},
         {"ProjectID": "a b/c?"},
         {"MaxTriggerDelayMs": 10**20},
+        {"MaxUnknownJobMin": -1},
+        {"MaxUnknownJobMin": 1.5},
         {"CheckInMs": 10**400},
     ],
 )
@@ -204,7 +207,9 @@ def test_variables_are_not_shown():
 KEYS = st.sampled_from(
     ["ProjectID", "Region", "AsyncTaskURL", "JournalURL", "ErrorURL", "TriggerBucket", "TimeToLiveInMin", "CheckInMs"]
 )
-LIMITS = st.sampled_from(["MaxConcurrentSQL", "MaxConcurrentJobs", "MaxConcurrentLoad", "MaxTriggerDelayMs"])
+LIMITS = st.sampled_from(
+    ["MaxConcurrentSQL", "MaxConcurrentJobs", "MaxConcurrentLoad", "MaxTriggerDelayMs", "MaxUnknownJobMin"]
+)
 OTHERS = st.sampled_from(["PostJobPrefix", "BatchPrefix", "SlackCredentials"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["gs://abc/d", "${v}"]),

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import (
+    REPLAY,
+    SINCE,
     Event,
     Job,
     Lane,
@@ -21,7 +23,7 @@ from bqdispatch_provider.model import (
     Tidy,
 )
 from bqdispatch_provider.names import TraceName, WindowName
-from bqdispatch_provider.planning import classify, is_target, limits, other_target, plan, target_of
+from bqdispatch_provider.planning import aside_path, classify, is_target, limits, other_target, plan, target_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -162,6 +164,88 @@ def test_traces_whose_jobs_cannot_be_seen_count_as_active():
     assert made.outcomes == {Outcome.ERROR: 1, Outcome.THROTTLED: 1}
 
 
+def test_what_cannot_be_seen_counts_as_pending_for_bqtails_balancer():
+    actions = ("load", "load", "reload", "query")
+    traces = [stored(TraceName("p", "US", "ds.t", str(n), 1, each).name) for n, each in enumerate(actions)]
+    made = plan(Snapshot(classify(traces, "p", NOW), {}, {"p": "403"}), config(), NOW)
+    assert made.outcomes == {Outcome.ERROR: 4}
+    assert made.counts == {"p": {"Pending": {"LoadJobs": 3, "QueryJobs": 1}}}
+
+
+DAY = 86_400.0
+
+
+def lost(age, metadata=None, errors=None, region="US", **more):
+    """The plan for one trace whose job is proven to be unknown."""
+    listing = classify([stored(TraceName("p", region, "ds.t", "1", 1, "load").name, age, 7, metadata)], "p", NOW)
+    unknown = frozenset(trace.job for trace in listing.traces)
+    return plan(Snapshot(listing, {}, errors or {}, {}, unknown), config(**more), NOW)
+
+
+def test_a_trace_that_has_waited_a_day_for_an_unknown_job_is_quarantined_with_what_was_asked():
+    made = lost(DAY + 1)
+    (quarantine,) = made.tidy.quarantines
+    assert (made.outcomes, made.not_found, made.listed) == ({}, {}, 1)
+    assert (quarantine.name, quarantine.generation) == ("proj:p:US/ds.t--1_00001_load--dispatch", 7)
+    for said in ("'p'", "'US'", "'ds_t--1_00001_load--dispatch'", "404", "2026-01-01T03:04:04+00:00"):
+        assert said in quarantine.reason
+    assert dict(quarantine.asked) == {
+        "Project": "p",
+        "Location": "US",
+        "ID": "ds_t--1_00001_load--dispatch",
+        "Answer": 404,
+    }
+    assert "any location" in lost(DAY + 1, region="").tidy.quarantines[0].reason
+
+
+def test_a_trace_waits_as_long_as_the_configuration_says():
+    assert lost(DAY - 1).outcomes == {Outcome.NOT_FOUND: 1}
+    assert lost(61.0, MaxUnknownJobMin=1).outcomes == {}
+    assert lost(100 * DAY, MaxUnknownJobMin=0).outcomes == {Outcome.NOT_FOUND: 1}
+    assert lost(100 * DAY, MaxUnknownJobMin=10_000_000_000).outcomes == {Outcome.NOT_FOUND: 1}
+
+
+def test_a_job_that_was_merely_not_found_is_no_reason_for_quarantine():
+    old = stored(TraceName("p", "US", "ds.t", "1", 1, "load").name, 9 * DAY)
+    assert planned(old).outcomes == {Outcome.NOT_FOUND: 1}
+    assert lost(9 * DAY, errors={"p": "503"}).outcomes == {Outcome.ERROR: 1}
+
+
+def test_a_job_that_bigquery_may_have_forgotten_is_no_reason_for_quarantine():
+    assert lost(170 * DAY).outcomes == {}
+    assert lost(180 * DAY).outcomes == {Outcome.NOT_FOUND: 1}
+    first = {SINCE: str(NOW.timestamp() - 180 * DAY)}
+    assert lost(2 * DAY, first).outcomes == {Outcome.NOT_FOUND: 1}
+    assert lost(2 * DAY, {SINCE: "nonsense"}).outcomes == {}
+
+
+def test_what_is_on_its_way_back_from_quarantine_waits():
+    assert lost(2 * DAY, {REPLAY: "7"}).outcomes == {Outcome.PENDING: 1}
+    listing = classify([stored(TraceName("p", "US", "ds.t", "1", 1, "load").name, metadata={REPLAY: "7"})], "p", NOW)
+    done = {listing.traces[0].job: Job("US", "DONE")}
+    assert plan(Snapshot(listing, done), config(), NOW).outcomes == {Outcome.PENDING: 1}
+    name, twin = window(generation=2)
+    held = StoredObject(twin.name, 2, twin.created, metadata={REPLAY: "7"})
+    assert planned(held).outcomes == {Outcome.PENDING: 1}
+    made = planned(held, sentinel(name, fired_ago=90_000))
+    assert (made.outcomes, made.tidy) == ({Outcome.PENDING: 1, Outcome.IGNORED: 1}, Tidy())
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1024), st.integers(1, 2**63))
+def test_a_place_in_quarantine_has_room_for_every_name(name, generation):
+    place = aside_path(NOW, name, generation, "gs://b/err/ors/")
+    assert len(f"err/ors/{place}.json".encode()) <= 1024
+    assert place.startswith("2026-01-02/")
+    assert place.endswith(f".{generation}")
+    if len(name.encode()) <= 900:
+        assert place == f"2026-01-02/{name}.{generation}"
+
+
+def test_names_that_are_cut_stay_apart():
+    one, other = ("x" * 1010 + each for each in ("--a", "--b"))
+    assert aside_path(NOW, one, 1, "gs://b") != aside_path(NOW, other, 1, "gs://b")
+
+
 def test_the_last_moment_that_a_name_can_hold_is_no_trouble():
     assert planned(stored("ds.t_1_253402300799.win")).outcomes == {Outcome.PENDING: 1}
 
@@ -207,7 +291,7 @@ def test_shares_travel_as_json_and_back():
     import json
 
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
-    tidy = Tidy((Quarantine("w", 3, NOW, "twin"),), (("x", 1), ("y", 2)))
+    tidy = Tidy((Quarantine("w", 3, NOW, "twin", {"Fired": "x", "Window": 1}),), (("x", 1), ("y", 2)))
     assert Tidy.from_dict(json.loads(json.dumps(tidy.to_dict()))) == tidy
 
 
@@ -246,25 +330,30 @@ NOISE = st.sampled_from(["a.grp", "x.win", "strange", "y.wis", "f/9.loc", ""])
     st.integers(0, 4),
     st.integers(0, 4),
     st.sets(st.sampled_from(["p", "q"])),
+    st.integers(0, 15),
     st.randoms(use_true_random=False),
 )
-def test_every_object_has_one_outcome_and_limits_hold_in_any_order(traces, windows, noise, sql, jobs, failed, random):
-    objects, states = [stored(name) for name in noise], {}
+def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
+    traces, windows, noise, sql, jobs, failed, patience, random
+):
+    objects, states, unknown = [stored(name) for name in noise], {}, set()
     for number, (project, action, age, state) in enumerate(traces):
         name = TraceName(project, "US", "ds.t", str(number), 1, action)
         objects.append(stored(name.name, age))
         if state and project not in failed:
             states[classify([objects[-1]], "p", NOW).traces[0].job] = Job("US", state)
+        elif number % 2:
+            unknown.add(classify([objects[-1]], "p", NOW).traces[0].job)
     for number, (project, age, marked, fired, twin) in enumerate(windows):
         name, found = window(f"{project}:ds.t{number}", ended=age, age=age, generation=2 if twin else 1)
         objects.append(found)
         if marked is not None:
             objects.append(sentinel(name, **{"fired_ago" if fired else "claimed_ago": marked}))
-    settings = config(sql=sql, jobs=jobs)
+    settings = config(sql=sql, jobs=jobs, MaxUnknownJobMin=patience)
     errors = dict.fromkeys(failed, "403")
 
     def decide():
-        return plan(Snapshot(classify(objects, "p", NOW), states, errors), settings, NOW)
+        return plan(Snapshot(classify(objects, "p", NOW), states, errors, {}, frozenset(unknown)), settings, NOW)
 
     first = decide()
     assert total(first) == first.listed == len(objects)
