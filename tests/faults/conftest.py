@@ -2,12 +2,16 @@
 
 import json
 import multiprocessing
+import os
 import random
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import dispatching
+import psutil
 import pytest
 import requests
 from world import SOFT_DELETE, World
@@ -18,6 +22,29 @@ from bqdispatch_provider.testing.standin import StandInControl
 BIN = Path(sys.executable).parent
 AFTER_A_CRASH = 200
 """Seconds after which everybody takes up what a dispatcher has left: more than ``CLAIM_TIMEOUT``."""
+
+
+TRIALS = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--trials", metavar="FILE", help="write the table of trials between its marks in a document")
+
+
+def pytest_sessionfinish(session):
+    document = session.config.getoption("--trials")
+    if document and TRIALS:
+        lines = ["| fault | trials | events | lost | doubled |", "| --- | --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(map(str, each))} |" for each in TRIALS]
+        text = Path(document).read_text()
+        table = "<!-- trials -->\n" + "\n".join(lines) + "\n<!-- /trials -->"
+        Path(document).write_text(re.sub(r"<!-- trials -->.*<!-- /trials -->", lambda _: table, text, flags=re.DOTALL))
+
+
+@pytest.fixture
+def trials():
+    """Notes what came of a fault: trials, events, lost, doubled."""
+    return lambda *row: TRIALS.append(row)
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +72,9 @@ def crowd(standin, forks, monkeypatch, tmp_path):
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", standin)
     with StandInControl(standin) as control:
 
-        def make(keeping=SOFT_DELETE, seed=0, **settings):
+        def make(keeping=SOFT_DELETE, seed=0, chain=("load", "copy", "query"), **settings):
             control.reset()
-            return Crowd(World(standin, control, keeping), forks, tmp_path / "log", seed, settings)
+            return Crowd(World(standin, control, keeping), forks, tmp_path / "log", seed, chain, settings)
 
         yield make
         control.reset()
@@ -56,11 +83,11 @@ def crowd(standin, forks, monkeypatch, tmp_path):
 class Crowd:
     """A task folder with its BqTail, and dispatchers that come and go."""
 
-    def __init__(self, world, forks, log_file, seed, settings):
+    def __init__(self, world, forks, log_file, seed, chain, settings):
         self.world, self.forks, self.log_file = world, forks, log_file
         self.random = random.Random(seed)
         self.document = world.document(**settings)
-        bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20)
+        bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=chain)
         self.bqtail = StandInBqTail(world.client, requests.Session(), world.url, bqtail)
 
     def start(self, **more):
@@ -86,14 +113,14 @@ class Crowd:
             pass
 
     def finish(self):
-        """Dispatch, undisturbed now, until all is through; gives BqTail's account."""
+        """Dispatch, undisturbed now, until there is nothing left to do; gives BqTail's account."""
         self.world.control.clear_faults()
         for _ in range(60):
             self.consume()
-            if self.bqtail.counters().finished == self.bqtail.counters().events:
-                break
             self.world.control.advance(AFTER_A_CRASH)
-            self.dispatch()
+            (report,) = self.dispatch()["reports"]
+            if report["Outcomes"].keys() <= {"ignored"}:
+                break
         self.consume()
         return self.bqtail.account()
 
@@ -106,6 +133,17 @@ class Running:
 
     def __init__(self, process, receiver):
         self.process, self.receiver = process, receiver
+
+    def wait_until_stopped(self):
+        """Until it has stopped itself; tells whether it did, or came to its end before."""
+        while not self.receiver.poll(0.005):
+            if psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED:
+                return True
+        return False
+
+    def go_on(self):
+        """Wake it up again."""
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def answer(self):
         """What it sent; ``None`` when it was killed before."""

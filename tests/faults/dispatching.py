@@ -11,11 +11,11 @@ import requests
 
 
 class Requests:
-    """Counts the requests of this process, and kills it before or after one of them."""
+    """Counts the requests of this process, and kills or stops it before or after one of them."""
 
-    def __init__(self, kill_at=None, after=False):
+    def __init__(self, kill_at=None, after=False, by=signal.SIGKILL):
         self.count = 0
-        self._kill_at, self._after = kill_at, after
+        self._kill_at, self._after, self._by = kill_at, after, by
         self._lock = threading.Lock()
         self._send = requests.Session.send
 
@@ -24,10 +24,10 @@ class Requests:
             self.count += 1
             mine = self.count == self._kill_at
         if mine and not self._after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._by)
         response = self._send(session, request, **more)
-        if mine:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if mine and self._after:
+            os.kill(os.getpid(), self._by)
         return response
 
 
@@ -37,7 +37,7 @@ def hurry(factor=0.02):
     time.sleep = lambda seconds: sleep(seconds * factor)
 
 
-def dispatch(answers, log_file, url, document, kill_at=None, after=False, cycles=1):
+def dispatch(answers, log_file, url, document, kill_at=None, after=False, by=signal.SIGKILL, cycles=1):
     """Run cycles; sends the number of requests and each cycle's report, unless it is killed before."""
     os.environ["STORAGE_EMULATOR_HOST"] = os.environ["BIGQUERY_EMULATOR_HOST"] = url
     from google.auth.credentials import AnonymousCredentials
@@ -48,7 +48,7 @@ def dispatch(answers, log_file, url, document, kill_at=None, after=False, cycles
 
     hurry()
     logging.basicConfig(filename=log_file, level=logging.INFO, force=True)
-    counted = Requests(kill_at, after)
+    counted = Requests(kill_at, after, by)
     requests.Session.send = lambda session, request, **more: counted.send(session, request, **more)
     client = Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": url})
     reports = []
@@ -57,10 +57,3 @@ def dispatch(answers, log_file, url, document, kill_at=None, after=False, cycles
             reports.append(dispatcher.cycle().to_dict())
     answers.send(json.dumps({"requests": counted.count, "reports": reports}))
     answers.close()
-
-
-def preload():
-    """What a forked process need not import again."""
-    import google.cloud.storage  # noqa: F401
-
-    import bqdispatch_provider.dispatcher  # noqa: F401

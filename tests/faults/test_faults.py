@@ -1,5 +1,6 @@
 """Services that fail, at any call and any rate, several dispatchers at once, and clocks that are wrong."""
 
+import os
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -8,6 +9,7 @@ import pytest
 import requests
 from world import SOFT_DELETE, TRIGGER
 
+ROUNDS = int(os.environ.get("BQDISPATCH_ROUNDS", "8"))
 DESTS = ["ds.a", "q:ds.b$20260101", "ds.c--d", "example.com:legacy.ds.e"]
 
 
@@ -26,10 +28,10 @@ def break_calls(control, rate, calls="*", bucket=None):
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.3])
-def test_failing_calls_lose_and_double_nothing(crowd, rate):
+def test_failing_calls_lose_and_double_nothing(crowd, trials, rate):
     here = crowd(seed=4)
     here.world.control.seed_faults(int(rate * 100))
-    for _ in range(8):
+    for _ in range(ROUNDS):
         for dest in DESTS:
             here.bqtail.put_file(dest)
         here.world.control.advance(25)
@@ -39,7 +41,8 @@ def test_failing_calls_lose_and_double_nothing(crowd, rate):
         here.consume()
     account = here.finish()
     assert account.ok, str(account)
-    assert account.finished == 32
+    assert account.finished == 4 * ROUNDS
+    trials(f"{rate:.0%} of all calls fail or are late", 2 * ROUNDS, account.events, account.missing, account.doubled)
 
 
 class Consumer(threading.Thread):
@@ -95,20 +98,16 @@ def dispatch_at_once(crowd, number, traces, rate, cycles=3, rounds=30):
     return consumer.came()
 
 
-def test_four_dispatchers_deliver_ten_thousand_traces_once_while_every_fifth_call_fails(crowd):
-    came = dispatch_at_once(crowd(SOFT_DELETE), 4, 10_000, 0.2)
-    assert len(came) == 10_000
+@pytest.mark.parametrize(("traces", "rate"), [(10_000, 0.2), (2_000, 0)], ids=["every fifth call fails", "calm"])
+def test_four_dispatchers_at_once_deliver_every_trace_once(crowd, trials, traces, rate):
+    came = dispatch_at_once(crowd(SOFT_DELETE), 4, traces, rate)
+    assert len(came) == traces
     assert set(came.values()) == {1}
-
-
-def test_four_dispatchers_deliver_every_trace_once(crowd):
-    came = dispatch_at_once(crowd(SOFT_DELETE), 4, 2_000, 0)
-    assert len(came) == 2_000
-    assert set(came.values()) == {1}
+    trials(f"4 dispatchers at once, {rate:.0%} of calls fail", 1, traces, traces - len(came), came.total() - len(came))
 
 
 @pytest.mark.parametrize("ahead", [-300, 300])
-def test_a_machine_whose_clock_is_wrong_dispatches_as_any_other(crowd, ahead):
+def test_a_machine_whose_clock_is_wrong_dispatches_as_any_other(crowd, trials, ahead):
     """The services' clock is moved, which is the same as the machine's going wrong by as much the other way."""
     here = crowd()
     here.world.control.advance(ahead)
@@ -121,3 +120,4 @@ def test_a_machine_whose_clock_is_wrong_dispatches_as_any_other(crowd, ahead):
     assert here.dispatch()["reports"][0]["BatchCount"] == 4
     account = here.finish()
     assert account.ok, str(account)
+    trials(f"the machine's clock is {-ahead:+d} s wrong", 1, account.events, account.missing, account.doubled)
