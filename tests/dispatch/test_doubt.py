@@ -1,0 +1,324 @@
+"""Whether an event was delivered is proven, or in doubt and settled: by intents, new generations, old versions."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from test_move import put_target, share_of, target
+from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
+
+from bqdispatch_provider.model import CREATED
+from bqdispatch_provider.planning import CLAIM_TIMEOUT
+
+LATER = CLAIM_TIMEOUT.total_seconds() + 5
+
+
+def put_intent(world, *names, owner="another", generations=None):
+    """What another dispatcher has written down before it moves traces."""
+    moves = [[name, int(world.blob(name).generation)] for name in names]
+    for move, generation in zip(moves, generations or (), strict=False):
+        move[1] = generation
+    intent = f"intents/{owner}-000001.json"
+    text = json.dumps({"owner": owner, "moves": moves})
+    world.client.bucket(TASKS).blob(FOLDER + intent).upload_from_string(text)
+    return intent
+
+
+def traces_of(world):
+    return [name for name in world.names() if name.startswith("proj:")]
+
+
+def deliver_and_consume(world, name):
+    """What a dispatcher did that then died before the delete, and BqTail after it."""
+    where = target(world, name)
+    source = world.client.bucket(TASKS)
+    source.copy_blob(source.blob(FOLDER + name), world.client.bucket(TRIGGER), where)
+    world.delete(where, TRIGGER)
+    return where
+
+
+def test_a_trace_that_another_dispatcher_is_moving_is_left_to_it(world):
+    names = world.traces(3)
+    intent = put_intent(world, names[1])
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 2, "pending": 1, "ignored": 1}
+    assert world.names() == [intent, names[1]]
+    assert document["Status"] == "ok"
+
+
+def test_a_trace_whose_dispatcher_died_before_its_copy_is_delivered_once(world):
+    name = world.trace()
+    where = target(world, name)
+    put_intent(world, name)
+    world.control.advance(LATER)
+    assert world.cycle().dispatched == 1
+    assert world.names(TRIGGER) == [where]
+    assert traces_of(world) == []
+
+
+@pytest.mark.parametrize("keeping", [None, VERSIONING], ids=["soft delete", "versioning"])
+def test_a_trace_whose_copy_was_consumed_before_the_delete_is_not_delivered_again(cloud, world, keeping):
+    if keeping:
+        world.control.reset()
+        world = World(cloud.url, world.control, keeping)
+    name = world.trace()
+    world.control.advance(1)
+    put_intent(world, name)
+    deliver_and_consume(world, name)
+    world.control.advance(LATER)
+    report = world.cycle()
+    assert report.dispatched == 1
+    assert world.names(TRIGGER) == traces_of(world) == []
+
+
+def test_a_copy_from_before_the_trace_was_written_again_proves_nothing(world):
+    name = world.trace(age=600, content="same")
+    deliver_and_consume(world, name)
+    world.control.advance(30)
+    world.put(name, age=10, content="same")
+    put_intent(world, name)
+    world.control.advance(LATER)
+    assert world.cycle().dispatched == 1
+    assert len(world.names(TRIGGER)) == 1
+
+
+def test_a_consumed_copy_of_other_content_proves_nothing(world):
+    name = world.trace(age=600, content="mine")
+    put_target(world, target(world, name), "another's")
+    world.delete(target(world, name), TRIGGER)
+    put_intent(world, name)
+    world.control.advance(LATER)
+    assert world.cycle().dispatched == 1
+    assert len(world.names(TRIGGER)) == 1
+
+
+def test_a_copy_whose_answer_is_lost_and_which_is_consumed_at_once_is_not_made_again(world):
+    """Without any crash: BqTail is faster than the second try."""
+    names = world.traces(3)
+    world.control.add_fault("storage.objects.copy", "status", status=503, after=True, times=1, name=f"*{names[1]}*")
+    with world.dispatcher() as dispatcher:
+        copy = dispatcher.store.copy
+
+        def copy_and_consume(copies, to=None):
+            results = copy(copies, to)
+            for name in world.names(TRIGGER):
+                world.delete(name, TRIGGER)
+            return results
+
+        dispatcher.store.copy = copy_and_consume
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"dispatched": 3}
+    deliveries = world.client.list_blobs(TRIGGER, soft_deleted=True)
+    assert len(list(deliveries)) == 3
+    assert world.names(TRIGGER) == world.names() == []
+
+
+def test_a_copy_that_is_still_under_way_can_no_longer_be_made_once_it_is_settled(world):
+    name = world.trace()
+    share = share_of(world, name)
+    put_intent(world, name)
+    world.control.advance(LATER)
+    with world.dispatcher() as late, world.dispatcher() as other:
+        copy = late.store.copy
+
+        def others_go_first(copies, to=None):
+            late.store.copy = copy
+            world.control.advance(LATER)
+            assert other.cycle().dispatched == 1
+            for each in world.names(TRIGGER):
+                world.delete(each, TRIGGER)
+            return copy(copies, to)
+
+        late.store.copy = others_go_first
+        late.intents._others = lambda mine: (datetime.now(UTC), [])  # it looked before the other's intent was there
+        assert late.dispatch([share]).to_dict()["Outcomes"] == {"ignored": 1}
+    assert world.names(TRIGGER) == traces_of(world) == []
+
+
+def test_a_settled_trace_goes_where_it_would_have_gone(world):
+    """It stays as old as it was, although its object is a new one."""
+    name = world.trace(age=2 * 3600)
+    where = target(world, name)
+    put_intent(world, name)
+    world.control.advance(LATER)
+    world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden", times=1)
+    world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden", times=1)
+    assert world.cycle().to_dict()["Outcomes"] == {"error": 1, "ignored": 1}
+    assert CREATED in world.blob(name).metadata
+    assert world.cycle().dispatched == 1
+    assert world.names(TRIGGER) == [where]
+
+
+def test_a_doubtful_trace_that_cannot_be_settled_stays_written_down(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    name = world.trace()
+    world.control.add_fault("storage.objects.rewrite", "status", status=503, after=True, times=1)
+    world.control.add_fault("storage.objects.compose", "status", status=503)
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 1}
+    assert "cannot be settled" in document["Error"]
+    (intent,) = [each for each in world.names() if each.startswith("intents/")]
+    assert json.loads(world.blob(intent).download_as_bytes())["moves"] == [[name, world.blob(name).generation]]
+    world.control.clear_faults()
+    for each in world.names(TRIGGER):
+        world.delete(each, TRIGGER)
+    world.control.advance(LATER)
+    assert world.cycle().dispatched == 1
+    assert world.names(TRIGGER) == traces_of(world) == []
+
+
+class TestNothingDeletedIsKept:
+    @pytest.fixture
+    def doubtful(self, cloud, world):
+        """A trace that was delivered and consumed, of which nothing tells."""
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.trace()
+        put_intent(world, name)
+        deliver_and_consume(world, name)
+        world.control.advance(LATER)
+        return world, name
+
+    def test_it_is_delivered_again_and_the_report_says_so(self, doubtful):
+        world, name = doubtful
+        document = world.cycle().to_dict()
+        assert document["Outcomes"] == {"dispatched": 1, "ignored": 1}
+        assert world.url_of(name) in document["Error"]
+        assert "may have been delivered twice" in document["Error"]
+        assert len(world.names(TRIGGER)) == 1
+
+    def test_or_it_is_set_aside_when_the_configuration_says_so(self, doubtful):
+        world, name = doubtful
+        document = world.cycle(OnDoubt="quarantine").to_dict()
+        assert document["Outcomes"] == {"quarantined": 1, "ignored": 1}
+        assert "may have been delivered" in document["Quarantined"][world.url_of(name)]
+        assert world.names(TRIGGER) == traces_of(world) == []
+        assert len(world.names(JOURNAL, "errors/")) == 2
+
+    def test_a_copy_that_lies_there_still_is_proof_enough(self, cloud, world):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.trace()
+        put_intent(world, name)
+        put_target(world, target(world, name), "{}")
+        world.control.advance(LATER)
+        assert world.cycle().to_dict()["Status"] == "ok"
+        assert len(world.names(TRIGGER)) == 1
+        assert traces_of(world) == []
+
+    def test_a_window_is_set_aside_as_fired(self, cloud, world):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window()
+        world.control.add_fault("storage.objects.rewrite", "reset", after=True, times=1)
+        world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden", name="*.win")
+        assert world.cycle(OnDoubt="quarantine").to_dict()["Outcomes"] == {"error": 1}
+        world.control.clear_faults()
+        world.delete(f"_batch_/{name}", TRIGGER)
+        world.control.advance(LATER)
+        assert world.cycle(OnDoubt="quarantine").to_dict()["Outcomes"]["quarantined"] == 1
+        assert world.names() == [name.replace(".win", ".wis")]
+        assert "bqdispatch-fired" in world.blob(world.names()[0]).metadata
+
+
+def test_it_asks_for_nothing_where_it_may_not_see_whether_deleted_objects_are_kept(world):
+    name = world.trace()
+    put_intent(world, name)
+    world.control.refuse("storage.buckets.get", bucket=TRIGGER)
+    world.control.advance(LATER)
+    document = world.cycle().to_dict()
+    assert "storage.buckets.get" in document["Error"]
+    assert document["Outcomes"]["dispatched"] == 1
+
+
+def test_intents_are_removed_once_nothing_of_them_is_left_and_not_before(world):
+    world.traces(2)
+    left = world.trace(state="RUNNING")
+    gone = put_intent(world, left, owner="gone", generations=[1])
+    alive = put_intent(world, left, owner="alive")
+    world.cycle()
+    assert gone in world.names()
+    world.control.advance(LATER)
+    world.cycle()
+    assert world.names() == sorted([alive, left])
+
+
+def test_what_is_no_intent_among_the_intents_does_no_harm(world):
+    world.put("intents/readme.txt", content="hello", age=1)
+    world.put("intents/list.json", content="[1]", age=LATER)
+    name = world.trace()
+    assert world.cycle().dispatched == 1
+    assert name not in world.names()
+
+
+def test_a_thousand_moves_take_one_intent_and_one_look_at_the_others(world):
+    world.traces(1000)
+    world.control.reset_counters()
+    world.cycle()
+    calls = world.control.calls()
+    assert calls["storage.objects.insert"] == 1
+    assert calls["storage.objects.list"] == 2
+    assert world.names() == []
+
+
+def test_nothing_is_moved_or_fired_without_the_permission_to_delete(world):
+    world.traces(3)
+    world.window()
+    world.control.refuse("storage.objects.delete", bucket=TASKS)
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"pending": 4}
+    assert "storage.objects.delete on bucket 'ops'" in document["Error"]
+    assert world.names(TRIGGER) == []
+
+
+def test_permissions_are_asked_for_once_a_run(world):
+    with world.dispatcher() as dispatcher:
+        for _ in range(3):
+            world.trace()
+            dispatcher.cycle()
+    assert world.control.calls()["storage.buckets.testIamPermissions"] == 2
+
+
+def test_where_only_a_condition_refuses_the_delete_each_run_stops_at_once_and_nothing_is_delivered_twice(world):
+    world.traces(5)
+    world.control.refuse("storage.objects.delete", bucket=TASKS, prefix=f"{FOLDER}proj:")
+    for _ in range(5):
+        document = world.cycle().to_dict()
+        assert any("answered with 403" in error for error in document["Errors"])
+        assert "dispatched" not in document["Outcomes"]
+        for each in world.names(TRIGGER):
+            world.delete(each, TRIGGER)
+        world.control.advance(LATER)
+    assert len(traces_of(world)) == 5
+    deliveries = [blob.name for blob in world.client.list_blobs(TRIGGER, soft_deleted=True)]
+    assert len(deliveries) == len(set(deliveries)) <= 5
+
+
+@pytest.mark.parametrize("hold", ["temporaryHold", "eventBasedHold"])
+def test_an_object_under_a_hold_waits_and_the_others_go(world, hold):
+    held, *others = world.traces(4)
+    window = world.window()
+    bucket = world.client.bucket(TASKS)
+    for name in (held, window):
+        blob = bucket.get_blob(FOLDER + name)
+        setattr(blob, "temporary_hold" if hold == "temporaryHold" else "event_based_hold", True)
+        blob.patch()
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 3, "error": 2}
+    assert held in " ".join(document["Errors"])
+    assert hold in document["Error"]
+    assert world.names() == sorted([held, window])
+    assert len(world.names(TRIGGER)) == len(others)
+
+
+def test_objects_under_a_retention_policy_wait(world):
+    bucket = world.client.get_bucket(TASKS)
+    bucket.retention_period = 3600
+    bucket.patch()
+    name = world.trace(age=60)
+    assert "a retention policy until" in world.cycle().to_dict()["Error"]
+    assert world.names(TRIGGER) == []
+    world.control.advance(timedelta(hours=1).total_seconds())
+    bucket.retention_period = None
+    bucket.patch()
+    assert world.cycle().dispatched == 1
+    assert name not in world.names()
