@@ -4,7 +4,7 @@ BIN := .venv/bin
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock dist clean
+.PHONY: help setup demo test soak trials check lock dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -32,6 +32,13 @@ demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ON
 
 test: setup .venv/lowest/ready ## all checks and tests, with line coverage (about ten minutes)
 	@.ci/test
+
+soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
+	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak \
+	  $(BIN)/pytest tests/faults tests/unit
+
+trials: setup ## run the fault tests and write what came of them into docs/reliability.md
+	$(BIN)/pytest tests/faults --trials docs/reliability.md
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .
