@@ -1,0 +1,78 @@
+"""The custom roles in deploy/roles are enough for all that a dispatcher does, and nothing in them is too much."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from google.api_core.exceptions import GoogleAPIError
+from world import JOURNAL, TASKS, TRIGGER
+
+from bqdispatch_provider.quarantine import QuarantineStore
+from bqdispatch_provider.testing.standin_permissions import _ON_PROJECT, _STORAGE
+
+ROLES = Path(__file__).parents[2] / "deploy" / "roles"
+PLACES = {TASKS: "folders", JOURNAL: "folders", TRIGGER: "trigger"}
+
+
+def granted(name):
+    return set(yaml.safe_load((ROLES / f"bqdispatch-{name}.yaml").read_text())["includedPermissions"])
+
+
+@pytest.fixture
+def bound(world):
+    """The account has the roles and nothing else."""
+    for bucket, name in PLACES.items():
+        for permission in _STORAGE - granted(name):
+            world.control.refuse(permission, bucket=bucket)
+    for permission in _ON_PROJECT - granted("jobs"):
+        world.control.refuse(permission, project="p")
+
+
+def everything(world):
+    """All that a dispatcher does, and what went wrong."""
+    world.trace()
+    world.traces(7, "query")
+    world.trace(root=True)
+    window = world.window()
+    with world.dispatcher() as dispatcher:
+        errors = dispatcher.run(time_to_live=0).errors
+        errors = errors + dispatcher.run(time_to_live=0).errors  # performance.json is written over
+        world.control.advance(4000)  # the window is stale, the next one under its sentinel a late twin
+        errors = errors + dispatcher.cycle().errors
+        world.put(window)
+        errors = errors + dispatcher.cycle().errors
+        since = dispatcher.store.now() - timedelta(hours=1)
+        told = dispatcher.store.keeps_deleted(since)
+        versions = dispatcher.store.versions(["_bqjob_/"])
+        try:
+            with QuarantineStore(world.client, dispatcher.config) as quarantine:
+                quarantine.listing()
+        except GoogleAPIError as error:
+            errors.append(str(error))
+    return [*errors, *dispatcher.store.lacking(), *(["doubt"] if not told or not isinstance(versions[0], list) else [])]
+
+
+def test_the_roles_are_enough_for_everything(world, bound):
+    assert everything(world) == []
+    assert world.names() == [name for name in world.names() if name.endswith(".wis")]
+    assert len(world.names(TRIGGER)) == 10
+    assert len([name for name in world.names(JOURNAL, "errors/") if not name.endswith(".json")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("bucket", "permission"),
+    [(bucket, permission) for bucket, name in PLACES.items() for permission in sorted(granted(name))],
+)
+def test_nothing_in_a_storage_role_is_too_much(world, bound, bucket, permission):
+    world.control.refuse(permission, bucket=bucket)
+    assert everything(world) != []
+
+
+@pytest.mark.parametrize("permission", sorted(granted("jobs")))
+def test_nothing_in_the_role_for_jobs_is_too_much(world, bound, permission):
+    world.control.refuse(permission, project="p")
+    world.trace()
+    first = world.cycle()
+    world.trace(root=True)
+    assert [*first.errors, *world.cycle().errors]

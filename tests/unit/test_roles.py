@@ -1,0 +1,74 @@
+"""The custom roles are what README.md and docs/protocol.md say that the account needs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ROLES = ROOT / "deploy" / "roles"
+NAMES = ["folders", "trigger", "jobs"]
+
+
+def role(name):
+    return yaml.safe_load((ROLES / f"bqdispatch-{name}.yaml").read_text())
+
+
+def granted(name):
+    return set(role(name)["includedPermissions"])
+
+
+def rows(document, heading):
+    """The rows of the table under a heading: what a place is, and the permissions there."""
+    section = (ROOT / document).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    for row in section.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        found, full = set(), ""
+        for word in re.findall(r"`([\w.]+)`", cells[-1]):
+            full = word if not word.startswith(".") else f"{full.rpartition('.')[0]}{word}"
+            found.add(full)
+        if found:
+            yield cells[0], found
+
+
+TABLES = [("README.md", "Permissions"), ("docs/protocol.md", "What the account needs")]
+PLACES = [
+    ("task folder", "folders"),
+    ("journal and errors", "folders"),
+    ("trigger bucket", "trigger"),
+    ("every|each", "jobs"),
+]
+
+
+@pytest.mark.parametrize(("document", "heading"), TABLES)
+@pytest.mark.parametrize(("place", "name"), PLACES)
+def test_a_role_is_what_the_tables_say_of_its_place(document, heading, place, name):
+    (permissions,) = [found for where, found in rows(document, heading) if re.search(place, where)]
+    assert permissions == granted(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gcloud_takes_the_file(name):
+    document = role(name)
+    assert set(document) == {"title", "description", "stage", "includedPermissions"}
+    assert len(document["title"]) <= 100
+    assert len(document["description"]) <= 256
+    assert document["stage"] == "GA"
+    assert document["includedPermissions"] == sorted(set(document["includedPermissions"]))
+    assert all(re.fullmatch(r"(storage|bigquery)\.\w+\.\w+", each) for each in document["includedPermissions"])
+
+
+def test_every_file_is_created_by_the_commands():
+    assert {file.name for file in ROLES.glob("*.yaml")} == {f"bqdispatch-{name}.yaml" for name in NAMES}
+    created = re.findall(r"roles create (\w+) .*--file=(\S+)", (ROLES / "README.md").read_text())
+    assert {file for _, file in created} == {f"deploy/roles/bqdispatch-{name}.yaml" for name in NAMES}
+    bound = re.findall(r"--role=projects/\$PROJECT/roles/(\w+)", (ROLES / "README.md").read_text())
+    assert {name for name, _ in created} == set(bound)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.]{3,64}", name) for name, _ in created)
+
+
+def test_no_role_may_submit_a_job_or_change_what_was_delivered():
+    everything = set().union(*map(granted, NAMES))
+    assert not [each for each in everything if re.search(r"jobs\.(create|update|delete)|setIam|\.update$", each)]
+    assert "storage.objects.delete" not in granted("trigger")
