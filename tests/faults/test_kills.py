@@ -9,7 +9,7 @@ import re
 import signal
 
 import pytest
-from conftest import AFTER_A_CRASH
+from crowd import AFTER_A_CRASH
 from world import JOURNAL, SOFT_DELETE, VERSIONING
 
 KILLS = int(os.environ.get("BQDISPATCH_KILLS", "200"))
