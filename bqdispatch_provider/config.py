@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _GS_URL = re.compile(rf"gs://{_BUCKET}(/[^/\r\n]+)*/?")
+_KMS_KEY = re.compile(r"[^\s/]+(/[^\s/]+)+")
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[A-Za-z0-9_-]+")
 _MOST = 10_000_000_000
 _GO_LIMIT = "MaxConcurrentLoad"
@@ -170,10 +171,23 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
     tasks, trigger = fields.get("async_task_url"), fields.get("trigger_bucket")
     places = {key: fields.get(field) for key, (field, _) in _KEYS.items() if key in ("JournalURL", "ErrorURL")}
     for key, url in places.items():
-        if url and tasks and f"{url.rstrip('/')}/".startswith(f"{tasks.rstrip('/')}/"):
+        if _lies_in(url, tasks):
             findings.append(
                 f"{key} {url!r} lies inside the task folder {tasks!r}, where every object is taken for an event; "
                 "expected a place outside of it"
+            )
+    journal, errors = places.values()
+    runs = f"{journal.rstrip('/')}/runs" if journal else None
+    # Where one lies in the other both ways, they are the same, which is told above.
+    if _lies_in(tasks, errors) and not _lies_in(errors, tasks):
+        findings.append(
+            f"AsyncTaskURL {tasks!r} lies inside the ErrorURL {errors!r}, where every object is taken for one that was "
+            "set aside; expected a place outside of it"
+        )
+    for key, url in {"AsyncTaskURL": tasks, "ErrorURL": errors}.items():
+        if _lies_in(url, runs):
+            findings.append(
+                f"{key} {url!r} lies inside {runs!r}, where the documents of runs lie; expected a place outside of it"
             )
     for key, url in {"AsyncTaskURL": tasks, **places}.items():
         if url and trigger and urlsplit(url).netloc == trigger:
@@ -187,6 +201,11 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
             "expected two folders side by side"
         )
     return findings
+
+
+def _lies_in(url: str | None, folder: str | None) -> bool:
+    """Tell whether one ``gs://`` URL is the other, or lies inside of it."""
+    return bool(url and folder) and f"{str(url).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
 
 
 def _fetch(url: str, storage_client: Client | None) -> bytes | str:
@@ -218,8 +237,15 @@ def _found(value: Any) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list"
-    shown = repr(value)
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return "a huge number"  # which Python would not print
+    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return f"{shown[:80]}…" if len(shown) > 80 else shown
+
+
+def _shown(key: str) -> str:
+    """A key or a variable's name for a message: untrusted text, in one line."""
+    return key if key.isprintable() else ascii(key)
 
 
 class _Reading:
@@ -238,18 +264,25 @@ class _Reading:
         if not isinstance(value, str):
             self.wrong(key, value, expected)
             return None
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        names = set(_VARIABLE.findall(value))
+        unknown = names - self.variables.keys()
+        known = ", ".join(map(_shown, sorted(self.variables))) or "none"
+        # Not shown: the value may be a secret.
+        kinds = {name: type(self.variables[name]).__name__ for name in names - unknown}
+        odd = {name: kind for name, kind in kinds.items() if kind not in ("str", "int", "float")}
+        for name in sorted({*unknown, *odd}):
+            what = "not given; expected one of the given ones: " + known
+            if name in odd:
+                what = f"a {odd[name]}; expected text or a number"
+            self.findings.append(f"{key} asks for the variable ${{{_shown(name)}}}, which is {what}")
+        if unknown or odd:
+            return None
+        # Once: what a value says is no variable again.
+        filled = _VARIABLE.sub(lambda match: str(self.variables[match[1]]), value)
+        if any("\ud800" <= character <= "\udfff" for character in filled):
             self.wrong(key, value, "text that can be encoded, without surrogates")
             return None
-        unknown = [name for name in _VARIABLE.findall(value) if name not in self.variables]
-        if unknown:
-            known = ", ".join(sorted(self.variables)) or "none"
-            self.findings.extend(
-                f"{key} asks for the variable ${{{name}}}, which is not given; expected one of the given ones: {known}"
-                for name in unknown
-            )
-            return None
-        return _VARIABLE.sub(lambda match: str(self.variables[match[1]]), value)
+        return filled
 
     def limit_by_its_go_name(self, fields: dict[str, Any]) -> None:
         """``MaxConcurrentLoad`` is what the Go code calls ``MaxConcurrentJobs``."""
@@ -264,7 +297,7 @@ class _Reading:
     def log_ignored(self) -> None:
         ignored = sorted(self.document.keys() - {*_KEYS, _GO_LIMIT})
         alike = {key: each[0] for key in ignored if (each := get_close_matches(key, _KEYS, 1, 0.9))}
-        named = ", ".join(f"{key} (not {alike[key]})" if key in alike else key for key in ignored)
+        named = ", ".join(f"{_shown(key)} (not {alike[key]})" if key in alike else _shown(key) for key in ignored)
         if ignored:
             # A misspelt limit is no limit: that must not go unseen.
             level = logging.WARNING if alike else logging.INFO
@@ -338,7 +371,7 @@ def _minutes(reading: _Reading, key: str) -> float | None:
 def _doubt(reading: _Reading, key: str) -> str | None:
     word = _string(reading, key)
     if word is not None and word not in ("deliver", "quarantine"):
-        reading.wrong(key, word, "deliver or quarantine")
+        reading.wrong(key, reading.document[key], "deliver or quarantine")
         return None
     return word
 
@@ -352,9 +385,18 @@ def _slack(reading: _Reading, key: str) -> SlackCredentials | None:
         # Not shown: it may be the token itself.
         reading.findings.append(f"{key} is a {type(value).__name__}; expected {expected}")
         return None
-    url = reading.text(f"{key}.URL", value.get("URL"), "gs://bucket/object")
-    name = reading.text(f"{key}.Key", value.get("Key"), "ring/key")
-    return SlackCredentials(url, name) if url and name else None
+    found: list[str] = []
+    for part, form, like in (("URL", _GS_URL, "gs://bucket/object"), ("Key", _KMS_KEY, "ring/key")):
+        given = value.get(part)
+        text = reading.text(f"{key}.{part}", given, like) if isinstance(given, str) else ""
+        if text is not None and not form.fullmatch(text):
+            # Not shown either.
+            reading.findings.append(
+                f"{key}.{part} is {'missing' if given is None else 'something else'}; expected {like}"
+            )
+        elif text is not None:
+            found.append(text)
+    return SlackCredentials(*found) if len(found) == 2 else None
 
 
 _KEYS: dict[str, tuple[str, Callable[[_Reading, str], Any]]] = {

@@ -198,7 +198,7 @@ class Report:
                 for gauge in (*_GAUGES, "Dispatched"):
                     report.counts[project][gauge].update(each[gauge])
             return report
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a response document: {type(error).__name__}: {error}") from error
 
     def summary(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqdispatch_provider.names import TraceName, WindowName, is_bookkeeping
+from bqdispatch_provider.model import StoredObject
+from bqdispatch_provider.names import INTENTS, TraceName, WindowName, as_job_id, is_bookkeeping
+from bqdispatch_provider.planning import classify
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "bqtail_names.jsonl").read_text().splitlines()]
 
@@ -114,7 +117,57 @@ def test_only_the_ending_becomes_a_sentinel():
     assert WindowName.parse("ds.windows_1_17.win").sentinel == "ds.windows_1_17.wis"
 
 
-@given(st.text())
+PIECES = ["proj:", "p", ":", "US", "/", "--", "-", "_", ".", "00001", "load", "dispatch", ".json", "17", ".win", ".wis"]
+PIECES += [
+    "ds.t",
+    "$2024",
+    ".grp",
+    ".cnt",
+    ".loc",
+    "\n",
+    "é",
+    "\U0001f600",
+    "\ud800",
+    "%2F",
+    "../",
+    "\x00",
+    "٣",
+    INTENTS,
+]
+NAMES = st.lists(st.sampled_from(PIECES), max_size=20).map("".join) | st.text()
+PLAIN = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1)
+WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1)
+EVENTS = WORD | st.from_regex(r"[0-9]{1,16}(_[0-9]{1,4})?", fullmatch=True)
+PROJECTS = st.none() | PLAIN.map(lambda text: f"{text}x") | st.just("example.com:legacy")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@st.composite
+def traces(draw):
+    project = draw(PROJECTS)
+    return TraceName(
+        project,
+        draw(st.none() | WORD | st.just("US")) if project else None,
+        draw(
+            PLAIN | st.sampled_from(["ds.a--b", "p:ds.t-", "ds.t--1_00001_load--dispatch", "ds.json_events$20240101"])
+        ),
+        draw(EVENTS),
+        draw(st.integers(0, 99_998)),
+        draw(WORD | st.sampled_from(["load", "reload", "copy", "query", "export"])),
+        draw(WORD | st.just("dispatch")),
+        draw(st.sampled_from(["", ".json"])),
+    )
+
+
+WINDOWS = st.builds(
+    WindowName,
+    PLAIN | st.sampled_from(["ds.windows", "a_1_17.win", "example.com:legacy.ds.t"]),
+    st.text("0123456789", min_size=1),
+    st.integers(0, 253_402_300_799).map(lambda end: datetime.fromtimestamp(end, UTC)),
+)
+
+
+@given(NAMES)
 def test_any_text_is_a_name_or_a_value_error(text):
     for kind in (TraceName, WindowName):
         with contextlib.suppress(ValueError):
@@ -122,20 +175,48 @@ def test_any_text_is_a_name_or_a_value_error(text):
     is_bookkeeping(text)
 
 
-PLAIN = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1)
-WORD = st.text("abcdefghijklmnopqrstuvwxyz", min_size=1)
-
-
-@given(
-    st.none() | PLAIN, st.none() | WORD, PLAIN, WORD, st.integers(0, 99_998), WORD, WORD, st.sampled_from(["", ".json"])
-)
-def test_trace_names_parse_back_to_their_fields(project, region, dest, event_id, step, action, mode, suffix):
-    project = f"{project}x" if project else None
-    trace = TraceName(project, region if project else None, dest, event_id, step, action, mode, suffix)
+@given(traces())
+def test_trace_names_parse_back_to_their_fields(trace):
     assert TraceName.parse(trace.name) == trace
+    assert TraceName.parse(trace.name).job_id == TraceName.parse(trace.name.removesuffix(".json")).job_id
 
 
-@given(PLAIN, st.text("0123456789", min_size=1), st.integers(0, 4_000_000_000))
-def test_window_names_parse_back_to_their_fields(dest, hash_, end):
-    window = WindowName(dest, hash_, datetime.fromtimestamp(end, UTC))
+@given(WINDOWS)
+def test_window_names_parse_back_to_their_fields(window):
     assert WindowName.parse(window.name) == window
+    assert window.sentinel.endswith(".wis")
+    assert window.sentinel[:-4] == window.name[:-4]
+
+
+@given(WINDOWS, st.none() | WORD.map(lambda word: f"example.com:{word}") | WORD, st.sampled_from(".:"))
+def test_a_windows_project_is_what_precedes_dataset_and_table(window, project, between):
+    made = WindowName(f"{project}{between}ds.t" if project else "ds.t", window.hash, window.end)
+    assert WindowName.parse(made.name).dest_project == project
+
+
+@given(NAMES)
+def test_any_text_has_a_job_id_without_separators(text):
+    made = as_job_id(text)
+    assert not set("/$:.") & set(made)
+    assert as_job_id(made) == made
+
+
+@given(NAMES | traces().map(lambda trace: trace.name) | WINDOWS.map(lambda window: window.name))
+def test_every_name_is_of_exactly_one_kind(name):
+    listing = classify([StoredObject(name, 1, NOW)], "p", NOW)
+    kinds = [listing.traces, listing.windows, listing.orphans, listing.intents, range(listing.ignored), listing.unknown]
+    assert sum(map(len, kinds)) == len(listing) == 1
+    for trace in listing.traces:
+        assert (trace.name.name, name.endswith((".win", ".wis")), is_bookkeeping(name)) == (name, False, False)
+    for reason in listing.unknown.values():
+        assert repr(name) in reason or repr(f"{name[:-4]}.win") in reason
+
+
+@pytest.mark.parametrize("piece", ["--", "a", ":", "--1_00001_a", "_00001_", "proj:", "_1_17", "."])
+def test_no_name_takes_long_to_read(piece):
+    began = time.monotonic()
+    for name in ((piece * 1024)[:1024], f"proj:{(piece * 1024)[:1000]}/x", f"{(piece * 1024)[:1020]}.win"):
+        for kind in (TraceName, WindowName):
+            with contextlib.suppress(ValueError):
+                kind.parse(name)
+    assert time.monotonic() - began < 1
