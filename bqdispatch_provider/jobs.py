@@ -20,6 +20,7 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 
+from bqdispatch_provider.courtesy import Courtesy
 from bqdispatch_provider.model import Job, JobKey, Trace
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class JobBoard:
     def __init__(self, session: requests.Session) -> None:
         self._session = session
         host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
+        self._courtesy = Courtesy()
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(
@@ -263,12 +265,16 @@ class JobBoard:
         return answer
 
     def _ask_once(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        self._courtesy.wait()
         response = self._session.get(f"{self._host}/bigquery/v2/{path}", params=query, timeout=_TIMEOUT)
         if response.status_code == 200:
+            self._courtesy.note(busy=False)
             answer: dict[str, Any] = response.json()
             return answer
         error = exceptions.from_http_response(response)
-        if error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors):
+        limited = error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors)
+        self._courtesy.note(busy=limited or error.code in (429, 503))
+        if limited:
             raise _RateLimited(error.message) from error
         raise error
 

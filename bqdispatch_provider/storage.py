@@ -24,6 +24,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Blob, Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from bqdispatch_provider.courtesy import Courtesy
 from bqdispatch_provider.model import CREATED, StoredObject
 
 # The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
@@ -127,6 +128,7 @@ class TaskStore:
         self._tasks, self._folder = place(client, task_url)
         self._trigger = client.bucket(trigger_bucket)
         self._batches = True
+        self._courtesy = Courtesy()
         self._settings: Mapping[str, Any] | None = None
         self._lists_soft_deleted = True
         self._clock: tuple[float, float] | None = None
@@ -374,8 +376,11 @@ class TaskStore:
         left = list(range(len(calls)))
 
         def attempt() -> None:
+            self._courtesy.wait()
             for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
                 results[index] = result
+            busy = sum(results[index].status in (429, 503) for index in left)
+            self._courtesy.note(busy=bool(left) and 2 * busy > len(left))
             left[:] = [index for index in left if results[index].status in retried]
             if left:
                 log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])
