@@ -127,6 +127,17 @@ class World:
         prefix = FOLDER if prefix is None and bucket == TASKS else prefix or ""
         return sorted(blob.name.removeprefix(FOLDER) for blob in self.client.list_blobs(bucket, prefix=prefix))
 
+    def deleted(self, bucket=TRIGGER):
+        """What was deleted from a bucket, each as often as it was; not all clients that are supported can ask."""
+        asked = {"softDeleted": "true", "fields": "items(name),nextPageToken"}
+        names = []
+        while True:
+            page = self.session.get(f"{self.url}/storage/v1/b/{bucket}/o", params=asked).json()
+            names += [item["name"] for item in page.get("items", ())]
+            if "nextPageToken" not in page:
+                return names
+            asked["pageToken"] = page["nextPageToken"]
+
     def blob(self, name, bucket=TASKS):
         return self.client.bucket(bucket).get_blob(FOLDER + name if bucket == TASKS else name)
 

@@ -143,7 +143,8 @@ def test_pools_are_printed_as_airflow_imports_them(config):
 
 
 def test_pools_of_an_airflow_without_a_database_are_one_clear_message(config, tmp_path):
-    ended = bqdispatch("pools", "--check", "--config", config(), AIRFLOW_HOME=str(tmp_path / "none"))
+    none = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/none.db"}
+    ended = bqdispatch("pools", "--check", "--config", config(), **none)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "airflow db migrate" in ended.stderr
     assert "no such table: slot_pool" in ended.stderr

@@ -107,8 +107,7 @@ def test_a_copy_whose_answer_is_lost_and_which_is_consumed_at_once_is_not_made_a
 
         dispatcher.store.copy = copy_and_consume
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"dispatched": 3}
-    deliveries = world.client.list_blobs(TRIGGER, soft_deleted=True)
-    assert len(list(deliveries)) == 3
+    assert len(world.deleted()) == 3
     assert world.names(TRIGGER) == world.names() == []
 
 
@@ -289,7 +288,7 @@ def test_where_only_a_condition_refuses_the_delete_each_run_stops_at_once_and_no
             world.delete(each, TRIGGER)
         world.control.advance(LATER)
     assert len(traces_of(world)) == 5
-    deliveries = [blob.name for blob in world.client.list_blobs(TRIGGER, soft_deleted=True)]
+    deliveries = world.deleted()
     assert len(deliveries) == len(set(deliveries)) <= 5
 
 

@@ -68,8 +68,7 @@ class Consumer(threading.Thread):
     def came(self):
         """How often each trace came: every delivery has left a soft-deleted version."""
         self.consume()
-        deleted = self.world.client.list_blobs(self.bucket, soft_deleted=True, fields="items(name),nextPageToken")
-        return Counter(blob.name.partition("proj:")[2] for blob in deleted)
+        return Counter(name.partition("proj:")[2] for name in self.world.deleted())
 
 
 def dispatch_at_once(crowd, number, traces, rate, cycles=3, rounds=30):
