@@ -1,9 +1,24 @@
 """A stand-in Google Cloud, emptied before each test, and the real clients that are pointed at it."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import requests
 from google.auth.credentials import AnonymousCredentials
-from google.cloud import bigquery, storage
+from google.cloud import bigquery
+from google.cloud.storage import Client
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from backends import (
+    FAKE_GCS_SERVER,
+    STORAGES,
+    WITHOUT_BATCHES,
+    Storage,
+    fake_gcs_server_binary,
+    running_fake_gcs_server,
+)
 
 
 @pytest.fixture
@@ -31,7 +46,7 @@ def gcs(standin, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", standin.url)
     # Otherwise the client reads every bucket that it meets in the background, and no count of requests is certain.
     monkeypatch.setenv("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-    client = storage.Client(project="p", credentials=AnonymousCredentials())
+    client = Client(project="p", credentials=AnonymousCredentials())
     yield client
     client.close()
 
@@ -57,3 +72,27 @@ class PathSession(requests.Session):
 
     def request(self, method, url, **more):
         return super().request(method, url if url.startswith("http") else self.url + url, **more)
+
+
+@pytest.fixture(scope="session")
+def fake_gcs_server():
+    binary = fake_gcs_server_binary()
+    if binary is None:
+        pytest.skip(f"{FAKE_GCS_SERVER} is not here: `make contract` builds it, or name one by FAKE_GCS_SERVER")
+    with running_fake_gcs_server(binary) as url:
+        yield url
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request, monkeypatch):
+    """Each Cloud Storage that can be had, one after the other."""
+    if request.param == FAKE_GCS_SERVER:
+        url = request.getfixturevalue("fake_gcs_server")
+    else:
+        url = request.getfixturevalue("standin").url
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    storage = Storage(request.param, url)
+    if request.param == WITHOUT_BATCHES:
+        request.getfixturevalue("control").add_fault("storage.batch", "status", status=404, reason="notFound")
+    yield storage
+    storage.client.close()

@@ -1,4 +1,4 @@
-"""The job board: which calls it takes to know how the jobs of traces stand."""
+"""The job board: which calls it takes to know how the jobs of traces stand (what it answers: tests/contract)."""
 
 import pytest
 
@@ -74,22 +74,3 @@ def test_what_does_not_pass_is_asked_once(world, reason):
     report = look(world).report
     assert len(report.errors) == 1
     assert calls(world, "list") == 1
-
-
-def test_jobs_are_told_apart_by_project_and_location(world):
-    name = "ds.t--1_00001_load--dispatch"
-    for folder in ("proj:p:US", "proj:p:EU", "proj:q:US"):
-        world.put(f"{folder}/{name}")
-    job = "ds_t--1_00001_load--dispatch"
-    world.jobs([job], "DONE", project="p", location="US")
-    world.jobs([job], "RUNNING", project="p", location="EU")
-    world.jobs([job], "PENDING", project="q", location="US")
-    report = look(world).report
-    assert report.counts["p"]["Running"] == {"LoadJobs": 1}
-    assert report.counts["q"]["Pending"] == {"LoadJobs": 1}
-    assert world.cycle().dispatched == 1
-
-
-def test_a_project_id_with_a_colon_is_asked_for_as_it_is(world):
-    world.traces(10, project="example.com:legacy", dest="example.com:legacy:ds.t")
-    assert world.cycle().dispatched == 10

@@ -1,0 +1,187 @@
+"""What the dispatcher relies on in the job board; which calls that takes is in tests/dispatch/test_job_calls.py.
+
+Only the stand-in keeps this contract here: no emulator of BigQuery can be had from a package registry.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import requests
+from google.api_core.exceptions import Forbidden, NotFound
+
+from bqdispatch_provider.jobs import JobBoard
+from bqdispatch_provider.model import Job, StoredObject, Trace
+from bqdispatch_provider.names import TraceName
+
+LOOKED_UP, LISTED = 3, 30
+STATES = {"DONE": {}, "RUNNING": {"runningMs": 10**9}, "PENDING": {"pendingMs": 10**9}}
+
+
+class BigQuery:
+    """Traces and jobs, and a board that looks at them."""
+
+    def __init__(self, session, control):
+        self.control = control
+        self.board = JobBoard(session)
+        self._events = 0
+
+    def traces(self, number, project="p", region="US", dest="ds.t", age=60.0):
+        created, traces = datetime.now(UTC) - timedelta(seconds=age), []
+        for _ in range(number):
+            self._events += 1
+            name = TraceName(project, region, dest, str(self._events), 1, "load")
+            traces.append(Trace(StoredObject(name.name, 1, created), name, project))
+        return traces
+
+    def jobs(self, traces, state="DONE", location=None, **more):
+        """The jobs that traces wait for; they were created with them."""
+        self.control.seed_jobs(
+            {
+                "project": trace.project,
+                "location": location or trace.name.region or "US",
+                "jobId": trace.name.job_id,
+                "creationTime": trace.object.created.timestamp(),
+                **STATES[state],
+                **more,
+            }
+            for trace in traces
+        )
+
+    def look(self, traces):
+        with ThreadPoolExecutor(4) as threads:
+            return self.board.look(traces, threads)
+
+
+@pytest.fixture
+def bigquery(standin, control, monkeypatch):
+    monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", standin.url)
+    with requests.Session() as session:
+        yield BigQuery(session, control)
+
+
+by_either = pytest.mark.parametrize("number", [LOOKED_UP, LISTED], ids=["looked up", "listed"])
+
+
+@by_either
+@pytest.mark.parametrize("state", STATES)
+def test_a_jobs_state_and_location_are_told(bigquery, number, state):
+    traces = bigquery.traces(number, region="EU")
+    bigquery.jobs(traces, state)
+    sighting = bigquery.look(traces)
+    assert sighting.jobs == {trace.job: Job("EU", state) for trace in traces}
+    assert sighting.errors == {}
+    assert sighting.got == (number if number == LOOKED_UP else 0)
+
+
+@by_either
+def test_a_job_that_failed_is_done(bigquery, number):
+    traces = bigquery.traces(number)
+    bigquery.jobs(traces, error="invalid")
+    assert {job.state for job in bigquery.look(traces).jobs.values()} == {"DONE"}
+
+
+@by_either
+def test_a_job_that_is_not_known_is_neither_seen_nor_an_error(bigquery, number):
+    traces = bigquery.traces(number)
+    bigquery.jobs(traces[1:])
+    sighting = bigquery.look(traces)
+    assert sighting.jobs.keys() == {trace.job for trace in traces[1:]}
+    assert sighting.errors == {}
+
+
+@by_either
+def test_jobs_that_another_account_submitted_are_seen(bigquery, number):
+    traces = bigquery.traces(number)
+    bigquery.jobs(traces, userEmail="bqtail@example.com")
+    assert bigquery.look(traces).jobs.keys() == {trace.job for trace in traces}
+
+
+@by_either
+@pytest.mark.parametrize("location", ["US", "EU", "europe-west1"])
+def test_a_job_without_a_region_is_found_wherever_it_ran(bigquery, number, location):
+    traces = bigquery.traces(number, region=None)
+    bigquery.jobs(traces, "RUNNING", location)
+    assert bigquery.look(traces).jobs == {trace.job: Job(location, "RUNNING") for trace in traces}
+
+
+@by_either
+def test_a_job_is_found_by_its_region_in_other_letters(bigquery, number):
+    traces = bigquery.traces(number, region="us")
+    bigquery.jobs(traces, "RUNNING", "US")
+    assert {job.state for job in bigquery.look(traces).jobs.values()} == {"RUNNING"}
+
+
+@by_either
+def test_jobs_of_one_id_are_told_apart_by_project_and_location(bigquery, number):
+    name = {"dest": "ds.t", "event_id": "999999", "step": 1, "action": "load"}
+    wanted = {("p", "US"): "DONE", ("p", "EU"): "RUNNING", ("q", "US"): "PENDING"}
+    traces = {}
+    for (project, region), state in wanted.items():
+        of_one_id = TraceName(project, region, **name)
+        traces[state] = Trace(StoredObject(of_one_id.name, 1, datetime.now(UTC)), of_one_id, project)
+        bigquery.jobs([traces[state]], state)
+    more = [trace for project in "pq" for trace in bigquery.traces(number, project)]
+    bigquery.jobs(more)
+    sighting = bigquery.look([*traces.values(), *more])
+    assert {state: sighting.jobs[trace.job].state for state, trace in traces.items()} == {s: s for s in STATES}
+
+
+@by_either
+def test_a_job_of_another_location_is_not_taken_for_the_one_that_is_looked_for(bigquery, number):
+    traces = bigquery.traces(number, region="EU")
+    bigquery.jobs(traces, location="US")
+    assert bigquery.look(traces).jobs == {}
+
+
+@by_either
+def test_a_project_id_with_a_colon_is_asked_for_as_it_is(bigquery, number):
+    traces = bigquery.traces(number, "example.com:legacy", dest="example.com:legacy:ds.t")
+    bigquery.jobs(traces)
+    assert bigquery.look(traces).jobs.keys() == {trace.job for trace in traces}
+
+
+@by_either
+@pytest.mark.parametrize("reason", ["accessDenied", "quotaExceeded"])
+def test_a_project_that_refuses_is_named_and_the_others_are_seen(bigquery, number, reason):
+    traces = {project: bigquery.traces(number, project) for project in ("closed", "open", "other")}
+    for each in traces.values():
+        bigquery.jobs(each)
+    bigquery.control.add_fault("bigquery.jobs.*", "status", status=403, reason=reason, project="closed")
+    sighting = bigquery.look([trace for each in traces.values() for trace in each])
+    assert sighting.jobs.keys() == {trace.job for trace in [*traces["open"], *traces["other"]]}
+    assert sighting.errors.keys() == {"closed"} and sighting.errors["closed"].startswith("Forbidden")
+
+
+def test_a_list_that_is_not_found_is_an_error_of_its_project_and_no_word_about_jobs(bigquery):
+    traces = bigquery.traces(LISTED)
+    bigquery.control.add_fault("bigquery.jobs.list", "status", status=404, reason="notFound")
+    sighting = bigquery.look(traces)
+    assert (sighting.jobs, sighting.errors.keys()) == ({}, {"p"})
+
+
+def test_a_list_goes_on_over_pages(bigquery):
+    traces = bigquery.traces(2500)
+    bigquery.jobs(traces)
+    assert bigquery.look(traces).jobs.keys() == {trace.job for trace in traces}
+
+
+def test_recent_jobs_are_everybodys_since_a_moment_with_their_creation(bigquery):
+    old, mine, theirs = (bigquery.traces(1, age=age) for age in (600, 60, 30))
+    for traces in (old, mine):
+        bigquery.jobs(traces)
+    bigquery.jobs(theirs, userEmail="bqtail@example.com")
+    recent = bigquery.board.recent("p", datetime.now(UTC) - timedelta(minutes=5))
+    assert recent.keys() == {trace.name.job_id for trace in [*mine, *theirs]}
+    for trace in [*mine, *theirs]:
+        assert abs(recent[trace.name.job_id] - trace.object.created) < timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("ask", [lambda board: board.first("p"), lambda board: board.recent("p", datetime.now(UTC))])
+@pytest.mark.parametrize("refusal", [(403, "accessDenied", Forbidden), (404, "notFound", NotFound)])
+def test_a_list_that_is_refused_is_raised_as_what_it_is(bigquery, ask, refusal):
+    status, reason, error = refusal
+    ask(bigquery.board)
+    bigquery.control.add_fault("bigquery.jobs.list", "status", status=status, reason=reason)
+    with pytest.raises(error):
+        ask(bigquery.board)
