@@ -1,10 +1,11 @@
 # `make help` lists what people do here. Needs Python 3.11 or later and make; everything else comes by itself.
 PYTHON ?= python3.11
 BIN := .venv/bin
+FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak trials check lock dist clean
+.PHONY: help setup demo test soak trials contract check lock dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,6 +40,10 @@ soak: setup ## the fault tests for an hour: thousands of kills, many more failin
 
 trials: setup ## run the fault tests and write what came of them into docs/reliability.md
 	$(BIN)/pytest tests/faults --trials docs/reliability.md
+
+contract: setup ## the stores against every back end that can be had (Go builds fake-gcs-server)
+	@GOBIN=$(CURDIR)/.work/bin go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS) || echo "fake-gcs-server cannot be built here"
+	$(BIN)/pytest tests/contract -rxXs
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .
