@@ -21,6 +21,7 @@ from threading import Event
 from typing import Any
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.names import in_one_line
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
@@ -245,8 +246,21 @@ def _config(options: argparse.Namespace) -> DispatchConfig:
     return DispatchConfig.from_url(url, dict(each.split("=", 1) for each in options.var))
 
 
+class _OneLine(logging.Formatter):
+    """One line for each message, whatever names, and services that quote them, have put into it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = in_one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(in_one_line, super().formatException(ei).split("\n")))
+
+
 def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     quiet = sys.stderr.isatty() and not verbose
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("bqdispatch_provider").setLevel(level)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
-from bqdispatch_provider.names import TraceName
+from bqdispatch_provider.names import TraceName, in_one_line
 from bqdispatch_provider.provider_info import get_provider_info
 
 if TYPE_CHECKING:
@@ -118,10 +118,12 @@ class BqDispatchHook(BaseHook):
             with self.get_dispatcher() as dispatcher:
                 findings, summary = _try(dispatcher)
         except ConfigError as error:
-            return False, "; ".join(error.findings)
+            findings, summary = error.findings, ""
         except Exception as error:
-            return False, f"the connection {self.bqdispatch_conn_id!r} cannot be used: {type(error).__name__}: {error}"
-        return not findings, "; ".join(findings) or summary
+            said = f"{type(error).__name__}: {error}"
+            findings, summary = [f"the connection {self.bqdispatch_conn_id!r} cannot be used: {said}"], ""
+        # Projects are named by traces, and services quote what they were asked for.
+        return not findings, in_one_line("; ".join(findings) or summary)
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:

@@ -145,6 +145,11 @@ def as_job_id(text: str) -> str:
     return text.replace("/", "--").translate(_TO_UNDERSCORE)
 
 
+def in_one_line(text: str) -> str:
+    """Text that quotes names, for a log, a report or a terminal: what they would obey is escaped, as ``repr`` does."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def is_bookkeeping(name: str) -> bool:
     """Tell whether an object of the task folder is BqTail's own (groups, counters, locations), never to be touched."""
     folder, slash, base = name.rpartition("/")

@@ -242,4 +242,4 @@ def _log_document(operator: BaseOperator, report: Report, url: str) -> None:
     """Log the document; of one that tells of many events, the counts and where it lies."""
     events = len(report.jobs) + len(report.batched)
     shown = report.to_dict() if events <= _LOGGED_WHOLE else report.summary()
-    operator.log.info("%s\n%s", url, json.dumps(shown, indent=1, ensure_ascii=False))
+    operator.log.info("%s\n%s", url, json.dumps(shown, indent=1))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bqdispatch_provider.model import Outcome, Plan
+from bqdispatch_provider.names import in_one_line
 
 _GAUGES = ("Running", "Pending", "Throttled")
 _MAX_NAMED = 1000
@@ -50,7 +51,9 @@ class Report:
     @classmethod
     def of_plan(cls, plan: Plan) -> Report:
         """What is known before anything is dispatched: where all stands that needs no action."""
-        report = cls(cycles=1, listed=plan.listed, outcomes=Counter(plan.outcomes), errors=list(plan.errors))
+        report = cls(cycles=1, listed=plan.listed, outcomes=Counter(plan.outcomes))
+        for message in plan.errors:
+            report.error(message)
         report.unknown = dict(list(plan.unknown.items())[:_MAX_NAMED])
         report.traces = Counter(plan.projects)
         report.not_found = Counter(plan.not_found)
@@ -76,7 +79,11 @@ class Report:
         )
 
     def error(self, message: str) -> None:
-        """Note that something went wrong; the same sentence once."""
+        """Note that something went wrong; the same sentence once.
+
+        :param message: may say what a service said, which quotes names as they are.
+        """
+        message = in_one_line(message)
         if message not in self.errors and len(self.errors) < _MAX_NAMED:
             self.errors.append(message)
 

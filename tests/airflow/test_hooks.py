@@ -114,6 +114,18 @@ def test_a_connection_test_tells_of_a_bad_configuration(connect):
     assert "AsyncTaskURL is missing" in said
 
 
+def test_a_connection_test_is_one_harmless_line_whatever_projects_are_named(world, hook):
+    world.trace(project="\x1b[2J\u202eq")
+    works, said = hook.test_connection()
+    assert works
+    assert said.isprintable()
+    world.control.refuse("bigquery.jobs.list", project="\x1b[2J\u202eq")
+    works, said = hook.test_connection()
+    assert not works
+    assert "bigquery.jobs.list" in said
+    assert said.isprintable()
+
+
 def test_the_google_connections_credentials_and_project_are_used(world, connect, monkeypatch):
     connect({key: value for key, value in world.document().items() if key != "ProjectID"})
     monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")

@@ -1,6 +1,7 @@
 """A report that is tried again, or whose tasks are cleared: the document says what was done, each time."""
 
 import json
+import logging
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ from google.api_core.exceptions import Forbidden
 from world import JOURNAL
 
 from bqdispatch_provider.journal import Part, RunJournal
-from bqdispatch_provider.operators import DispatchReportOperator
+from bqdispatch_provider.operators import DispatchReportOperator, _log_document
+from bqdispatch_provider.report import Report
 
 
 class Tasks:
@@ -129,3 +131,14 @@ def test_two_sensors_are_refused_with_what_to_do(world, tasks):
     tasks.detect("two")
     with pytest.raises(AirflowFailException, match=r"the sensors one and two .*use one BqDispatchSensor, and"):
         tasks.report()
+
+
+def test_a_report_that_names_awkward_objects_forges_no_line_of_the_log(caplog):
+    name = "ds.\x1b[2J\x7f\x9b\u2028\u202et"
+    report = Report(batched={name: ""}, unknown={name: ""})
+    caplog.set_level("INFO")
+    _log_document(SimpleNamespace(log=logging.getLogger("task")), report, "gs://journal/document.json")
+    (record,) = caplog.records
+    url, *lines = record.getMessage().split("\n")
+    assert all(line.isprintable() for line in (url, *lines))
+    assert json.loads("".join(lines))["Batched"] == report.batched

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bqdispatch_provider.model import Outcome
+from bqdispatch_provider.names import in_one_line
 from bqdispatch_provider.report import Report
 
 GAUGES = ("Running", "Pending", "Throttled")
@@ -37,7 +38,7 @@ def reports(draw, started=None):
         batched=draw(NAMES),
         quarantined=draw(NAMES),
         unknown=draw(NAMES),
-        errors=draw(st.lists(WORDS, max_size=2, unique=True)),
+        errors=draw(st.lists(WORDS.map(in_one_line), max_size=2, unique=True)),
         traces=Counter(draw(st.dictionaries(PROJECTS, NUMBERS))),
         not_found=Counter(draw(st.dictionaries(PROJECTS, NUMBERS))),
         get_count=draw(NUMBERS),
@@ -123,6 +124,18 @@ def test_a_summary_names_no_event(parts):
         report.add_part(part)
     assert not {"Jobs", "Batched", "Unknown", "Quarantined", "Errors"} & report.summary().keys()
     assert sum(report.summary()["Outcomes"].values()) == report.summary()["Listed"]
+
+
+@given(st.text())
+def test_an_error_is_one_harmless_line_and_the_same_once(text):
+    report = Report()
+    report.error(text)
+    report.error(text)
+    report.add_part(Report(errors=[text]))
+    (said,) = report.errors
+    assert said.isprintable()
+    if text.isprintable():
+        assert said == text
 
 
 JSON = st.recursive(
