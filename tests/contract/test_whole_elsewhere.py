@@ -88,6 +88,7 @@ def test_what_was_copied_but_not_deleted_is_taken_up_by_the_next_dispatcher(two,
 
     def cycle():
         nonlocal undeleted
+        two.wait(4.0)  # by then jobs are done and traces old enough, so that the one that crashes finds some to move
         with two.dispatcher() as crashing:
             crashing.store.delete = lambda objects: [Result(0, message="crashed") for _ in objects]
             undeleted += len(crashing.cycle().errors)
