@@ -10,20 +10,22 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import quote
 
 import requests
 from google.api_core.exceptions import Forbidden, GoogleAPICallError, GoogleAPIError, NotFound, RetryError
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
-from google.cloud.storage import Blob, Bucket, Client
+from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
 from bqdispatch_provider.courtesy import Courtesy
 from bqdispatch_provider.model import CREATED, StoredObject
 
@@ -55,7 +57,11 @@ _RETRY = DEFAULT_RETRY.with_predicate(_passes).with_timeout(30.0)
 _LOST = frozenset({0, 408, 500, 502, 503, 504})
 _RETRIED = _LOST | {429}
 _PATIENCE = 30.0
-_NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, TransportError)
+_NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+_REFUSALS = (GoogleAPICallError, GoogleAuthError, *_NO_ANSWER)
+_JSON = "application/json"
+_PAGE = 1000
+_WRITTEN = "generation,crc32c,size"
 _FIELDS = "name,generation,timeCreated,crc32c,size,metadata"
 _HOLDS = "temporaryHold,eventBasedHold,retentionExpirationTime"
 _KEPT_NONCURRENT = timedelta(days=1)
@@ -107,14 +113,6 @@ class _TooBusy(Exception):
     """Some calls are to be tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One call, once to be deferred into a batch and once on its own, which gives the answer's JSON."""
-
-    deferred: Callable[[], object]
-    alone: Callable[[], Mapping[str, Any] | None]
-
-
 class TaskStore:
     """The task folder, and the trigger bucket into which its objects go.
 
@@ -164,20 +162,24 @@ class TaskStore:
         :param under: a folder in it; by default all.
         :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
         """
-        pages = self._client.list_blobs(
-            self._tasks,
-            prefix=f"{self._folder}{under}" or None,
-            fields=f"items({_FIELDS},{_HOLDS}),nextPageToken",
-            page_size=1000,
-            retry=_RETRY,
-        ).pages
+        query = {"prefix": f"{self._folder}{under}"} if self._folder or under else {}
         began: datetime | None = None
         found: list[StoredObject] = []
         skip = len(self._folder)
-        for page in pages:
+        for page in self._pages(self._tasks, {**query, "fields": f"items({_FIELDS},{_HOLDS}),nextPageToken"}):
             began = began or self.now()
-            found.extend(_task(blob._properties, skip, began) for blob in page)
+            found.extend(_task(item, skip, began) for item in page.get("items", ()))
         return began or self.now(), found
+
+    def _pages(self, bucket: Bucket, query: Body) -> Iterator[Body]:
+        """The pages of a list of objects ("Objects: list")."""
+        asked = {"maxResults": _PAGE, **query}
+        while True:
+            page = _RETRY(alone)(self._client, Call("GET", f"{bucket.path}/o", asked), _TIMEOUT)
+            yield page
+            if not page.get("nextPageToken"):
+                return
+            asked["pageToken"] = page["nextPageToken"]
 
     def look(self, name: str) -> StoredObject | None:
         """The object of the task folder as it is now; ``None`` when it is not there."""
@@ -201,20 +203,8 @@ class TaskStore:
         :param copies: name below the task folder, its generation, and the target's name; at most 100.
         :param to: URL of the folder to copy to; by default the trigger bucket.
         """
-        bucket, prefix = self._target(to)
-
-        def call(name: str, generation: int, target: str) -> _Call:
-            source = self._tasks.blob(f"{self._folder}{name}")
-            # No sourceGeneration: on a versioned bucket it would copy what another dispatcher has deleted already.
-            guards = {"if_generation_match": 0, "if_source_generation_match": generation}
-            return _Call(
-                lambda: self._tasks.copy_blob(
-                    source, bucket, f"{prefix}{target}", client=self._client, retry=None, timeout=_TIMEOUT, **guards
-                ),
-                lambda: _rewrite(source, bucket.blob(f"{prefix}{target}"), guards),
-            )
-
-        return self._run([call(*each) for each in copies], _RETRIED if to is not None else _RETRIED - _LOST)
+        calls = [self._copy_call(*each, to) for each in copies]
+        return self._run(calls, _RETRIED if to is not None else _RETRIED - _LOST)
 
     def copy_with(self, name: str, generation: int, target: str, to: str, metadata: Mapping[str, str]) -> Result:
         """Copy one exact generation of the task folder's objects onto a name that is free, with metadata of its own.
@@ -222,17 +212,20 @@ class TaskStore:
         :param target: the copy's name.
         :param to: URL of the folder to copy to.
         """
-        bucket, prefix = place(self._client, to)
-        source, copied = self._tasks.blob(f"{self._folder}{name}"), bucket.blob(f"{prefix}{target}")
-        copied.metadata = dict(metadata)
-        copied.content_type = "application/json"
-        guards = {"if_generation_match": 0, "if_source_generation_match": generation}
-
-        def copy() -> Mapping[str, Any]:
-            return _rewrite(source, copied, guards)
-
-        (result,) = self._run([_Call(copy, copy)])
+        body = {"metadata": dict(metadata), "contentType": _JSON}
+        (result,) = self._run([self._copy_call(name, generation, target, to, body)])
         return result
+
+    def _copy_call(self, name: str, generation: int, target: str, to: str | None, body: Body | None = None) -> Call:
+        bucket, prefix = self._target(to)
+        source, copy = self._path(name), f"{bucket.path}/o/{quote(f'{prefix}{target}', safe='')}"
+        # No sourceGeneration: on a versioned bucket it would copy what another dispatcher has deleted already.
+        query = {"ifGenerationMatch": 0, "ifSourceGenerationMatch": generation, "fields": _WRITTEN}
+        return Call("POST", f"{source}/copyTo{copy}", query, body, f"{source}/rewriteTo{copy}")
+
+    def _path(self, name: str) -> str:
+        """Of an object of the task folder, below the API's version."""
+        return f"{self._tasks.path}/o/{quote(f'{self._folder}{name}', safe='')}"
 
     def _target(self, to: str | None) -> tuple[Bucket, str]:
         return (self._trigger, "") if to is None else place(self._client, to)
@@ -252,7 +245,7 @@ class TaskStore:
             left = list(range(len(names)))
             while left:
                 token: list[int] = []
-                calls = [self._get_call(f"{self._trigger.path}/o", asked[each]) for each in left]
+                calls = [Call("GET", f"{self._trigger.path}/o", asked[each]) for each in left]
                 for index, result in zip(left, self._run(calls), strict=True):
                     before = found[index]
                     if isinstance(before, Result):
@@ -270,15 +263,6 @@ class TaskStore:
                 left = token
         return found
 
-    def _get_call(self, path: str, query: Mapping[str, Any]) -> _Call:
-        def ask() -> Mapping[str, Any]:
-            answer: Mapping[str, Any] = self._client._get_resource(
-                path, query_params=dict(query), retry=None, timeout=_TIMEOUT
-            )
-            return answer
-
-        return _Call(ask, ask)
-
     def keeps_deleted(self, since: datetime) -> bool:
         """Whether all that was deleted from the trigger bucket since a moment is still to be seen by :meth:`versions`.
 
@@ -287,12 +271,8 @@ class TaskStore:
         """
         if self._settings is None:
             try:
-                self._settings = self._client._get_resource(
-                    self._trigger.path,
-                    query_params={"fields": "softDeletePolicy,versioning"},
-                    retry=_RETRY,
-                    timeout=_TIMEOUT,
-                )
+                call = Call("GET", self._trigger.path, {"fields": "softDeletePolicy,versioning"})
+                self._settings = _RETRY(alone)(self._client, call, _TIMEOUT)
             except GoogleAPICallError as error:
                 log.warning("It cannot be told whether bucket %r keeps what was deleted: %s", self._trigger.name, error)
                 self._settings = {}
@@ -306,13 +286,13 @@ class TaskStore:
     def lacking(self) -> list[str]:
         """The permissions that the account needs to dispatch and has not, in words; empty when it has all.
 
-        (Cloud Storage, "Buckets: testIamPermissions", which needs no permission itself.) Both buckets are asked about in
-        one batch, so that an endpoint which does not carry out batches is known for one before anything is written.
+        (Cloud Storage, "Buckets: testIamPermissions", which needs no permission itself.) Both buckets are asked about
+        in one batch, so that an endpoint which does not carry out batches is known for one before anything is written.
         """
         needed = {self._tasks: ("list", "get", "create", "delete"), self._trigger: ("create", "get", "list")}
         asked = [[f"storage.objects.{verb}" for verb in verbs] for verbs in needed.values()]
         calls = [
-            self._get_call(f"{bucket.path}/iam/testPermissions", {"permissions": permissions})
+            Call("GET", f"{bucket.path}/iam/testPermissions", {"permissions": permissions})
             for bucket, permissions in zip(needed, asked, strict=True)
         ]
         lacking: list[str] = []
@@ -330,16 +310,9 @@ class TaskStore:
 
         :param objects: name below the task folder and generation; at most 100.
         """
-
-        def call(name: str, generation: int) -> _Call:
-            def delete() -> None:
-                self._tasks.delete_blob(
-                    f"{self._folder}{name}", if_generation_match=generation, retry=None, timeout=_TIMEOUT
-                )
-
-            return _Call(delete, delete)
-
-        return self._run([call(*each) for each in objects])
+        return self._run(
+            [Call("DELETE", self._path(name), {"ifGenerationMatch": generation}) for name, generation in objects]
+        )
 
     def stamp(self, stamps: Sequence[Stamp]) -> list[Result]:
         """Write objects beside others, with their content and metadata of their own.
@@ -349,28 +322,14 @@ class TaskStore:
 
         :param stamps: at most 100.
         """
+        return self._run([self._stamp_call(*each) for each in stamps])
 
-        def call(name: str, generation: int, target: str, replaces: int, metadata: Mapping[str, str]) -> _Call:
-            def compose() -> Mapping[str, Any]:
-                stamped = self._tasks.blob(f"{self._folder}{target}")
-                stamped.metadata = dict(metadata)
-                stamped.content_type = "application/json"
-                stamped.compose(
-                    [self._tasks.blob(f"{self._folder}{name}")],
-                    client=self._client,
-                    if_generation_match=replaces,
-                    if_source_generation_match=[generation],
-                    retry=None,
-                    timeout=_TIMEOUT,
-                )
-                properties: Mapping[str, Any] = stamped._properties
-                return properties
+    def _stamp_call(self, name: str, generation: int, target: str, replaces: int, metadata: Mapping[str, str]) -> Call:
+        source = {"name": f"{self._folder}{name}", "objectPreconditions": {"ifGenerationMatch": generation}}
+        body = {"sourceObjects": [source], "destination": {"metadata": dict(metadata), "contentType": _JSON}}
+        return Call("POST", f"{self._path(target)}/compose", {"ifGenerationMatch": replaces, "fields": _WRITTEN}, body)
 
-            return _Call(compose, compose)
-
-        return self._run([call(*each) for each in stamps])
-
-    def _run(self, calls: Sequence[_Call], retried: Set[int] = _RETRIED) -> list[Result]:
+    def _run(self, calls: Sequence[Call], retried: Set[int] = _RETRIED) -> list[Result]:
         """Carry out calls, again and again those that came to a status that passes, until patience is over.
 
         :param retried: the statuses that pass.
@@ -396,29 +355,27 @@ class TaskStore:
             again(attempt)()
         return results
 
-    def _once(self, calls: Sequence[_Call]) -> list[Result]:
+    def _once(self, calls: Sequence[Call]) -> list[Result]:
         if self._batches and len(calls) > 1:
-            batch = self._client.batch(raise_exception=False)
             try:
-                with batch:
-                    for call in calls:
-                        call.deferred()
-            except GoogleAPICallError as error:
-                if error.code not in (404, 501):
-                    return [_failure(error)] * len(calls)
-            except _NO_ANSWER as error:
-                return [Result(0, message=in_words(error))] * len(calls)
-            except GoogleAuthError as error:
-                return [Result(401, message=in_words(error))] * len(calls)
-            except ValueError as error:  # the library's word for an answer without all of its parts
+                return [_result(*answer) for answer in together(self._client, calls, _TIMEOUT)]
+            except NotInParts as error:
                 log.warning("Cloud Storage gave no whole answer to a batch, going on with single calls: %s", error)
                 self._batches = False
                 return [Result(0, message=f"the batch's answer is not whole: {error}")] * len(calls)
-            else:
-                return [_part(response) for response in batch._responses]
+            except _REFUSALS as error:
+                refusal = _failure(error)
+                if refusal.status not in (404, 501):
+                    return [refusal] * len(calls)
             log.info("Cloud Storage takes no batch calls here: going on with single ones")
             self._batches = False
-        return [_alone(call) for call in calls]
+        return [self._alone(call) for call in calls]
+
+    def _alone(self, call: Call) -> Result:
+        try:
+            return Result(200, alone(self._client, call, _TIMEOUT))
+        except _REFUSALS as error:
+            return _failure(error)
 
     def read(self, url: str) -> bytes:
         """The content of an object.
@@ -439,7 +396,7 @@ class TaskStore:
         blob = bucket.blob(name)
         blob.upload_from_string(
             text,
-            content_type="application/json",
+            content_type=_JSON,
             if_generation_match=0 if new else None,
             timeout=_TIMEOUT,
             retry=_RETRY,
@@ -449,8 +406,8 @@ class TaskStore:
     def names(self, url: str) -> Iterator[str]:
         """The URLs of the objects in a folder."""
         bucket, prefix = place(self._client, url)
-        for blob in self._client.list_blobs(bucket, prefix=prefix, fields="items(name),nextPageToken", retry=_RETRY):
-            yield f"gs://{bucket.name}/{blob.name}"
+        for page in self._pages(bucket, {"prefix": prefix, "fields": "items(name),nextPageToken"}):
+            yield from (f"gs://{bucket.name}/{item['name']}" for item in page.get("items", ()))
 
     def remove(self, url: str) -> None:
         """Delete an object that this project wrote; one that is gone is fine."""
@@ -520,30 +477,12 @@ def _look(bucket: Bucket, name: str) -> Mapping[str, Any] | None:
     return None if blob is None else blob._properties
 
 
-def _rewrite(source: Blob, target: Blob, guards: Mapping[str, int]) -> Mapping[str, Any]:
-    """Copy by as many calls as it takes: a rewrite that is not done has copied nothing yet that one can see."""
-    token = None
-    while True:
-        token, _, _ = target.rewrite(source, token=token, retry=None, timeout=_TIMEOUT, **guards)
-        if token is None:
-            properties: Mapping[str, Any] = target._properties
-            return properties
-
-
-def _alone(call: _Call) -> Result:
-    try:
-        body = call.alone()
-    except GoogleAPICallError as error:
-        return _failure(error)
-    except _NO_ANSWER as error:
-        return Result(0, message=in_words(error))
-    except (GoogleAPIError, GoogleAuthError) as error:  # patience is over, or there are no credentials any more
-        return Result(401 if isinstance(error, GoogleAuthError) else 503, message=in_words(error))
-    return Result(200, body or {})
-
-
-def _failure(error: GoogleAPICallError) -> Result:
-    return _refusal(int(error.code or 0), error.errors, error.message or type(error).__name__)
+def _failure(error: Exception) -> Result:
+    if isinstance(error, GoogleAPICallError):
+        return _refusal(int(error.code or 0), error.errors, error.message or type(error).__name__)
+    if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
+        return Result(401, message=in_words(error))  # there are no credentials any more
+    return Result(0, message=in_words(error))
 
 
 def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> Result:
@@ -551,12 +490,8 @@ def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> 
     return Result(429 if status == 403 and _means_too_many(errors) else status, message=message)
 
 
-def _part(response: requests.Response) -> Result:
-    try:
-        body = response.json()
-    except ValueError:
-        body = {}
-    if response.status_code < 300:
-        return Result(response.status_code, body)
+def _result(status: int, body: Body) -> Result:
+    if status < 300:
+        return Result(status, body)
     said = body.get("error", {})
-    return _refusal(response.status_code, said.get("errors", []), said.get("message") or response.text[:200])
+    return _refusal(status, said.get("errors", []), said.get("message") or "")

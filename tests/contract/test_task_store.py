@@ -12,10 +12,7 @@ from bqdispatch_provider.storage import BATCH_SIZE
 
 IGNORED = "does it regardless: generation preconditions are read on uploads alone"
 LACKS = {
-    "batch calls": {
-        WITHOUT_BATCHES: "is told to answer them with 404",
-        FAKE_GCS_SERVER: "leaves out parts without a Content-ID, which Google's Python client does not send",
-    },
+    "batch calls": {WITHOUT_BATCHES: "is told to answer them with 404"},
     "copy onto a free name only": {FAKE_GCS_SERVER: IGNORED},
     "copy of exactly a generation": {FAKE_GCS_SERVER: IGNORED},
     "delete of exactly a generation": {FAKE_GCS_SERVER: IGNORED},
