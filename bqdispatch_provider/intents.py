@@ -13,7 +13,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,8 +30,13 @@ log = logging.getLogger(__name__)
 MOST = 1000
 """Traces in an intent at most."""
 
-_LOOKS = 5
+_WAIT = 20.0
+"""Seconds for which a dispatcher waits for those that leave it the traces, or are through with them."""
+
 _PAUSE = 0.3
+_LEFT = "-left.json"
+"""How the name ends of an intent that tells what its dispatcher has begun, and not brought to its end yet."""
+
 
 Key = tuple[str, int]
 """Name and generation of a trace."""
@@ -89,24 +94,36 @@ class Intents:
         names = [self._next_name() for _ in chunks]
         mine = tuple(self._threads.map(self._write, names, chunks))
         wanted = {event.name for event in events}
-        for look in range(1, _LOOKS + 1):
-            now, others = self._others({intent.object.name for intent in mine})
-            doubtful: set[Key] = set()
-            held: set[str] = set()
-            first = True
-            for intent in others:
-                if intent.owner == self._owner or now - intent.object.created > CLAIM_TIMEOUT:
-                    doubtful |= intent.moves
-                elif same := wanted.intersection(name for name, _ in intent.moves):
-                    held |= same
-                    first = first and mine[0].object.name < intent.object.name
-            # Of those that see each other the first by name waits, and the others leave it all: somebody goes on.
-            if not held or not first or look == _LOOKS:
-                break
-            time.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  (spreads load, hides nothing)
+        now, others = self._others(lambda name: name not in {intent.object.name for intent in mine})
+        rivals = self._rivals(others, wanted, now)
+        # Of those that see each other the first waits, and the others leave it all: somebody goes on. Whoever is not
+        # seen by this look writes after it, and so will see these.
+        if self._is_first(rivals):
+            until = time.monotonic() + _WAIT
+            seen = {intent.object.name for intent in others}
+            while self._is_first(rivals) and time.monotonic() < until:
+                time.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  (spreads load, hides nothing)
+                now, others = self._others(lambda name: name in seen or name.endswith(_LEFT))
+                rivals = self._rivals(others, wanted, now)
+        held = {name for intent in rivals for name, _ in intent.moves if name in wanted}
         if held:
             log.info("%d traces are being moved by another dispatcher: they are left to it", len(held))
+        doubtful = {key for intent in others if self._is_over(intent, now) for key in intent.moves}
         return Announced(mine, held, doubtful)
+
+    def _rivals(self, others: Iterable[Intent], wanted: Set[str], now: datetime) -> list[Intent]:
+        """The intents of other dispatchers that may be moving some of the traces right now, or have to finish them."""
+        alive = (intent for intent in others if not self._is_over(intent, now))
+        return [intent for intent in alive if not wanted.isdisjoint(name for name, _ in intent.moves)]
+
+    def _is_over(self, intent: Intent, now: datetime) -> bool:
+        """Whether nobody moves what an intent tells of any more: it is too old, or of this dispatcher's past."""
+        return intent.owner == self._owner or now - intent.object.created > CLAIM_TIMEOUT
+
+    def _is_first(self, rivals: Iterable[Intent]) -> bool:
+        """Whether it is worth while to wait for others, which leave what they see here, or are about to be through."""
+        moving = [intent.owner for intent in rivals if not intent.object.name.endswith(_LEFT)]
+        return bool(moving) and self._owner < min(moving)
 
     def withdraw(self, announced: Announced, left: Sequence[Event]) -> None:
         """Remove the intents of this dispatcher; one that stays costs a look later on, and no more.
@@ -115,7 +132,7 @@ class Intents:
         """
         if left:
             try:
-                self._write(self._next_name(), left)
+                self._write(self._next_name(_LEFT), left)
             except STORAGE_ERRORS as error:
                 log.warning("%d traces stay written down as to be moved: %s", len(left), in_words(error))
                 return
@@ -137,18 +154,19 @@ class Intents:
         read = self._threads.map(self._read, old)
         return [intent.object for intent in read if intent is not None and intent.moves.isdisjoint(present)]
 
-    def _next_name(self) -> str:
+    def _next_name(self, ending: str = ".json") -> str:
         self._number += 1
-        return f"{INTENTS}{self._owner}-{self._number:06}.json"
+        return f"{INTENTS}{self._owner}-{self._number:06}{ending}"
 
     def _write(self, name: str, events: Sequence[Event]) -> Intent:
         moves = [event.key for event in events]
         generation = self._store.write_json(self._store.task_url(name), {"owner": self._owner, "moves": moves})
         return Intent(StoredObject(name, generation, self._store.now()), self._owner, frozenset(moves))
 
-    def _others(self, mine: Collection[str]) -> tuple[datetime, list[Intent]]:
+    def _others(self, of: Callable[[str], bool]) -> tuple[datetime, list[Intent]]:
+        """The intents that are there, of those names that are looked at."""
         now, listed = self._store.listing(INTENTS)
-        read = self._threads.map(self._read, [stored for stored in listed if stored.name not in mine])
+        read = self._threads.map(self._read, [stored for stored in listed if of(stored.name)])
         return now, [intent for intent in read if intent is not None]
 
     def _read(self, stored: StoredObject) -> Intent | None:

@@ -13,12 +13,16 @@ from bqdispatch_provider.planning import CLAIM_TIMEOUT
 LATER = CLAIM_TIMEOUT.total_seconds() + 5
 
 
-def put_intent(world, *names, owner="another", generations=None):
+FIRST, LAST = "0", "z"
+"""Owners of intents that come before, and after, every dispatcher's own."""
+
+
+def put_intent(world, *names, owner=FIRST, generations=None, ending=""):
     """What another dispatcher has written down before it moves traces."""
     moves = [[name, int(world.blob(name).generation)] for name in names]
     for move, generation in zip(moves, generations or (), strict=False):
         move[1] = generation
-    intent = f"intents/{owner}-000001.json"
+    intent = f"intents/{owner}-000001{ending}.json"
     text = json.dumps({"owner": owner, "moves": moves})
     world.client.bucket(TASKS).blob(FOLDER + intent).upload_from_string(text)
     return intent
@@ -44,6 +48,36 @@ def test_a_trace_that_another_dispatcher_is_moving_is_left_to_it(world):
     assert document["Outcomes"] == {"dispatched": 2, "pending": 1, "ignored": 1}
     assert world.names() == [intent, names[1]]
     assert document["Status"] == "ok"
+
+
+def test_the_first_of_those_that_see_each_other_goes_on_once_the_others_have_left_it_the_traces(world, monkeypatch):
+    names = world.traces(3)
+    intent = put_intent(world, *names, owner=LAST)
+
+    def meanwhile(seconds):
+        """The other leaves them, and comes again at once, as it does cycle after cycle."""
+        world.delete(intent)
+        world.client.bucket(TASKS).blob(f"{FOLDER}intents/{LAST}-000002.json").upload_from_string(
+            json.dumps({"owner": LAST, "moves": [[name, int(world.blob(name).generation)] for name in names]})
+        )
+
+    monkeypatch.setattr("bqdispatch_provider.intents.time.sleep", meanwhile)
+    assert world.cycle().dispatched == 3
+    assert traces_of(world) == []
+
+
+def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_late(world, monkeypatch):
+    begun, other = world.traces(2)
+    intent = put_intent(world, begun, other, owner=LAST)
+
+    def meanwhile(seconds):
+        """The other copies one, cannot delete it, and writes that down instead."""
+        put_intent(world, begun, owner=LAST, ending="-left")
+        world.delete(intent)
+
+    monkeypatch.setattr("bqdispatch_provider.intents.time.sleep", meanwhile)
+    assert world.cycle().dispatched == 1
+    assert traces_of(world) == [begun]
 
 
 def test_a_trace_whose_dispatcher_died_before_its_copy_is_delivered_once(world):
