@@ -33,10 +33,10 @@ from bqdispatch_provider.model import (
     counter_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
-from bqdispatch_provider.names import INTENTS, TraceName, WindowName
+from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_words
 from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, unseen
 from bqdispatch_provider.report import Report
-from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, in_words
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -217,7 +217,9 @@ class Dispatcher:
             try:
                 recent |= self.board.recent(project, fired - MIN_AGE)
             except REFUSED as error:
-                log.warning("Windows of project %r count as active, its jobs cannot be listed: %s", project, error)
+                log.warning(
+                    "Windows of project %r count as active, its jobs cannot be listed: %s", project, in_words(error)
+                )
         return recent
 
     def dispatch(self, shares: Iterable[Share]) -> Report:

@@ -21,9 +21,9 @@ from datetime import datetime
 from google.api_core.exceptions import NotFound
 
 from bqdispatch_provider.model import Event, StoredObject
-from bqdispatch_provider.names import INTENTS
+from bqdispatch_provider.names import INTENTS, in_words
 from bqdispatch_provider.planning import CLAIM_TIMEOUT
-from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, in_words
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
 

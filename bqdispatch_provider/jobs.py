@@ -22,6 +22,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 
 from bqdispatch_provider.courtesy import Courtesy
 from bqdispatch_provider.model import Job, JobKey, Trace
+from bqdispatch_provider.names import in_words
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class JobBoard:
                     gone.append(key)
             elif isinstance(found, exceptions.BadRequest):
                 # Said of this ID alone, so it is no reason to give up the project.
-                log.warning("Job %r of project %r cannot be asked for: %s", key.job_id, key.project, found.message)
+                log.warning("Job %r of project %r cannot be asked for: %s", key.job_id, key.project, _said(found))
             else:
                 sighting.errors.setdefault(key.project, _said(found))
         sighting.unknown = self._proven(gone, doubted, sighting.whole, threads)
@@ -293,4 +294,4 @@ def _job(listed: Mapping[str, Any], location: str) -> Job:
 
 def _said(error: Exception) -> str:
     cause = error.cause if isinstance(error, exceptions.RetryError) and error.cause else error
-    return f"{type(cause).__name__}: {cause}"
+    return in_words(cause)

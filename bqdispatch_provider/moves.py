@@ -27,10 +27,10 @@ from google.api_core.exceptions import PreconditionFailed
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import CREATED, OWNER, Event, Lane, Outcome, Quarantine, Sentinel, StoredObject
-from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.names import WindowName, in_words
 from bqdispatch_provider.planning import CLAIM_TIMEOUT, aside_path, is_target, other_target, target_of
 from bqdispatch_provider.quarantine import NOTE, note_of
-from bqdispatch_provider.storage import STORAGE_ERRORS, Result, Stamp, TaskStore, in_words
+from bqdispatch_provider.storage import STORAGE_ERRORS, Result, Stamp, TaskStore
 
 log = logging.getLogger(__name__)
 

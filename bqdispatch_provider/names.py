@@ -150,6 +150,11 @@ def in_one_line(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def in_words(error: BaseException) -> str:
+    """An error for a message, in one line."""
+    return in_one_line(f"{type(error).__name__}: {error}")
+
+
 def is_bookkeeping(name: str) -> bool:
     """Tell whether an object of the task folder is BqTail's own (groups, counters, locations), never to be touched."""
     folder, slash, base = name.rpartition("/")

@@ -28,6 +28,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
 from bqdispatch_provider.courtesy import Courtesy
 from bqdispatch_provider.model import CREATED, StoredObject
+from bqdispatch_provider.names import in_one_line, in_words
 
 # The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
 # storage.buckets.get, which nothing here needs.
@@ -106,7 +107,7 @@ class Result:
         return self.status in _LOST
 
     def __str__(self) -> str:
-        return f"{self.status or 'no answer'} {self.message}".strip()
+        return in_one_line(f"{self.status or 'no answer'} {self.message}".strip())
 
 
 class _TooBusy(Exception):
@@ -274,7 +275,8 @@ class TaskStore:
                 call = Call("GET", self._trigger.path, {"fields": "softDeletePolicy,versioning"})
                 self._settings = _RETRY(alone)(self._client, call, _TIMEOUT)
             except GoogleAPICallError as error:
-                log.warning("It cannot be told whether bucket %r keeps what was deleted: %s", self._trigger.name, error)
+                said = in_words(error)
+                log.warning("It cannot be told whether bucket %r keeps what was deleted: %s", self._trigger.name, said)
                 self._settings = {}
         age = self.now() - since
         policy = self._settings.get("softDeletePolicy") or {}
@@ -416,11 +418,6 @@ class TaskStore:
             bucket.delete_blob(name, timeout=_TIMEOUT, retry=_RETRY)
         except NotFound:
             log.debug("%s is gone already", url)
-
-
-def in_words(error: BaseException) -> str:
-    """An error for a message."""
-    return f"{type(error).__name__}: {error}"
 
 
 def place(client: Client, url: str, *, folder: bool = True) -> tuple[Bucket, str]:

@@ -156,7 +156,6 @@ def test_what_a_service_says_is_one_line_of_the_report(world, dest):
     assert all(map(is_harmless, errors)), errors
 
 
-@pytest.mark.xfail(reason="storage.py and jobs.py hand on what services say as it is", strict=True)
 def test_what_a_service_says_is_one_line_of_the_log(world, log):
     trace(world, AWKWARD["escape"])
     held_meanwhile(world)
