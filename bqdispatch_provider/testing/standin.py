@@ -79,10 +79,15 @@ class Server:
     async def _answer(self, request: Request) -> Reply:
         if request.path.startswith(PREFIX):
             return self.control.answer(request)
-        self.state.requests += 1
         if self.state.latency_ms:
             await asyncio.sleep(self.state.latency_ms / 1000)
-        return await self._perform(self._find(request))
+        try:
+            operation = self._find(request)
+        except ApiError:
+            self.state.requests["unknown"] += 1
+            raise
+        self.state.requests[operation.call] += 1
+        return await self._perform(operation)
 
     def _find(self, request: Request) -> Operation:
         if request.path in ("/batch/storage/v1", "/batch") and request.method == "POST":
@@ -96,6 +101,11 @@ class Server:
     async def _perform(self, operation: Operation) -> Reply:
         """Count and do the call, unless a fault is in its way."""
         self.state.calls[operation.call] += 1
+        try:
+            self.state.limits.check(operation)
+        except ApiError:
+            self.state.refused[operation.call] += 1
+            raise
         done: Reply | None = None
         for fault in self.state.faults.strike(operation) if self.state.faults.rules else ():
             if fault.after and done is None:
@@ -342,11 +352,19 @@ class StandInControl:
 
     def requests(self) -> int:
         """How many HTTP requests came in since the last reset; a batch is one."""
-        return int(self._call("GET", "counters")["requests"])
+        return sum(self.requests_by_method().values())
+
+    def requests_by_method(self) -> dict[str, int]:
+        """How many HTTP requests came in since the last reset, by method; a batch is one, ``storage.batch``."""
+        return dict(self._call("GET", "counters")["requests"])
 
     def calls(self) -> dict[str, int]:
         """How often each method was called since the last reset; every part of a batch is a call."""
         return dict(self._call("GET", "counters")["calls"])
+
+    def refused(self) -> dict[str, int]:
+        """How many calls of each method were too many for :meth:`set_limits` since the last reset."""
+        return dict(self._call("GET", "counters")["refused"])
 
     def reset_counters(self) -> None:
         """Count from zero."""
@@ -358,6 +376,14 @@ class StandInControl:
         :param ms: how much later, in milliseconds.
         """
         self._call("POST", "latency", {"ms": ms})
+
+    def set_limits(self, writes: float = 0, jobs: float = 0) -> None:
+        """Refuse calls that come too fast, as the services do.
+
+        :param writes: objects written or deleted a second in each bucket (429 ``rateLimitExceeded``); 0: no limit.
+        :param jobs: calls of ``jobs.get``, and of ``jobs.list``, a second (403 ``rateLimitExceeded``); 0: no limit.
+        """
+        self._call("POST", "limits", {"writes": writes, "jobs": jobs})
 
     def add_fault(self, call: str, kind: str, **more: Any) -> None:
         """Break calls.

@@ -17,6 +17,12 @@ from bqdispatch_provider.testing.standin_storage import StorageApi
 
 PREFIX: Final = "/_control/"
 
+_WRITES = {
+    f"storage.objects.{name}"
+    for name in ["insert", "patch", "update", "delete", "restore", "compose", "copy", "rewrite"]
+}
+_LOOKS = {"bigquery.jobs.get", "bigquery.jobs.list"}
+
 
 @dataclass(slots=True)
 class Fault:
@@ -106,6 +112,40 @@ class Faults:
         return sorted(hits, key=lambda rule: rule.kind != "slow")
 
 
+class Limits:
+    """How many calls a second the services take: whoever comes faster is refused what is too much. None at first.
+
+    A second's worth may come at once (the rates: Cloud Storage, "Request rate and access distribution guidelines";
+    BigQuery, "Quotas", API requests).
+
+    :param clock: the time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.clear()
+
+    def clear(self) -> None:
+        """Limit nothing."""
+        self.writes = self.jobs = 0.0
+        self._taken: dict[str, tuple[float, float]] = {}
+
+    def check(self, operation: Operation) -> None:
+        """Refuse a call if it is one too many: a write in its bucket, or a look at jobs."""
+        if self.writes and operation.call in _WRITES and not self._take(operation.targets[-1][0], self.writes):
+            raise ApiError(429, "The bucket exceeded the rate limit for object writes.", "rateLimitExceeded")
+        if self.jobs and operation.call in _LOOKS and not self._take(operation.call, self.jobs):
+            raise ApiError(403, "Exceeded rate limits: too many API requests per user.", "rateLimitExceeded")
+
+    def _take(self, what: str, per_second: float) -> bool:
+        now = self._clock.now()
+        at, taken = self._taken.get(what, (now, 0.0))
+        taken = max(0.0, taken - (now - at) * per_second)
+        fits = taken + 1 <= per_second
+        self._taken[what] = now, taken + fits
+        return fits
+
+
 class State:
     """Everything that one stand-in keeps.
 
@@ -118,8 +158,10 @@ class State:
         self.buckets = Buckets(self.clock, self.permissions)
         self.jobs = Jobs(self.clock)
         self.faults = Faults()
-        self.requests = 0
+        self.limits = Limits(self.clock)
+        self.requests: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.latency_ms = self._first_latency_ms = latency_ms
         # In the order in which they are asked for an operation: paths of buckets come last.
         self.services = JobsApi(self.jobs, self.permissions), StorageApi(self.buckets)
@@ -132,12 +174,14 @@ class State:
         self.permissions.refusals.clear()
         self.faults.rules.clear()
         self.faults.random.seed(0)
+        self.limits.clear()
         self.reset_counters()
         self.clock.set_real()
 
     def reset_counters(self) -> None:
         """Count from zero."""
-        self.requests = 0
+        self.requests.clear()
+        self.refused.clear()
         self.calls.clear()
 
 
@@ -156,6 +200,7 @@ class Control:
             ("GET", "counters"): self._counters,
             ("POST", "counters/reset"): self._reset_counters,
             ("POST", "latency"): self._latency,
+            ("POST", "limits"): self._limits,
             ("GET", "faults"): self._list_faults,
             ("POST", "faults"): self._add_faults,
             ("DELETE", "faults"): self._clear_faults,
@@ -208,7 +253,8 @@ class Control:
         return {"now": clock.now()}
 
     def _counters(self, request: Request) -> Json:
-        return {"requests": self.state.requests, "calls": dict(self.state.calls)}
+        counters = {"requests": self.state.requests, "calls": self.state.calls, "refused": self.state.refused}
+        return {name: dict(counter) for name, counter in counters.items()}
 
     def _reset_counters(self, request: Request) -> Json:
         self.state.reset_counters()
@@ -217,6 +263,12 @@ class Control:
     def _latency(self, request: Request) -> Json:
         self.state.latency_ms = _number(_body(request, "ms"), "ms")
         return {"ms": self.state.latency_ms}
+
+    def _limits(self, request: Request) -> Json:
+        body, limits = _body(request, "writes", "jobs"), self.state.limits
+        limits.clear()
+        limits.writes, limits.jobs = _number(body, "writes", 0), _number(body, "jobs", 0)
+        return {"writes": limits.writes, "jobs": limits.jobs}
 
     def _list_faults(self, request: Request) -> Json:
         return {"faults": [asdict(rule) for rule in self.state.faults.rules]}

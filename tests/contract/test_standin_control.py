@@ -123,6 +123,41 @@ class TestCounters:
         assert (control.requests(), control.calls()) == (0, {})
 
 
+class TestLimits:
+    def test_as_many_writes_a_second_as_are_allowed_go_through_in_each_bucket(self, control, gcs, http):
+        for bucket in ("a", "b"):
+            control.seed_objects(f"tasks-{bucket}", [f"{n}" for n in range(20)])
+        control.set_limits(writes=10)
+        control.reset_counters()
+        for bucket in ("a", "b"):
+            batch = gcs.batch(raise_exception=False)
+            with batch:
+                for n in range(20):
+                    gcs.bucket(f"tasks-{bucket}").delete_blob(f"{n}")
+            answers = [response.status_code for response in batch._responses]
+            assert answers.count(204) in range(10, 20) and answers.count(429) == 20 - answers.count(204)
+        control.advance(1)
+        gcs.bucket("tasks-a").blob("x").upload_from_string(b"x")
+        assert sum(control.refused().values()) == control.refused()["storage.objects.delete"] > 0
+
+    def test_a_look_at_jobs_too_many_is_refused_in_words_of_bigquery(self, control, http):
+        control.set_limits(jobs=2)
+        answers = [http.get(JOBS) for _ in range(20)]
+        assert [answer.status_code for answer in answers[:2]] == [200, 200]
+        refused = answers[-1].json()["error"]
+        assert (answers[-1].status_code, refused["errors"][0]["reason"]) == (403, "rateLimitExceeded")
+        control.set_limits()
+        assert http.get(JOBS).status_code == 200
+
+    def test_requests_are_counted_by_method(self, control, gcs, http):
+        control.seed_objects("tasks", ["a"])
+        with gcs.batch():
+            gcs.bucket("tasks").delete_blob("a")
+        http.get(JOBS)
+        http.get("/nothing/of/the/kind")
+        assert control.requests_by_method() == {"storage.batch": 1, "bigquery.jobs.list": 1, "unknown": 1}
+
+
 class TestLatency:
     def test_concurrent_requests_overlap(self, control, http):
         control.set_latency(200)
