@@ -64,6 +64,8 @@ class DispatchConfig:
         minutes; 0: for ever.
     :param post_job_prefix: where traces go in the trigger bucket, with slashes around it.
     :param batch_prefix: where windows go in the trigger bucket, with slashes around it.
+    :param max_writes_per_second: objects that are written or deleted a second at most, in each bucket and by each
+        process; 0: as fast as it goes. It gives way where a bucket takes less.
     :param on_doubt: what becomes of an event whose delivery can neither be proven nor excluded: ``deliver`` it again,
         or ``quarantine`` it.
     :param slack_credentials: where the Slack token lies; ``None``: no Slack.
@@ -85,6 +87,7 @@ class DispatchConfig:
     max_unknown_job_min: int = 24 * 60
     post_job_prefix: str = "/_bqjob_/"
     batch_prefix: str = "/_batch_/"
+    max_writes_per_second: int = 5000
     on_doubt: str = "deliver"
     slack_credentials: SlackCredentials | None = None
     url: str | None = None
@@ -414,6 +417,7 @@ _KEYS: dict[str, tuple[str, Callable[[_Reading, str], Any]]] = {
     "MaxUnknownJobMin": ("max_unknown_job_min", _count),
     "PostJobPrefix": ("post_job_prefix", _prefix),
     "BatchPrefix": ("batch_prefix", _prefix),
+    "MaxWritesPerSecond": ("max_writes_per_second", _count),
     "OnDoubt": ("on_doubt", _doubt),
     "SlackCredentials": ("slack_credentials", _slack),
 }

@@ -1,4 +1,5 @@
-"""Courtesy towards a service: once it is too busy, all threads that call it wait, not only the one that was told."""
+"""Courtesy towards a service: once it is too busy, all threads that call it wait, not only the one that was told; and
+what it takes a second is not passed again and again."""
 
 from __future__ import annotations
 
@@ -39,3 +40,43 @@ class Courtesy:
             elif now >= self._until:  # what was under way when it was told first says nothing new
                 self._pause = min(max(2 * self._pause, _FIRST), _LONGEST)
                 self._until = now + self._pause * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load, hides nothing)
+
+
+_SLOWER, _GROWTH, _AT_ONCE = 0.05, 0.1, 0.25
+
+
+class Pace:
+    """How many calls a second all threads make together, to what takes only so many: a bucket's writes, a look at jobs.
+
+    It begins at its ceiling, gives way to refusals by their share of the calls, and grows again by a tenth a second
+    (Cloud Storage, "Request rate and access distribution guidelines"; BigQuery, "Quotas", API requests).
+
+    :param ceiling: calls a second that are never passed.
+    :param floor: calls a second that are made however many are refused; what is refused is tried again anyway, ever
+        later.
+    """
+
+    def __init__(self, ceiling: float, floor: float) -> None:
+        self._lock = threading.Lock()
+        self._ceiling = self.rate = ceiling
+        self._floor = min(floor, ceiling)
+        self._next = self._grown = self._told = time.monotonic()
+
+    def take(self, calls: int) -> None:
+        """Wait until so many calls may be made."""
+        with self._lock:
+            now = time.monotonic()
+            self.rate = min(self._ceiling, self.rate * (1 + _GROWTH) ** (now - self._grown))
+            self._grown = now
+            begin = max(now, self._next)
+            self._next = begin + calls / self.rate
+        if begin > now:
+            time.sleep(begin - now)
+
+    def note(self, calls: int, refused: int) -> None:
+        """Note how many of the calls were refused, for there were too many of them."""
+        with self._lock:
+            now = time.monotonic()
+            if refused and now >= self._told:  # what was under way when it was told first says nothing new
+                self.rate = max(self._floor, self.rate * (1 - max(_SLOWER, 0.9 * refused / calls)))
+                self._told = now + _AT_ONCE

@@ -84,7 +84,12 @@ class Dispatcher:
     def _use(self, config: DispatchConfig) -> None:
         """Take a configuration over, and with it a folder of which nothing is known yet."""
         self.config = config.for_project(self._client.project)
-        self.store = TaskStore(self._client, self.config.async_task_url, self.config.trigger_bucket or "")
+        self.store = TaskStore(
+            self._client,
+            self.config.async_task_url,
+            self.config.trigger_bucket or "",
+            self.config.max_writes_per_second,
+        )
         self.mover = Mover(self.store, self.config, self._threads)
         self.intents = Intents(self.store, self.mover.owner, self._threads)
         self._may: list[str] | None = None

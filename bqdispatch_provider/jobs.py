@@ -20,7 +20,7 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 
-from bqdispatch_provider.courtesy import Courtesy
+from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import Job, JobKey, Trace
 from bqdispatch_provider.names import in_words
 
@@ -31,6 +31,9 @@ _FEW = 5
 
 _LOOK_UPS = 100
 """Look-ups per project and cycle at most (BigQuery allows 100 a second): what a whole list lacks is hardly there."""
+
+_MOST_CALLS, _LEAST_CALLS = 90, 10
+"""Calls a second: BigQuery allows a user 100, and others may act as the same (BigQuery, "Quotas")."""
 
 _PAGE = 1000
 _TIMEOUT = (5.0, 60.0)
@@ -103,6 +106,7 @@ class JobBoard:
         self._session = session
         host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
         self._courtesy = Courtesy()
+        self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(
@@ -267,6 +271,7 @@ class JobBoard:
 
     def _ask_once(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
         self._courtesy.wait()
+        self._pace.take(1)
         response = self._session.get(f"{self._host}/bigquery/v2/{path}", params=query, timeout=_TIMEOUT)
         if response.status_code == 200:
             self._courtesy.note(busy=False)
@@ -274,7 +279,9 @@ class JobBoard:
             return answer
         error = exceptions.from_http_response(response)
         limited = error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors)
-        self._courtesy.note(busy=limited or error.code in (429, 503))
+        busy = limited or error.code in (429, 503)
+        self._courtesy.note(busy=busy)
+        self._pace.note(1, busy)
         if limited:
             raise _RateLimited(error.message) from error
         raise error

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
-from bqdispatch_provider.courtesy import Courtesy
+from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import in_one_line, in_words
 
@@ -65,6 +66,9 @@ _PAGE = 1000
 _WRITTEN = "generation,crc32c,size"
 _FIELDS = "name,generation,timeCreated,crc32c,size,metadata"
 _HOLDS = "temporaryHold,eventBasedHold,retentionExpirationTime"
+_ANY_RATE, _LEAST_WRITES = 1_000_000, 500
+"""Writes a second in a bucket: where there is no ceiling, and however many are refused; a new bucket takes 1,000."""
+
 _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
 
@@ -120,14 +124,16 @@ class TaskStore:
     :param client: of google-cloud-storage; used from several threads.
     :param task_url: the task folder, ``gs://bucket/folder``.
     :param trigger_bucket: name of the bucket that BqTail watches.
+    :param most_writes: objects written or deleted a second at most, in each bucket; 0: as fast as it goes.
     """
 
-    def __init__(self, client: Client, task_url: str, trigger_bucket: str) -> None:
+    def __init__(self, client: Client, task_url: str, trigger_bucket: str, most_writes: int = 0) -> None:
         self._client = client
         self._tasks, self._folder = place(client, task_url)
         self._trigger = client.bucket(trigger_bucket)
         self._batches = True
         self._courtesy = Courtesy()
+        self._paces: defaultdict[str, Pace] = defaultdict(lambda: Pace(most_writes or _ANY_RATE, _LEAST_WRITES))
         self._settings: Mapping[str, Any] | None = None
         self._lists_soft_deleted = True
         self._clock: tuple[float, float] | None = None
@@ -205,7 +211,7 @@ class TaskStore:
         :param to: URL of the folder to copy to; by default the trigger bucket.
         """
         calls = [self._copy_call(*each, to) for each in copies]
-        return self._run(calls, _RETRIED if to is not None else _RETRIED - _LOST)
+        return self._run(calls, self._target(to)[0], _RETRIED if to is not None else _RETRIED - _LOST)
 
     def copy_with(self, name: str, generation: int, target: str, to: str, metadata: Mapping[str, str]) -> Result:
         """Copy one exact generation of the task folder's objects onto a name that is free, with metadata of its own.
@@ -214,7 +220,7 @@ class TaskStore:
         :param to: URL of the folder to copy to.
         """
         body = {"metadata": dict(metadata), "contentType": _JSON}
-        (result,) = self._run([self._copy_call(name, generation, target, to, body)])
+        (result,) = self._run([self._copy_call(name, generation, target, to, body)], self._target(to)[0])
         return result
 
     def _copy_call(self, name: str, generation: int, target: str, to: str | None, body: Body | None = None) -> Call:
@@ -313,7 +319,8 @@ class TaskStore:
         :param objects: name below the task folder and generation; at most 100.
         """
         return self._run(
-            [Call("DELETE", self._path(name), {"ifGenerationMatch": generation}) for name, generation in objects]
+            [Call("DELETE", self._path(name), {"ifGenerationMatch": generation}) for name, generation in objects],
+            self._tasks,
         )
 
     def stamp(self, stamps: Sequence[Stamp]) -> list[Result]:
@@ -324,16 +331,17 @@ class TaskStore:
 
         :param stamps: at most 100.
         """
-        return self._run([self._stamp_call(*each) for each in stamps])
+        return self._run([self._stamp_call(*each) for each in stamps], self._tasks)
 
     def _stamp_call(self, name: str, generation: int, target: str, replaces: int, metadata: Mapping[str, str]) -> Call:
         source = {"name": f"{self._folder}{name}", "objectPreconditions": {"ifGenerationMatch": generation}}
         body = {"sourceObjects": [source], "destination": {"metadata": dict(metadata), "contentType": _JSON}}
         return Call("POST", f"{self._path(target)}/compose", {"ifGenerationMatch": replaces, "fields": _WRITTEN}, body)
 
-    def _run(self, calls: Sequence[Call], retried: Set[int] = _RETRIED) -> list[Result]:
+    def _run(self, calls: Sequence[Call], into: Bucket | None = None, retried: Set[int] = _RETRIED) -> list[Result]:
         """Carry out calls, again and again those that came to a status that passes, until patience is over.
 
+        :param into: the bucket that they write to; ``None``: they only read.
         :param retried: the statuses that pass.
         """
         if len(calls) > BATCH_SIZE:
@@ -343,10 +351,15 @@ class TaskStore:
 
         def attempt() -> None:
             self._courtesy.wait()
+            pace = None if into is None else self._paces[into.name]
+            if pace is not None:
+                pace.take(len(left))
             for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
                 results[index] = result
             busy = sum(results[index].status in (429, 503) for index in left)
             self._courtesy.note(busy=bool(left) and 2 * busy > len(left))
+            if pace is not None:
+                pace.note(len(left), busy)
             left[:] = [index for index in left if results[index].status in retried]
             if left:
                 log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])

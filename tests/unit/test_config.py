@@ -29,6 +29,7 @@ def test_defaults_are_the_protocols():
     assert (made.region, made.time_to_live_in_min, made.check_in_ms) == ("us-central1", 1, 0)
     assert (made.max_concurrent_sql, made.max_concurrent_jobs, made.max_trigger_delay_ms) == (0, 0, 120_000)
     assert made.max_unknown_job_min == 1440
+    assert made.max_writes_per_second == 5000
     assert (made.post_job_prefix, made.batch_prefix) == ("/_bqjob_/", "/_batch_/")
     assert (made.project_id, made.trigger_bucket, made.slack_credentials) == (None, None, None)
 

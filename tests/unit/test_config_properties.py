@@ -24,6 +24,7 @@ VALID = {
     "MaxTriggerDelayMs": 1000,
     "PostJobPrefix": "/_bqjob_/",
     "BatchPrefix": "/_batch_/",
+    "MaxWritesPerSecond": 500,
     "OnDoubt": "quarantine",
     "SlackCredentials": {"URL": "gs://ops/slack.json.enc", "Key": "ring/key"},
     "RulesURL": "gs://ops/rules",

@@ -77,3 +77,62 @@ def test_storage_and_bigquery_are_waited_for(world, monkeypatch, fault):
     world.control.add_fault("bigquery.jobs.list", "status", times=1, **fault)
     world.cycle()
     assert len({host for host, busy in noted if busy}) == 2
+
+
+class Service:
+    """Takes so many calls a second, and a second's worth at once."""
+
+    def __init__(self, clock, per_second):
+        self.clock, self.per_second = clock, per_second
+        self.at, self.left = clock.now, float(per_second)
+        self.taken = self.refused = 0
+
+    def answer(self, calls):
+        self.left = min(self.per_second, self.left + (self.clock.now - self.at) * self.per_second)
+        self.at = self.clock.now
+        refused = max(0, calls - int(self.left))
+        self.left -= calls - refused
+        self.taken += calls - refused
+        self.refused += refused
+        return refused
+
+
+def write(pace, service, number, at_once=100):
+    while service.taken < number:
+        calls = min(at_once, number - service.taken)
+        pace.take(calls)
+        pace.note(calls, service.answer(calls))
+
+
+def test_a_pace_is_never_faster_than_its_ceiling(clock):
+    pace, service = courtesy.Pace(5000, 500), Service(clock, 10**9)
+    began = clock.now
+    write(pace, service, 50_000)
+    assert clock.now - began == pytest.approx(50_000 / 5000, rel=0.01)
+
+
+@pytest.mark.parametrize("per_second", [700, 1000, 3000])
+def test_a_pace_comes_close_to_what_a_service_takes_with_few_refusals(clock, per_second):
+    pace, service = courtesy.Pace(5000, 500), Service(clock, per_second)
+    began = clock.now
+    write(pace, service, 60 * per_second)
+    assert service.taken / (clock.now - began) > 0.9 * per_second
+    assert service.refused < 0.05 * service.taken
+
+
+def test_a_pace_grows_again_once_the_service_takes_more(clock):
+    pace, service = courtesy.Pace(5000, 500), Service(clock, 1000)
+    write(pace, service, 20_000)
+    assert pace.rate < 1200
+    service.per_second = 10**9
+    write(pace, service, 200_000)
+    assert pace.rate == pytest.approx(5000, rel=0.01)
+
+
+def test_a_pace_goes_on_slowly_where_all_is_refused(clock):
+    pace = courtesy.Pace(5000, 500)
+    for _ in range(100):
+        pace.take(100)
+        pace.note(100, 100)
+    assert pace.rate >= 500
+    assert courtesy.Pace(50, 500).rate == 50
