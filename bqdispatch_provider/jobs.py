@@ -7,11 +7,10 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import repeat
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +35,9 @@ _MOST_CALLS, _LEAST_CALLS = 90, 10
 """Calls a second: BigQuery allows a user 100, and others may act as the same (BigQuery, "Quotas")."""
 
 _PAGE = 1000
+_SLICES = 8
+"""Lists of one project's jobs that are read side by side: the pages of each come one after the other."""
+
 _TIMEOUT = (5.0, 60.0)
 _BEFORE = timedelta(minutes=5)
 """BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
@@ -94,6 +96,66 @@ class Sighting:
     list_ms: int = 0
 
 
+class _Search:
+    """The jobs of one project that are looked for, by several threads.
+
+    :param traces: of that project.
+    :param doubted: jobs for which the list alone can prove that BigQuery does not know them.
+    """
+
+    def __init__(self, project: str, traces: Sequence[Trace], doubted: Collection[JobKey]) -> None:
+        self.project = project
+        self.missing = {trace.job: None for trace in traces}
+        self.found: dict[JobKey, Job] = {}
+        self.whole = True
+        """Whether every list was read to its end, and no location was left out of it."""
+        self.error = ""
+        self._by_id: defaultdict[str, list[JobKey]] = defaultdict(list)
+        for key in self.missing:
+            self._by_id[key.job_id].append(key)
+        self._unplaced = {key for key in self.missing if key.location is None}
+        self.slices: list[tuple[datetime, datetime | None]] = []
+        """From when on, and until when, the project's jobs are to be listed; none where looking them up is cheaper."""
+        if len(self.missing) > _FEW or self._unplaced:
+            created = sorted((trace.object.created for trace in traces), reverse=True)
+            number = min(_SLICES, -(-len(created) // _PAGE))
+            inner = dict.fromkeys(created[len(created) * each // number] for each in range(1, number))
+            oldest = min(_since(trace, doubted) for trace in traces)
+            self.slices = list(zip((*inner, oldest), (None, *inner), strict=True))
+
+    def take(self, page: Mapping[str, Any]) -> None:
+        """Find jobs in a page of a list."""
+        if page.get("unreachable"):
+            self.whole = False
+        for listed in page.get("jobs", []):
+            reference = listed["jobReference"]
+            location = reference.get("location", "")
+            for key in self._by_id.get(reference["jobId"], ()):
+                if key in self.missing and (key.location is None or key.location.lower() == location.lower()):
+                    self.missing.pop(key, None)
+                    self._unplaced.discard(key)
+                    self.found[key] = _job(listed, location)
+
+    def tell(self, sighting: Sighting) -> list[JobKey]:
+        """Add what was found; gives the jobs that are to be looked up."""
+        sighting.jobs.update(self.found)
+        if self.error:
+            sighting.errors[self.project] = self.error
+            return []
+        if self.slices:
+            sighting.whole[self.project] = self.whole
+        # Others every time, so that each is asked for in the end.
+        return random.sample(list(self.missing), min(len(self.missing), _LOOK_UPS))
+
+    def is_over(self, pages: int) -> bool:
+        """Whether the rest is found by fewer calls than going on may take, or another list was refused.
+
+        :param pages: of the list that were read.
+        """
+        few = not self._unplaced and len(self.missing) <= max(_FEW, pages)
+        return not self.missing or few or bool(self.error)
+
+
 class JobBoard:
     """How the jobs of traces stand, by whichever of list and look-up takes fewer calls.
 
@@ -107,6 +169,7 @@ class JobBoard:
         host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
         self._courtesy = Courtesy()
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
+        self._done: dict[JobKey, Job] = {}
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(
@@ -120,18 +183,19 @@ class JobBoard:
         """
         waiting: defaultdict[str, list[Trace]] = defaultdict(list)
         doubted: set[JobKey] = set()
+        sighting = Sighting()
         for trace in traces:
+            if (key := trace.job) in self._done:
+                sighting.jobs[key] = self._done[key]
+                continue
             waiting[trace.project].append(trace)
             if overdue(trace):
-                doubted.add(trace.job)
-        sighting = Sighting()
-        wanted: list[JobKey] = []
-        for seen, missing in threads.map(self._listed, waiting, waiting.values(), repeat(doubted)):
-            sighting.jobs.update(seen.jobs)
-            sighting.errors.update(seen.errors)
-            sighting.whole.update(seen.whole)
-            sighting.list_ms += seen.list_ms
-            wanted += missing
+                doubted.add(key)
+        searches = [_Search(project, each, doubted) for project, each in waiting.items()]
+        slices = [(search, *slice) for search in searches for slice in search.slices]
+        for each in threads.map(self._listed, *zip(*slices, strict=True)) if slices else ():
+            sighting.list_ms += each
+        wanted = [key for search in searches for key in search.tell(sighting)]
         gone: list[JobKey] = []
         for key, found in zip(wanted, threads.map(self._got, wanted), strict=True):
             if isinstance(found, Job):
@@ -147,6 +211,8 @@ class JobBoard:
                 sighting.errors.setdefault(key.project, _said(found))
         sighting.unknown = self._proven(gone, doubted, sighting.whole, threads)
         sighting.got = len(wanted)
+        # What is done stays so, and need not be asked for again as long as its trace waits.
+        self._done = {key: job for key, job in sighting.jobs.items() if job.state == "DONE"}
         for project, refusal in sighting.errors.items():
             log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
         return sighting
@@ -158,21 +224,21 @@ class JobBoard:
         """
         self._ask(f"projects/{quote(project, safe='')}/jobs", {"allUsers": "true", "maxResults": 1, "fields": "kind"})
 
-    def _listed(self, project: str, traces: list[Trace], doubted: Collection[JobKey]) -> tuple[Sighting, list[JobKey]]:
-        """List a project's jobs if that pays; also gives the keys that are still to be looked up."""
-        sighting = Sighting()
-        missing = {trace.job: None for trace in traces}
-        if len(missing) > _FEW or any(key.location is None for key in missing):
-            began = time.monotonic()
-            try:
-                since = min(_since(trace, doubted) for trace in traces)
-                sighting.whole[project] = self._list(project, since, missing, sighting)
-            except REFUSED as error:
-                sighting.errors[project] = _said(error)
-                missing.clear()
-            sighting.list_ms = round((time.monotonic() - began) * 1000)
-        # Others every time, so that each is asked for in the end.
-        return sighting, random.sample(list(missing), min(len(missing), _LOOK_UPS))
+    def _listed(self, search: _Search, since: datetime, until: datetime | None) -> int:
+        """List some of a project's jobs, newest first, until looking the rest up takes fewer calls than going on.
+
+        Gives the milliseconds that it took.
+        """
+        began = time.monotonic()
+        try:
+            for number, page in enumerate(self._pages(search.project, since, until), start=1):
+                search.take(page)
+                if search.is_over(number):
+                    search.whole = False
+                    break
+        except REFUSED as error:
+            search.error = _said(error)
+        return round((time.monotonic() - began) * 1000)
 
     def _got(self, key: JobKey) -> Job | Exception:
         try:
@@ -205,30 +271,6 @@ class JobBoard:
             return False
         return True
 
-    def _list(self, project: str, since: datetime, missing: dict[JobKey, None], sighting: Sighting) -> bool:
-        """Go through the project's jobs, newest first, until looking the rest up takes fewer calls than going on.
-
-        Tells whether the list was read to its end, and no location was left out of it.
-        """
-        whole = True
-        by_id: defaultdict[str, list[JobKey]] = defaultdict(list)
-        for key in missing:
-            by_id[key.job_id].append(key)
-        unplaced = sum(key.location is None for key in missing)
-        for number, page in enumerate(self._pages(project, since), start=1):
-            whole = whole and not page.get("unreachable")
-            for listed in page.get("jobs", []):
-                reference = listed["jobReference"]
-                location = reference.get("location", "")
-                for key in by_id.get(reference["jobId"], ()):
-                    if key in missing and (key.location is None or key.location.lower() == location.lower()):
-                        del missing[key]
-                        unplaced -= key.location is None
-                        sighting.jobs[key] = _job(listed, location)
-            if not missing or (not unplaced and len(missing) <= max(_FEW, number)):
-                return False
-        return whole
-
     def recent(self, project: str, since: datetime) -> dict[str, datetime]:
         """The IDs of a project's jobs that were created since a moment, with their creation.
 
@@ -242,7 +284,7 @@ class JobBoard:
             for listed in page.get("jobs", [])
         }
 
-    def _pages(self, project: str, since: datetime) -> Iterator[dict[str, Any]]:
+    def _pages(self, project: str, since: datetime, until: datetime | None = None) -> Iterator[dict[str, Any]]:
         job = "jobReference(jobId,location),state,statistics(creationTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
@@ -251,6 +293,8 @@ class JobBoard:
             "maxResults": _PAGE,
             "fields": f"nextPageToken,unreachable,jobs({job})",
         }
+        if until is not None:
+            query["maxCreationTime"] = int(until.timestamp() * 1000)
         while True:
             answer = self._ask(f"projects/{quote(project, safe='')}/jobs", query)
             yield answer

@@ -166,6 +166,28 @@ def test_a_list_goes_on_over_pages(bigquery):
     assert bigquery.look(traces).jobs.keys() == {trace.job for trace in traces}
 
 
+def test_many_jobs_are_listed_side_by_side_and_found_whenever_they_were_submitted(bigquery):
+    traces = [trace for age in range(3000, 0, -1) for trace in bigquery.traces(1, age=age)]
+    for each in range(0, 3000, 500):
+        bigquery.jobs(traces[each : each + 500])
+    late = [trace for age in range(2000, 500, -300) for trace in bigquery.traces(1, age=age)]
+    for trace, delay in zip(late, (-250, 0, 3, 60, 400), strict=True):
+        bigquery.jobs([trace], creationTime=(trace.object.created + timedelta(seconds=delay)).timestamp())
+    sighting = bigquery.look([*traces, *late])
+    assert sighting.jobs.keys() == {trace.job for trace in [*traces, *late]}
+    assert bigquery.control.calls()["bigquery.jobs.list"] <= 8
+
+
+def test_what_is_done_is_not_asked_for_again(bigquery):
+    done, running = bigquery.traces(LISTED), bigquery.traces(1)
+    bigquery.jobs(done)
+    bigquery.jobs(running, "RUNNING")
+    first = bigquery.look([*done, *running])
+    bigquery.control.reset_counters()
+    assert bigquery.look([*done, *running]).jobs == first.jobs
+    assert bigquery.control.calls() == {"bigquery.jobs.get": 1}
+
+
 def test_recent_jobs_are_everybodys_since_a_moment_with_their_creation(bigquery):
     old, mine, theirs = (bigquery.traces(1, age=age) for age in (600, 60, 30))
     for traces in (old, mine):
