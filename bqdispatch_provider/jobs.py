@@ -35,8 +35,9 @@ _MOST_CALLS, _LEAST_CALLS = 90, 10
 """Calls a second: BigQuery allows a user 100, and others may act as the same (BigQuery, "Quotas")."""
 
 _PAGE = 1000
-_SLICES = 8
-"""Lists of one project's jobs that are read side by side: the pages of each come one after the other."""
+_SLICES, _SLICE = 32, 900
+"""Lists of one project's jobs at most that are read side by side, since the pages of each come one after the other; and
+traces for which one is made: so that their jobs are in its first page, with some of others between them."""
 
 _TIMEOUT = (5.0, 60.0)
 _BEFORE = timedelta(minutes=5)
@@ -118,7 +119,7 @@ class _Search:
         """From when on, and until when, the project's jobs are to be listed; none where looking them up is cheaper."""
         if len(self.missing) > _FEW or self._unplaced:
             created = sorted((trace.object.created for trace in traces), reverse=True)
-            number = min(_SLICES, -(-len(created) // _PAGE))
+            number = min(_SLICES, -(-len(created) // _SLICE))
             inner = dict.fromkeys(created[len(created) * each // number] for each in range(1, number))
             oldest = min(_since(trace, doubted) for trace in traces)
             self.slices = list(zip((*inner, oldest), (None, *inner), strict=True))

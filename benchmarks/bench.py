@@ -1,0 +1,252 @@
+"""How long a dispatcher takes, beside its peers: ``make bench``, or ``python benchmarks/bench.py [workload …]``.
+
+Each figure is the median of several runs, with the lowest and the highest; a run is a process of its own, measured from
+its start to its end. Everything goes to a stand-in Google Cloud in another process, which answers each request 0 or 30
+ms late. ``--write`` puts the table into ``README.md`` beside this file, and its figures into the project's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from task_start import task_start
+from workloads import DOCUMENT, WORKLOADS, Workload, fill, traces
+
+from bqdispatch_provider.testing.standin import StandInControl
+
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+LATENCIES = (0, 30)
+PEERS = {"loop": "a plain loop over the client libraries", "operators": "BigQueryHook.get_job, then GCSToGCSOperator"}
+PEER_TRACES, PEER_RUNS = 100, 3
+CYCLE = """
+import json, sys
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.dispatcher import Dispatcher
+with Dispatcher(DispatchConfig.from_url(sys.argv[1])) as dispatcher:
+    print(json.dumps(dispatcher.cycle().to_dict()))
+"""
+KINDS = {
+    "storage.batch": "batches",
+    "storage.objects.list": "lists",
+    "bigquery.jobs.list": "job lists",
+    "bigquery.jobs.get": "look-ups",
+    "storage.objects.insert": "writes",
+}
+"""Methods by the word that the table has for them; others are "single calls"."""
+
+
+@dataclass
+class Run:
+    """What one process took."""
+
+    seconds: float
+    cpu: float
+    megabytes: float
+    requests: dict[str, int]
+    answer: dict[str, Any]
+
+
+@dataclass
+class Row:
+    """A line of the table: several runs of the same."""
+
+    title: str
+    latency: int
+    target: str
+    events: int
+    runs: list[Run] = field(default_factory=list)
+
+    def spread(self, figure: str) -> tuple[float, float, float]:
+        """Lowest, median and highest."""
+        values = [getattr(run, figure) for run in self.runs]
+        return min(values), statistics.median(values), max(values)
+
+    @property
+    def requests(self) -> int:
+        """The most that a run made."""
+        return max(sum(run.requests.values()) for run in self.runs)
+
+    @property
+    def kinds(self) -> str:
+        """The requests of the last run by kind."""
+        words: dict[str, int] = {}
+        for method, number in self.runs[-1].requests.items():
+            word = KINDS.get(method, "single calls")
+            words[word] = words.get(word, 0) + number
+        return ", ".join(f"{number} {word}" for word, number in sorted(words.items(), key=lambda each: -each[1]))
+
+    def cells(self) -> list[str]:
+        """As the table has them."""
+        low, middle, high = self.spread("seconds")
+        cpu = self.spread("cpu")[1]
+        each = f" ({1000 * cpu / self.events:.2f} ms each)" if self.events else ""
+        return [
+            self.title,
+            f"{self.latency} ms",
+            f"{middle:.2f} s ({low:.2f} to {high:.2f})",
+            f"{cpu:.2f} s{each}",
+            f"{self.spread('megabytes')[1]:.0f} MB",
+            f"{self.requests:,}: {self.kinds}",
+            self.target if self.latency else "",
+        ]
+
+
+HEAD = ["work", "each request", "from start to end", "CPU", "memory", "requests", "to be reached"]
+
+
+@contextmanager
+def stand_in() -> Iterator[tuple[str, StandInControl]]:
+    """A stand-in Google Cloud in a process of its own."""
+    with subprocess.Popen([BIN / "bqdispatch-standin"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = (process.stdout.readline() if process.stdout else "").strip()
+            with StandInControl(url) as control:
+                yield url, control
+        finally:
+            process.terminate()
+
+
+def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run:
+    """One process, from its start to its end."""
+    environment = {**os.environ, "STORAGE_EMULATOR_HOST": url, "BIGQUERY_EMULATOR_HOST": url}
+    control.reset_counters()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (out, said):
+            file.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{command} ended with {process.returncode}: {said.read()[-2000:]}")
+        answer = json.loads(out.read())
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(seconds, cpu, usage.ru_maxrss / 1024, control.requests_by_method(), answer)
+
+
+def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
+    """Our dispatcher at one workload."""
+    row = Row(work.title, latency, work.target, work.finished)
+    command: list[str | Path] = [BIN / "bqdispatch", "run", "--once", "--config", config]
+    if name == "idle":  # a run writes performance.json besides
+        command = [sys.executable, "-c", CYCLE, config.as_uri()]
+    with stand_in() as (url, control):
+        for _ in range(work.runs):
+            fill(work, control)
+            control.set_latency(latency)
+            done = run(command, url, control)
+            dispatched = done.answer["Outcomes"].get("dispatched", 0)
+            if dispatched != work.finished or done.answer["Status"] != "ok":
+                raise RuntimeError(f"{work.title}: {dispatched} were dispatched, {done.answer.get('Error')}")
+            row.runs.append(done)
+    return row
+
+
+def measure_peer(name: str, latency: int) -> Row:
+    """A peer at finished traces; its time is without its imports."""
+    work = Workload(f"peer: {PEERS[name]}, {PEER_TRACES} finished traces", PEER_TRACES, PEER_TRACES, traces(1), "")
+    row = Row(work.title, latency, "", PEER_TRACES)
+    with stand_in() as (url, control):
+        for _ in range(PEER_RUNS):
+            fill(work, control)
+            control.set_latency(latency)
+            done = run([sys.executable, HERE / "peers.py", name, url], url, control)
+            if done.answer["moved"] != PEER_TRACES:
+                raise RuntimeError(f"{name} moved {done.answer['moved']}")
+            done.seconds = done.answer["seconds"]
+            row.runs.append(done)
+    return row
+
+
+def ratios(rows: Sequence[Row]) -> list[str]:
+    """How much longer a trace takes the peers than the first row, which is ours, at the same latency."""
+    ours = {
+        row.latency: row.spread("seconds")[1] / row.events for row in rows if row.title == WORKLOADS["finished"].title
+    }
+    return [
+        f"{row.title.partition(',')[0].removeprefix('peer: ')}, {row.latency} ms a request: "
+        f"{row.spread('seconds')[1] / row.events / ours[row.latency]:.0f} times as long for a trace"
+        for row in rows
+        if row.title.startswith("peer") and row.latency in ours
+    ]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For a terminal."""
+    shown = Table(*HEAD)
+    for row in rows:
+        shown.add_row(*row.cells())
+    return shown
+
+
+def as_markdown(rows: Sequence[Row], more: Sequence[str]) -> str:
+    """For a page."""
+    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
+    lines += [f"| {' | '.join(row.cells())} |" for row in rows]
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    return "\n".join([*lines, "", *(f"- {each}" for each in more), "", f"{datetime.now(UTC):%Y-%m-%d}, {machine}."])
+
+
+def write(file: Path, mark: str, text: str) -> None:
+    """Put text between a page's marks."""
+    page = file.read_text()
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    file.write_text(re.sub(f"{start}.*{end}", lambda _: f"{start}\n{text}\n{end}", page, flags=re.DOTALL))
+
+
+def main() -> None:
+    """Measure, print, and perhaps write."""
+    parser = argparse.ArgumentParser(description="Measure how long a dispatcher takes.")
+    known = [*WORKLOADS, *PEERS, "start"]
+    parser.add_argument("names", nargs="*", metavar="workload", help=f"of {', '.join(known)}; by default all")
+    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(known):
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    names = options.names or known
+    console, notes = Console(width=None if sys.stdout.isatty() else 200), Console(stderr=True)
+    rows: list[Row] = []
+    more: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        config.write_text(json.dumps(DOCUMENT))
+        for latency in LATENCIES:
+            for name in names:
+                with notes.status(f"{name}, {latency} ms a request"):
+                    if name in WORKLOADS:
+                        rows.append(measure(name, WORKLOADS[name], config, latency))
+                    elif name in PEERS:
+                        rows.append(measure_peer(name, latency))
+        if "start" in names:
+            with notes.status("the start of a task in Airflow"):
+                more.append(task_start())
+    more = [*ratios(rows), *more]
+    if rows:
+        console.print(table(rows))
+    for each in more:
+        console.print(each, highlight=False)
+    if options.write:
+        write(HERE / "README.md", "bench", as_markdown(rows, more))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""How much later a dispatching task in a real Airflow is through than an empty one."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from workloads import DOCUMENT
+
+from bqdispatch_provider.testing.live import LiveAirflow
+from bqdispatch_provider.testing.standin import StandInControl
+
+RUNS = 7
+DAG = """
+import pendulum
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from bqdispatch_provider.operators import DispatchOperator
+
+
+class Empty(BaseOperator):
+    def execute(self, context):
+        return {"Status": "ok"}
+
+
+with DAG("start", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), catchup=False) as dag:
+    Empty(task_id="empty") >> DispatchOperator(task_id="dispatch", time_to_live=0)
+"""
+
+
+@contextmanager
+def airflow() -> Iterator[LiveAirflow]:
+    """A real Airflow with that DAG, and a stand-in with nothing to dispatch that answers 30 ms late."""
+    command = [Path(sys.executable).parent / "bqdispatch-standin"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as standin,
+    ):
+        try:
+            url = (standin.stdout.readline() if standin.stdout else "").strip()
+            with StandInControl(url) as control:
+                for bucket in ("ops", "p_bqtail", "journal"):
+                    control.seed_objects(bucket, [])
+                control.set_latency(30)
+            dags = Path(folder) / "dags"
+            dags.mkdir()
+            (dags / "start.py").write_text(DAG)
+            google = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
+            ours = {"conn_type": "bqdispatch", "extra": {"config": DOCUMENT}}
+            environment = {
+                "STORAGE_EMULATOR_HOST": url,
+                "BIGQUERY_EMULATOR_HOST": url,
+                "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(ours),
+                "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(google),
+            }
+            with LiveAirflow(Path(folder) / "airflow", dags, {}, environment) as live:
+                yield live
+        finally:
+            standin.terminate()
+
+
+def seconds(live: LiveAirflow) -> dict[str, float]:
+    """How long each task of a run took."""
+    run = live.post("dags/start/dagRuns", {"logical_date": None})["dag_run_id"]
+    while True:
+        state = live.get(f"dags/start/dagRuns/{run}")["state"]
+        if state in ("success", "failed"):
+            break
+        time.sleep(0.5)
+    tasks = live.get(f"dags/start/dagRuns/{run}/taskInstances")["task_instances"]
+    if state != "success":
+        raise RuntimeError(f"the DAG run has failed: {tasks}")
+    return {task["task_id"]: task["duration"] for task in tasks}
+
+
+def wait_for_dag(live: LiveAirflow) -> None:
+    """Until Airflow has read the file."""
+    while not [dag for dag in live.get("dags")["dags"] if dag["dag_id"] == "start"]:
+        time.sleep(0.5)
+
+
+def task_start() -> str:
+    """The figure, as a sentence."""
+    with airflow() as live:
+        wait_for_dag(live)
+        seconds(live)
+        runs = [seconds(live) for _ in range(RUNS)]
+    more = sorted(run["dispatch"] - run["empty"] for run in runs)
+    empty = statistics.median(run["empty"] for run in runs)
+    return (
+        f"a dispatching task in Airflow, imports, one cycle with nothing to do and its document included: "
+        f"{statistics.median(more):.2f} s ({more[0]:.2f} to {more[-1]:.2f}) more than an empty task, which takes "
+        f"{empty:.2f} s; to be reached: 0.8 s"
+    )
+
+
+if __name__ == "__main__":
+    print(task_start())

@@ -1,0 +1,123 @@
+"""What the benchmarks let a dispatcher do: how a task folder is filled, and what a cycle has to make of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bqdispatch_provider.testing.standin import StandInControl
+
+DOCUMENT = {
+    "ProjectID": "p",
+    "AsyncTaskURL": "gs://ops/tasks/",
+    "JournalURL": "gs://journal/journal/",
+    "ErrorURL": "gs://journal/errors/",
+}
+HOUR = 3600
+"""Traces were written, and their jobs submitted, evenly over so many seconds before now."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Work for one cycle.
+
+    :param title: for the table.
+    :param listed: objects in the task folder.
+    :param finished: of these, how many have to be dispatched.
+    :param fill: fills the task folder.
+    :param target: what must be reached at 30 ms a request: seconds, requests, and perhaps CPU milliseconds an event
+        or megabytes.
+    """
+
+    title: str
+    listed: int
+    finished: int
+    fill: Callable[[StandInControl, int, int], None]
+    target: str
+    runs: int = 5
+
+
+def traces(projects: int) -> Callable[[StandInControl, int, int], None]:
+    """Traces of so many projects, every so manieth of them finished."""
+
+    def fill(control: StandInControl, listed: int, finished: int) -> None:
+        now, every = control.now(), listed // finished if finished else 0
+
+        def each() -> Iterator[tuple[str, str, float, bool]]:
+            for number in range(listed):
+                project = f"p{number % projects}" if projects > 1 else "p"
+                name = f"ds.t{number % 100}--{10**15 + number}_00001_load--dispatch"
+                yield project, name, now - 60 - HOUR * (1 - number / listed), number % every == 0
+
+        for chunk in _chunks(each()):
+            control.seed_objects(
+                "ops",
+                [
+                    {"name": f"tasks/proj:{project}:US/{name}", "content": BODY, "timeCreated": created}
+                    for project, name, created, _ in chunk
+                ],
+            )
+            control.seed_jobs(
+                {
+                    "project": project,
+                    "jobId": name.replace(".", "_"),
+                    "creationTime": created + 1,
+                    "runningMs": 0 if done else 10**9,
+                }
+                for project, name, created, done in chunk
+            )
+
+    return fill
+
+
+def windows(control: StandInControl, listed: int, finished: int) -> None:
+    """Due windows."""
+    now = control.now()
+    for chunk in _chunks(iter(range(listed))):
+        control.seed_objects(
+            "ops",
+            [
+                {
+                    "name": f"tasks/ds.t{n}_{10**9 + n}_{int(now) - 60 - n % 60}.win",
+                    "content": BODY,
+                    "timeCreated": now - 200,
+                }
+                for n in chunk
+            ],
+        )
+
+
+def nothing(control: StandInControl, listed: int, finished: int) -> None:
+    """An empty folder."""
+    control.seed_objects("ops", [])
+
+
+BODY = json.dumps({"Actions": [{"Action": "delete", "Request": {"URLs": [f"gs://data/{n}.csv" for n in range(10)]}}]})
+
+WORKLOADS = {
+    "finished": Workload(
+        "10,000 finished traces, one project", 10_000, 10_000, traces(1), "6 s, 300 requests, 0.5 ms CPU each"
+    ),
+    "projects": Workload("the same, spread over 50 projects", 10_000, 10_000, traces(50), "8 s"),
+    "waiting": Workload("5,000 waiting, 2 % finished", 5_000, 100, traces(1), "1.5 s, 30 requests"),
+    "backlog": Workload(
+        "100,000 waiting, 1 % finished", 100_000, 1_000, traces(1), "10 s, 300 requests, 300 MB", runs=3
+    ),
+    "windows": Workload("2,000 due windows", 2_000, 2_000, windows, "5 s, 250 requests"),
+    "idle": Workload("an idle cycle", 0, 0, nothing, "1 request"),
+}
+
+
+def fill(workload: Workload, control: StandInControl) -> None:
+    """Empty a stand-in, and fill it for a workload."""
+    control.reset()
+    for bucket in ("p_bqtail", "journal"):
+        control.seed_objects(bucket, [])
+    workload.fill(control, workload.listed, workload.finished)
+
+
+def _chunks(items: Iterator[Any], size: int = 10_000) -> Iterator[list[Any]]:
+    while chunk := [item for _, item in zip(range(size), items, strict=False)]:
+        yield chunk
