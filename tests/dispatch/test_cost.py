@@ -1,0 +1,138 @@
+"""What work costs at most: requests, CPU beside the client library's own calls, and planning that is linear."""
+
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from world import FOLDER, TASKS, TRIGGER, World
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.model import Job, Snapshot, StoredObject
+from bqdispatch_provider.planning import classify, plan
+from bqdispatch_provider.testing.standin import StandInControl
+
+
+def requests_of(world, cycle):
+    world.control.reset_counters()
+    report = cycle()
+    return report, world.control.requests_by_method()
+
+
+def test_ten_thousand_finished_traces_take_fewer_than_300_requests(world):
+    for _ in range(10):
+        world.traces(1000)
+    report, requests = requests_of(world, world.cycle)
+    assert report.dispatched == 10_000
+    assert sum(requests.values()) < 300, requests
+    assert requests["storage.batch"] <= 2 * 100 + 3
+    assert requests["storage.objects.insert"] == 10
+
+
+def test_they_take_no_more_when_they_belong_to_fifty_projects(world):
+    for project in range(50):
+        world.traces(200, project=f"p{project}")
+    report, requests = requests_of(world, world.cycle)
+    assert report.dispatched == 10_000
+    assert sum(requests.values()) < 300, requests
+
+
+def test_a_hundred_finished_ones_among_five_thousand_take_fewer_than_30_requests(world):
+    for _ in range(7):
+        world.traces(700, state="RUNNING")
+    world.traces(100)
+    report, requests = requests_of(world, world.cycle)
+    assert report.dispatched == 100
+    assert sum(requests.values()) < 30, requests
+
+
+def test_two_thousand_due_windows_take_fewer_than_250_requests(world):
+    now = world.control.now()
+    names = [f"ds.t{n}_77_{int(now) - 60}.win" for n in range(2000)]
+    world.put(*names, age=200)
+    report, requests = requests_of(world, world.cycle)
+    assert len(report.batched) == 2000
+    assert sum(requests.values()) < 250, requests
+
+
+def test_a_cycle_that_follows_asks_only_for_what_may_have_changed(world):
+    world.traces(1000, "query")
+    running = world.traces(3, "query", state="RUNNING")
+    with world.dispatcher(MaxConcurrentSQL=3) as dispatcher:
+        dispatcher.cycle()
+        _, requests = requests_of(world, dispatcher.cycle)
+    assert requests == {"storage.objects.list": 1, "bigquery.jobs.get": len(running)}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A stand-in in a process of its own, whose CPU is not counted here."""
+    command = [Path(sys.executable).parent / "bqdispatch-standin"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url = process.stdout.readline().strip()
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+            monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", url)
+            with StandInControl(url) as control:
+                yield World(url, control)
+        finally:
+            process.terminate()
+
+
+def cpu_of(work):
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def test_a_trace_takes_a_sixth_of_the_cpu_of_the_client_librarys_calls_at_most(elsewhere):
+    source, target = elsewhere.client.bucket(TASKS), elsewhere.client.bucket(TRIGGER)
+    names = elsewhere.traces(100)
+
+    def one_by_one():
+        for name in names:
+            source.copy_blob(source.blob(FOLDER + name), target, name)
+            source.delete_blob(FOLDER + name)
+
+    peer = cpu_of(one_by_one) / 100
+    for _ in range(3):
+        elsewhere.traces(1000)
+    with elsewhere.dispatcher() as dispatcher:
+        ours = cpu_of(dispatcher.cycle) / 3000
+    assert elsewhere.names() == []
+    assert ours < peer / 6
+
+
+def python_calls(work):
+    """How many functions are called: the same number every time."""
+    number = 0
+
+    def note(frame, event, argument):
+        nonlocal number
+        number += event == "call"
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return number
+
+
+def test_planning_is_linear_in_the_number_of_objects():
+    now, document = datetime(2026, 1, 2, tzinfo=UTC), World.document(None, MaxConcurrentSQL=100, MaxConcurrentJobs=100)
+    config = DispatchConfig.from_dict(document)
+
+    def plan_for(number):
+        traces = [f"proj:p{n % 7}:US/ds.t{n % 50}--{n}_00001_query--dispatch" for n in range(number)]
+        windows = [f"ds.t{n}_7_{int(now.timestamp()) - 60}.win" for n in range(number // 10)]
+        objects = [StoredObject(name, 1, now - timedelta(minutes=5)) for name in [*traces, *windows]]
+        listing = classify(objects, "p", now)
+        jobs = {trace.job: Job("US", "DONE") for trace in listing.traces}
+        return lambda: plan(Snapshot(listing, jobs), config, now)
+
+    small, large = python_calls(plan_for(1000)), python_calls(plan_for(8000))
+    assert large < 8.5 * small
+    assert large / 8000 < 40
