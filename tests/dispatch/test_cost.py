@@ -58,7 +58,7 @@ def test_two_thousand_due_windows_take_fewer_than_250_requests(world):
 
 
 def test_a_cycle_that_follows_asks_only_for_what_may_have_changed(world):
-    world.traces(1000, "query")
+    world.traces(900, "query")
     running = world.traces(3, "query", state="RUNNING")
     with world.dispatcher(MaxConcurrentSQL=3) as dispatcher:
         dispatcher.cycle()
