@@ -5,7 +5,7 @@ FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak trials contract check lock dist clean
+.PHONY: help setup demo test soak trials contract bench check lock dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ trials: setup ## run the fault tests and write what came of them into docs/relia
 contract: setup ## the stores against every back end that can be had (Go builds fake-gcs-server)
 	@GOBIN=$(CURDIR)/.work/bin go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS) || echo "fake-gcs-server cannot be built here"
 	$(BIN)/pytest tests/contract -rxXs
+
+bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (under ten minutes)
+	$(BIN)/python benchmarks/bench.py --write
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .

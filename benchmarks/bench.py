@@ -71,7 +71,7 @@ class Row:
     title: str
     latency: int
     target: str
-    events: int
+    listed: int
     runs: list[Run] = field(default_factory=list)
 
     def spread(self, figure: str) -> tuple[float, float, float]:
@@ -97,7 +97,7 @@ class Row:
         """As the table has them."""
         low, middle, high = self.spread("seconds")
         cpu = self.spread("cpu")[1]
-        each = f" ({1000 * cpu / self.events:.2f} ms each)" if self.events else ""
+        each = f" ({1000 * cpu / self.listed:.2f} ms an object)" if self.listed else ""
         return [
             self.title,
             f"{self.latency} ms",
@@ -145,7 +145,7 @@ def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run
 
 def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
     """Our dispatcher at one workload."""
-    row = Row(work.title, latency, work.target, work.finished)
+    row = Row(work.title, latency, work.target, work.listed)
     command: list[str | Path] = [BIN / "bqdispatch", "run", "--once", "--config", config]
     if name == "idle":  # a run writes performance.json besides
         command = [sys.executable, "-c", CYCLE, config.as_uri()]
@@ -180,11 +180,11 @@ def measure_peer(name: str, latency: int) -> Row:
 def ratios(rows: Sequence[Row]) -> list[str]:
     """How much longer a trace takes the peers than the first row, which is ours, at the same latency."""
     ours = {
-        row.latency: row.spread("seconds")[1] / row.events for row in rows if row.title == WORKLOADS["finished"].title
+        row.latency: row.spread("seconds")[1] / row.listed for row in rows if row.title == WORKLOADS["finished"].title
     }
     return [
         f"{row.title.partition(',')[0].removeprefix('peer: ')}, {row.latency} ms a request: "
-        f"{row.spread('seconds')[1] / row.events / ours[row.latency]:.0f} times as long for a trace"
+        f"{row.spread('seconds')[1] / row.listed / ours[row.latency]:.0f} times as long for a trace"
         for row in rows
         if row.title.startswith("peer") and row.latency in ours
     ]
@@ -204,6 +204,15 @@ def as_markdown(rows: Sequence[Row], more: Sequence[str]) -> str:
     lines += [f"| {' | '.join(row.cells())} |" for row in rows]
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return "\n".join([*lines, "", *(f"- {each}" for each in more), "", f"{datetime.now(UTC):%Y-%m-%d}, {machine}."])
+
+
+def in_short(rows: Sequence[Row], more: Sequence[str]) -> str:
+    """For the project's page: medians at 30 ms a request."""
+    lines = ["| work | from start to end | requests |", "| --- | --- | --- |"]
+    for row in rows:
+        if row.latency and not row.title.startswith("peer"):
+            lines.append(f"| {row.title} | {row.spread('seconds')[1]:.2f} s | {row.requests:,} |")
+    return "\n".join([*lines, "", *(f"- {each}" for each in more)])
 
 
 def write(file: Path, mark: str, text: str) -> None:
@@ -246,6 +255,7 @@ def main() -> None:
         console.print(each, highlight=False)
     if options.write:
         write(HERE / "README.md", "bench", as_markdown(rows, more))
+        write(HERE.parent / "README.md", "bench", in_short(rows, more))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ BODY = json.dumps({"Actions": [{"Action": "delete", "Request": {"URLs": [f"gs://
 
 WORKLOADS = {
     "finished": Workload(
-        "10,000 finished traces, one project", 10_000, 10_000, traces(1), "6 s, 300 requests, 0.5 ms CPU each"
+        "10,000 finished traces, one project", 10_000, 10_000, traces(1), "6 s, 300 requests, 0.5 ms CPU an object"
     ),
     "projects": Workload("the same, spread over 50 projects", 10_000, 10_000, traces(50), "8 s"),
     "waiting": Workload("5,000 waiting, 2 % finished", 5_000, 100, traces(1), "1.5 s, 30 requests"),

@@ -108,16 +108,19 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace in the task folder; ``project`` is the job's, the configured one for a trace at the root."""
+    """A trace in the task folder; ``project`` is the job's, the configured one for a trace at the root.
+
+    :param job: the job that it waits for, which follows from the rest.
+    """
 
     object: StoredObject
     name: TraceName
     project: str
+    job: JobKey = field(init=False)
 
-    @property
-    def job(self) -> JobKey:
-        """The job that the trace waits for."""
-        return JobKey(self.project, self.name.region, self.name.job_id)
+    def __post_init__(self) -> None:
+        # Once and not whenever it is asked for: there may be a hundred thousand of them.
+        object.__setattr__(self, "job", JobKey(self.project, self.name.region, self.name.job_id))
 
 
 @dataclass(frozen=True, slots=True)

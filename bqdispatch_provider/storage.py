@@ -12,6 +12,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -179,14 +180,24 @@ class TaskStore:
         return began or self.now(), found
 
     def _pages(self, bucket: Bucket, query: Body) -> Iterator[Body]:
-        """The pages of a list of objects ("Objects: list")."""
-        asked = {"maxResults": _PAGE, **query}
-        while True:
-            page = _RETRY(alone)(self._client, Call("GET", f"{bucket.path}/o", asked), _TIMEOUT)
-            yield page
-            if not page.get("nextPageToken"):
-                return
-            asked["pageToken"] = page["nextPageToken"]
+        """The pages of a list of objects ("Objects: list"); from the second on, the next is on its way already."""
+
+        def fetch(token: str = "") -> Body:
+            asked = {"maxResults": _PAGE, **query, **({"pageToken": token} if token else {})}
+            answer: Body = _RETRY(alone)(self._client, Call("GET", f"{bucket.path}/o", asked), _TIMEOUT)
+            return answer
+
+        page = fetch()
+        yield page
+        if not page.get("nextPageToken"):
+            return
+        with ThreadPoolExecutor(1, "bqdispatch-list") as ahead:
+            following: Future[Body] | None = ahead.submit(fetch, page["nextPageToken"])
+            while following is not None:
+                page = following.result()
+                token = page.get("nextPageToken")
+                following = ahead.submit(fetch, token) if token else None
+                yield page
 
     def look(self, name: str) -> StoredObject | None:
         """The object of the task folder as it is now; ``None`` when it is not there."""
