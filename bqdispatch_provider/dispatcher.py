@@ -21,9 +21,11 @@ from bqdispatch_provider.intents import Intents
 from bqdispatch_provider.jobs import REFUSED, JobBoard
 from bqdispatch_provider.model import (
     BATCH_JOBS,
+    EVERYTHING,
     Event,
     Lane,
     Listing,
+    Only,
     Outcome,
     Plan,
     Share,
@@ -60,6 +62,7 @@ class Dispatcher:
     :param storage_client: a ``google.cloud.storage.Client``; by default one with the environment's credentials.
     :param session: a ``requests.Session`` with credentials for BigQuery; by default with the environment's.
     :param go_on: asked before new work is taken; once it says no, what was begun is finished and no more is begun.
+    :param only: which events are dispatched; all by default. Limits are held by whatever runs all the same.
     :raises ConfigError: when neither the configuration nor the credentials name a project.
     """
 
@@ -69,10 +72,12 @@ class Dispatcher:
         storage_client: Client | None = None,
         session: requests.Session | None = None,
         go_on: Callable[[], bool] = lambda: True,
+        only: Only = EVERYTHING,
     ) -> None:
         self._client = storage_client or default_storage_client(config)
         self._session = session or default_session()
         self._go_on = go_on
+        self._only = only
         self._given = config
         self._until = float("inf")
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
@@ -194,7 +199,9 @@ class Dispatcher:
         sighting = self.board.look(listing.traces, self._threads, lambda trace: overdue(trace, self.config, now))
         recent = self._jobs_since_firing(listing) if self.config.max_concurrent_jobs else {}
         spent, unknown = self._spent(listing), frozenset(sighting.unknown)
-        planned = plan(Snapshot(listing, sighting.jobs, sighting.errors, recent, unknown, spent), self.config, now)
+        planned = plan(
+            Snapshot(listing, sighting.jobs, sighting.errors, recent, unknown, spent), self.config, now, self._only
+        )
         report = Report.of_plan(planned)
         report.started = now
         report.get_count = sighting.got

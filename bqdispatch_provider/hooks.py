@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
 from bqdispatch_provider.provider_info import get_provider_info
 
@@ -91,20 +92,26 @@ class BqDispatchHook(BaseHook):
 
     @contextmanager
     def get_dispatcher(
-        self, go_on: Callable[[], bool] = lambda: True, variables: Mapping[str, str] | None = None
+        self,
+        go_on: Callable[[], bool] = lambda: True,
+        variables: Mapping[str, str] | None = None,
+        only: Mapping[str, Any] | None = None,
     ) -> Iterator[Dispatcher]:
         """A dispatcher with the connection's configuration and credentials, to be used in a ``with`` statement.
 
         :param go_on: asked before new work is taken; once it says no, what was begun is finished and no more is begun.
         :param variables: values for ``${name}`` in the document; they go before the connection's own.
+        :param only: which events are dispatched, as :class:`~bqdispatch_provider.model.Only` has it; all by default.
         :raises ConfigError: when the configuration cannot be used, or nothing names a project.
+        :raises ValueError: when ``only`` is something else.
         """
+        chosen = Only.of(only)
         from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415  (costs 0.5 s)
 
         credentials, project = self._credentials()
         with closing(_client_of(credentials, project)) as client, closing(_session_of(credentials)) as session:
             config = self._config(variables, lambda: client)
-            with Dispatcher(config, client, session, go_on=go_on) as dispatcher:
+            with Dispatcher(config, client, session, go_on=go_on, only=chosen) as dispatcher:
                 yield dispatcher
 
     def test_connection(self) -> tuple[bool, str]:

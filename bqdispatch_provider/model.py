@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Any
 
 from bqdispatch_provider.names import TraceName, WindowName
@@ -339,6 +341,59 @@ class Share:
         for event in share.events:
             (WindowName if lane is Lane.WINDOWS else TraceName).parse(event.name)
         return share
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Which events are dispatched: those that match all that is given; what does not match waits for someone else.
+
+    :param projects: projects of jobs, and of windows' destinations.
+    :param destinations: patterns (``*``, ``?``, ``[…]``) of destination tables, as names have them or without the
+        project: ``sales.*``.
+    :param actions: actions of finished jobs; windows have none, and do not match.
+    :param event_ids: storage events that began the chain; windows have none, and do not match.
+    """
+
+    projects: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    event_ids: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any] | None) -> Only:
+        """Read what an operator was given: lists of strings, or single ones, by the names above.
+
+        :raises ValueError: when it is something else.
+        """
+        known = cls.__dataclass_fields__
+        fields: dict[str, tuple[str, ...]] = {}
+        for name, value in (given or {}).items():
+            values = (
+                (value,) if isinstance(value, str) else tuple(value if isinstance(value, list | tuple) else (None,))
+            )
+            if name not in known or not all(isinstance(each, str) for each in values):
+                raise ValueError(f"only is {given!r}; expected lists of strings by {', '.join(known)}")
+            fields[name] = values
+        return cls(**fields)
+
+    def takes(self, project: str, name: TraceName | WindowName) -> bool:
+        """Tell whether an event is one of these.
+
+        :param project: the event's, which its name need not have.
+        """
+        if self.projects and project not in self.projects:
+            return False
+        tables = (name.dest, ".".join(re.split("[:.]", name.dest)[-2:]))
+        if self.destinations and not any(fnmatchcase(table, each) for table in tables for each in self.destinations):
+            return False
+        if isinstance(name, WindowName):
+            return not (self.actions or self.event_ids)
+        return (not self.actions or name.action in self.actions) and (
+            not self.event_ids or name.event_id in self.event_ids
+        )
+
+
+EVERYTHING = Only()
 
 
 @dataclass(frozen=True, slots=True)

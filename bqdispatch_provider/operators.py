@@ -40,13 +40,16 @@ class DispatchOperator(BaseOperator):
     :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
     :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
         (templated).
+    :param only: without shares, which events, by lists of ``projects``, ``destinations`` (patterns, such as
+        ``sales.*``), ``actions`` and ``event_ids``; what does not match all of them waits for someone else; all by
+        default (templated).
     :param time_to_live: without shares, seconds for which new cycles are begun; 0 is one cycle; by default the
         configuration's ``TimeToLiveInMin`` less 5 s (templated).
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises ValueError: when ``shares`` are none, or ``lane`` is none.
     """
 
-    template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "time_to_live")
+    template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "only", "time_to_live")
     ui_color = "#d2e3fc"
 
     def __init__(
@@ -56,6 +59,7 @@ class DispatchOperator(BaseOperator):
         lane: str | None = None,
         bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
         variables: Mapping[str, str] | None = None,
+        only: Mapping[str, Sequence[str]] | None = None,
         time_to_live: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -64,6 +68,7 @@ class DispatchOperator(BaseOperator):
         self.lane = lane
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
+        self.only = only
         self.time_to_live = time_to_live
         self._on_its_own = shares is None
         self._killed = False
@@ -95,7 +100,7 @@ class DispatchOperator(BaseOperator):
 
     def _run(self, context: Context) -> dict[str, Any]:
         seconds = None if self.time_to_live is None else float(self.time_to_live)
-        with self._hook.get_dispatcher(self._go_on, self.variables) as dispatcher:
+        with self._hook.get_dispatcher(self._go_on, self.variables, self.only) as dispatcher:
             report = dispatcher.run(seconds)
             journal = RunJournal(dispatcher, context)
             url = journal.write_document(report, journal.own_url)

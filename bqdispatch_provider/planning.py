@@ -12,11 +12,13 @@ from datetime import UTC, datetime, timedelta
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import (
     BATCH_JOBS,
+    EVERYTHING,
     REPLAY,
     Event,
     Job,
     Lane,
     Listing,
+    Only,
     Outcome,
     Plan,
     Quarantine,
@@ -106,7 +108,7 @@ def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
     return bool(longest) and now - trace.object.created > longest and now - trace.object.since < JOBS_KEPT
 
 
-def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
+def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only = EVERYTHING) -> Plan:
     """Decide what is dispatched, held back or set aside.
 
     Per project, events dispatched plus jobs active never pass the limits; the oldest go first; where each object
@@ -115,8 +117,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime) -> Plan:
     :param snapshot: what lies in the task folder, and how the jobs stand.
     :param config: the limits, how long fired windows are kept, and how long a trace may wait for an unknown job.
     :param now: the storage server's time.
+    :param only: which events may be dispatched; the others are pending.
     """
-    planning = _Planning(now)
+    planning = _Planning(now, only)
     planning.outcomes[Outcome.UNKNOWN] += len(snapshot.listing.unknown)
     planning.outcomes[Outcome.IGNORED] += snapshot.listing.ignored + len(snapshot.listing.intents)
     for trace in snapshot.listing.traces:
@@ -212,6 +215,7 @@ class _Planning:
     """A plan while it is made: first everything is counted, then decided."""
 
     now: datetime
+    only: Only = EVERYTHING
     active: Counter[tuple[str, bool]] = field(default_factory=Counter)
     candidates: list[_Candidate] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
@@ -247,7 +251,8 @@ class _Planning:
         elif job.state == "DONE":
             stored = trace.object
             event = Event(stored.name, stored.generation, stored.created, job.location, stored.doubted)
-            self._candidate(_Candidate(stored.created, event, trace.project, lane, counter), stored.held)
+            candidate = _Candidate(stored.created, event, trace.project, lane, counter)
+            self._candidate(candidate, trace.name, stored.held)
         else:
             self._wait(trace.project, "Running" if job.state == "RUNNING" else "Pending", counter)
 
@@ -289,10 +294,12 @@ class _Planning:
         else:
             event = Event(stored.name, stored.generation, stored.created, doubted=stored.doubted)
             candidate = _Candidate(window.name.end, event, window.project, Lane.WINDOWS, BATCH_JOBS)
-            self._candidate(candidate, stored.held)
+            self._candidate(candidate, window.name, stored.held)
 
-    def _candidate(self, candidate: _Candidate, held: str) -> None:
-        if held:
+    def _candidate(self, candidate: _Candidate, name: TraceName | WindowName, held: str) -> None:
+        if not self.only.takes(candidate.project, name):
+            self._wait(candidate.project, "Pending", candidate.counter)
+        elif held:
             # What cannot be deleted would be delivered again and again.
             self.outcomes[Outcome.ERROR] += 1
             self.held.append(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")

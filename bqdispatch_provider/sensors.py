@@ -48,6 +48,8 @@ class BqDispatchSensor(BaseSensorOperator):
         (templated).
     :param lanes: the lanes to wait for and to hand on, of ``sql``, ``jobs`` and ``windows``; all by default
         (templated).
+    :param only: which events, by lists of ``projects``, ``destinations`` (patterns, such as ``sales.*``), ``actions``
+        and ``event_ids``; what does not match all of them waits for someone else; all by default (templated).
     :param poke_interval: seconds (or a timedelta) between two looks.
     :param timeout: seconds (or a timedelta) after which there is nothing to dispatch.
     :param soft_fail: skip the task when its time is up, rather than fail it. An error fails it either way.
@@ -57,7 +59,7 @@ class BqDispatchSensor(BaseSensorOperator):
     :raises DispatchError: when the trigger came to an error, or ``lanes`` names none.
     """
 
-    template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes")
+    template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes", "only")
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -66,6 +68,7 @@ class BqDispatchSensor(BaseSensorOperator):
         bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
         variables: Mapping[str, str] | None = None,
         lanes: Sequence[str] | None = None,
+        only: Mapping[str, Sequence[str]] | None = None,
         poke_interval: timedelta | float = 5.0,
         timeout: timedelta | float = 50.0,
         soft_fail: bool = True,
@@ -76,6 +79,7 @@ class BqDispatchSensor(BaseSensorOperator):
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
         self.lanes = lanes
+        self.only = only
         self.deferrable = deferrable
         self._dispatcher: Dispatcher | None = None
         self._sight: Sight | None = None
@@ -100,6 +104,7 @@ class BqDispatchSensor(BaseSensorOperator):
                 end=datetime.now(UTC) + timedelta(seconds=self.timeout),
                 variables=self.variables,
                 lanes=[str(lane) for lane in self._lanes()],
+                only=self.only,
                 poll_interval=self.poke_interval,
             ),
             method_name="execute_complete",
@@ -139,7 +144,7 @@ class BqDispatchSensor(BaseSensorOperator):
 
     def _open(self, held: ExitStack) -> None:
         hook = BqDispatchHook(self.bqdispatch_conn_id)
-        self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables))
+        self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables, only=self.only))
         held.callback(setattr, self, "_dispatcher", None)
 
     def _lanes(self) -> list[Lane]:

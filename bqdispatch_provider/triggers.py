@@ -33,6 +33,7 @@ class BqDispatchTrigger(BaseTrigger):
     :param end: when to stop waiting (aware); it looks once at least.
     :param variables: values for ``${name}`` in the configuration document.
     :param lanes: the lanes to wait for; all by default.
+    :param only: which events, as the sensor has it; all by default.
     :param poll_interval: seconds between two looks.
     """
 
@@ -40,8 +41,10 @@ class BqDispatchTrigger(BaseTrigger):
         self,
         bqdispatch_conn_id: str,
         end: datetime,
+        *,
         variables: Mapping[str, str] | None = None,
         lanes: Sequence[str] | None = None,
+        only: Mapping[str, Sequence[str]] | None = None,
         poll_interval: float = 5.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -49,6 +52,7 @@ class BqDispatchTrigger(BaseTrigger):
         self.end = end
         self.variables = dict(variables or {})
         self.lanes = list(lanes) if lanes is not None else None
+        self.only = dict(only or {})
         self.poll_interval = poll_interval
         self._cancelled = False
 
@@ -61,6 +65,7 @@ class BqDispatchTrigger(BaseTrigger):
                 "end": self.end,
                 "variables": self.variables,
                 "lanes": self.lanes,
+                "only": self.only,
                 "poll_interval": self.poll_interval,
             },
         )
@@ -82,7 +87,7 @@ class BqDispatchTrigger(BaseTrigger):
         try:
             dispatcher = await self._finish(
                 thread,
-                lambda: held.enter_context(hook.get_dispatcher(lambda: not self._cancelled, self.variables)),
+                lambda: held.enter_context(hook.get_dispatcher(lambda: not self._cancelled, self.variables, self.only)),
             )
             while True:
                 if await self._finish(thread, lambda: self._has_work(dispatcher)):

@@ -244,6 +244,25 @@ def test_two_sensors_and_a_report_fail_the_run(world, run):
     assert not [name for name in world.names(JOURNAL, "journal/runs/") if name.endswith(f"/{done.run_id}.json")]
 
 
+def test_only_what_a_sensor_is_to_look_for_is_dispatched_and_the_rest_waits(world, run, document):
+    mine = [*world.traces(2, project="q", dest="sales.orders"), world.window("q:sales.x")]
+    others = world.traces(2, dest="sales.orders") + world.traces(2, project="q", dest="ops.x")
+    done = run("some_of_it")
+    assert done.state == "success"
+    assert [name for name in world.names() if name.startswith("proj:")] == sorted(others)
+    report = document(done)
+    assert {url.rpartition("/Tasks/")[2] for url in (*report["Jobs"], *report["Batched"])} == set(mine)
+    assert report["Outcomes"]["pending"] == 4
+    assert sum(report["Outcomes"].values()) == report["Listed"]
+
+
+def test_an_operator_alone_dispatches_only_what_it_is_told_to(world, run):
+    others = world.traces(2, "load")
+    world.traces(2, "copy")
+    assert run("alone_with_some").returned("dispatch")["Dispatched"] == {"CopyJobs": 2}
+    assert world.names() == sorted(others)
+
+
 def test_a_killed_operator_begins_nothing_more(world, run, document):
     names = world.traces(2)
     done = run("killed")

@@ -30,7 +30,7 @@ def no_thread_is_left():
 
 
 def test_a_trigger_is_made_again_from_what_it_serializes():
-    first = trigger(variables={"a": "b"}, lanes=["sql"])
+    first = trigger(variables={"a": "b"}, lanes=["sql"], only={"actions": ["load"]})
     path, arguments = first.serialize()
     assert path == f"{BqDispatchTrigger.__module__}.{BqDispatchTrigger.__qualname__}"
     assert BqDispatchTrigger(**arguments).serialize() == (path, arguments)

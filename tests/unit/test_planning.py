@@ -14,6 +14,7 @@ from bqdispatch_provider.model import (
     Event,
     Job,
     Lane,
+    Only,
     Outcome,
     Quarantine,
     Sentinel,
@@ -26,6 +27,7 @@ from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.planning import aside_path, classify, is_target, limits, other_target, plan, target_of
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TRACE, WINDOW = "proj:p:US/ds.t--1_00001_load--dispatch", "ds.t_7_1767323045.win"
 
 
 def config(sql=0, jobs=0, **more):
@@ -378,3 +380,42 @@ def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
     for lane in (Lane.SQL, Lane.JOBS):
         created = [event.created for event in first.events[lane]]
         assert created == sorted(created)
+
+
+def test_what_is_not_to_be_dispatched_takes_nothing_of_the_limit():
+    traces = [
+        stored(f"proj:p:US/{dest}--{n}_00001_query--dispatch", age=99 - n) for n, dest in enumerate(["a.b", "c.d"])
+    ]
+    listing = classify(traces, "p", NOW)
+    jobs = {trace.job: Job("US", "DONE") for trace in listing.traces}
+    some = plan(Snapshot(listing, jobs), config(sql=1), NOW, Only(destinations=("c.*",)))
+    assert names(some, Lane.SQL) == [traces[1].name]
+    assert some.outcomes == {Outcome.PENDING: 1}
+
+
+@pytest.mark.parametrize(
+    ("only", "name", "taken"),
+    [
+        ({}, TRACE, True),
+        ({"projects": "p"}, TRACE, True),
+        ({"projects": ["q"]}, TRACE, False),
+        ({"destinations": ["ds.*", "x"]}, TRACE, True),
+        ({"destinations": "DS.*"}, TRACE, False),
+        ({"destinations": "ds.t*"}, "proj:p:US/q:ds.t$1--1_00001_load--dispatch", True),
+        ({"destinations": "example.com:q.ds.*"}, "example.com:q.ds.t_7_1767323045.win", True),
+        ({"destinations": "ds.t"}, "proj:p:US/ds.t$1--1_00001_load--dispatch", False),
+        ({"actions": ["load"], "event_ids": ["1"]}, TRACE, True),
+        ({"actions": ["load"], "event_ids": ["2"]}, TRACE, False),
+        ({"destinations": ["ds.*"]}, WINDOW, True),
+        ({"actions": ["load"]}, WINDOW, False),
+    ],
+)
+def test_an_event_is_dispatched_that_matches_all_that_is_given(only, name, taken):
+    parse = WindowName.parse if name.endswith(".win") else TraceName.parse
+    assert Only.of(only).takes("p", parse(name)) is taken
+
+
+@pytest.mark.parametrize("only", [{"project": ["p"]}, {"projects": [1]}, {"projects": None}, {"actions": {"load": 1}}])
+def test_what_says_nothing_of_what_to_dispatch_is_refused(only):
+    with pytest.raises(ValueError, match="expected lists of strings by projects, destinations, actions, event_ids"):
+        Only.of(only)

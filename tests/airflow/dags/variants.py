@@ -93,5 +93,12 @@ with dag_of("templated") as templated:
 with dag_of("alone") as alone:
     DispatchOperator(task_id="dispatch", time_to_live=0)
 
+with dag_of("some_of_it") as some_of_it:
+    detect = BqDispatchSensor(task_id="detect", only={"projects": "q", "destinations": ["{{ 'sales' }}.*"]})
+    reported(DispatchOperator(task_id="dispatch", shares=detect.output))
+
+with dag_of("alone_with_some") as alone_with_some:
+    DispatchOperator(task_id="dispatch", only={"actions": ["copy"]}, time_to_live=0)
+
 with dag_of("not_shares") as not_shares:
     DispatchOperator(task_id="dispatch", shares="everything")
