@@ -34,6 +34,10 @@ _PLACEHOLDERS = {
 }
 
 
+class DispatchError(RuntimeError):
+    """A dispatch task that cannot do its work, or not all of it, and why."""
+
+
 class BqDispatchHook(BaseHook):
     """A connection of type ``bqdispatch``, and the dispatcher that it stands for.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
-from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import TIDIED, Part, RunJournal
 from bqdispatch_provider.model import Lane, Outcome, Share
 
@@ -45,7 +45,10 @@ class DispatchOperator(BaseOperator):
         default (templated).
     :param time_to_live: without shares, seconds for which new cycles are begun; 0 is one cycle; by default the
         configuration's ``TimeToLiveInMin`` less 5 s (templated).
+    :param fail_on_error: fail the task once all is written if the report tells of an error; by default such an event
+        waits for the next run, and the task succeeds.
     :raises ConfigError: when the connection or its configuration cannot be used.
+    :raises DispatchError: with ``fail_on_error``.
     :raises ValueError: when ``shares`` are none, or ``lane`` is none.
     """
 
@@ -61,6 +64,7 @@ class DispatchOperator(BaseOperator):
         variables: Mapping[str, str] | None = None,
         only: Mapping[str, Sequence[str]] | None = None,
         time_to_live: float | None = None,
+        fail_on_error: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,6 +74,7 @@ class DispatchOperator(BaseOperator):
         self.variables = variables
         self.only = only
         self.time_to_live = time_to_live
+        self.fail_on_error = fail_on_error
         self._on_its_own = shares is None
         self._killed = False
 
@@ -96,6 +101,7 @@ class DispatchOperator(BaseOperator):
             journal.write_part(part)
         report = part.report
         self.log.info("Dispatched %d of %d events", report.dispatched, lanes.total())
+        _check(self, report, journal.own_url)
         return report.summary()
 
     def _run(self, context: Context) -> dict[str, Any]:
@@ -105,6 +111,7 @@ class DispatchOperator(BaseOperator):
             journal = RunJournal(dispatcher, context)
             url = journal.write_document(report, journal.own_url)
         _log_document(self, report, url)
+        _check(self, report, url)
         return {**report.summary(), "document": url}
 
     def _chosen(self) -> list[Share]:
@@ -143,7 +150,10 @@ class DispatchReportOperator(BaseOperator):
     :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
         (templated).
     :param trigger_rule: by default ``all_done``, so that there is a report whatever happened before.
+    :param fail_on_error: fail the task once all is written if the report tells of an error; by default such an event
+        waits for the next run, and the task succeeds.
     :raises ConfigError: when the connection or its configuration cannot be used.
+    :raises DispatchError: with ``fail_on_error``.
     :raises AirflowFailException: when no sensor has left its part, or more than one, or objects are not accounted for.
     """
 
@@ -156,11 +166,13 @@ class DispatchReportOperator(BaseOperator):
         bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
         variables: Mapping[str, str] | None = None,
         trigger_rule: str = "all_done",
+        fail_on_error: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(trigger_rule=trigger_rule, **kwargs)
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
+        self.fail_on_error = fail_on_error
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Merge, put in order and write; gives the counts and the document's URL."""
@@ -196,6 +208,7 @@ class DispatchReportOperator(BaseOperator):
         _log_document(self, report, url)
         if missing:
             raise AirflowFailException(f"{missing}; the report of all else is {url}")
+        _check(self, report, url)
         return {**report.summary(), "document": url}
 
     def _written_before(self, journal: RunJournal, parts: Mapping[str, Sequence[Part]]) -> dict[str, Any]:
@@ -208,6 +221,7 @@ class DispatchReportOperator(BaseOperator):
                 "or uses another JournalURL"
             )
         journal.remove_parts(_each(parts))
+        _check(self, report, journal.document_url)
         return {**report.summary(), "document": journal.document_url}
 
     def _account(self, report: Report, parts: Mapping[str, Sequence[Part]]) -> str:
@@ -241,6 +255,13 @@ class DispatchReportOperator(BaseOperator):
 def _each(parts: Mapping[str, Sequence[Part]]) -> Iterator[Part]:
     """The parts of all tasks."""
     return chain.from_iterable(parts.values())
+
+
+def _check(operator: DispatchOperator | DispatchReportOperator, report: Report, url: str) -> None:
+    if operator.fail_on_error and not report.ok:
+        raise DispatchError(
+            f"{len(report.errors)} errors, the first of them: {report.errors[0]}; all of them are in {url}"
+        )
 
 
 def _log_document(operator: BaseOperator, report: Report, url: str) -> None:

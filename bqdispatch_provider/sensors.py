@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import Part, RunJournal
 from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.planning import limits
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from bqdispatch_provider.dispatcher import Dispatcher, Sight
 
 _TRIGGERER_MAY_BE_LATE = timedelta(minutes=1)
-
-
-class DispatchError(RuntimeError):
-    """A dispatch task that cannot do its work, and why."""
 
 
 class BqDispatchSensor(BaseSensorOperator):

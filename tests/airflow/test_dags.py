@@ -263,6 +263,21 @@ def test_an_operator_alone_dispatches_only_what_it_is_told_to(world, run):
     assert world.names() == sorted(others)
 
 
+@pytest.mark.parametrize("dag", ["fails_on_error", "alone_fails_on_error"])
+def test_an_event_that_could_not_be_dispatched_fails_the_task_where_it_is_to(world, run, dag):
+    names = world.traces(2)
+    world.control.add_fault(
+        "storage.objects.*", "status", status=403, reason="forbidden", name=f"*{names[0]}*", bucket="ops"
+    )
+    done = run(dag)
+    assert {"dispatch": "failed"}.items() <= done.states.items()
+    assert done.states.get("report", "failed") == "failed"
+    assert world.names() == [names[0]]
+    world.control.clear_faults()
+    assert run(dag).state == "success"
+    assert world.names() == []
+
+
 def test_a_killed_operator_begins_nothing_more(world, run, document):
     names = world.traces(2)
     done = run("killed")

@@ -100,5 +100,13 @@ with dag_of("some_of_it") as some_of_it:
 with dag_of("alone_with_some") as alone_with_some:
     DispatchOperator(task_id="dispatch", only={"actions": ["copy"]}, time_to_live=0)
 
+with dag_of("fails_on_error") as fails_on_error:
+    detect = BqDispatchSensor(task_id="detect")
+    dispatch = DispatchOperator(task_id="dispatch", shares=detect.output, fail_on_error=True)
+    dispatch >> DispatchReportOperator(task_id="report", fail_on_error=True, retries=1, retry_delay=timedelta(0))
+
+with dag_of("alone_fails_on_error") as alone_fails_on_error:
+    DispatchOperator(task_id="dispatch", time_to_live=0, fail_on_error=True)
+
 with dag_of("not_shares") as not_shares:
     DispatchOperator(task_id="dispatch", shares="everything")
