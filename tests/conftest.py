@@ -1,5 +1,6 @@
-"""A stand-in Google Cloud for the whole session, emptied before each test."""
+"""A stand-in Google Cloud for the whole session, emptied before each test; and the table of trials."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 from world import World
 
 from bqdispatch_provider.testing.standin import StandIn, StandInControl
+
+TRIALS = []
+
+
+def pytest_addoption(parser):
+    parser.addoption("--trials", metavar="FILE", help="write the table of trials between its marks in a document")
+
+
+def pytest_sessionfinish(session):
+    document = session.config.getoption("--trials")
+    if document and TRIALS:
+        lines = ["| fault | trials | events | lost | doubled |", "| --- | --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(map(str, each))} |" for each in TRIALS]
+        text = Path(document).read_text()
+        table = "<!-- trials -->\n" + "\n".join(lines) + "\n<!-- /trials -->"
+        Path(document).write_text(re.sub(r"<!-- trials -->.*<!-- /trials -->", lambda _: table, text, flags=re.DOTALL))
+
+
+@pytest.fixture
+def trials():
+    """Notes what came of a fault: trials, events, lost, doubled."""
+    return lambda *row: TRIALS.append(row)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Dispatchers in processes of their own against one stand-in, and BqTail's account of what they did."""
 
 import multiprocessing
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +12,6 @@ from world import SOFT_DELETE, World
 from bqdispatch_provider.testing.standin import StandInControl
 
 BIN = Path(sys.executable).parent
-
-TRIALS = []
-
-
-def pytest_addoption(parser):
-    parser.addoption("--trials", metavar="FILE", help="write the table of trials between its marks in a document")
-
-
-def pytest_sessionfinish(session):
-    document = session.config.getoption("--trials")
-    if document and TRIALS:
-        lines = ["| fault | trials | events | lost | doubled |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| {' | '.join(map(str, each))} |" for each in TRIALS]
-        text = Path(document).read_text()
-        table = "<!-- trials -->\n" + "\n".join(lines) + "\n<!-- /trials -->"
-        Path(document).write_text(re.sub(r"<!-- trials -->.*<!-- /trials -->", lambda _: table, text, flags=re.DOTALL))
-
-
-@pytest.fixture
-def trials():
-    """Notes what came of a fault: trials, events, lost, doubled."""
-    return lambda *row: TRIALS.append(row)
 
 
 @pytest.fixture(scope="session")
