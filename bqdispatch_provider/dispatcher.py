@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -80,6 +80,7 @@ class Dispatcher:
         self._only = only
         self._given = config
         self._until = float("inf")
+        self._interrupted: BaseException | None = None
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
         _widen(self._session)
@@ -241,6 +242,9 @@ class Dispatcher:
         One that another dispatcher is about to move is left to it. Events that were planned under a limit, but too long
         ago, are left: what runs has to be counted anew.
 
+        Interrupted, by a task's timeout or Ctrl-C, it begins nothing more, finishes what was begun, and only then
+        raises: so whoever tries again can go on at once. A second interruption is raised as it comes.
+
         :param shares: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
@@ -269,6 +273,9 @@ class Dispatcher:
                 f"a delete in {self.config.async_task_url!r} was answered with {self.mover.refused}, so no more is "
                 f"moved from there{f': {why}' if self.mover.refused == 403 else ' in this cycle'}"
             )
+        if (interrupted := self._interrupted) is not None:
+            self._interrupted = None
+            raise interrupted
         return report
 
     def _lacking(self) -> list[str]:
@@ -313,10 +320,22 @@ class Dispatcher:
 
     def _do(self, work: Iterable[_Work], report: Report) -> list[Done]:
         everything: list[Done] = []
-        for done in self._threads.map(lambda each: self._unless_over(*each), work):
+        for begun in [self._threads.submit(self._unless_over, *each) for each in work]:
+            done = self._finished(begun)
             self._note(report, done)
             everything += done
         return everything
+
+    def _finished(self, begun: Future[list[Done]]) -> list[Done]:
+        try:
+            wait([begun])
+        except BaseException as interrupted:
+            if self._interrupted is not None:
+                raise
+            self._interrupted = interrupted  # a thread cannot be stopped, and what it does has to be known
+            log.warning("Interrupted: what was begun is finished, and no more is begun")
+            wait([begun])
+        return begun.result()
 
     def tidy(self, tidy: Tidy) -> Report:
         """Set aside what must not be dispatched, and delete windows and sentinels that were kept long enough.
@@ -344,7 +363,7 @@ class Dispatcher:
             report.error(f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}")
 
     def _unless_over(self, act: _Act, events: Sequence[Event]) -> list[Done]:
-        if not self._go_on() or time.monotonic() > self._until:
+        if not self._go_on() or self._interrupted is not None or time.monotonic() > self._until:
             return [Done(event, Outcome.PENDING) for event in events]
         try:
             return act(events)

@@ -1,6 +1,10 @@
 """Whether an event was delivered is proven, or in doubt and settled: by intents, new generations, old versions."""
 
 import json
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -78,6 +82,28 @@ def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_la
     monkeypatch.setattr("bqdispatch_provider.intents.time.sleep", meanwhile)
     assert world.cycle().dispatched == 1
     assert traces_of(world) == [begun]
+
+
+def test_an_interrupted_dispatcher_finishes_what_was_begun_and_leaves_the_rest_to_whoever_tries_again(world):
+    names = world.traces(3000)
+    world.control.add_fault("storage.batch", "slow", ms=500)
+    main = threading.current_thread().ident
+
+    def interrupt():
+        while world.control.calls().get("storage.objects.copy", 0) < 200:
+            time.sleep(0.01)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as aside, pytest.raises(KeyboardInterrupt):
+        aside.submit(interrupt)
+        world.cycle()
+    world.control.clear_faults()
+    left = traces_of(world)
+    assert 0 < len(left) < len(names)
+    assert len(world.names(TRIGGER, "_bqjob_/")) == len(names) - len(left)
+    assert not [name for name in world.names() if name.startswith("intents/")]
+    assert world.cycle().to_dict()["Dispatched"]["LoadJobs"] == len(left)
+    assert len(world.names(TRIGGER, "_bqjob_/")) == len(names)
 
 
 def test_a_trace_whose_dispatcher_died_before_its_copy_is_delivered_once(world):
