@@ -75,6 +75,11 @@ class Run:
         rows = self._rows("select value from xcom", "and key = 'return_value' and task_id = ?", task_id)
         return json.loads(rows[0][0]) if rows else None
 
+    def tries(self, task_id):
+        """How often the task was tried."""
+        ((number,),) = self._rows("select try_number from task_instance", "and task_id = ?", task_id)
+        return number
+
     def _rows(self, select, more, *values):
         with sqlite3.connect(self._database) as connection:
             query = f"{select} where dag_id = ? and run_id = ? {more}"

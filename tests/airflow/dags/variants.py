@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout
 
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
@@ -17,6 +17,14 @@ class FailsAfterwards(DispatchOperator):
     def post_execute(self, context, result=None):
         if context["ti"].try_number == 1:
             raise RuntimeError("the worker is lost")
+
+
+class TimesOut(DispatchOperator):
+    def execute(self, context):
+        try:
+            return super().execute(context)
+        except AirflowTaskTimeout as error:
+            raise RuntimeError("it timed out") from error  # Airflow 2's dag.test() goes on after exceptions alone
 
 
 def dag_of(dag_id):
@@ -60,6 +68,18 @@ with dag_of("half_broken") as half_broken:
 with dag_of("retried") as retried:
     detect = BqDispatchSensor(task_id="detect")
     reported(FailsAfterwards(task_id="dispatch", shares=detect.output, retries=1, retry_delay=timedelta(0)))
+
+with dag_of("timed_out") as timed_out:
+    detect = BqDispatchSensor(task_id="detect")
+    reported(
+        TimesOut(
+            task_id="dispatch",
+            shares=detect.output,
+            retries=9,
+            retry_delay=timedelta(0),
+            execution_timeout=timedelta(seconds=3),
+        )
+    )
 
 with dag_of("two_sensors") as two_sensors:
     detect = BqDispatchSensor(task_id="detect", lanes=["windows"])
