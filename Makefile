@@ -39,7 +39,7 @@ soak: setup ## the fault tests for an hour: thousands of kills, many more failin
 	  $(BIN)/pytest tests/faults tests/unit
 
 trials: setup ## run the fault tests and write what came of them into docs/reliability.md
-	$(BIN)/pytest tests/faults --trials docs/reliability.md
+	$(BIN)/pytest tests/faults tests/airflow/test_timeouts.py tests/live/test_live_faults.py --trials docs/reliability.md
 
 contract: setup ## the stores against every back end that can be had (Go builds fake-gcs-server)
 	@GOBIN=$(CURDIR)/.work/bin go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS) || echo "fake-gcs-server cannot be built here"

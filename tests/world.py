@@ -34,7 +34,8 @@ class World:
         control.advance(LONG_AGO)
         self._event = 1000
 
-    def document(self, **more):
+    @staticmethod
+    def document(**more):
         return {
             "ProjectID": "p",
             "AsyncTaskURL": f"gs://{TASKS}/{FOLDER}",
@@ -43,8 +44,9 @@ class World:
             **more,
         }
 
-    def config(self, **more):
-        return DispatchConfig.from_dict(self.document(**more))
+    @staticmethod
+    def config(**more):
+        return DispatchConfig.from_dict(World.document(**more))
 
     def dispatcher(self, go_on=lambda: True, **more):
         return Dispatcher(self.config(**more), self.client, self.session, go_on=go_on)

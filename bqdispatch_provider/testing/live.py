@@ -80,6 +80,7 @@ class LiveAirflow:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_later: list[subprocess.Popen[bytes]] = []
         self._children: set[psutil.Process] = set()
         self._session = requests.Session()
         self._session.trust_env = False
@@ -91,14 +92,7 @@ class LiveAirflow:
         try:
             with self.log.open("ab") as log_file:
                 self._airflow(log_file, "db", "migrate")
-                self._process = subprocess.Popen(
-                    [self._command(), "standalone"],
-                    env=self.environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+                self._process = self._start(log_file, "standalone")
                 self._airflow(log_file, "pools", "import", str(pools))
             self._wait_until_healthy()
             self._log_in()
@@ -125,8 +119,18 @@ class LiveAirflow:
             _, mine = psutil.wait_procs(mine, timeout=_STOP_S)
             if not mine:
                 break
-        self._process.wait()
+        for started in (self._process, *self._started_later):
+            started.wait()
         self._process = None
+        self._started_later.clear()
+
+    def start(self, component: str) -> None:
+        """Start a component in place of one that has ended.
+
+        :param component: as ``airflow`` names its command, such as ``triggerer``.
+        """
+        with self.log.open("ab") as log_file:
+            self._started_later.append(self._start(log_file, component))
 
     def processes(self) -> list[psutil.Process]:
         """Every process that has been seen to be Airflow's, also those that have ended."""
@@ -173,17 +177,28 @@ class LiveAirflow:
 
     def _note_children(self) -> None:
         # By id, while their parents are there: a child whose parent has died can no longer be found.
-        if self._process is None:
-            return
-        try:
-            top = psutil.Process(self._process.pid)
-            self._children.update([top, *top.children(recursive=True)])
-        except psutil.NoSuchProcess:
-            log.debug("Airflow's first process is gone already")
+        for started in (self._process, *self._started_later):
+            if started is None or started.poll() is not None:
+                continue
+            try:
+                top = psutil.Process(started.pid)
+                self._children.update([top, *top.children(recursive=True)])
+            except psutil.NoSuchProcess:
+                log.debug("A first process of Airflow is gone already")
 
     @staticmethod
     def _command() -> str:
         return str(Path(sys.executable).parent / "airflow")
+
+    def _start(self, log_file: IO[bytes], *arguments: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [self._command(), *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     def _airflow(self, log_file: IO[bytes], *arguments: str) -> None:
         ended = subprocess.run(
