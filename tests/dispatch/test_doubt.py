@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from test_move import put_target, share_of, target
@@ -30,6 +31,11 @@ def put_intent(world, *names, owner=FIRST, generations=None, ending=""):
     text = json.dumps({"owner": owner, "moves": moves})
     world.client.bucket(TASKS).blob(FOLDER + intent).upload_from_string(text)
     return intent
+
+
+def instead_of_sleeping(monkeypatch, meanwhile):
+    """What happens while a dispatcher waits for others; nobody else's pauses are touched."""
+    monkeypatch.setattr("bqdispatch_provider.intents.time", SimpleNamespace(sleep=meanwhile, monotonic=time.monotonic))
 
 
 def traces_of(world):
@@ -65,7 +71,7 @@ def test_the_first_of_those_that_see_each_other_goes_on_once_the_others_have_lef
             json.dumps({"owner": LAST, "moves": [[name, int(world.blob(name).generation)] for name in names]})
         )
 
-    monkeypatch.setattr("bqdispatch_provider.intents.time.sleep", meanwhile)
+    instead_of_sleeping(monkeypatch, meanwhile)
     assert world.cycle().dispatched == 3
     assert traces_of(world) == []
 
@@ -79,7 +85,7 @@ def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_la
         put_intent(world, begun, owner=LAST, ending="-left")
         world.delete(intent)
 
-    monkeypatch.setattr("bqdispatch_provider.intents.time.sleep", meanwhile)
+    instead_of_sleeping(monkeypatch, meanwhile)
     assert world.cycle().dispatched == 1
     assert traces_of(world) == [begun]
 
