@@ -122,7 +122,7 @@ def python_calls(work):
 
 
 def test_planning_is_linear_in_the_number_of_objects():
-    now, document = datetime(2026, 1, 2, tzinfo=UTC), World.document(None, MaxConcurrentSQL=100, MaxConcurrentJobs=100)
+    now, document = datetime(2026, 1, 2, tzinfo=UTC), World.document(MaxConcurrentSQL=100, MaxConcurrentJobs=100)
     config = DispatchConfig.from_dict(document)
 
     def plan_for(number):
