@@ -4,6 +4,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import cost
 import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
@@ -32,6 +33,19 @@ def test_the_sample_dag_moves_and_fires_and_reports(world, run, document):
     assert (written["Listed"], written["Outcomes"]) == (6, {"dispatched": 5, "running": 1})
     assert performance(world) == written["Performance"]
     assert len(world.names(TRIGGER)) == 5
+
+
+def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run):
+    world.traces(300)
+    world.traces(20, "query")
+    world.window()
+    world.control.reset_counters()
+    run("bqdispatch", "bqdispatch.py")
+    model = cost.look(321, 320)
+    for traces, windows in ((300, 0), (20, 0), (0, 1)):
+        model += cost.dispatch(traces, windows)
+    model += cost.journal(3)
+    assert world.control.requests_by_method() == model.requests
 
 
 def test_with_nothing_to_do_the_tasks_are_skipped_and_the_run_is_reported(world, run, document):

@@ -1,0 +1,117 @@
+"""What a cycle costs: its requests, and the calls in them, as the dispatcher makes them. Counted, nothing is sent.
+
+``tests/dispatch/test_scale.py`` holds these against what the dispatcher really asks for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import ceil
+
+from bqdispatch_provider.dispatcher import ROUND
+from bqdispatch_provider.intents import MOST
+from bqdispatch_provider.jobs import _FEW, _SLICE, _SLICES
+from bqdispatch_provider.storage import _PAGE, BATCH_SIZE
+
+A, B = 0.005 / 1000, 0.0004 / 1000
+"""Dollars of an operation of either class (docs/scale.md says where from)."""
+
+CLASS_A = [f"storage.objects.{each}" for each in ("list", "insert", "copy", "rewrite", "compose")]
+CLASS_B = ["storage.objects.get", "storage.buckets.testIamPermissions"]
+"""Deletes, and BigQuery's lists of jobs, are free."""
+
+
+@dataclass
+class Cost:
+    """HTTP requests by method, and calls, of which a batch holds many; each of them is billed."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def add(self, method: str, number: int = 1) -> None:
+        """Requests of one call each."""
+        self.requests[method] += number
+        self.calls[method] += number
+
+    def together(self, method: str, number: int) -> None:
+        """Calls in batches; one alone is sent as it is, and a copy then as a rewrite."""
+        whole, rest = divmod(number, BATCH_SIZE)
+        if rest == 1:
+            self.add("storage.objects.rewrite" if method == "storage.objects.copy" else method)
+        self.requests["storage.batch"] += whole + (rest > 1)
+        self.calls[method] += number - (rest == 1)
+
+    def __iadd__(self, other: Cost) -> Cost:
+        self.requests += other.requests
+        self.calls += other.calls
+        return self
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.requests - other.requests, self.calls - other.calls)
+
+    @property
+    def billed(self) -> tuple[int, int]:
+        """Operations of class A, and of class B."""
+        return sum(self.calls[each] for each in CLASS_A), sum(self.calls[each] for each in CLASS_B)
+
+
+def look(objects: int, traces: int, projects: int = 1) -> Cost:
+    """List a task folder, and the jobs of its traces, which belong to the projects in equal parts.
+
+    Jobs whose traces are gone are left out: at BigQuery's 100,000 load jobs a day and project, those of the last
+    minutes are less than a page.
+    """
+    cost = Cost()
+    cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)))
+    each, more = divmod(traces, projects)
+    for number, of_projects in ((each, projects - more), (each + 1, more)):
+        if number > _FEW:
+            slices = min(_SLICES, ceil(number / _SLICE))
+            cost.add("bigquery.jobs.list", of_projects * slices * ceil(number / slices / _PAGE))
+        else:
+            cost.add("bigquery.jobs.get", of_projects * number)
+    return cost
+
+
+def dispatch(traces: int, windows: int, *, first: bool = True) -> Cost:
+    """Move traces and fire windows.
+
+    :param first: whether this process has not asked for its permissions, nor seen a delete work, before.
+    """
+    cost = Cost()
+    if first and (traces or windows):
+        cost.requests["storage.batch"] += 1
+        cost.calls["storage.buckets.testIamPermissions"] += 2
+    for method in ("compose", "copy", "compose"):
+        cost.together(f"storage.objects.{method}", windows)
+    for left in range(traces, 0, -ROUND):
+        moved = min(left, ROUND)
+        intents = ceil(moved / MOST)
+        cost.add("storage.objects.insert", intents)
+        cost.add("storage.objects.list")
+        if first:
+            cost.add("storage.objects.rewrite")
+            cost.add("storage.objects.delete")
+            moved, first = moved - 1, False
+        cost.together("storage.objects.copy", moved)
+        cost.together("storage.objects.delete", moved)
+        cost.together("storage.objects.delete", intents)
+    return cost
+
+
+def tidy(stale: int) -> Cost:
+    """Delete windows, sentinels and intents that were kept long enough."""
+    cost = Cost()
+    cost.together("storage.objects.delete", stale)
+    return cost
+
+
+def journal(tasks: int) -> Cost:
+    """What one run of the sample DAG reads and writes besides, with so many tasks that dispatch."""
+    cost = Cost()
+    cost.add("storage.objects.list", 2)
+    cost.add("storage.objects.insert", tasks + 4)
+    cost.add("storage.objects.get", 2 * tasks + 1)
+    cost.add("storage.objects.delete", tasks + 2)
+    return cost

@@ -1,0 +1,369 @@
+"""What growth costs, in virtual time and by counts: ``python benchmarks/scale.py``; ``--write`` for ``docs/scale.md``.
+
+Nothing is sent and nothing waits: what a cycle asks for comes from ``cost.py``, and how long that takes is made of the
+figures below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import accumulate
+from math import ceil
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cost
+from bench import write
+from rich.console import Console
+from rich.table import Table
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.dispatcher import _LESS, _PAUSE, ROUND, THREADS
+from bqdispatch_provider.jobs import _MOST_CALLS
+from bqdispatch_provider.planning import DUE_AFTER, KEEP_SENTINEL, KEEP_WINDOW
+from bqdispatch_provider.storage import BATCH_SIZE
+
+PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
+KIB, SOFT_DELETED, GIB_HOUR = 4, 7, 0.000027397
+"""KiB of a trace or window, days for which a bucket keeps what is deleted, and dollars of a GiB for an hour."""
+
+REQUEST, TASK = 0.03, 3.0
+"""Seconds of a request, and from what an Airflow task waits for until it works."""
+START, LISTED, LOOKED_UP, MOVED, FIRED = 0.6, 16e-6, 24e-6, 90e-6, 170e-6
+"""CPU seconds of a process, and for an object in a list, its job, a move, and a firing (benchmarks/README.md)."""
+BASE_MB, OBJECT_KB, JOB_KB = 66, 1.2, 0.45
+
+HOUR, DAY, WARM = 3600, 86_400, 900
+TIMEOUT, SENSOR, POKE = 300, 50, 5
+"""Seconds after which a run of the sample DAG, and its sensor, give up, and between two looks of the sensor."""
+SHORTEST_LONGEST = {"load": (5, 60), "copy": (3, 15), "query": (5, 180)}
+JOBS = {
+    kind: [low * (high / low) ** ((each + 0.5) / 8) for each in range(8)]
+    for kind, (low, high) in SHORTEST_LONGEST.items()
+}
+"""How many seconds jobs take, each of these as often as the others."""
+BQTAIL = 2
+"""Seconds until BqTail has consumed what was delivered, and written the next trace."""
+
+T = TypeVar("T")
+Events = tuple[int, str, int]
+"""From which second on they can be dispatched, their kind, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A dispatcher, and what it has to do.
+
+    :param tables: with batch windows of 60 to 90 s each, one load for each, and a copy or a query after it.
+    :param every: seconds from one run of the sample DAG to the next at least.
+    :param back_to_back: a ``DispatchOperator`` on its own, cycle after cycle, instead of the sample DAG.
+    :param minutes: ``TimeToLiveInMin`` of such an operator.
+    :param workers: tasks into which each lane's shares are spread.
+    :param task: seconds until a task works.
+    :param page: seconds of a page of a list; ``batch``, of a batch.
+    :param writes: that the trigger bucket, and that of the task folder, take a second.
+    :param sentinel: seconds for which a sentinel is kept after its window.
+    :param outage: seconds for which nothing was dispatched before.
+    """
+
+    tables: int
+    every: int = 60
+    back_to_back: bool = False
+    minutes: float = DispatchConfig.time_to_live_in_min
+    workers: int = 1
+    task: float = TASK
+    page: float = REQUEST
+    batch: float = REQUEST
+    writes: int = 5000
+    sentinel: float = KEEP_SENTINEL.total_seconds()
+    outage: int = 0
+    hours: float = 1
+
+    @property
+    def projects(self) -> int:
+        """50 tables each: with 100 it would be more loads than BigQuery lets a project do in a day."""
+        return ceil(self.tables / 50)
+
+    @property
+    def end(self) -> float:
+        return WARM + self.hours * HOUR
+
+
+class Folder:
+    """One task folder in virtual time: events by when they can be dispatched, in numbers and not one by one."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.cost, self.cpu, self.clock = cost.Cost(), 0.0, 0.0
+        self.arrived = self.dispatched = self.traces = self.most = 0
+        self.lags: Counter[int] = Counter()
+        self.looks: list[float] = []
+        self.caught_up = self._tidied_at = 0.0
+        self._coming: Counter[tuple[int, str]] = Counter()
+        self._order: list[tuple[int, str]] = []
+        self._turn = 0
+        chance = random.Random(1)
+        windows: Counter[int] = Counter()
+        for _ in range(setup.tables):
+            length = chance.uniform(60, 90)
+            due = chance.uniform(0, length) + DUE_AFTER.total_seconds() - setup.outage
+            while due < setup.end:
+                windows[ceil(due)] += 1
+                due += length
+        self.windows_a_second = sum(windows.values()) / (setup.end + setup.outage)
+        for due_at, number in windows.items():
+            self._arrive(due_at, "window", number)
+        self.kept = round(self.windows_a_second * (2 * KEEP_WINDOW.total_seconds() + setup.sentinel))
+        """Fired windows, and sentinels: so many since long ago."""
+
+    def _arrive(self, ready: float, kind: str, number: int) -> None:
+        self.arrived += number
+        self.traces += number if kind != "window" else 0
+        self._wait(ceil(ready), kind, number)
+
+    def _wait(self, ready: int, kind: str, number: int) -> None:
+        if not self._coming[ready, kind]:
+            heappush(self._order, (ready, kind))
+        self._coming[ready, kind] += number
+
+    def ready(self, now: float) -> list[Events]:
+        """Take what can be dispatched, oldest first."""
+        taken: list[Events] = []
+        while self._order and self._order[0][0] <= now:
+            ready, kind = heappop(self._order)
+            taken.append((ready, kind, self._coming.pop((ready, kind))))
+        self.most = max(self.most, sum(number for _, _, number in taken))
+        return taken
+
+    @property
+    def waiting(self) -> int:
+        """Events that have not been dispatched, whether they can be or not."""
+        return self._coming.total()
+
+    @property
+    def objects(self) -> int:
+        """In the task folder: sentinels, windows that have been fired and those that fill, and traces."""
+        return self.kept + self.setup.tables + self.traces
+
+    @property
+    def falls_behind(self) -> bool:
+        """Whether an event waits that could have been dispatched long ago."""
+        return bool(self._order) and self.clock - self._order[0][0] > 2 * TIMEOUT
+
+    def look(self, now: float) -> tuple[list[Events], float]:
+        """Look at everything; gives what can be dispatched, and when that is known."""
+        setup, objects = self.setup, self.objects
+        asked = cost.look(objects, self.traces, setup.projects)
+        self.cost += asked
+        pages = asked.requests["storage.objects.list"]
+        jobs = asked.requests.total() - pages
+        cpu = objects * LISTED + self.traces * LOOKED_UP
+        self.cpu += cpu
+        # The next page is on its way while one is read.
+        seconds = setup.page + max((pages - 1) * setup.page, objects * LISTED)
+        seconds += max(ceil(jobs / THREADS) * REQUEST, jobs / _MOST_CALLS if jobs > THREADS else 0)
+        seconds += self.traces * LOOKED_UP
+        self.looks.append(seconds)
+        return self.ready(now), now + seconds
+
+    def dispatch(
+        self, events: Sequence[Events], begin: float, until: float, beside: int = 1, *, first: bool = True
+    ) -> float:
+        """Dispatch in one process; gives when it is through. What cannot be begun in time waits.
+
+        :param beside: processes that share what the buckets take.
+        """
+        setup = self.setup
+        numbers = [number for _, _, number in events]
+        windows = sum(number for _, kind, number in events if kind == "window")
+        traces = sum(numbers) - windows
+        batches = 3 * ceil(windows / BATCH_SIZE) + 2 * ceil(traces / BATCH_SIZE)
+        rate = min(DispatchConfig.max_writes_per_second, setup.writes / beside)
+        cpu = windows * FIRED + traces * MOVED
+        seconds = max(ceil(batches / THREADS) * setup.batch, cpu, (2 * windows + traces) / rate)
+        begun = begin + (4 + ceil(traces / ROUND)) * REQUEST
+        done = Counter[bool]()
+        for (ready, kind, number), so_far in zip(events, accumulate(numbers), strict=True):
+            at = begun + seconds * (so_far - number / 2) / sum(numbers)
+            if at > until:
+                self._wait(ready, kind, number)
+                continue
+            done[kind == "window"] += number
+            self._delivered(ready, kind, number, at)
+        self.cost += cost.dispatch(done[False], done[True], first=first)
+        self.cpu += cpu
+        return begun + seconds * min(1.0, sum(done.values()) / max(1, sum(numbers)))
+
+    def _delivered(self, ready: int, kind: str, number: int, at: float) -> None:
+        self.dispatched += number
+        self.traces -= number if kind != "window" else 0
+        if ready < 0:
+            self.caught_up = max(self.caught_up, at)
+        if at > WARM:
+            self.lags[round(at - ready)] += number
+        following = {"window": ("load",), "load": ("copy", "query")}.get(kind, ())
+        for action, chains in self._parts(following, number):
+            for seconds, jobs in self._parts(JOBS[action], chains):
+                self._arrive(at + BQTAIL + seconds, action, jobs)
+
+    def _parts(self, among: Sequence[T], number: int) -> Iterator[tuple[T, int]]:
+        """Spread a number evenly; those that are left over go to one after the other."""
+        each, more = divmod(number, max(1, len(among)))
+        for position, one in enumerate(among):
+            mine = each + ((position - self._turn) % len(among) < more)
+            if mine:
+                yield one, mine
+        self._turn += more
+
+    def run(self) -> Folder:
+        """Let the time go by."""
+        step = self._operator_run if self.setup.back_to_back else self._dag_run
+        while self.clock < self.setup.end:
+            self.clock = step(self.clock)
+        return self
+
+    def _tidied(self, now: float) -> float:
+        asked = cost.tidy(round(2 * self.windows_a_second * (now - self._tidied_at)))
+        self._tidied_at = now
+        self.cost += asked
+        return now + asked.requests.total() * self.setup.batch
+
+    def _dag_run(self, begin: float) -> float:
+        """One run of the sample DAG: the sensor, a task for each lane and worker, the report."""
+        workers, task, until = self.setup.workers, self.setup.task, begin + TIMEOUT
+        events, now = self.look(begin + task)
+        while not events and now < begin + task + SENSOR:
+            events, now = self.look(now + POKE)
+        in_lanes: dict[str, list[Events]] = {"window": [], "query": [], "load": []}
+        for event in events:
+            in_lanes["load" if event[1] == "copy" else event[1]].append(event)
+        lanes = [lane for lane in in_lanes.values() if lane]
+        ends = [now]
+        for lane in lanes:
+            for share in range(workers):
+                if mine := lane[share::workers]:
+                    ends.append(self.dispatch(mine, now + task, until, workers * len(lanes)))
+                    self.cpu += START
+        self.cost += cost.journal(len(ends) - 1)
+        self.cpu += 2 * START
+        return max(min(self._tidied(max(ends) + task), until), begin + self.setup.every)
+
+    def _operator_run(self, begin: float) -> float:
+        """One run of a dispatching task on its own: cycles until its time to live is over."""
+        now, first = begin + self.setup.task, True
+        until = min(now + 60 * self.setup.minutes - _LESS, max(now, self.setup.end))
+        while first or now + _PAUSE < until:
+            events, now = self.look(now if first else now + _PAUSE)
+            now = self.dispatch(events, now, until, first=first)
+            now, first = self._tidied(now), False
+        self.cost.add("storage.objects.insert", 2)
+        self.cpu += START
+        return now + REQUEST
+
+
+def lag(folder: Folder, part: float) -> str:
+    """Seconds within which so great a part of the events went out, from when they could."""
+    wanted, so_far = part * folder.lags.total(), 0
+    for seconds in sorted(folder.lags):
+        so_far += folder.lags[seconds]
+        if so_far >= wanted:
+            return str(seconds)
+    return "-"
+
+
+def figures(setup: Setup, dispatchers: int = 1) -> list[str]:
+    """A line of a table: a day of so many dispatchers, each with its part of the tables in a folder of its own."""
+    folder = Folder(replace(setup, tables=setup.tables // dispatchers)).run()
+    days = folder.clock / DAY / dispatchers
+    a, b = (number / days for number in folder.cost.billed)
+    events = folder.lags.total() * dispatchers * DAY / (folder.clock - WARM)
+    deleted = folder.cost.calls["storage.objects.delete"] / days + events  # BqTail deletes what it has consumed
+    kept = deleted * KIB / 2**20 * SOFT_DELETED * 24 * GIB_HOUR
+    memory = BASE_MB + (folder.objects * OBJECT_KB + folder.traces * JOB_KB) / 1000
+    shown = [f"{folder.objects:,}", f"{max(folder.looks):.0f} s"]
+    if folder.falls_behind:
+        return [*shown, "falls behind", *("-",) * 7]
+    return [
+        *shown,
+        f"{lag(folder, 0.5)} / {lag(folder, 0.95)} / {lag(folder, 1)} s",
+        f"{events:,.0f}",
+        f"{folder.most:,}",
+        f"{folder.cost.requests.total() / days:,.0f}",
+        f"{a:,.0f} + {b:,.0f}",
+        f"{a * cost.A + b * cost.B:,.2f} + {kept:,.2f}",
+        f"{memory:,.0f} MB",
+        f"{folder.cpu / days / HOUR:.1f} h",
+    ]
+
+
+HEAD = ["objects in a folder", "a look", "lag: half, 95 %, all", "events a day", "most at one time", "requests a day"]
+HEAD += ["billed, class A + B", "$ a day + soft delete", "memory", "CPU a day"]
+WORKERS = (1, 2, 4, 8)
+MODES = {
+    "every minute": Setup(0),
+    "continuous": Setup(0, every=0),
+    "back to back": Setup(0, back_to_back=True),
+    "back to back, 30 min": Setup(0, back_to_back=True, minutes=30),
+}
+
+
+def growth() -> Iterator[list[str]]:
+    """One dispatcher, ever more tables."""
+    for times in (1, 10, 40, 100):
+        for mode, setup in MODES.items():
+            work = f"{1.4 * times:g} million, {100 * times:,} tables"
+            yield [work, mode, *figures(replace(setup, tables=100 * times))]
+
+
+def shared() -> Iterator[list[str]]:
+    """The same work for more workers, or for more dispatchers."""
+    for times, dispatchers, workers in ((10, 1, 1), (10, 1, 8), (10, 2, 1), (10, 10, 1), (100, 1, 8), (100, 10, 1)):
+        yield [f"{1.4 * times:g} million", f"{dispatchers} x {workers}", *_of(times, dispatchers, workers=workers)]
+    yield ["140 million", "50 x 1", *_of(100, 50)]
+    yield ["140 million", "50 x 1, Kubernetes: 25 s until a task works", *_of(100, 50, task=25)]
+    yield ["140 million", "50 x 1, a page takes 150 ms, a batch 500 ms", *_of(100, 50, page=0.15, batch=0.5)]
+    yield ["140 million", "50 x 1, sentinels kept for an hour", *_of(100, 50, sentinel=HOUR)]
+
+
+def _of(times: int, dispatchers: int, **more: Any) -> list[str]:
+    return figures(replace(Setup(100 * times), **more), dispatchers)
+
+
+def outages() -> Iterator[list[str]]:
+    """How long it takes until what had gathered in an hour is handed on."""
+    for writes, batch in ((1000, REQUEST), (5000, REQUEST), (5000, 0.5), (20_000, 0.5)):
+        setup = Setup(1000, writes=writes, batch=batch, outage=HOUR, hours=0)
+        after = [Folder(replace(setup, workers=workers)).run().caught_up for workers in WORKERS]
+        yield [f"{writes:,} writes a second, a batch takes {batch} s", *(f"{seconds:.0f} s" for seconds in after)]
+
+
+TABLES = {
+    "growth": (["files a day", "runs", *HEAD], growth),
+    "shared": (["files a day", "dispatchers x workers", *HEAD], shared),
+    "outages": (["the buckets take", *(f"{number} a lane" for number in WORKERS)], outages),
+}
+
+
+def main() -> None:
+    """Print, and perhaps write."""
+    parser = argparse.ArgumentParser(description="Count what growth costs.")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
+    options = parser.parse_args()
+    for name, (head, lines) in TABLES.items():
+        rows = list(lines())
+        shown = Table(*head, title=name)
+        for row in rows:
+            shown.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else 220).print(shown)
+        if options.write:
+            write(PAGE, name, "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)))
+
+
+if __name__ == "__main__":
+    main()
