@@ -7,6 +7,7 @@ figures below.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 from collections import Counter
@@ -260,7 +261,7 @@ class Folder:
         until = min(now + 60 * self.setup.minutes - _LESS, max(now, self.setup.end))
         while first or now + _PAUSE < until:
             events, now = self.look(now if first else now + _PAUSE)
-            now = self.dispatch(events, now, until, first=first)
+            now = self.dispatch(events, now, math.inf if first else until, first=first)
             now, first = self._tidied(now), False
         self.cost.add("storage.objects.insert", 2)
         self.cpu += START

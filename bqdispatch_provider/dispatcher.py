@@ -116,8 +116,9 @@ class Dispatcher:
     ) -> Report:
         """Cycle after cycle until the time is up, then write ``performance.json``.
 
-        :param time_to_live: seconds, or a timedelta, for which new cycles are begun; 0 is one cycle; by default the
-            configuration's ``TimeToLiveInMin`` less 5 s.
+        :param time_to_live: seconds, or a timedelta, for which new cycles are begun, and in them new work; the first
+            cycle is done in any case, and all of it; 0 is that cycle alone; by default the configuration's
+            ``TimeToLiveInMin`` less 5 s.
         :param progress: called with the run's report so far, after each cycle.
         """
         began = time.monotonic()
@@ -125,10 +126,11 @@ class Dispatcher:
             time_to_live = max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
         seconds = time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
         until = began + seconds
-        # A single cycle takes the time that it needs; a run stops taking new work when its time is up.
-        self._until = until if seconds > 0 else float("inf")
         checked = began
+        # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
+        # ever be dispatched. After it, no new work is taken once the time is up.
         report = self._cycle_of_run()
+        self._until = until
         progress(report)
         while time.monotonic() + _PAUSE < until and self._go_on():
             time.sleep(_PAUSE)

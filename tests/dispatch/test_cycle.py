@@ -248,6 +248,14 @@ def test_performance_is_written_after_the_work(world):
     assert json.loads(written)["p"]["Dispatched"] == {"QueryJobs": 2}
 
 
+def test_a_run_whose_first_look_takes_longer_than_its_time_dispatches_all_the_same(world):
+    world.traces(300)
+    world.control.set_latency(100)  # a list of objects and one of jobs
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.run(time_to_live=0.1).dispatched == 300
+    world.control.set_latency(0)
+
+
 def test_a_run_goes_on_until_its_time_is_up_and_is_ok(world):
     world.trace()
     seen = []
