@@ -84,6 +84,8 @@ class Intents:
         self._threads = threads
         self._number = 0
         self._known: dict[Key, Intent] = {}
+        self._withdrawn: set[str] = set()
+        """This dispatcher's intents that are answered for but could not be removed: they cast no doubt here."""
 
     def announce(self, events: Sequence[Event]) -> Announced:
         """Write down what is about to move, then see who else is about to move it: one request per 1,000 and one list.
@@ -94,7 +96,8 @@ class Intents:
         names = [self._next_name() for _ in chunks]
         mine = tuple(self._threads.map(self._write, names, chunks))
         wanted = {event.name for event in events}
-        now, others = self._others(lambda name: name not in {intent.object.name for intent in mine})
+        answered_for = self._withdrawn.union(intent.object.name for intent in mine)
+        now, others = self._others(lambda name: name not in answered_for)
         rivals = self._rivals(others, wanted, now)
         # Of those that see each other the first waits, and the others leave it all: somebody goes on. Whoever is not
         # seen by this look writes after it, and so will see these.
@@ -141,6 +144,7 @@ class Intents:
             chunk = gone[start : start + BATCH_SIZE]
             for (name, _), result in zip(chunk, self._store.delete(chunk), strict=True):
                 if not result.ok and not result.doubtful:
+                    self._withdrawn.add(name)
                     log.warning("%r could not be deleted, it will be later on: %s", self._store.task_url(name), result)
 
     def spent(self, intents: Iterable[StoredObject], present: Collection[Key], now: datetime) -> list[StoredObject]:

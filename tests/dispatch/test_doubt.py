@@ -259,6 +259,19 @@ class TestNothingDeletedIsKept:
         assert world.names(TRIGGER) == traces_of(world) == []
         assert len(world.names(JOURNAL, "errors/")) == 2
 
+    def test_what_was_surely_not_delivered_is_not_doubted_although_its_intent_could_not_be_removed(self, cloud, world):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        world.traces(2)
+        world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden")
+        world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
+        world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", bucket=TASKS)
+        with world.dispatcher(OnDoubt="quarantine") as dispatcher:
+            assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 2}
+            world.control.clear_faults()
+            report = dispatcher.cycle()
+        assert (report.dispatched, report.errors) == (2, [])
+
     def test_a_copy_that_lies_there_still_is_proof_enough(self, cloud, world):
         world.control.reset()
         world = World(cloud.url, world.control, {})

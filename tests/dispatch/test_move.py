@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from world import TASKS, TRIGGER
+from world import SOFT_DELETE, TASKS, TRIGGER, World
 
 from bqdispatch_provider.model import Event, Lane, Share
 from bqdispatch_provider.planning import target_of
@@ -165,8 +165,11 @@ def test_one_that_cannot_be_looked_into_keeps_none_of_the_others_from_being_dele
     assert world.names() == [names[7]]
 
 
-def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(world, monkeypatch):
+@pytest.mark.parametrize("keeping", [SOFT_DELETE, {}], ids=["soft delete", "nothing kept"])
+def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(cloud, world, monkeypatch, keeping):
     monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    world.control.reset()
+    world = World(cloud.url, world.control, keeping)
     world.traces(20)
     world.control.add_fault("storage.objects.delete", "status", status=503, bucket=TASKS)
     with world.dispatcher() as dispatcher:
@@ -175,7 +178,8 @@ def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(
         for name in delivered:
             world.delete(name, TRIGGER)
         world.control.clear_faults()
-        assert dispatcher.cycle().dispatched == 20
+        report = dispatcher.cycle()
+    assert (report.dispatched, report.errors) == (20, [])
     assert len(delivered) == 1
     assert delivered[0] not in world.names(TRIGGER)
     assert len(world.names(TRIGGER)) == 19
