@@ -94,7 +94,9 @@ def test_a_job_that_is_not_known_is_neither_seen_nor_an_error(bigquery, number):
 def test_jobs_that_another_account_submitted_are_seen(bigquery, number):
     traces = bigquery.traces(number)
     bigquery.jobs(traces, userEmail="bqtail@example.com")
-    assert bigquery.look(traces).jobs.keys() == {trace.job for trace in traces}
+    sighting = bigquery.look(traces)
+    assert sighting.jobs.keys() == {trace.job for trace in traces}
+    assert sighting.got == (number if number == LOOKED_UP else 0)
 
 
 @by_either
@@ -103,6 +105,13 @@ def test_a_job_without_a_region_is_found_wherever_it_ran(bigquery, number, locat
     traces = bigquery.traces(number, region=None)
     bigquery.jobs(traces, "RUNNING", location)
     assert bigquery.look(traces).jobs == {trace.job: Job(location, "RUNNING") for trace in traces}
+
+
+@by_either
+def test_a_job_outside_us_and_eu_is_found_by_its_traces_region(bigquery, number):
+    traces = bigquery.traces(number, region="asia-northeast1")
+    bigquery.jobs(traces)
+    assert bigquery.look(traces).jobs == {trace.job: Job("asia-northeast1", "DONE") for trace in traces}
 
 
 @by_either

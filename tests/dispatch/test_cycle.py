@@ -6,6 +6,7 @@ import pytest
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.model import Outcome
+from bqdispatch_provider.names import TraceName
 
 
 def hour_of(world, age=60.0):
@@ -26,7 +27,7 @@ def test_all_finished_traces_are_moved_and_all_due_windows_fired(world):
     assert set(document["Jobs"]) == {world.url_of(name) for name in traces}
     assert set(document["Batched"]) == {world.url_of(name) for name in windows}
     assert document["Dispatched"] == {"LoadJobs": 700, "QueryJobs": 300, "BatchJobs": 10}
-    assert document["Listed"] == 1010
+    assert (document["Listed"], document["BatchCount"]) == (1010, 10)
     assert document["Outcomes"] == {"dispatched": 1010}
     assert len(world.names(TRIGGER, "_bqjob_/")) == 1000
     assert world.names(TRIGGER, "_batch_/") == sorted(f"_batch_/{name}" for name in windows)
@@ -132,24 +133,37 @@ def test_names_that_meet_in_one_job_id_are_all_moved(world):
     assert len(world.names(TRIGGER)) == 3
 
 
+@pytest.mark.parametrize("more", [0, 30], ids=["looked up", "listed"])
+def test_jobs_of_one_id_are_kept_apart_by_project_and_location(world, more):
+    job_id = "ds_t--1_00001_load--dispatch"
+    states = {("p", "US"): "DONE", ("p", "EU"): "RUNNING", ("q", "US"): "PENDING"}
+    for (project, location), state in states.items():
+        world.put(f"proj:{project}:{location}/ds.t--1_00001_load--dispatch")
+        world.jobs([job_id], state, project=project, location=location)
+        world.traces(more, state="RUNNING", project=project)
+    document = world.cycle().to_dict()
+    assert list(document["Jobs"]) == [world.url_of("proj:p:US/ds.t--1_00001_load--dispatch")]
+    assert document["Outcomes"] == {"dispatched": 1, "running": 1 + 3 * more, "pending": 1}
+
+
 def test_jobs_of_other_users_are_seen(world):
-    world.traces(10, state=None)
-    ids = [f"ds_t--{n}_00001_load--dispatch" for n in range(world._event - 9, world._event + 1)]
+    """Many of them: that a list does not show them is not made up for by look-ups."""
+    ids = [TraceName.parse(name).job_id for name in world.traces(200, state=None)]
     world.control.seed_jobs(
         {"project": "p", "location": "US", "jobId": i, "type": "load", "userEmail": "bqtail@x.iam"} for i in ids
     )
-    assert world.cycle().dispatched == 10
+    assert world.cycle().dispatched == 200
 
 
 def test_what_is_no_trace_is_named_and_left(world):
     strange = ["notes.txt", "nowin.win", "a_12x.win", "x.wis", "proj:p/ds.t--1_00001_load--dispatch"]
-    bookkeeping = ["xx:test.dummy.grp", "xx:test.dummy_1_1700000000/55.loc", "a.cnt"]
+    bookkeeping = ["xx:test.dummy.grp", "xx:test.dummy_1_1700000000/55.loc", "xx:test.dummy_1_1700000000/55", "a.cnt"]
     world.put(*strange, *bookkeeping)
     report = world.cycle()
     document = report.to_dict()
     assert document["Status"] == "ok"
     assert set(document["Unknown"]) == set(strange)
-    assert document["Outcomes"] == {"ignored": 3, "unknown": 5}
+    assert document["Outcomes"] == {"ignored": 4, "unknown": 5}
     assert world.names() == sorted(strange + bookkeeping)
 
 
@@ -206,6 +220,19 @@ def test_limits_are_per_project(world):
     for project in ("a", "b"):
         world.traces(3, project=project)
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 4
+
+
+@pytest.mark.parametrize("folder", ["gs://elsewhere", "gs://elsewhere/a/Tasks/b"])
+def test_a_windows_project_is_its_destinations_wherever_the_folder_lies(world, folder):
+    bucket, path = world.client.create_bucket("elsewhere"), folder.removeprefix("gs://elsewhere").strip("/")
+    end = int(world.control.now()) - 60
+    for number, dest in enumerate(("a:ds.t", "example.com:b.ds.t", "ds.t")):
+        bucket.blob(f"{path}/{dest}_{number}_{end}.win".lstrip("/")).upload_from_string("{}")
+    world.control.advance(10)
+    report = world.cycle(AsyncTaskURL=folder, MaxConcurrentJobs=1)
+    assert {project: each["Dispatched"] for project, each in report.performance().items()} == {
+        project: {"BatchJobs": 1} for project in ("a", "example.com:b", "p")
+    }
 
 
 def test_the_oldest_go_first(world):
@@ -277,6 +304,80 @@ def test_no_new_work_is_taken_once_it_is_told_to_stop(world):
     report = world.cycle(go_on=lambda: False)
     assert report.to_dict()["Outcomes"] == {"pending": 5}
     assert len(world.names()) == 5
+
+
+def test_a_run_whose_time_is_up_takes_no_new_work(world):
+    world.traces(5)
+    world.window()
+    with world.dispatcher() as dispatcher:
+        document = dispatcher.run(time_to_live=1e-9).to_dict()
+    assert (document["Status"], document["Outcomes"]) == ("ok", {"pending": 6})
+    assert len(world.names()) == 6
+
+
+def test_what_was_copied_when_it_is_told_to_stop_is_deleted_too(world):
+    world.traces(300)
+    document = world.cycle(go_on=lambda: not world.names(TRIGGER)).to_dict()
+    copied = {name.split("/", 2)[2].removesuffix(".json") for name in world.names(TRIGGER)}
+    assert len(copied) == document["Outcomes"]["dispatched"] > 0
+    assert copied.isdisjoint(world.names())
+    assert len(world.names()) == document["Outcomes"]["pending"] == 300 - len(copied)
+
+
+def test_each_of_a_thousand_moves_has_an_outcome_of_its_own_and_no_error_is_lost(world):
+    names = world.traces(1000)
+    refused = {name for name in names if "--13" in name}
+    world.control.add_fault("storage.objects.copy", "status", status=403, name="*--13*")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 900, "error": 100}
+    assert set(document["Jobs"]) == {world.url_of(name) for name in names if name not in refused}
+    assert set(world.names()) == refused
+    assert all(any(world.url_of(name) in error for error in document["Errors"]) for name in refused)
+
+
+def test_what_a_refusal_says_does_not_decide_what_it_means(world):
+    words = "context deadline exceeded, not found"
+    closed = world.trace(project=words)
+    stays = world.trace(dest=f"ds.{words}")
+    world.control.refuse("bigquery.jobs.get", project=words)
+    world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden")
+    world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 2}
+    assert all(words in error for error in document["Errors"])
+    assert (len(document["Errors"]), world.names()) == (2, sorted([closed, stays]))
+
+
+def test_a_cycle_in_which_everything_happens_accounts_for_each_object(world):
+    fired = world.window("ds.fired")
+    world.cycle()
+    world.put(fired, age=10)
+    world.trace()
+    world.traces(2, "query")
+    world.trace("query", state="RUNNING")
+    world.trace(state="PENDING")
+    world.trace(age=1)
+    world.trace(state=None)
+    world.trace(state=None, age=2 * 86_400)
+    world.trace(project="closed")
+    world.window(due=1)
+    world.put("x.grp", "strange")
+    world.control.refuse("bigquery.jobs.get", project="closed")
+    report = world.cycle(MaxConcurrentSQL=2)
+    assert report.to_dict()["Outcomes"] == {
+        "dispatched": 2,
+        "running": 1,
+        "pending": 2,
+        "throttled": 1,
+        "too_young": 1,
+        "not_found": 1,
+        "quarantined": 2,
+        "ignored": 2,
+        "unknown": 1,
+        "error": 1,
+    }
+    assert report.outcomes.keys() == set(Outcome)
+    assert adds_up(report)
 
 
 def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):

@@ -117,7 +117,8 @@ def test_a_trace_whose_dispatcher_died_before_its_copy_is_delivered_once(world):
     where = target(world, name)
     put_intent(world, name)
     world.control.advance(LATER)
-    assert world.cycle().dispatched == 1
+    report = world.cycle()
+    assert (report.dispatched, report.errors) == (1, [])
     assert world.names(TRIGGER) == [where]
     assert traces_of(world) == []
 
@@ -197,6 +198,26 @@ def test_a_copy_that_is_still_under_way_can_no_longer_be_made_once_it_is_settled
         late.intents._others = lambda mine: (datetime.now(UTC), [])  # it looked before the other's intent was there
         assert late.dispatch([share]).to_dict()["Outcomes"] == {"ignored": 1}
     assert world.names(TRIGGER) == traces_of(world) == []
+
+
+def test_a_copy_that_would_arrive_after_it_was_looked_for_in_vain_is_refused(world):
+    name = world.trace()
+    generation, where = int(world.blob(name).generation), target(world, name)
+    put_intent(world, name)
+    world.control.advance(LATER)
+    with world.dispatcher() as dispatcher:
+        versions = dispatcher.store.versions
+
+        def another_copies_now(stems):
+            found = versions(stems)
+            dispatcher.store.copy([(name, generation, where)])
+            for each in world.names(TRIGGER):
+                world.delete(each, TRIGGER)
+            return found
+
+        dispatcher.store.versions = another_copies_now
+        assert dispatcher.cycle().dispatched == 1
+    assert [*world.deleted(), *world.names(TRIGGER)] == [where]
 
 
 def test_a_settled_trace_goes_where_it_would_have_gone(world):

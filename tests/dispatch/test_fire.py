@@ -95,11 +95,13 @@ def test_a_window_that_cannot_be_copied_is_not_reported_as_fired_and_comes_again
     assert world.names(TRIGGER) == [f"_batch_/{name}"]
 
 
-def test_a_claim_that_is_refused_fires_nothing(world):
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_claim_that_is_refused_fires_nothing(world, monkeypatch, status):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
     name = world.window()
-    world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden")
+    world.control.add_fault("storage.objects.compose", "status", status=status)
     document = world.cycle().to_dict()
-    assert document["Outcomes"] == {"error": 1}
+    assert (document["Outcomes"], document["Batched"]) == ({"error": 1}, {})
     assert world.url_of(name) in document["Error"]
     assert world.names(TRIGGER) == []
 
@@ -119,6 +121,18 @@ def test_a_fired_window_goes_after_an_hour_and_its_sentinel_after_a_day(world):
     world.control.advance(10_000)
     world.cycle()
     assert world.names() == []
+
+
+def test_a_window_that_cannot_be_deleted_keeps_its_sentinel_and_is_not_fired_again(world):
+    name = world.window()
+    world.cycle()
+    world.control.advance(100_000)
+    world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", name="*.win")
+    for _ in range(2):
+        document = world.cycle().to_dict()
+        assert (document["BatchCount"], document["Status"]) == (0, "error")
+    assert world.names() == sorted([name, WindowName.parse(name).sentinel])
+    assert world.names(TRIGGER) == [f"_batch_/{name}"]
 
 
 def test_a_window_fired_late_is_kept_as_long_as_any_other(world):

@@ -84,6 +84,7 @@ def test_a_trace_written_again_between_copy_and_delete_is_not_deleted(world):
         delete = dispatcher.store.delete
 
         def write_again_first(objects):
+            dispatcher.store.delete = delete  # the next one is that of the intent
             world.put(name, content="new")
             return delete(objects)
 

@@ -201,6 +201,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         DispatchConfig.from_url((tmp_path / "nothing.json").as_uri())
 
 
+def test_a_document_that_could_not_be_read_is_read_the_next_time(tmp_path):
+    path = tmp_path / "config.json"
+    for broken in (None, "{"):
+        if broken:
+            path.write_text(broken)
+        with pytest.raises(ConfigError):
+            DispatchConfig.from_url(path.as_uri())
+    path.write_text(json.dumps({**PLACES, "MaxConcurrentSQL": 3}))
+    assert DispatchConfig.from_url(path.as_uri()).max_concurrent_sql == 3
+
+
 def test_variables_are_not_shown():
     assert "secret" not in repr(DispatchConfig.from_dict(PLACES, {"token": "secret"}))
 

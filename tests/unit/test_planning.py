@@ -1,5 +1,6 @@
 """Planning: what must hold for every folder, limit and state, whatever the order of the listing."""
 
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -148,6 +149,10 @@ def test_everything_but_queries_falls_under_max_concurrent_jobs(action):
     listing = classify([stored(name)], "p", NOW)
     made = plan(Snapshot(listing, {listing.traces[0].job: Job("US", "DONE")}), config(sql=1), NOW)
     assert names(made, Lane.JOBS) == [name]
+    both = [stored(name, age=90), stored(TraceName("p", "US", "ds.t", "2", 1, action).name)]
+    listing = classify(both, "p", NOW)
+    made = plan(Snapshot(listing, {trace.job: Job("US", "DONE") for trace in listing.traces}), config(jobs=1), NOW)
+    assert (names(made, Lane.JOBS), made.outcomes) == ([name], {Outcome.THROTTLED: 1})
 
 
 def test_windows_of_a_project_that_cannot_be_seen_wait_when_there_is_a_limit():
@@ -164,6 +169,14 @@ def test_traces_whose_jobs_cannot_be_seen_count_as_active():
     jobs = {listing.traces[1].job: Job("US", "DONE")}
     made = plan(Snapshot(listing, jobs, {"p": "403"}), config(jobs=1), NOW)
     assert made.outcomes == {Outcome.ERROR: 1, Outcome.THROTTLED: 1}
+
+
+@pytest.mark.parametrize(("age", "dispatched"), [(59.0, 0), (61.0, 1)])
+def test_a_trace_whose_job_is_not_there_yet_counts_as_active_for_a_minute(age, dispatched):
+    listing = classify([stored(TraceName("p", "US", "ds.t", n, 1, "load").name, age) for n in ("1", "2")], "p", NOW)
+    made = plan(Snapshot(listing, {listing.traces[1].job: Job("US", "DONE")}), config(jobs=1), NOW)
+    assert len(made.events[Lane.JOBS]) == dispatched
+    assert made.outcomes[Outcome.NOT_FOUND] == 1
 
 
 def test_what_cannot_be_seen_counts_as_pending_for_bqtails_balancer():
@@ -260,7 +273,16 @@ def test_a_sentinel_that_has_lost_its_metadata_proves_no_firing():
     assert names(planned(claimed, older), Lane.WINDOWS) == [claimed.name]
 
 
-def test_the_date_folder_is_utc_whatever_the_machine_thinks():
+@pytest.fixture
+def in_tokyo(monkeypatch):
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_the_date_folder_is_utc_whatever_the_machine_thinks(in_tokyo):
     event = Event("proj:p:US/ds.t--1_00001_load--dispatch", 1, datetime(2026, 1, 1, 23, 59, tzinfo=UTC))
     assert target_of(event, Lane.JOBS, config()) == f"_bqjob_/2026-01-01_23/{event.name}.json"
     assert target_of(event, Lane.WINDOWS, config()) == f"_batch_/{event.name}"

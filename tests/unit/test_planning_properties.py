@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -179,6 +180,16 @@ def test_the_order_of_the_listing_does_not_matter(folder, random):
     shuffled = folder.objects.copy()
     random.shuffle(shuffled)
     assert in_order(folder.plan(shuffled)) == in_order(folder.plan())
+
+
+@given(folders())
+def test_what_was_observed_stays_as_it_is(folder):
+    """So several may look at it at once."""
+    listing = classify(folder.objects, "p", NOW)
+    snapshot = Snapshot(listing, folder.jobs, folder.errors)
+    before = deepcopy(snapshot)
+    assert plan(snapshot, folder.config, NOW) == plan(snapshot, folder.config, NOW)
+    assert snapshot == before
 
 
 @given(folders())
