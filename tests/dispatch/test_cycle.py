@@ -1,5 +1,6 @@
 """One cycle against the stand-in Google Cloud: what is moved, fired, held back and reported."""
 
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -307,11 +308,24 @@ def test_no_new_work_is_taken_once_it_is_told_to_stop(world):
 
 
 def test_a_run_whose_time_is_up_takes_no_new_work(world):
-    world.traces(5)
-    world.window()
+    """Not even that which its last cycle has found."""
     with world.dispatcher() as dispatcher:
-        document = dispatcher.run(time_to_live=1e-9).to_dict()
-    assert (document["Status"], document["Outcomes"]) == ("ok", {"pending": 6})
+        look = dispatcher.look
+
+        def look_until_the_time_is_up():
+            seen = look()
+            while time.monotonic() <= dispatcher._until:
+                time.sleep(0.01)
+            return seen
+
+        def fill(report):
+            if report.cycles == 1:
+                world.traces(5)
+                world.window()
+                dispatcher.look = look_until_the_time_is_up
+
+        document = dispatcher.run(time_to_live=3, progress=fill).to_dict()
+    assert (document["Status"], document["Cycles"], document["Outcomes"]) == ("ok", 2, {"pending": 6})
     assert len(world.names()) == 6
 
 
