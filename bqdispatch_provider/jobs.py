@@ -218,12 +218,46 @@ class JobBoard:
             log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
         return sighting
 
-    def first(self, project: str) -> None:
+    def first(self, project: str, all_users: bool = True) -> None:
         """Ask for one job of a project, to see whether its jobs may be listed.
 
+        :param all_users: whether also those that others have submitted.
         :raises google.api_core.exceptions.GoogleAPICallError: when they may not.
         """
-        self._ask(f"projects/{quote(project, safe='')}/jobs", {"allUsers": "true", "maxResults": 1, "fields": "kind"})
+        query = {"maxResults": 1, "fields": "kind", **({"allUsers": "true"} if all_users else {})}
+        self._ask(f"projects/{quote(project, safe='')}/jobs", query)
+
+    def lacking(self, project: str) -> list[str]:
+        """The permissions that the account needs in a project, and has not.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when that cannot be told.
+        """
+        lacking: list[str] = []
+        try:
+            self.first(project)
+        except exceptions.Forbidden:
+            try:
+                self.first(project, all_users=False)
+                lacking.append("bigquery.jobs.listAll")
+            except exceptions.Forbidden:
+                lacking.append("bigquery.jobs.list")
+        try:
+            self._get(JobKey(project, None, "bqdispatch_asks_for_no_job"))
+        except exceptions.Forbidden:
+            lacking.append("bigquery.jobs.get")
+        except exceptions.NotFound:
+            log.debug("Jobs of project %r may be looked up", project)
+        return lacking
+
+    def seen(self, project: str, since: datetime) -> Iterator[tuple[JobKey, Job]]:
+        """A project's jobs that were created since a moment, newest first.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
+        """
+        for page in self._pages(project, since):
+            for listed in page.get("jobs", ()):
+                location = listed["jobReference"].get("location", "")
+                yield JobKey(project, location or None, listed["jobReference"]["jobId"]), _job(listed, location)
 
     def _listed(self, search: _Search, since: datetime, until: datetime | None) -> int:
         """List some of a project's jobs, newest first, until looking the rest up takes fewer calls than going on.

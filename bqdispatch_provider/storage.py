@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -72,6 +72,10 @@ _ANY_RATE, _LEAST_WRITES = 1_000_000, 500
 
 _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
+
+FOLDER_VERBS = ("list", "get", "create", "delete")
+TRIGGER_VERBS = ("create", "get", "list")
+"""What the account has to be allowed on objects of a folder that it keeps, and of the trigger bucket."""
 
 Stamp = tuple[str, int, str, int, Mapping[str, str]]
 """An object to write beside another: the source's name and generation, the name to write, the generation that it
@@ -305,24 +309,55 @@ class TaskStore:
     def lacking(self) -> list[str]:
         """The permissions that the account needs to dispatch and has not, in words; empty when it has all.
 
-        (Cloud Storage, "Buckets: testIamPermissions", which needs no permission itself.) Both buckets are asked about
-        in one batch, so that an endpoint which does not carry out batches is known for one before anything is written.
+        Both buckets are asked about in one batch, so that an endpoint which does not carry out batches is known for one
+        before anything is written.
         """
-        needed = {self._tasks: ("list", "get", "create", "delete"), self._trigger: ("create", "get", "list")}
-        asked = [[f"storage.objects.{verb}" for verb in verbs] for verbs in needed.values()]
-        calls = [
-            Call("GET", f"{bucket.path}/iam/testPermissions", {"permissions": permissions})
-            for bucket, permissions in zip(needed, asked, strict=True)
-        ]
+        needed = {self._tasks.name: FOLDER_VERBS, self._trigger.name: TRIGGER_VERBS}
         lacking: list[str] = []
-        for bucket, permissions, result in zip(needed, asked, self._run(calls), strict=True):
-            if result.ok:
-                granted = result.body.get("permissions", ())
-                lacking += [f"{each} on bucket {bucket.name!r}" for each in permissions if each not in granted]
-            else:
+        for bucket, found in self.ungranted({name: map(on_objects, verbs) for name, verbs in needed.items()}).items():
+            if isinstance(found, Result):
                 # An emulator need not know the call; a bucket that is not there is told by the move itself.
-                log.debug("The permissions on bucket %r cannot be asked for: %s", bucket.name, result)
+                log.debug("The permissions on bucket %r cannot be asked for: %s", bucket, found)
+            else:
+                lacking += [f"{each} on bucket {bucket!r}" for each in found]
         return lacking
+
+    def ungranted(self, needed: Mapping[str, Iterable[str]]) -> dict[str, list[str] | Result]:
+        """By bucket the permissions that the account has not, or a :class:`Result` where that cannot be told.
+
+        (Cloud Storage, "Buckets: testIamPermissions", which needs no permission itself.) What a condition of IAM
+        forbids in one folder of a bucket is not to be seen here; see :meth:`tried`.
+
+        :param needed: by bucket the permissions to ask about.
+        """
+        asked = {name: list(permissions) for name, permissions in needed.items()}
+        calls = [
+            Call("GET", f"{self._client.bucket(name).path}/iam/testPermissions", {"permissions": permissions})
+            for name, permissions in asked.items()
+        ]
+        return {
+            name: [each for each in permissions if each not in result.body.get("permissions", ())]
+            if result.ok
+            else result
+            for (name, permissions), result in zip(asked.items(), self._run(calls), strict=True)
+        }
+
+    def tried(self, url: str, verbs: Iterable[str]) -> dict[str, Result]:
+        """By verb what a call comes to that needs ``storage.objects.<verb>``, and changes nothing.
+
+        What is read or deleted is an object that is not there (404), and what is written is to take the place of a
+        generation that never was (412).
+
+        :param url: of an object in the folder in question; there must be none of that name.
+        """
+        bucket, name = place(self._client, url, folder=False)
+        path = f"{bucket.path}/o/{quote(name, safe='')}"
+        calls = {
+            "list": Call("GET", f"{bucket.path}/o", {"prefix": name, "maxResults": 1, "fields": "kind"}),
+            "get": Call("GET", path, {"fields": "kind"}),
+            "delete": Call("DELETE", path, {}),
+        }
+        return {verb: self._run([calls[verb]])[0] if verb in calls else _create(bucket, name) for verb in verbs}
 
     def delete(self, objects: Sequence[tuple[str, int]]) -> list[Result]:
         """Delete exactly these generations of the task folder's objects.
@@ -448,6 +483,20 @@ def place(client: Client, url: str, *, folder: bool = True) -> tuple[Bucket, str
     """The bucket of a ``gs://`` URL, and the path in it; a folder's path ends with a slash, or is empty."""
     bucket, _, path = url.removeprefix("gs://").partition("/")
     return client.bucket(bucket), f"{path.strip('/')}/" if folder and path.strip("/") else path
+
+
+def on_objects(verb: str) -> str:
+    """The permission to do something with objects."""
+    return f"storage.objects.{verb}"
+
+
+def _create(bucket: Bucket, name: str) -> Result:
+    """What it comes to, to write over a generation that never was."""
+    try:
+        bucket.blob(name).upload_from_string(b"", if_generation_match=1, timeout=_TIMEOUT, retry=_RETRY)
+    except _REFUSALS as error:
+        return _failure(error)
+    return Result(200)
 
 
 def read_object(url: str, client: Client | None = None) -> bytes:
