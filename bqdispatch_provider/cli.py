@@ -1,6 +1,6 @@
-"""The command line: ``bqdispatch run``, ``bqdispatch replay`` and ``bqdispatch pools``.
+"""The command line: ``bqdispatch run``, ``smoke``, ``replay`` and ``pools``.
 
-Standard output carries documents, and lists of what is in quarantine, alone; logs and progress go to standard error.
+Standard output carries documents, and tables of what was found, alone; logs and progress go to standard error.
 """
 
 from __future__ import annotations
@@ -76,7 +76,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     replay.add_argument("urls", nargs="*", metavar="URL", help="as it is listed, or the object's in the task folder")
     replay.add_argument("--all", action="store_true", help="put everything back")
     replay.set_defaults(act=_replay, verbose=False)
-    for command in (run, replay, pools):
+    smoke = commands.add_parser(
+        "smoke",
+        help="check a set-up: permissions, jobs, pools, and a trace and a window of its own",
+        description="Check a set-up, and dispatch a trace and a window in a folder of their own inside the task "
+        "folder, where BqTail sees nothing of them. Prints a table of what was checked; exits with 1 when something is "
+        "wrong.",
+    )
+    smoke.add_argument("--bqtail-config", metavar="URL", help="BqTail's configuration: see that both agree")
+    smoke.set_defaults(act=_smoke, verbose=False)
+    for command in (run, smoke, replay, pools):
         command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
         command.add_argument(
             "--var", action="append", default=[], metavar="NAME=VALUE", help="value for ${NAME} in the configuration"
@@ -126,6 +135,38 @@ def _run(options: argparse.Namespace) -> int:
     return OK if report.ok else FAILED
 
 
+def _smoke(options: argparse.Namespace) -> int:
+    config = _config(options)
+    bqtail = _config(options, options.bqtail_config) if options.bqtail_config else None
+    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415  (pools needs no client)
+
+    from bqdispatch_provider.dispatcher import default_session, default_storage_client  # noqa: PLC0415
+    from bqdispatch_provider.smoke import Smoke, Verdict  # noqa: PLC0415
+
+    try:
+        client, session = default_storage_client(config), default_session()
+    except DefaultCredentialsError as error:
+        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
+    wanted = {name: int(pool["slots"]) for name, pool in pools_of(config).items()}
+    try:
+        pools: Any = (_pools_of_airflow(), wanted) if _has_airflow() else "no Airflow is set up in this environment"
+    except ConfigError as error:
+        pools = "; ".join(error.findings)
+    stopped = Event()
+    smoke = Smoke(
+        config.for_project(client.project), client, session, pools, bqtail=bqtail, go_on=lambda: not stopped.is_set()
+    )
+    found = []
+    with _Progress("Looking at the set-up …") as progress, _drained(stopped):
+        for check in smoke.checks():
+            found.append(check)
+            progress.say(f"{check.what}: {check.verdict}")
+    _show(("", "checked", "where", "found"), [(each.verdict, each.what, each.where, each.said) for each in found])
+    if stopped.is_set():
+        return INTERRUPTED
+    return FAILED if any(each.verdict is Verdict.FAILED for each in found) else OK
+
+
 def _replay(options: argparse.Namespace) -> int:
     config = _config(options)
     import requests  # noqa: PLC0415  (pools needs no client)
@@ -147,7 +188,10 @@ def _replay(options: argparse.Namespace) -> int:
             print(f"{config.error_url!r} cannot be listed: {type(error).__name__}: {error}", file=sys.stderr)
             return FAILED
         if not options.urls and not options.all:
-            _show([(each.url, f"{each.since:%Y-%m-%d %H:%M:%S}", each.reason) for each in found])
+            rows = [(each.url, f"{each.since:%Y-%m-%d %H:%M:%S}", each.reason) for each in found]
+            _show(("in quarantine", "since (UTC)", "why"), rows)
+            if not rows:
+                print("Nothing is in quarantine.", file=sys.stderr)
             return OK
         chosen = list(found) if options.all else []
         code = OK
@@ -177,21 +221,20 @@ def _printable(text: str) -> str:
     )
 
 
-def _show(rows: Sequence[tuple[str, str, str]]) -> None:
+def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on a terminal, lines with tabs elsewhere."""
-    if not rows:
-        print("Nothing is in quarantine.", file=sys.stderr)
-    elif not sys.stdout.isatty():
+    if not sys.stdout.isatty():
         for row in rows:
             print(*map(_printable, row), sep="\t")
-    else:
+    elif rows:
         from rich.console import Console  # noqa: PLC0415  (only a terminal needs it)
         from rich.table import Table  # noqa: PLC0415
         from rich.text import Text  # noqa: PLC0415
 
-        table = Table("in quarantine", "since (UTC)", "why")
+        styles = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+        table = Table(*columns)
         for row in rows:
-            table.add_row(*(Text(_printable(each), overflow="fold") for each in row))
+            table.add_row(*(Text(_printable(each), styles.get(each, ""), overflow="fold") for each in row))
         Console().print(table)
 
 
@@ -213,6 +256,12 @@ def _pools(options: argparse.Namespace) -> int:
             "`bqdispatch pools --config … > pools.json && airflow pools import pools.json` sets them", file=sys.stderr
         )
     return FAILED if differences else OK
+
+
+def _has_airflow() -> bool:
+    """Whether an Airflow has been set up here; its command would set up an empty one."""
+    places = [os.environ.get("AIRFLOW_HOME", ""), os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")]
+    return any(places) or (Path.home() / "airflow" / "airflow.cfg").exists()
 
 
 def _pools_of_airflow() -> dict[str, int]:
@@ -242,11 +291,12 @@ def _error_of(ended: subprocess.CompletedProcess[str]) -> str:
     return (errors or lines or ["it said nothing"])[-1][:500]
 
 
-def _config(options: argparse.Namespace) -> DispatchConfig:
+def _config(options: argparse.Namespace, given: str | None = None) -> DispatchConfig:
     malformed = [each for each in options.var if "=" not in each]
     if malformed:
         raise ConfigError([f"--var {each!r}; expected NAME=VALUE" for each in malformed])
-    url = options.config if "://" in options.config else Path(options.config).resolve().as_uri()
+    given = given or str(options.config)
+    url = given if "://" in given else Path(given).resolve().as_uri()
     return DispatchConfig.from_url(url, dict(each.split("=", 1) for each in options.var))
 
 
@@ -288,9 +338,13 @@ def _drained(stopped: Event) -> Iterator[None]:
 
 
 class _Progress:
-    """A line on a terminal that says how far a run is; nothing where there is no terminal."""
+    """A line on a terminal that says how far a run is; nothing where there is no terminal.
 
-    def __init__(self) -> None:
+    :param first: what it says at first.
+    """
+
+    def __init__(self, first: str = "Looking at the task folder …") -> None:
+        self._first = first
         self._shown = sys.stderr.isatty()
         self._status: Any = None
 
@@ -298,7 +352,7 @@ class _Progress:
         if self._shown:
             from rich.console import Console  # noqa: PLC0415  (only a terminal needs it)
 
-            self._status = Console(stderr=True).status("Looking at the task folder …")
+            self._status = Console(stderr=True).status(self._first)
             self._status.start()
         return self
 
@@ -307,8 +361,11 @@ class _Progress:
             self._status.stop()
 
     def show(self, report: Any) -> None:
+        self.say(f"Cycle {report.cycles}: {report.in_words()}")
+
+    def say(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(f"Cycle {report.cycles}: {report.in_words()}")
+            self._status.update(text)
 
 
 if __name__ == "__main__":

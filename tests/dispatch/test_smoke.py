@@ -1,0 +1,308 @@
+"""`bqdispatch smoke` finds what is wrong with a set-up, names it, and leaves nothing behind."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
+
+from bqdispatch_provider import smoke
+from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.smoke import Smoke, Verdict
+
+BIN = Path(sys.executable).parent
+ERRORS = "errors"
+QUIET = {"ErrorURL": f"gs://{ERRORS}/errors"}
+
+
+@pytest.fixture
+def look(world):
+    """Runs all checks of a set-up; the stand-in's time flies while the trial waits for its objects to be old enough."""
+    world.session.post(f"{world.url}/storage/v1/b?project=p", json={"name": ERRORS}).raise_for_status()
+
+    def run(breaks=lambda _: None, pools=None, bqtail=None, **more):
+        flown = []
+
+        def go_on():
+            if not flown:
+                flown.append(world.control.advance(5))
+            return True
+
+        config = world.config(**{**QUIET, **more}).for_project("p")
+        wanted = {name: pool["slots"] for name, pool in pools_of(config).items()}
+        found = wanted if pools is None else pools
+        bqtail = None if bqtail is None else world.config(**{**QUIET, **bqtail})
+        before = [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)]
+        breaks(world)
+        checks = list(Smoke(config, world.client, world.session, (found, wanted), bqtail=bqtail, go_on=go_on).checks())
+        world.control.allow_all()
+        assert [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)] == before
+        return checks
+
+    return run
+
+
+def findings(checks, verdict=Verdict.FAILED):
+    return {check.what: check.said for check in checks if check.verdict is verdict}
+
+
+def test_a_whole_set_up_passes_and_both_events_arrive(world, look):
+    world.trace()
+    checks = look(MaxConcurrentSQL=1, MaxConcurrentJobs=1, bqtail={})
+    assert findings(checks) == {}
+    assert findings(checks, Verdict.WARNING) == {}
+    passed = findings(checks, Verdict.OK)
+    assert passed["a trace"] == "arrived of job 'ds_t--1001_00001_load--dispatch' in US"
+    assert passed["a window"] == "arrived"
+    assert passed["clean-up"] == "removed 4 objects"
+    assert "PostJobPrefix of both" in passed
+
+
+def test_the_trigger_bucket_sees_nothing_of_it_and_no_job_is_submitted(world, look):
+    world.trace()
+    world.control.reset_counters()
+    assert findings(look()) == {}
+    assert world.deleted(TRIGGER) == world.names(TRIGGER) == []
+    assert "bigquery.jobs.insert" not in world.control.calls()
+
+
+def test_the_roles_are_enough(world, look):
+    """What README's table lacks is refused: deleting in the trigger bucket, and reading the settings of the others."""
+    world.trace()
+    for bucket in (TASKS, JOURNAL, ERRORS):
+        for permission in ("storage.buckets.get", "storage.objects.update"):
+            world.control.refuse(permission, bucket=bucket)
+    for permission in ("storage.objects.delete", "storage.objects.update"):
+        world.control.refuse(permission, bucket=TRIGGER)
+    assert findings(look()) == {}
+
+
+def refused(permission, **where):
+    return lambda world: world.control.refuse(permission, **where)
+
+
+def without_trigger_bucket(world):
+    world.client.bucket(TRIGGER).delete()
+
+
+def astray(world):
+    world.jobs(["ds_t--77_00001_load--dispatch"], location="EU")
+
+
+def unconsumed(world):
+    created = world.control.now() - 3600
+    world.control.seed_objects(TRIGGER, [{"name": "_bqjob_/2026-01-01_00/x.json", "timeCreated": created}])
+
+
+def gone_project(world):
+    world.control.add_fault("bigquery.jobs.list", "status", status=404, reason="notFound")
+
+
+LOAD = {"trigger bucket, traces", "trigger bucket, windows"}
+BROKEN = {
+    "task folder not listed": (refused("storage.objects.list", bucket=TASKS), {"task folder"}, "objects.list"),
+    "task folder not read": (refused("storage.objects.get", bucket=TASKS), {"task folder"}, "objects.get"),
+    "task folder not written": (refused("storage.objects.create", bucket=TASKS), {"task folder"}, "objects.create"),
+    "task folder not emptied": (refused("storage.objects.delete", bucket=TASKS), {"task folder"}, "objects.delete"),
+    "a condition on the task folder": (
+        refused("storage.objects.delete", bucket=TASKS, prefix=FOLDER),
+        {"task folder"},
+        "storage.objects.delete is refused in this folder",
+    ),
+    "trigger bucket not written": (refused("storage.objects.create", bucket=TRIGGER), LOAD, "objects.create"),
+    "trigger bucket not read": (refused("storage.objects.get", bucket=TRIGGER), LOAD, "objects.get"),
+    "trigger bucket not listed": (refused("storage.objects.list", bucket=TRIGGER), LOAD, "objects.list"),
+    "a condition on the trigger bucket": (
+        refused("storage.objects.create", bucket=TRIGGER, prefix="_batch_/"),
+        {"trigger bucket, windows"},
+        "storage.objects.create is refused in this folder",
+    ),
+    "settings of the trigger bucket": (
+        refused("storage.buckets.get", bucket=TRIGGER),
+        {"what was consumed"},
+        "storage.buckets.get is missing",
+    ),
+    "no trigger bucket": (without_trigger_bucket, LOAD, f"bucket '{TRIGGER}' does not exist"),
+    "journal not written": (refused("storage.objects.create", bucket=JOURNAL), {"journal"}, "objects.create"),
+    "journal not overwritten": (refused("storage.objects.delete", bucket=JOURNAL), {"journal"}, "objects.delete"),
+    "errors not written": (refused("storage.objects.create", bucket=ERRORS), {"errors"}, "objects.create"),
+    "jobs not listed": (refused("bigquery.jobs.list"), {"jobs", "a trace"}, "bigquery.jobs.list is missing"),
+    "jobs of others": (refused("bigquery.jobs.listAll"), {"jobs", "a trace"}, "bigquery.jobs.listAll is missing"),
+    "jobs not looked up": (refused("bigquery.jobs.get"), {"jobs", "a trace"}, "bigquery.jobs.get is missing"),
+    "another project": (gone_project, {"jobs", "a trace"}, "see that ProjectID is right"),
+    "wrong location": (astray, {"location"}, "move these traces into the folder proj:p:EU/"),
+    "nobody consumes": (unconsumed, {"BqTail consumes"}, "see that PostJobPrefix '/_bqjob_/' is BqTail's too"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_set_up_is_found_and_named(world, look, broken):
+    world.trace()
+    world.put("proj:p:US/ds.t--77_00001_load--dispatch")
+    breaks, what, said = BROKEN[broken]
+    found = findings(look(breaks))
+    assert found.keys() == what
+    assert said in next(found[each] for each in sorted(what) if each != "a trace")
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs"),
+    [
+        ("PostJobPrefix", "/_jobs_/"),
+        ("BatchPrefix", "/_windows_/"),
+        ("TriggerBucket", "another_bqtail"),
+        ("AsyncTaskURL", "gs://ops/Other/Tasks"),
+    ],
+)
+def test_what_differs_from_bqtails_configuration_is_named(world, look, key, theirs):
+    world.trace()
+    found = findings(look(bqtail={key: theirs}))
+    assert found.keys() == {f"{key} of both"}
+    assert theirs in found[f"{key} of both"]
+
+
+def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):
+    world.trace()
+    checks = look(pools={"default_pool": 128, "bqdispatch_jobs": 4}, MaxConcurrentJobs=3)
+    wrong = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
+    assert wrong.keys() == {"bqdispatch_sql", "bqdispatch_jobs"}
+    assert "is missing" in wrong["bqdispatch_sql"]
+    assert "has 4 slots; expected 3" in wrong["bqdispatch_jobs"]
+    assert all("airflow pools import" in said for said in wrong.values())
+
+
+def test_a_bucket_that_keeps_nothing_is_a_warning(cloud, world, look):
+    world.control.reset()
+    World(cloud.url, world.control, keeping={})
+    world.session.post(f"{world.url}/storage/v1/b?project=p", json={"name": ERRORS})
+    world.trace()
+    checks = look()
+    assert findings(checks) == {}
+    assert "--soft-delete-duration" in findings(checks, Verdict.WARNING)["what was consumed"]
+
+
+def test_without_a_job_it_says_how_to_get_one_and_tries_the_window(world, look):
+    world.jobs(["bquxjob_1_2", "scheduled_query"])
+    world.trace(state="RUNNING")
+    checks = look()
+    assert findings(checks).keys() == {"a trace"}
+    assert "bq query --project_id=p" in findings(checks)["a trace"]
+    assert findings(checks, Verdict.OK)["a window"] == "arrived"
+
+
+def test_what_does_not_arrive_is_named_and_removed(world, look, monkeypatch):
+    monkeypatch.setattr(smoke, "PATIENCE", 0.5)
+    world.trace()
+    world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden")
+    world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
+    checks = look()
+    assert findings(checks).keys() == {"a trace", "a window"}
+    assert "403" in findings(checks)["a trace"]
+
+
+def test_what_cannot_be_removed_is_named(world):
+    world.trace()
+    world.control.add_fault(
+        "storage.objects.delete", "status", status=403, reason="forbidden", name=f"*/{smoke.FOLDER}/*/_batch_/*"
+    )
+    config = world.config().for_project("p")
+    checks = list(Smoke(config, world.client, world.session, "none").checks())
+    (left,) = [name for name in world.names() if name.startswith(smoke.FOLDER)]
+    assert "/_batch_/" in left
+    assert f"remove gs://{TASKS}/{FOLDER}{left.partition('/_batch_/')[0]} by hand" in findings(checks)["clean-up"]
+
+
+def test_a_trial_that_is_broken_off_leaves_nothing_behind(world):
+    world.trace()
+    before = world.names()
+
+    def broken_off():
+        assert len(world.names()) == 3
+        raise RuntimeError("broken off")
+
+    smoke_ = Smoke(world.config().for_project("p"), world.client, world.session, "none", go_on=broken_off)
+    with pytest.raises(RuntimeError):
+        list(smoke_.checks())
+    assert world.names() == before
+
+
+def test_what_a_killed_trial_left_is_removed_by_a_later_one(world, look):
+    world.trace()
+    world.put(f"{smoke.FOLDER}/0123/tasks/ds.t_77_1700000000.win", age=7200)
+    world.put(f"{smoke.FOLDER}/4567/tasks/ds.t_77_1700000000.win", age=60)
+    with pytest.raises(AssertionError):  # what was there before is gone
+        look()
+    assert [name for name in world.names() if name.startswith(smoke.FOLDER)] == [
+        f"{smoke.FOLDER}/4567/tasks/ds.t_77_1700000000.win"
+    ]
+
+
+def test_a_dispatcher_takes_no_trial_for_events(world):
+    world.put(
+        f"{smoke.FOLDER}/0123/tasks/proj:p:US/ds.t--1_00001_load--dispatch",
+        f"{smoke.FOLDER}/0123/tasks/ds.t_77_1700000000.win",
+        f"{smoke.FOLDER}/0123/_bqjob_/2026-01-01_00/proj:p:US/ds.t--1_00001_load--dispatch.json",
+    )
+    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 3}
+
+
+# the command
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(world.document()))
+    return path
+
+
+def test_the_command_prints_one_line_a_check_and_exits_with_zero(world, config):
+    world.trace()
+    command = [BIN / "bqdispatch", "smoke", "--config", config, "--bqtail-config", config]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [line.split("\t") for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert {len(row) for row in rows} == {4}
+    assert {row[0] for row in rows} <= {"ok", "not checked"}
+    assert {"a trace", "a window", "clean-up"} <= {row[1] for row in rows if row[0] == "ok"}
+
+
+def test_the_command_shows_a_table_on_a_terminal_and_exits_with_one(world, config):
+    world.control.refuse("storage.objects.delete", bucket=TASKS)
+    parent, child = pty.openpty()
+    command = [BIN / "bqdispatch", "smoke", "--config", config]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    shown = b""
+    with subprocess.Popen(command, stdout=child, stderr=subprocess.DEVNULL, env=environment) as ended:
+        os.close(child)
+        try:
+            while chunk := os.read(parent, 65536):
+                shown += chunk
+        except OSError:
+            pass
+    os.close(parent)
+    assert ended.returncode == 1
+    assert b"storage.objects.delete" in shown
+    assert b"bqdispatchFolders" in shown
+    assert b"\t" not in shown
+
+
+def test_a_stop_signal_cleans_up(world, config):
+    world.trace()
+    before = world.names()
+    with subprocess.Popen(
+        [BIN / "bqdispatch", "smoke", "--config", config], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as running:
+        while not any(name.endswith(".win") for name in world.names()):
+            assert running.poll() is None
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert world.names() == before
