@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.names import in_one_line
@@ -85,7 +86,20 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     smoke.add_argument("--bqtail-config", metavar="URL", help="BqTail's configuration: see that both agree")
     smoke.set_defaults(act=_smoke, verbose=False)
-    for command in (run, smoke, replay, pools):
+    targets = commands.add_parser("deploy", help="set everything up in Cloud Composer").add_subparsers(required=True)
+    composer = targets.add_parser(
+        "composer",
+        help="set everything up in an environment of Cloud Composer 3",
+        description="Grant the environment's service account its roles, build the wheel and have the environment "
+        "install it, set the connection, the pools and the slots, and put the DAG there. Run it in the project's "
+        "folder, with gcloud logged in, as often as wanted: what is done already is left.",
+    )
+    composer.add_argument("--environment", required=True, metavar="NAME")
+    composer.add_argument("--location", required=True, metavar="REGION", help="of the environment")
+    composer.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
+    composer.add_argument("--dry-run", action="store_true", help="print the commands, and change nothing")
+    composer.set_defaults(act=_deploy, verbose=False)
+    for command in (run, smoke, replay, pools, composer):
         command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
         command.add_argument(
             "--var", action="append", default=[], metavar="NAME=VALUE", help="value for ${NAME} in the configuration"
@@ -165,6 +179,48 @@ def _smoke(options: argparse.Namespace) -> int:
     if stopped.is_set():
         return INTERRUPTED
     return FAILED if any(each.verdict is Verdict.FAILED for each in found) else OK
+
+
+def _deploy(options: argparse.Namespace) -> int:
+    from bqdispatch_provider.deploy import DeployError, Deployment  # noqa: PLC0415  (the others need none of it)
+
+    config = _config(options)
+    url = str(config.url)
+    # What lies on this machine cannot be read there.
+    place = (
+        {"config_url": url} if url.startswith("gs://") else {"config": json.loads(_local(options.config).read_text())}
+    )
+    connection = {**place, **({"variables": dict(config.variables)} if config.variables else {})}
+    try:
+        there = Deployment(
+            config, connection, pools_of(config), Path.cwd(), project=options.project, dry=options.dry_run
+        )
+        environment = there.look(options.environment, options.location)
+        for step in there.steps(environment):
+            if options.dry_run:
+                print(f"# {step.what}: {step.done}" if step.done else f"# {step.what}\n{step.as_typed()}")
+                continue
+            print(f"{step.what} … {step.done}", file=sys.stderr, flush=True)
+            if not step.done:
+                there.run(step)
+    except DeployError as error:
+        print(_printable(str(error)), file=sys.stderr)
+        return FAILED
+    if not options.dry_run:
+        print(f"Done. {_next(options, environment.account)}", file=sys.stderr)
+    return OK
+
+
+def _next(options: argparse.Namespace, account: str) -> str:
+    return (
+        f"Now see that it works as the account {account} (`gcloud auth application-default login "
+        f"--impersonate-service-account={account}`, then `bqdispatch smoke --config {options.config}`), and switch the "
+        "DAG bqdispatch on; where the cloud function has run, docs/migration.md first"
+    )
+
+
+def _local(given: str) -> Path:
+    return Path(unquote(urlsplit(given).path)) if "://" in given else Path(given)
 
 
 def _replay(options: argparse.Namespace) -> int:
