@@ -19,11 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.names import in_one_line
+
+if TYPE_CHECKING:
+    from bqdispatch_provider.smoke import Check
 
 OK, FAILED, BAD_CONFIG, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
@@ -86,6 +89,13 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     smoke.add_argument("--bqtail-config", metavar="URL", help="BqTail's configuration: see that both agree")
     smoke.set_defaults(act=_smoke, verbose=False)
+    quiet = commands.add_parser(
+        "quiet",
+        help="see that no dispatcher is at work, before another kind of it is started",
+        description="See that no dispatcher, of whatever kind, has written anything for ten minutes, or for as long as "
+        "a run lasts. Exits with 1 when one has.",
+    )
+    quiet.set_defaults(act=_quiet, verbose=False)
     targets = commands.add_parser("deploy", help="set everything up in Cloud Composer").add_subparsers(required=True)
     composer = targets.add_parser(
         "composer",
@@ -99,7 +109,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     composer.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
     composer.add_argument("--dry-run", action="store_true", help="print the commands, and change nothing")
     composer.set_defaults(act=_deploy, verbose=False)
-    for command in (run, smoke, replay, pools, composer):
+    for command in (run, smoke, quiet, replay, pools, composer):
         command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
         command.add_argument(
             "--var", action="append", default=[], metavar="NAME=VALUE", help="value for ${NAME} in the configuration"
@@ -134,15 +144,11 @@ def _run(options: argparse.Namespace) -> int:
     # a fifth of its CPU.
     gc.set_threshold(100_000, 50, 1000)
     config = _config(options)
-    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415  (pools needs no client)
-
-    from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415
+    from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415  (pools needs no client)
 
     stopped = Event()
-    try:
+    with _credentials():
         dispatcher = Dispatcher(config, go_on=lambda: not stopped.is_set())
-    except DefaultCredentialsError as error:
-        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
     with dispatcher, _Progress() as progress, _drained(stopped):
         report = dispatcher.run(time_to_live=0 if options.once else None, progress=progress.show)
     print(json.dumps(report.to_dict(), indent=1))
@@ -152,15 +158,11 @@ def _run(options: argparse.Namespace) -> int:
 def _smoke(options: argparse.Namespace) -> int:
     config = _config(options)
     bqtail = _config(options, options.bqtail_config) if options.bqtail_config else None
-    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415  (pools needs no client)
-
     from bqdispatch_provider.dispatcher import default_session, default_storage_client  # noqa: PLC0415
-    from bqdispatch_provider.smoke import Smoke, Verdict  # noqa: PLC0415
+    from bqdispatch_provider.smoke import Smoke  # noqa: PLC0415
 
-    try:
+    with _credentials():
         client, session = default_storage_client(config), default_session()
-    except DefaultCredentialsError as error:
-        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
     wanted = {name: int(pool["slots"]) for name, pool in pools_of(config).items()}
     try:
         pools: Any = (_pools_of_airflow(), wanted) if _has_airflow() else "no Airflow is set up in this environment"
@@ -175,10 +177,35 @@ def _smoke(options: argparse.Namespace) -> int:
         for check in smoke.checks():
             found.append(check)
             progress.say(f"{check.what}: {check.verdict}")
-    _show(("", "checked", "where", "found"), [(each.verdict, each.what, each.where, each.said) for each in found])
-    if stopped.is_set():
-        return INTERRUPTED
-    return FAILED if any(each.verdict is Verdict.FAILED for each in found) else OK
+    code = _table_of(found)
+    return INTERRUPTED if stopped.is_set() else code
+
+
+def _quiet(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from bqdispatch_provider.dispatcher import default_storage_client  # noqa: PLC0415
+    from bqdispatch_provider.quiet import Quiet  # noqa: PLC0415
+
+    with _credentials():
+        client = default_storage_client(config)
+    return _table_of(list(Quiet(config.for_project(client.project), client).checks()))
+
+
+@contextmanager
+def _credentials() -> Iterator[None]:
+    """Tell of missing credentials as of a configuration that cannot be used."""
+    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415  (pools needs no client)
+
+    try:
+        yield
+    except DefaultCredentialsError as error:
+        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
+
+
+def _table_of(checks: Sequence[Check]) -> int:
+    rows = [(each.verdict, each.what, each.where, each.said) for each in checks]
+    _show(("", "checked", "where", "found"), rows)
+    return FAILED if any(each.verdict == "failed" for each in checks) else OK
 
 
 def _deploy(options: argparse.Namespace) -> int:
@@ -227,15 +254,13 @@ def _replay(options: argparse.Namespace) -> int:
     config = _config(options)
     import requests  # noqa: PLC0415  (pools needs no client)
     from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError  # noqa: PLC0415
+    from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
     from bqdispatch_provider.dispatcher import default_storage_client  # noqa: PLC0415
     from bqdispatch_provider.quarantine import QuarantineStore, ReplayError  # noqa: PLC0415
 
-    try:
+    with _credentials():
         client = default_storage_client(config)
-    except DefaultCredentialsError as error:
-        raise ConfigError([f"there are no credentials for Google Cloud: {error}"]) from error
     refused = (GoogleAPIError, GoogleAuthError, requests.RequestException)
     with QuarantineStore(client, config.for_project(client.project)) as store:
         try:

@@ -1,0 +1,128 @@
+"""The switch from the Go service and back, as docs/migration.md has it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from world import JOURNAL, TASKS, TRIGGER
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.model import Sentinel
+from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.quiet import Quiet
+from bqdispatch_provider.smoke import Verdict
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def test_the_go_services_document_is_read_as_it_is():
+    document = json.loads(re.search(r"```json\n(.*?)```", GUIDE, re.DOTALL)[1])
+    config = DispatchConfig.from_dict(document, {"configBucket": "acme-config", "opsBucket": "acme-ops"})
+    assert config.async_task_url == "gs://acme-ops/BqTail/Tasks"
+    assert (config.max_concurrent_jobs, config.max_concurrent_sql) == (15, 40)
+    assert (config.check_in_ms, config.trigger_bucket) == (5000, "acme_ops_bqtail")
+
+
+def test_the_guide_names_commands_that_are_there():
+    listed = subprocess.run([BIN / "bqdispatch", "--help"], capture_output=True, text=True, check=True).stdout
+    known = set(re.search(r"\{([\w,]+)\}", listed)[1].split(","))
+    assert {"smoke", "quiet", "run", "replay"} <= set(re.findall(r"`?bqdispatch (\w+) --", GUIDE)) <= known
+
+
+def looked(world, **more):
+    checks = list(Quiet(world.config(**more).for_project("p"), world.client).checks())
+    return {verdict: [check for check in checks if check.verdict is verdict] for verdict in Verdict}
+
+
+def go_sentinel(world, name, age=60.0):
+    world.put(WindowName.parse(name).sentinel, content=".", age=age)
+
+
+def performance(world):
+    world.control.seed_objects(JOURNAL, [{"name": "journal/performance.json", "content": "{}"}])
+
+
+def moved(world):
+    world.control.seed_objects(TRIGGER, ["_bqjob_/2026-01-01_00/ds_t--1_00001_load--dispatch.json"])
+
+
+def fired(world):
+    world.control.seed_objects(TRIGGER, ["_batch_/ds.t_77_1700000000.win"])
+
+
+def old_window(world):
+    go_sentinel(world, world.window())
+
+
+def lone_sentinel(world):
+    world.put("ds.t_77_1700000000.wis", content=".")
+
+
+def intent(world):
+    world.put("intents/abc-1.json")
+
+
+@pytest.mark.parametrize("sign", [performance, moved, fired, old_window, lone_sentinel, intent])
+def test_a_dispatcher_that_was_at_work_is_noticed_until_it_is_quiet(world, sign):
+    world.trace()
+    assert looked(world)[Verdict.FAILED] == []
+    sign(world)
+    (found,) = looked(world)[Verdict.FAILED]
+    assert "less than 10 minutes ago" in found.said
+    world.control.advance(11 * 60)
+    assert looked(world)[Verdict.FAILED] == []
+
+
+def test_a_longer_run_is_waited_for_longer(world):
+    performance(world)
+    world.control.advance(20 * 60)
+    assert looked(world)[Verdict.FAILED] == []
+    assert len(looked(world, TimeToLiveInMin=30)[Verdict.FAILED]) == 1
+
+
+def test_a_place_that_cannot_be_looked_at_is_not_called_quiet(world):
+    world.control.refuse("storage.objects.list", bucket=TASKS)
+    (found,) = looked(world)[Verdict.FAILED]
+    assert found.what == "task folder"
+
+
+def test_what_the_go_service_left_is_taken_over(world):
+    """A fired window is not fired again, and one whose sentinel was deleted is; traces and other windows go out."""
+    trace, new = world.trace(age=3600), world.window("ds.new", due=1800)
+    done, lost = world.window("ds.done", due=1800), world.window("ds.lost", due=1800)
+    go_sentinel(world, done, age=1790)
+    go_sentinel(world, lost, age=1790)
+    (warning,) = looked(world)[Verdict.WARNING]
+    assert warning.said.startswith("2 windows")
+    world.delete(WindowName.parse(lost).sentinel)
+    report = world.cycle().to_dict()
+    assert set(report["Jobs"]) == {world.url_of(trace)}
+    assert set(report["Batched"]) == {world.url_of(new), world.url_of(lost)}
+    assert done in world.names()
+
+
+def test_a_claim_that_was_not_fired_is_named_before_the_way_back(world):
+    name = world.window(due=1800)
+    generation = world.blob(name).generation
+    metadata = Sentinel.claim(generation, "killed", world.blob(name).time_created)
+    world.put(WindowName.parse(name).sentinel, age=1200, metadata=metadata)
+    (warning,) = looked(world)[Verdict.WARNING]
+    assert "`bqdispatch run --once` settles" in warning.said
+    assert set(world.cycle().to_dict()["Batched"]) == {world.url_of(name)}
+    assert looked(world)[Verdict.WARNING] == []
+
+
+def test_the_command_exits_with_one_until_it_is_quiet(world, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(world.document()))
+    world.trace()
+    command = [BIN / "bqdispatch", "quiet", "--config", path]
+    assert subprocess.run(command, check=False).returncode == 0
+    world.cycle()
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "moved traces" in ended.stdout
