@@ -28,10 +28,16 @@ setup: .venv/ready ## make the environment in .venv
 	@$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --no-deps --editable .
 	@touch $@
 
+# Airflow without this project, for the wheel.
+.venv/clean/ready: .venv/ready
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/clean
+	@$(BIN)/uv pip sync --quiet --python .venv/clean/bin/python .ci/requirements.lock
+	@touch $@
+
 demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ONCE=1: ends by itself)
 	@exec $(BIN)/python -m bqdispatch_provider.testing.demo $(if $(ONCE),--once)
 
-test: setup .venv/lowest/ready ## all checks and tests, with line coverage (about ten minutes)
+test: setup .venv/lowest/ready .venv/clean/ready ## all checks and tests, with line coverage (about ten minutes)
 	@.ci/test
 
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
@@ -58,7 +64,7 @@ lock: setup ## resolve the newest releases, and the lower bounds, into .ci/*.loc
 	$(COMPILE) --override .ci/lowest.txt --upgrade --output-file .ci/lowest.lock pyproject.toml
 
 dist: setup ## wheel and sdist in dist/
-	$(BIN)/uv build --quiet --out-dir dist
+	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist)
 
 clean: ## remove what make made
 	rm -rf .venv .work dist
