@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from terminal import on_a_terminal
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider.testing.standin import StandInControl
@@ -116,23 +117,8 @@ def test_the_configuration_may_lie_in_a_bucket_with_variables(world):
 
 def test_a_terminal_sees_how_far_a_run_is(world, config):
     world.trace()
-    parent, child = pty.openpty()
-    ended = subprocess.run(
-        [BIN / "bqdispatch", "run", "--once", "--config", config()],
-        stdout=subprocess.PIPE,
-        stderr=child,
-        env={**os.environ, "TERM": "xterm"},
-        check=True,
-    )
-    os.close(child)
-    shown = b""
-    try:
-        while chunk := os.read(parent, 65536):
-            shown += chunk
-    except OSError:
-        pass
-    os.close(parent)
-    assert json.loads(ended.stdout)["Status"] == "ok"
+    code, shown, printed = on_a_terminal([BIN / "bqdispatch", "run", "--once", "--config", config()])
+    assert (code, json.loads(printed)["Status"]) == (0, "ok")
     assert b"Cycle 1: 1 dispatched" in shown
 
 

@@ -1,8 +1,6 @@
 """`bqdispatch smoke` finds what is wrong with a set-up, names it, and leaves nothing behind."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -10,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from terminal import on_a_terminal
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider import smoke
@@ -275,19 +274,9 @@ def test_the_command_prints_one_line_a_check_and_exits_with_zero(world, config):
 
 def test_the_command_shows_a_table_on_a_terminal_and_exits_with_one(world, config):
     world.control.refuse("storage.objects.delete", bucket=TASKS)
-    parent, child = pty.openpty()
     command = [BIN / "bqdispatch", "smoke", "--config", config]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
-    shown = b""
-    with subprocess.Popen(command, stdout=child, stderr=subprocess.DEVNULL, env=environment) as ended:
-        os.close(child)
-        try:
-            while chunk := os.read(parent, 65536):
-                shown += chunk
-        except OSError:
-            pass
-    os.close(parent)
-    assert ended.returncode == 1
+    code, shown, _ = on_a_terminal(command, "stdout", COLUMNS="160")
+    assert code == 1
     assert b"storage.objects.delete" in shown
     assert b"bqdispatchFolders" in shown
     assert b"\t" not in shown

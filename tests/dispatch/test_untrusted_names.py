@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
-import pty
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
+from terminal import on_a_terminal
 from world import FOLDER, JOURNAL, TRIGGER
 
 from bqdispatch_provider.jobs import Sighting
@@ -242,26 +240,12 @@ def test_a_terminal_gets_no_escape_sequence_of_a_name(world, tmp_path):
     world.control.refuse("bigquery.jobs.get", project="\x1b[2Jx")
     path = tmp_path / "config.json"
     path.write_text(json.dumps(world.document()))
-    parent, child = pty.openpty()
-    ended = subprocess.run(
-        [BIN / "bqdispatch", "run", "--once", "--verbose", "--config", path],
-        stdout=subprocess.PIPE,
-        stderr=child,
-        env={**os.environ, "TERM": "dumb"},
-        check=False,
-    )
-    os.close(child)
-    shown = b""
-    try:
-        while chunk := os.read(parent, 65536):
-            shown += chunk
-    except OSError:
-        pass
-    os.close(parent)
+    command = [BIN / "bqdispatch", "run", "--once", "--verbose", "--config", path]
+    _, shown, printed = on_a_terminal(command, TERM="dumb")
     lines = shown.decode().replace("\r\n", "\n").split("\n")
     assert [line for line in lines if not is_harmless(line.replace("\x1b[?25l", "").replace("\x1b[?25h", ""))] == []
-    assert all(is_harmless(line) for line in ended.stdout.decode().splitlines())
-    document = json.loads(ended.stdout)
+    assert all(is_harmless(line) for line in printed.decode().splitlines())
+    document = json.loads(printed)
     assert document["Outcomes"] == {
         str(Outcome.NOT_FOUND): len(hostile),
         str(Outcome.ERROR): len(hostile) + 1,
