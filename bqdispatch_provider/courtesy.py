@@ -43,6 +43,8 @@ class Courtesy:
 
 
 _SLOWER, _GROWTH, _AT_ONCE = 0.05, 0.1, 0.25
+_GROWN = 600.0
+"""Seconds of growth at most after idle ones: no rate is further from its ceiling, and no power of it overflows."""
 
 
 class Pace:
@@ -66,7 +68,7 @@ class Pace:
         """Wait until so many calls may be made."""
         with self._lock:
             now = time.monotonic()
-            self.rate = min(self._ceiling, self.rate * (1 + _GROWTH) ** (now - self._grown))
+            self.rate = min(self._ceiling, self.rate * (1 + _GROWTH) ** min(now - self._grown, _GROWN))
             self._grown = now
             begin = max(now, self._next)
             self._next = begin + calls / self.rate

@@ -129,6 +129,14 @@ def test_a_pace_grows_again_once_the_service_takes_more(clock):
     assert pace.rate == pytest.approx(5000, rel=0.01)
 
 
+def test_a_pace_that_was_idle_for_days_is_as_fast_as_its_ceiling(clock):
+    pace = courtesy.Pace(5000, 500)
+    pace.note(100, 100)
+    clock.now += 10 * 24 * 3600
+    pace.take(1)
+    assert pace.rate == 5000
+
+
 def test_a_pace_goes_on_slowly_where_all_is_refused(clock):
     pace = courtesy.Pace(5000, 500)
     for _ in range(100):
