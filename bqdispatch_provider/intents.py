@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -90,12 +90,21 @@ class Intents:
     def announce(self, events: Sequence[Event]) -> Announced:
         """Write down what is about to move, then see who else is about to move it: one request per 1,000 and one list.
 
+        Interrupted or refused in between, it takes back what it has written, for nothing was moved yet.
+
         :raises google.api_core.exceptions.GoogleAPIError: when that cannot be done, and nothing may be moved.
         """
         chunks = [events[start : start + MOST] for start in range(0, len(events), MOST)]
-        names = [self._next_name() for _ in chunks]
-        mine = tuple(self._threads.map(self._write, names, chunks))
-        wanted = {event.name for event in events}
+        writing = [self._threads.submit(self._write, self._next_name(), chunk) for chunk in chunks]
+        try:
+            return self._seen(tuple(each.result() for each in writing), {event.name for event in events})
+        except BaseException:
+            wait(writing)
+            self._remove([each.result() for each in writing if each.exception() is None])
+            raise
+
+    def _seen(self, mine: tuple[Intent, ...], wanted: Set[str]) -> Announced:
+        """See who else is about to move the same, and perhaps wait for them."""
         answered_for = self._withdrawn.union(intent.object.name for intent in mine)
         now, others = self._others(lambda name: name not in answered_for)
         rivals = self._rivals(others, wanted, now)
@@ -139,7 +148,10 @@ class Intents:
             except STORAGE_ERRORS as error:
                 log.warning("%d traces stay written down as to be moved: %s", len(left), in_words(error))
                 return
-        gone = [(intent.object.name, intent.object.generation) for intent in announced.mine]
+        self._remove(announced.mine)
+
+    def _remove(self, intents: Iterable[Intent]) -> None:
+        gone = [(intent.object.name, intent.object.generation) for intent in intents]
         for start in range(0, len(gone), BATCH_SIZE):
             chunk = gone[start : start + BATCH_SIZE]
             for (name, _), result in zip(chunk, self._store.delete(chunk), strict=True):

@@ -112,6 +112,33 @@ def test_an_interrupted_dispatcher_finishes_what_was_begun_and_leaves_the_rest_t
     assert len(world.names(TRIGGER, "_bqjob_/")) == len(names)
 
 
+def test_a_dispatcher_that_is_interrupted_while_it_waits_for_others_takes_back_what_it_has_written(world, monkeypatch):
+    names = world.traces(3)
+    intent = put_intent(world, names[0], owner=LAST)
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    instead_of_sleeping(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        world.cycle()
+    assert [name for name in world.names() if name.startswith("intents/")] == [intent]
+    world.delete(intent)
+    assert world.cycle().dispatched == 3
+
+
+def test_what_was_written_down_is_taken_back_when_the_others_cannot_be_seen(world):
+    world.traces(3)
+    with world.dispatcher() as dispatcher:
+        plan = dispatcher.look().plan
+        dispatcher.store.lacking()
+        world.control.add_fault("storage.objects.list", "status", status=403, times=1)
+        report = dispatcher.dispatch(plan.shares({}))
+    assert report.outcomes == {"error": 3}
+    assert not [name for name in world.names() if name.startswith("intents/")]
+    assert world.cycle().dispatched == 3
+
+
 def test_a_trace_whose_dispatcher_died_before_its_copy_is_delivered_once(world):
     name = world.trace()
     where = target(world, name)
