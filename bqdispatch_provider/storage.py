@@ -60,8 +60,7 @@ _RETRY = DEFAULT_RETRY.with_predicate(_passes).with_timeout(30.0)
 _LOST = frozenset({0, 408, 500, 502, 503, 504})
 _RETRIED = _LOST | {429}
 _PATIENCE = 30.0
-_NO_ANSWER = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-_REFUSALS = (GoogleAPICallError, GoogleAuthError, *_NO_ANSWER)
+_REFUSALS = (GoogleAPICallError, GoogleAuthError, requests.RequestException)
 _JSON = "application/json"
 _PAGE = 1000
 _WRITTEN = "generation,crc32c,size"
@@ -563,5 +562,8 @@ def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> 
 def _result(status: int, body: Body) -> Result:
     if status < 300:
         return Result(status, body)
-    said = body.get("error", {})
-    return _refusal(status, said.get("errors", []), said.get("message") or "")
+    said = body.get("error")
+    if not isinstance(said, dict):  # a proxy's
+        said = {"message": str(said or "")}
+    errors = [each for each in said.get("errors") or () if isinstance(each, dict)]
+    return _refusal(status, errors, str(said.get("message") or ""))
