@@ -98,7 +98,7 @@ class Dispatcher:
         )
         self.mover = Mover(self.store, self.config, self._threads)
         self.intents = Intents(self.store, self.mover.owner, self._threads)
-        self._may: list[str] | None = None
+        self._lacks: list[str] | None = None
 
     def close(self) -> None:
         """Wait for what was begun, and let the threads go."""
@@ -281,9 +281,9 @@ class Dispatcher:
         return report
 
     def _lacking(self) -> list[str]:
-        if self._may is None:
-            self._may = self.store.lacking()
-        return self._may
+        if self._lacks is None or self._lacks:  # what is granted meanwhile ends it
+            self._lacks = self.store.lacking()
+        return self._lacks
 
     def _move(self, events: Sequence[Event], beside: Sequence[_Work], report: Report) -> None:
         """Move traces, once it is written down and nobody else is about to.

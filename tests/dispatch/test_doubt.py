@@ -396,6 +396,15 @@ def test_nothing_is_moved_or_fired_without_the_permission_to_delete(world):
     assert world.names(TRIGGER) == []
 
 
+def test_a_permission_that_is_granted_during_a_run_is_made_use_of(world):
+    world.trace()
+    world.control.refuse("storage.objects.delete", bucket=TASKS)
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().dispatched == 0
+        world.control.allow_all()
+        assert dispatcher.cycle().dispatched == 1
+
+
 def test_permissions_are_asked_for_once_a_run(world):
     with world.dispatcher() as dispatcher:
         for _ in range(3):
