@@ -131,15 +131,17 @@ class Dispatcher:
         # ever be dispatched. After it, no new work is taken once the time is up.
         report = self._cycle_of_run()
         self._until = until
-        progress(report)
-        while time.monotonic() + _PAUSE < until and self._go_on():
-            time.sleep(_PAUSE)
-            if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
-                checked = time.monotonic()
-                self._check_in(report)
-            report.add_cycle(self._cycle_of_run())
+        try:
             progress(report)
-        self._until = float("inf")
+            while time.monotonic() + _PAUSE < until and self._go_on():
+                time.sleep(_PAUSE)
+                if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
+                    checked = time.monotonic()
+                    self._check_in(report)
+                report.add_cycle(self._cycle_of_run())
+                progress(report)
+        finally:
+            self._until = float("inf")
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         if report.started is not None:  # otherwise nothing was seen, and what stands there is truer than nothing
             self.write_performance(report)

@@ -329,6 +329,17 @@ def test_a_run_whose_time_is_up_takes_no_new_work(world):
     assert len(world.names()) == 6
 
 
+def test_a_run_that_was_interrupted_leaves_a_dispatcher_that_can_go_on(world):
+    def interrupt(report):
+        raise KeyboardInterrupt
+
+    with world.dispatcher() as dispatcher:
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher.run(time_to_live=0, progress=interrupt)
+        world.trace()
+        assert dispatcher.cycle().dispatched == 1
+
+
 def test_what_was_copied_when_it_is_told_to_stop_is_deleted_too(world):
     world.traces(300)
     document = world.cycle(go_on=lambda: not world.names(TRIGGER)).to_dict()
