@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from google.api_core.exceptions import Forbidden, GoogleAPICallError, GoogleAPIError, NotFound, RetryError
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, RetryError
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Bucket, Client
@@ -47,8 +47,17 @@ STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
 
 def _passes(error: Exception) -> bool:
     """Whether an error is worth another try: the library does not know that one of the 403s means too many calls."""
-    busy = isinstance(error, Forbidden) and _means_too_many(error.errors)
-    return busy or bool(DEFAULT_RETRY._predicate(error))
+    errors = getattr(error, "errors", None) or _said_in(getattr(error, "response", None))
+    return _means_too_many(errors) or bool(DEFAULT_RETRY._predicate(error))
+
+
+def _said_in(response: requests.Response | None) -> Sequence[Mapping[str, Any]]:
+    """The reasons in an answer, which the library does not read where content was asked for."""
+    try:
+        errors = response.json()["error"]["errors"] if response is not None else []
+        return [each for each in errors if isinstance(each, dict)]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _means_too_many(errors: Sequence[Mapping[str, Any]]) -> bool:
@@ -454,13 +463,8 @@ class TaskStore:
         bucket, name = place(self._client, url, folder=False)
         text = json.dumps(document, indent=1, ensure_ascii=False)
         blob = bucket.blob(name)
-        blob.upload_from_string(
-            text,
-            content_type=_JSON,
-            if_generation_match=0 if new else None,
-            timeout=_TIMEOUT,
-            retry=_RETRY,
-        )
+        upload = _RETRY(blob.upload_from_string)
+        upload(text, content_type=_JSON, if_generation_match=0 if new else None, timeout=_TIMEOUT, retry=None)
         return int(blob.generation)
 
     def names(self, url: str) -> Iterator[str]:
@@ -504,7 +508,8 @@ def read_object(url: str, client: Client | None = None) -> bytes:
     :param client: by default one with the environment's credentials.
     """
     bucket, name = place(client or Client(), url, folder=False)
-    content: bytes = bucket.blob(name).download_as_bytes(timeout=_TIMEOUT, retry=_RETRY)
+    # Not by the library's own retries: the older of them know nothing but statuses where content is sent or asked for.
+    content: bytes = _RETRY(bucket.blob(name).download_as_bytes)(timeout=_TIMEOUT, retry=None)
     return content
 
 

@@ -368,6 +368,14 @@ def test_intents_are_removed_once_nothing_of_them_is_left_and_not_before(world):
     assert world.names() == sorted([alive, left])
 
 
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"status": 403, "reason": "rateLimitExceeded"}])
+def test_the_others_intents_are_read_again_while_there_are_too_many_calls(world, fault):
+    names = world.traces(3)
+    put_intent(world, names[0])
+    world.control.add_fault("storage.objects.get", "status", times=2, name="*intents*", **fault)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 2, "pending": 1, "ignored": 1}
+
+
 def test_what_is_no_intent_among_the_intents_does_no_harm(world):
     world.put("intents/readme.txt", content="hello", age=1)
     world.put("intents/list.json", content="[1]", age=LATER)
