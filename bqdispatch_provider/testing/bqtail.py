@@ -70,6 +70,7 @@ _OTHER_ACTIONS = {"delete", "insert", "notify"}
 _LISTED = "items(name,generation,timeCreated),nextPageToken"
 _PATIENTLY = Retry(initial=0.1, maximum=2.0, timeout=30.0)
 _TIMEOUT_S = 60
+_TOLD_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,7 +454,9 @@ def _location(trace: TraceBody) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Feed events into emulators and print the account.
 
-    ``STORAGE_EMULATOR_HOST`` and ``BIGQUERY_EMULATOR_HOST``, both with a scheme, say where they are.
+    ``STORAGE_EMULATOR_HOST`` and ``BIGQUERY_EMULATOR_HOST``, both with a scheme, say where they are; buckets that are
+    missing are made. ``SIGUSR1`` ends the feed, and the process ends once all events are through; ``SIGTERM`` and
+    ``SIGINT`` end it at once.
 
     :returns: 0 when every event went through exactly once.
     """
@@ -462,8 +465,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     storage_url, bigquery_url = os.environ.get("STORAGE_EMULATOR_HOST"), os.environ.get("BIGQUERY_EMULATOR_HOST")
     if not storage_url or not bigquery_url:
         raise SystemExit("set STORAGE_EMULATOR_HOST and BIGQUERY_EMULATOR_HOST, both with their scheme")
+    config = DispatchConfig.from_json(Path(options.config).read_bytes(), dict(options.var))
     settings = BqTailSettings.for_dispatcher(
-        DispatchConfig.from_json(Path(options.config).read_bytes(), dict(options.var)),
+        config,
         **{name: getattr(options, name) for name in _OPTIONS},
         unbatched=frozenset(options.direct),
     )
@@ -472,15 +476,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         credentials=AnonymousCredentials(),
         client_options={"api_endpoint": storage_url},
     )
+    _make_buckets(client, config, settings.trigger_bucket)
     bqtail = StandInBqTail(client, requests.Session(), bigquery_url, settings)
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop, fed = threading.Event(), threading.Event()
+
+    def end(number: int, _: object) -> None:
+        fed.set()
+        if number != signal.SIGUSR1:
+            stop.set()
+
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     stepping = threading.Thread(target=bqtail.run, args=(stop, options.interval))
     stepping.start()
     try:
-        _feed(bqtail, [*options.dest, *options.direct], options.events, options.every, stop)
+        _feed(bqtail, [*options.dest, *options.direct], options.events, options.every, fed)
         _drain(bqtail, options.drain, options.settle, stop)
     finally:
         stop.set()
@@ -490,12 +501,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if account.ok else 1
 
 
-def _feed(bqtail: StandInBqTail, dests: list[str], events: int | None, every: float, stop: threading.Event) -> None:
+def _make_buckets(client: Client, config: DispatchConfig, trigger_bucket: str) -> None:
+    """Make the buckets that BqTail and its dispatcher use, where they are missing."""
+    urls = (config.async_task_url, config.journal_url, config.error_url)
+    for bucket in {trigger_bucket, *(url.removeprefix("gs://").partition("/")[0] for url in urls)}:
+        with suppress(Conflict):
+            client.create_bucket(bucket)
+
+
+def _feed(bqtail: StandInBqTail, dests: list[str], events: int | None, every: float, fed: threading.Event) -> None:
     for number in itertools.count() if events is None else range(events):
-        if stop.is_set():
+        if fed.is_set():
             return
         bqtail.put_file(dests[number % len(dests)])
-        stop.wait(every)
+        if number % _TOLD_EVERY == 0:
+            log.info("%s", bqtail.counters())
+        fed.wait(every)
 
 
 def _drain(bqtail: StandInBqTail, patience: float, settle: float, stop: threading.Event) -> None:

@@ -621,6 +621,32 @@ def test_the_process_feeds_events_and_exits_zero_when_all_went_through_once(proc
     assert (account["ok"], account["events"], account["finished"], account["chains"]) == (True, 4, 4, 4)
 
 
+def test_the_process_ends_its_feed_on_a_signal_and_waits_for_what_is_on_its_way(process, storage):
+    hand = DispatcherByHand(storage)
+    feeding = process("--window-s", "0", "--dest", "ds.t")
+    while len(hand.waiting("--dispatch")) < 3:
+        time.sleep(0.05)
+    feeding.send_signal(signal.SIGUSR1)
+    while feeding.poll() is None:
+        for trace in hand.waiting("--dispatch"):
+            hand.move(trace)
+        time.sleep(0.05)
+    account = json.loads(feeding.communicate()[0])
+    assert feeding.returncode == 0
+    assert account["events"] == account["finished"] >= 3
+
+
+def test_the_process_makes_the_buckets_that_are_missing(process, storage):
+    for bucket in (TASKS, TRIGGER):
+        storage.bucket(bucket).delete(force=True)
+    feeding = process("--every", "60", "--dest", "ds.t")
+    while not (storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win")):
+        time.sleep(0.05)
+    feeding.terminate()
+    feeding.communicate(timeout=20)
+    assert storage.lookup_bucket(TRIGGER) is not None
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_ends_cleanly_on_a_signal_and_tells_what_is_missing(process, storage, number):
     hand = DispatcherByHand(storage)
