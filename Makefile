@@ -5,10 +5,10 @@ FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak trials contract bench check lock dist clean
+.PHONY: help setup demo test test-compose soak trials contract bench check lock dist clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## make the environment in .venv
 
@@ -39,6 +39,9 @@ demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ON
 
 test: setup .venv/lowest/ready .venv/clean/ready ## all checks and tests, with line coverage (about ten minutes)
 	@.ci/test
+
+test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celery|fake_gcs: only that)
+	$(BIN)/pytest -p no:cacheprovider $(if $(PROFILE),tests/compose/test_$(PROFILE).py,tests/compose)
 
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
 	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak \
