@@ -135,6 +135,8 @@ class Dispatcher:
             progress(report)
             while time.monotonic() + _PAUSE < until and self._go_on():
                 time.sleep(_PAUSE)
+                if not self._go_on():  # told meanwhile: one more look would be for nothing, and may be long
+                    break
                 if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
                     checked = time.monotonic()
                     self._check_in(report)

@@ -329,6 +329,12 @@ def test_a_run_whose_time_is_up_takes_no_new_work(world):
     assert len(world.names()) == 6
 
 
+def test_a_run_that_is_told_to_stop_between_two_cycles_looks_no_more(world):
+    told = iter([True, False])  # before the pause, and after it
+    with world.dispatcher(go_on=lambda: next(told)) as dispatcher:
+        assert dispatcher.run(time_to_live=60).cycles == 1
+
+
 def test_a_run_that_was_interrupted_leaves_a_dispatcher_that_can_go_on(world):
     def interrupt(report):
         raise KeyboardInterrupt
