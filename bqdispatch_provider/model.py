@@ -366,13 +366,15 @@ class Only:
         :raises ValueError: when it is something else.
         """
         known = cls.__dataclass_fields__
+        refusal = f"only is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(refusal)
         fields: dict[str, tuple[str, ...]] = {}
         for name, value in (given or {}).items():
-            values = (
-                (value,) if isinstance(value, str) else tuple(value if isinstance(value, list | tuple) else (None,))
-            )
-            if name not in known or not all(isinstance(each, str) for each in values):
-                raise ValueError(f"only is {given!r}; expected lists of strings by {', '.join(known)}")
+            values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+            # An empty list may come from a variable: taken for none given, it would let everything through.
+            if name not in known or not values or not all(isinstance(each, str) for each in values):
+                raise ValueError(refusal)
             fields[name] = values
         return cls(**fields)
 
