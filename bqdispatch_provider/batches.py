@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from google.api_core.exceptions import from_http_response
 from google.cloud.storage import Client
+
+from bqdispatch_provider.refusals import refused
 
 Body = Mapping[str, Any]
 
@@ -65,15 +66,18 @@ def alone(client: Client, call: Call, timeout: tuple[float, float]) -> Body:
 
 
 def _ask(client: Client, call: Call, timeout: tuple[float, float]) -> Body:
-    answer = client._connection.api_request(
-        method=call.method,
-        path=call.path,
-        query_params=dict(call.query),
+    connection = client._connection
+    response = connection._make_request(
+        call.method,
+        connection.build_api_url(path=call.path, query_params=dict(call.query)),
         data=None if call.body is None else json.dumps(call.body),
         content_type="application/json",
         timeout=timeout,
     )
-    return answer or {}
+    if not 200 <= response.status_code < 300:
+        raise refused(response)
+    answer: Body = response.json() if response.content else {}
+    return answer
 
 
 def together(client: Client, calls: Sequence[Call], timeout: tuple[float, float]) -> list[tuple[int, Body]]:
@@ -96,7 +100,7 @@ def together(client: Client, calls: Sequence[Call], timeout: tuple[float, float]
         timeout=timeout,
     )
     if not 200 <= response.status_code < 300:
-        raise from_http_response(response)
+        raise refused(response)
     return _answers(response.headers.get("content-type", ""), response.content, len(calls))
 
 

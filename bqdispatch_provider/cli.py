@@ -1,4 +1,4 @@
-"""The command line: ``bqdispatch run``, ``smoke``, ``replay`` and ``pools``.
+"""The command line: ``bqdispatch run``, ``smoke``, ``quiet``, ``replay``, ``pools`` and ``deploy``.
 
 Standard output carries documents, and tables of what was found, alone; logs and progress go to standard error.
 """

@@ -321,7 +321,7 @@ def _project(reading: _Reading, key: str) -> str | None:
 
 
 def _location(reading: _Reading, key: str) -> str | None:
-    expected = "gs://bucket/folder"
+    expected = "gs://bucket/folder, the bucket's name of 3 characters at least"
     value = reading.document.get(key)
     if value in (None, ""):
         reading.findings.append(f"{key} is missing; expected {expected}")

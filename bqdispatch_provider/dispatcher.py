@@ -182,7 +182,11 @@ class Dispatcher:
         else:
             report = seen.report
             report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
-            report.add_part(self.tidy(seen.plan.tidy))
+            try:
+                report.add_part(self.tidy(seen.plan.tidy))
+            except Exception as error:  # what was dispatched has to be told all the same
+                log.exception("What is left of this cycle could not be put in order")
+                report.error(f"windows and quarantine could not be put in order: {in_words(error)}")
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         _log_cycle(report)
         return report

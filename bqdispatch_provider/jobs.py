@@ -22,6 +22,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import Job, JobKey, Trace
 from bqdispatch_provider.names import in_words
+from bqdispatch_provider.refusals import refused
 
 log = logging.getLogger(__name__)
 
@@ -356,7 +357,7 @@ class JobBoard:
             self._courtesy.note(busy=False)
             answer: dict[str, Any] = response.json()
             return answer
-        error = exceptions.from_http_response(response)
+        error = refused(response)
         limited = error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors)
         busy = limited or error.code in (429, 503)
         self._courtesy.note(busy=busy)

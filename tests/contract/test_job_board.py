@@ -169,6 +169,16 @@ def test_a_list_that_is_not_found_is_an_error_of_its_project_and_no_word_about_j
     assert (sighting.jobs, sighting.errors.keys()) == ({}, {"p"})
 
 
+@by_either
+def test_what_a_proxy_answers_is_an_error_of_the_project(bigquery, number, monkeypatch):
+    answer = requests.Response()
+    answer.status_code, answer._content, answer.url = 407, b'{"error": "who are you?"}', "http://proxy"
+    answer.request = requests.Request("GET", "http://proxy").prepare()
+    monkeypatch.setattr(bigquery.board._session, "get", lambda *_, **__: answer)
+    sighting = bigquery.look(bigquery.traces(number))
+    assert sighting.jobs == {} and "who are you?" in sighting.errors["p"]
+
+
 def test_a_list_goes_on_over_pages(bigquery):
     traces = bigquery.traces(2500)
     bigquery.jobs(traces)

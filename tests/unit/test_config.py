@@ -84,9 +84,9 @@ def test_everything_wrong_is_said_at_once():
     )
     assert found == [
         "ProjectID asks for the variable ${project}, which is not given; expected one of the given ones: region",
-        "AsyncTaskURL is 's3://b/x'; expected gs://bucket/folder",
-        "JournalURL is missing; expected gs://bucket/folder",
-        "ErrorURL is 7; expected gs://bucket/folder",
+        "AsyncTaskURL is 's3://b/x'; expected gs://bucket/folder, the bucket's name of 3 characters at least",
+        "JournalURL is missing; expected gs://bucket/folder, the bucket's name of 3 characters at least",
+        "ErrorURL is 7; expected gs://bucket/folder, the bucket's name of 3 characters at least",
         "TriggerBucket is 'gs://b'; expected the name of a bucket, without gs:// and without a path",
         "TimeToLiveInMin is 0; expected a number of minutes above 0, a day at most",
         "CheckInMs is True; expected a whole number, 0 to 10,000,000,000",
