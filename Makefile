@@ -37,7 +37,7 @@ setup: .venv/ready ## make the environment in .venv
 demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ONCE=1: ends by itself)
 	@exec $(BIN)/python -m bqdispatch_provider.testing.demo $(if $(ONCE),--once)
 
-test: setup .venv/lowest/ready .venv/clean/ready ## all checks and tests, with line coverage (about ten minutes)
+test: setup .venv/lowest/ready .venv/clean/ready ## all checks and tests, with line coverage (about a quarter of an hour)
 	@.ci/test
 
 test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celery|fake_gcs: only that)

@@ -138,7 +138,9 @@ def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run
             file.seek(0)
         if process.returncode:
             raise RuntimeError(f"{command} ended with {process.returncode}: {said.read()[-2000:]}")
-        answer = json.loads(out.read())
+        printed = out.read()
+    # Airflow logs to standard output, too.
+    answer = json.loads(printed if printed.startswith("{") else printed.splitlines()[-1])
     cpu = usage.ru_utime + usage.ru_stime
     return Run(seconds, cpu, usage.ru_maxrss / 1024, control.requests_by_method(), answer)
 

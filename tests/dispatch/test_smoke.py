@@ -1,6 +1,7 @@
 """`bqdispatch smoke` finds what is wrong with a set-up, names it, and leaves nothing behind."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -255,7 +256,11 @@ def test_a_dispatcher_takes_no_trial_for_events(world):
 
 
 @pytest.fixture
-def config(world, tmp_path):
+def config(world, tmp_path, monkeypatch):
+    """A configuration's path, where no Airflow is set up, whatever other tests have left."""
+    for variable in [name for name in os.environ if name.startswith("AIRFLOW")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(world.document()))
     return path
