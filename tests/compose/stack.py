@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -117,6 +118,10 @@ class Stack:
             f"{number} more good runs",
             lambda: len({run["dag_run_id"] for run in self.runs("success")} - known) >= number,
         )
+
+    def fed(self):
+        """How many events BqTail's log tells of."""
+        return max(map(int, re.findall(r"\bevents=(\d+)", self.compose("logs", "bqtail"))), default=0)
 
     def end_the_feed(self):
         """End BqTail's feed; gives its account once all events are through, or BqTail has given up."""

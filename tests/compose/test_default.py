@@ -87,6 +87,7 @@ def test_every_event_goes_through_once_while_the_scheduler_and_postgresql_restar
         assert stack.wait_for("a run that is under way", lambda: stack.runs("running"))
         stack.compose("restart", service)
         stack.wait_for_runs(1)
+    stack.wait_for(f"{EVENTS} events", lambda: stack.fed() >= EVENTS)
     account = stack.end_the_feed()
     assert account["ok"], account["problems"]
     assert account["events"] == account["finished"] >= EVENTS
