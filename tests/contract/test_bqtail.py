@@ -609,14 +609,19 @@ def process(standin, control, tmp_path):
         one.stdout.close()
 
 
-def test_the_process_feeds_events_and_exits_zero_when_all_went_through_once(process, storage):
-    hand = DispatcherByHand(storage)
-    feeding = process("--events", "4", "--window-s", "0")
+def served(feeding, hand):
+    """Move what waits until the process ends; gives its account."""
     while feeding.poll() is None:
         for trace in hand.waiting("--dispatch"):
             hand.move(trace)
         time.sleep(0.05)
-    account = json.loads(feeding.communicate()[0])
+    return json.loads(feeding.communicate()[0])
+
+
+def test_the_process_feeds_events_and_exits_zero_when_all_went_through_once(process, storage):
+    hand = DispatcherByHand(storage)
+    feeding = process("--events", "4", "--window-s", "0")
+    account = served(feeding, hand)
     assert feeding.returncode == 0
     assert (account["ok"], account["events"], account["finished"], account["chains"]) == (True, 4, 4, 4)
 
@@ -627,11 +632,7 @@ def test_the_process_ends_its_feed_on_a_signal_and_waits_for_what_is_on_its_way(
     while len(hand.waiting("--dispatch")) < 3:
         time.sleep(0.05)
     feeding.send_signal(signal.SIGUSR1)
-    while feeding.poll() is None:
-        for trace in hand.waiting("--dispatch"):
-            hand.move(trace)
-        time.sleep(0.05)
-    account = json.loads(feeding.communicate()[0])
+    account = served(feeding, hand)
     assert feeding.returncode == 0
     assert account["events"] == account["finished"] >= 3
 
