@@ -415,6 +415,10 @@ class Dispatcher:
                 "URL": url,
                 "Status": "DONE",
             }
+            if event.ended is not None:
+                report.jobs[url]["EndTime"] = event.ended.isoformat(timespec="milliseconds")
+            if event.error:
+                report.jobs[url]["Error"] = event.error
         report.count(project, "Dispatched", counter)
         log.debug("Dispatched %r", url)
 

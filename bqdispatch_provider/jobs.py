@@ -321,7 +321,7 @@ class JobBoard:
         }
 
     def _pages(self, project: str, since: datetime, until: datetime | None = None) -> Iterator[dict[str, Any]]:
-        job = "jobReference(jobId,location),state,statistics(creationTime)"
+        job = "jobReference(jobId,location),state,errorResult(reason),statistics(creationTime,endTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
             "projection": "minimal",
@@ -339,11 +339,12 @@ class JobBoard:
             query["pageToken"] = answer["nextPageToken"]
 
     def _get(self, key: JobKey) -> Job:
-        query = {"fields": "jobReference(location),status(state)"}
+        query = {"fields": "jobReference(location),status(state,errorResult(reason)),statistics(endTime)"}
         if key.location:
             query["location"] = key.location
         answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
-        return _job(answer["status"], answer.get("jobReference", {}).get("location", key.location or ""))
+        location = answer.get("jobReference", {}).get("location", key.location or "")
+        return _job({**answer["status"], "statistics": answer.get("statistics", {})}, location)
 
     def _ask(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = _RETRY(self._ask_once)(path, query)
@@ -376,7 +377,14 @@ def _since(trace: Trace, doubted: Collection[JobKey]) -> datetime:
 
 
 def _job(listed: Mapping[str, Any], location: str) -> Job:
-    return Job(location, listed.get("state", "PENDING"))
+    ended = int(listed.get("statistics", {}).get("endTime", 0))
+    error = listed.get("errorResult")
+    return Job(
+        location,
+        listed.get("state", "PENDING"),
+        datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
+        "" if error is None else error.get("reason") or "unknown",
+    )
 
 
 def _said(error: Exception) -> str:

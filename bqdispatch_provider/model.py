@@ -204,10 +204,17 @@ class JobKey:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How a BigQuery job stands: ``state`` is PENDING, RUNNING or DONE, whether well or badly."""
+    """How a BigQuery job stands.
+
+    :param state: PENDING, RUNNING or DONE, whether well or badly.
+    :param ended: when it was done, by BigQuery's clock; ``None`` while it is not.
+    :param error: the reason why it ended badly, in BigQuery's words; empty otherwise.
+    """
 
     location: str
     state: str
+    ended: datetime | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +273,8 @@ class Event:
     :param name: path below the task folder.
     :param created: the trace's creation, which gives the hour of its target's folder.
     :param location: where the trace's job ran.
+    :param ended: when that job was done, by BigQuery's clock; ``None`` for a window.
+    :param error: the reason why that job ended badly; empty otherwise.
     :param doubted: whether an earlier delivery of it has to be excluded first.
     """
 
@@ -273,6 +282,8 @@ class Event:
     generation: int
     created: datetime
     location: str = ""
+    ended: datetime | None = None
+    error: str = ""
     doubted: bool = False
 
     @property
@@ -282,8 +293,9 @@ class Event:
 
     def to_json(self) -> list[Any]:
         """A compact form for XCom."""
-        doubted = [True] if self.doubted else []
-        return [self.name, self.generation, self.created.timestamp(), self.location, *doubted]
+        ended = self.ended.timestamp() if self.ended else 0
+        more = [self.error, self.doubted] if self.error or self.doubted else []
+        return [self.name, self.generation, self.created.timestamp(), self.location, ended, *more]
 
     @classmethod
     def from_json(cls, document: Iterable[Any]) -> Event:
@@ -292,12 +304,21 @@ class Event:
         :raises ValueError: when it is something else.
         """
         try:
-            name, generation, created, location, *doubted = document
-            at = datetime.fromtimestamp(float(created), UTC)
-            return cls(str(name), int(generation), at, str(location), doubted == [True])
+            name, generation, created, location, ended, *more = document
+            error, doubted = more or ("", False)
+            return cls(
+                str(name),
+                int(generation),
+                datetime.fromtimestamp(float(created), UTC),
+                str(location),
+                datetime.fromtimestamp(float(ended), UTC) if ended else None,
+                str(error),
+                bool(doubted),
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"not an event: {document!r}; expected [name, generation, created, location] as the sensor wrote it"
+                f"not an event: {document!r}; expected [name, generation, created, location, ended], as the sensor "
+                "wrote it"
             ) from error
 
 

@@ -250,7 +250,9 @@ class _Planning:
             self.not_found[trace.project] += 1
         elif job.state == "DONE":
             stored = trace.object
-            event = Event(stored.name, stored.generation, stored.created, job.location, stored.doubted)
+            event = Event(
+                stored.name, stored.generation, stored.created, job.location, job.ended, job.error, stored.doubted
+            )
             candidate = _Candidate(stored.created, event, trace.project, lane, counter)
             self._candidate(candidate, trace.name, stored.held)
         else:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -310,8 +311,9 @@ def test_a_target_is_the_usual_one_or_one_beside_it(name, is_one):
 
 
 def test_shares_travel_as_json_and_back():
-    event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU")
-    share = Share(Lane.SQL, 5, NOW, (event, event))
+    event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU", NOW)
+    others = (replace(event, ended=None), replace(event, error="invalid"), replace(event, doubted=True))
+    share = Share(Lane.SQL, 5, NOW, (event, *others))
     import json
 
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
