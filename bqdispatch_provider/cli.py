@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.names import in_one_line
+from bqdispatch_provider.setups import SetUp
 
 if TYPE_CHECKING:
     from bqdispatch_provider.smoke import Check
@@ -109,6 +110,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     composer.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
     composer.add_argument("--dry-run", action="store_true", help="print the commands, and change nothing")
     composer.set_defaults(act=_deploy, verbose=False)
+    for command in (smoke, pools, composer):
+        command.add_argument(
+            "--setup",
+            type=_setup,
+            default=SetUp(),
+            metavar="NAME",
+            help="of several set-ups in one Airflow; its connection, pools and DAG are called bqdispatch_NAME…",
+        )
     for command in (run, smoke, quiet, replay, pools, composer):
         command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
         command.add_argument(
@@ -123,15 +132,26 @@ def _main(arguments: Sequence[str] | None) -> int:
         return BAD_CONFIG
 
 
-def pools_of(config: DispatchConfig) -> dict[str, dict[str, Any]]:
-    """Airflow's pools for a configuration's limits: as many slots, or -1 (no limit)."""
+def _setup(name: str) -> SetUp:
+    try:
+        return SetUp(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def pools_of(config: DispatchConfig, setup: SetUp | None = None) -> dict[str, dict[str, Any]]:
+    """Airflow's pools for a configuration's limits: as many slots, or -1 (no limit).
+
+    :param setup: whose pools; by default those of the set-up without a name.
+    """
+    names = setup or SetUp()
     return {
-        "bqdispatch_sql": {
+        names.sql_pool: {
             "slots": config.max_concurrent_sql or -1,
             "description": "MaxConcurrentSQL: events of query jobs that may be in hand at one time",
             "include_deferred": False,
         },
-        "bqdispatch_jobs": {
+        names.jobs_pool: {
             "slots": config.max_concurrent_jobs or -1,
             "description": "MaxConcurrentJobs: events of load, copy and export jobs and windows in hand at one time",
             "include_deferred": False,
@@ -163,7 +183,7 @@ def _smoke(options: argparse.Namespace) -> int:
 
     with _credentials():
         client, session = default_storage_client(config), default_session()
-    wanted = {name: int(pool["slots"]) for name, pool in pools_of(config).items()}
+    wanted = {name: int(pool["slots"]) for name, pool in pools_of(config, options.setup).items()}
     try:
         pools: Any = (_pools_of_airflow(), wanted) if _has_airflow() else "no Airflow is set up in this environment"
     except ConfigError as error:
@@ -220,7 +240,13 @@ def _deploy(options: argparse.Namespace) -> int:
     connection = {**place, **({"variables": dict(config.variables)} if config.variables else {})}
     try:
         there = Deployment(
-            config, connection, pools_of(config), Path.cwd(), project=options.project, dry=options.dry_run
+            config,
+            connection,
+            pools_of(config, options.setup),
+            Path.cwd(),
+            setup=options.setup,
+            project=options.project,
+            dry=options.dry_run,
         )
         environment = there.look(options.environment, options.location)
         for step in there.steps(environment):
@@ -242,7 +268,7 @@ def _next(options: argparse.Namespace, account: str) -> str:
     return (
         f"Now see that it works as the account {account} (`gcloud auth application-default login "
         f"--impersonate-service-account={account}`, then `bqdispatch smoke --config {options.config}`), and switch the "
-        "DAG bqdispatch on; where the cloud function has run, docs/migration.md first"
+        f"DAG {options.setup.dag_id} on; where the cloud function has run, docs/migration.md first"
     )
 
 
@@ -320,7 +346,7 @@ def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _pools(options: argparse.Namespace) -> int:
-    wanted = pools_of(_config(options))
+    wanted = pools_of(_config(options), options.setup)
     if not options.check:
         print(json.dumps(wanted, indent=1))
         return OK

@@ -75,3 +75,23 @@ def test_the_sample_dag_is_what_the_docs_say(database, dags_folder, monkeypatch)
         "dispatch_jobs": ("bqdispatch_jobs", 1),
         "fire_windows": ("bqdispatch_jobs", 1),
     }
+
+
+def test_the_dag_of_a_set_up_has_its_names_in_everything(database, monkeypatch):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    monkeypatch.setenv("BQDISPATCH_SCHEDULE", "@continuous")
+    monkeypatch.setenv("BQDISPATCH_ACME_SCHEDULE", "@hourly")
+    monkeypatch.setenv("BQDISPATCH_ACME_SQL_SLOTS", "3")
+    dag = dispatch_dag("acme", jobs_slots=7, tags=["acme"])
+    assert (dag.dag_id, dag.schedule if hasattr(dag, "schedule") else dag.schedule_interval) == (
+        "bqdispatch_acme",
+        "@hourly",
+    )
+    assert list(dag.tags) == ["acme"]
+    assert {task.bqdispatch_conn_id for task in dag.tasks} == {"bqdispatch_acme"}
+    assert {task.task_id: (task.pool, task.pool_slots) for task in dag.tasks if task.pool != "default_pool"} == {
+        "dispatch_sql": ("bqdispatch_acme_sql", 3),
+        "dispatch_jobs": ("bqdispatch_acme_jobs", 7),
+        "fire_windows": ("bqdispatch_acme_jobs", 7),
+    }

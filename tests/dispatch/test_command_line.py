@@ -128,6 +128,20 @@ def test_pools_are_printed_as_airflow_imports_them(config):
     assert all(pool["description"] for pool in pools.values())
 
 
+def test_pools_of_a_set_up_carry_its_name(config):
+    pools = json.loads(bqdispatch("pools", "--setup", "acme", "--config", config(MaxConcurrentSQL=5)).stdout)
+    assert {name: pool["slots"] for name, pool in pools.items()} == {
+        "bqdispatch_acme_sql": 5,
+        "bqdispatch_acme_jobs": -1,
+    }
+
+
+def test_a_set_up_whose_name_is_none_is_one_clear_message(config):
+    ended = bqdispatch("pools", "--setup", "Acme", "--config", config())
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "expected up to 50 lower-case letters" in ended.stderr
+
+
 def test_pools_of_an_airflow_without_a_database_are_one_clear_message(config, tmp_path):
     none = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/none.db"}
     ended = bqdispatch("pools", "--check", "--config", config(), **none)
