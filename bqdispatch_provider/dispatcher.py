@@ -75,7 +75,7 @@ class Dispatcher:
         only: Only = EVERYTHING,
     ) -> None:
         self._client = storage_client or default_storage_client(config)
-        self._session = session or default_session()
+        self.session = session or default_session()
         self._go_on = go_on
         self._only = only
         self._given = config
@@ -83,8 +83,8 @@ class Dispatcher:
         self._interrupted: BaseException | None = None
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
-        _widen(self._session)
-        self.board = JobBoard(self._session)
+        _widen(self.session)
+        self.board = JobBoard(self.session)
         self._use(config)
 
     def _use(self, config: DispatchConfig) -> None:

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from google.cloud.storage import Client
 
     from bqdispatch_provider.dispatcher import Dispatcher
+    from bqdispatch_provider.push import Subscription
 
 _FORMS = ("config", "config_url")
-_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id")
+_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
 _LONG = ("config", "variables")
 _PLACEHOLDERS = {
     "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
@@ -45,7 +46,8 @@ class BqDispatchHook(BaseHook):
     of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…`` or ``file://…``), or its
     keys themselves. It may also hold ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id``
     (the connection whose credentials are used, by default ``google_cloud_default``), ``impersonation_chain`` (service
-    accounts, comma-separated or a list) and ``quota_project_id``. It holds no secret.
+    accounts, comma-separated or a list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake
+    whoever waits for this connection's jobs, docs/push.md). It holds no secret.
 
     With ``STORAGE_EMULATOR_HOST`` or ``BIGQUERY_EMULATOR_HOST`` set, that service is used without credentials.
 
@@ -118,6 +120,21 @@ class BqDispatchHook(BaseHook):
             with Dispatcher(config, client, session, go_on=go_on, only=chosen) as dispatcher:
                 yield dispatcher
 
+    def get_subscription(self, dispatcher: Dispatcher) -> Subscription | None:
+        """The subscription that the connection names, by which waiting ends as soon as a job is done.
+
+        :param dispatcher: from :meth:`get_dispatcher`, whose session is used.
+        :raises ConfigError: when it is not named in full.
+        """
+        from bqdispatch_provider.push import SUBSCRIPTION, Subscription  # noqa: PLC0415
+
+        name = self.extra.get("subscription")
+        if name is None:
+            return None
+        if not isinstance(name, str) or not SUBSCRIPTION.fullmatch(name):
+            raise self._unusable(f"subscription is {name!r}; expected projects/<project>/subscriptions/<subscription>")
+        return Subscription(dispatcher.session, name)
+
     def test_connection(self) -> tuple[bool, str]:
         """Try what a dispatcher reads, and tell everything that is in the way at once.
 
@@ -127,7 +144,7 @@ class BqDispatchHook(BaseHook):
         """
         try:
             with self.get_dispatcher() as dispatcher:
-                findings, summary = _try(dispatcher)
+                findings, summary = _try(dispatcher, self.get_subscription(dispatcher))
         except ConfigError as error:
             findings, summary = error.findings, ""
         except Exception as error:
@@ -269,7 +286,7 @@ def _session_of(credentials: Any) -> requests.Session:
     return session
 
 
-def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
+def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[list[str], str]:
     """What is in the way of a dispatcher, one sentence each, and what was tried."""
     config, store = dispatcher.config, dispatcher.store
     findings: dict[tuple[str, str], str] = {}
@@ -305,6 +322,10 @@ def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
             f"project {project}",
             lambda project=project: dispatcher.board.first(project),  # type: ignore[misc]
         )
+    if subscription is not None:
+        where = f"subscription {subscription.name}"
+        for permission in attempt("pubsub.subscriptions.consume", where, subscription.lacking) or ():
+            findings[permission, where] = f"{permission} on {where} is missing"
     return list(findings.values()), (
         f"{config.async_task_url}, {trigger}, {config.journal_url}, {config.error_url} "
         f"and the jobs of {', '.join(projects)} can be read"

@@ -47,6 +47,10 @@ def get_provider_info() -> dict[str, Any]:
                         "Impersonation chain", "Service accounts to impersonate, comma-separated"
                     ),
                     "quota_project_id": _field("Quota project", "Project that the calls are counted for"),
+                    "subscription": _field(
+                        "Pub/Sub subscription",
+                        "projects/…/subscriptions/… on BigQuery's audit logs, which wakes the dispatcher at once",
+                    ),
                 },
             }
         ],
