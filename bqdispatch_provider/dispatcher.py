@@ -38,6 +38,7 @@ from bqdispatch_provider.moves import AT_MOST, Done, Mover
 from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_words
 from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, unseen
 from bqdispatch_provider.report import Report
+from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,6 @@ ROUND = 10_000
 SHARE_LIFE = timedelta(minutes=2)
 """How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
 
-_PAUSE = 1.0
 _LESS = 5.0
 """A run ends so many seconds before its time to live is over (docs/protocol.md, "Configuration document")."""
 
@@ -81,6 +81,7 @@ class Dispatcher:
         self._given = config
         self._until = float("inf")
         self._interrupted: BaseException | None = None
+        self._plan: Plan | None = None
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
         _widen(self.session)
@@ -112,7 +113,13 @@ class Dispatcher:
         self.close()
 
     def run(
-        self, time_to_live: float | timedelta | None = None, progress: Callable[[Report], None] = lambda _: None
+        self,
+        time_to_live: float | timedelta | None = None,
+        progress: Callable[[Report], None] = lambda _: None,
+        *,
+        begin: Callable[[Plan], None] = lambda _: None,
+        wait: Callable[[float], object] = time.sleep,
+        rhythm: Rhythm | None = None,
     ) -> Report:
         """Cycle after cycle until the time is up, then write ``performance.json``.
 
@@ -120,27 +127,29 @@ class Dispatcher:
             cycle is done in any case, and all of it; 0 is that cycle alone; by default the configuration's
             ``TimeToLiveInMin`` less 5 s.
         :param progress: called with the run's report so far, after each cycle.
+        :param begin: called in each cycle with what it is about to dispatch.
+        :param wait: called between two cycles with seconds; it may come back earlier.
+        :param rhythm: how many seconds these are.
         """
         began = time.monotonic()
-        if time_to_live is None:
-            time_to_live = max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
-        seconds = time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
-        until = began + seconds
+        rhythm = rhythm or Rhythm()
+        until = began + self.seconds_to_live(time_to_live)
         checked = began
         # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
         # ever be dispatched. After it, no new work is taken once the time is up.
-        report = self._cycle_of_run()
+        report = self._cycle_of_run(begin)
         self._until = until
         try:
             progress(report)
-            while time.monotonic() + _PAUSE < until and self._go_on():
-                time.sleep(_PAUSE)
+            while (left := until - time.monotonic()) > rhythm.least and self._go_on():
+                seconds = rhythm.after(self._plan, time.monotonic())
+                wait(max(rhythm.least, min(seconds, left - rhythm.least)))
                 if not self._go_on():  # told meanwhile: one more look would be for nothing, and may be long
                     break
                 if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
                     checked = time.monotonic()
                     self._check_in(report)
-                report.add_cycle(self._cycle_of_run())
+                report.add_cycle(self._cycle_of_run(begin))
                 progress(report)
         finally:
             self._until = float("inf")
@@ -149,9 +158,18 @@ class Dispatcher:
             self.write_performance(report)
         return report
 
-    def _cycle_of_run(self) -> Report:
+    def seconds_to_live(self, time_to_live: float | timedelta | None = None) -> float:
+        """For how long a run begins new cycles.
+
+        :param time_to_live: as :meth:`run` takes it.
+        """
+        if time_to_live is None:
+            return max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
+        return time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
+
+    def _cycle_of_run(self, begin: Callable[[Plan], None]) -> Report:
         try:
-            return self.cycle()
+            return self.cycle(begin)
         except Exception as error:
             log.exception("A cycle has failed; the run goes on")
             report = Report(cycles=1)
@@ -170,9 +188,13 @@ class Dispatcher:
         except ConfigError as error:
             report.error(f"the changed configuration is not taken over: {error}")
 
-    def cycle(self) -> Report:
-        """Observe, plan and act once."""
+    def cycle(self, begin: Callable[[Plan], None] = lambda _: None) -> Report:
+        """Observe, plan and act once.
+
+        :param begin: called with what is about to be dispatched.
+        """
         began = time.monotonic()
+        self._plan = None
         try:
             seen = self.look()
         except STORAGE_ERRORS as error:
@@ -180,7 +202,8 @@ class Dispatcher:
             report.error(f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
             log.error("%s", report.errors[0])
         else:
-            report = seen.report
+            report, self._plan = seen.report, seen.plan
+            begin(seen.plan)
             report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
             try:
                 report.add_part(self.tidy(seen.plan.tidy))

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
@@ -486,6 +486,8 @@ class Plan:
     :param projects: number of traces per project.
     :param not_found: number of traces per project whose job BigQuery does not know.
     :param errors: what went wrong while looking, one sentence each.
+    :param awaited: how many of the objects wait for a job that runs, or is about to.
+    :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     """
 
     now: datetime
@@ -498,6 +500,8 @@ class Plan:
     not_found: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
+    awaited: int = 0
+    due_in: timedelta | None = None
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
         """The plan's events in pieces small enough for XCom.

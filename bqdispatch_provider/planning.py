@@ -155,6 +155,8 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
             ),
             *sorted(planning.held),
         ),
+        awaited=planning.awaited,
+        due_in=min(planning.due_in, default=None),
     )
 
 
@@ -225,6 +227,8 @@ class _Planning:
     stale_windows: list[tuple[str, int]] = field(default_factory=list)
     stale_sentinels: list[tuple[str, int]] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
+    awaited: int = 0
+    due_in: list[timedelta] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
 
     def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: bool) -> None:
@@ -235,6 +239,7 @@ class _Planning:
         active = job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR
         if active:
             self.active[trace.project, lane is Lane.SQL] += 1
+            self.awaited += 1
         if REPLAY in trace.object.metadata:
             self._wait(trace.project, "Pending", counter)
         elif project_failed and job is None:
@@ -243,6 +248,7 @@ class _Planning:
             self.counts[trace.project]["Pending"][counter] += 1
         elif age < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
+            self.due_in.append(MIN_AGE - age)
         elif job is None and lost:
             self.quarantines.append(_lost(trace))
         elif job is None:
@@ -264,6 +270,7 @@ class _Planning:
 
     def window(self, window: Window, blind: bool, keep: timedelta) -> None:
         stored, sentinel = window.object, window.sentinel
+        until_due = window.name.end - self.now + DUE_AFTER
         if REPLAY in stored.metadata:
             self._wait(window.project, "Pending", BATCH_JOBS)
         elif sentinel is not None and sentinel.fired is not None:
@@ -289,8 +296,10 @@ class _Planning:
             self.active[window.project, False] += 1
         elif self.now - stored.created < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
+            self.due_in.append(max(MIN_AGE - (self.now - stored.created), until_due))
         elif not due(window, self.now):
             self._wait(window.project, "Pending", BATCH_JOBS)
+            self.due_in.append(until_due)
         elif blind:
             self.outcomes[Outcome.ERROR] += 1
         else:
@@ -325,6 +334,7 @@ class _Planning:
             limit = max_sql if is_sql else max_jobs
             if limit and self.active[candidate.project, is_sql] >= limit:
                 self.outcomes[Outcome.THROTTLED] += 1
+                self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.counter] += 1
             else:
                 self.active[candidate.project, is_sql] += 1
