@@ -22,7 +22,7 @@ if "airflow" in sys.modules:
 
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 DAGS.mkdir()
-for file in (*REPOSITORY.glob("dags/*.py"), *Path(__file__).parent.glob("dags/*.py")):
+for file in (*REPOSITORY.glob("dags/**/*.py"), *Path(__file__).parent.glob("dags/*.py")):
     (DAGS / file.name).symlink_to(file)
 os.environ.update(
     {
