@@ -18,9 +18,19 @@ def get_provider_info() -> dict[str, Any]:
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "tags": ["gcp"]}],
         "hooks": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.hooks"]}],
-        "sensors": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.sensors"]}],
+        "sensors": [
+            {
+                "integration-name": integration,
+                "python-modules": ["bqdispatch_provider.sensors", "bqdispatch_provider.done"],
+            }
+        ],
         "operators": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.operators"]}],
-        "triggers": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.triggers"]}],
+        "triggers": [
+            {
+                "integration-name": integration,
+                "python-modules": ["bqdispatch_provider.triggers", "bqdispatch_provider.done"],
+            }
+        ],
         "connection-types": [
             {
                 "connection-type": "bqdispatch",
