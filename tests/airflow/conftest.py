@@ -107,7 +107,7 @@ def connect(world, monkeypatch):
 
 @pytest.fixture
 def run(connect, database):
-    """Runs a DAG of the DAG folder; the sensor waits for no longer than it is told."""
+    """Runs a DAG of the DAG folder; its tasks wait for no longer than they are told."""
     from airflow.providers.common.compat.sdk import DAG
 
     def run_dag(dag_id, file="variants.py", timeout=0.1):
@@ -116,6 +116,11 @@ def run(connect, database):
         if "detect" in dag.task_dict:
             dag.get_task("detect").timeout = timeout
             dag.get_task("detect").poke_interval = 0.1
+        for task in dag.tasks:
+            if hasattr(task, "quiet_for"):
+                task.quiet_for, task.poke_interval = 0.2, 0.1
+            if getattr(task, "time_to_live", None):
+                task.time_to_live = 0
         return Run(dag.test(), database)
 
     return run_dag

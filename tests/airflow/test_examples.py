@@ -3,14 +3,33 @@
 import ast
 import json
 import runpy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from world import JOURNAL, TASKS
+from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.names import TraceName
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "dags" / "examples").glob("*.py"))
+
+
+@pytest.fixture
+def bqtail_takes_everything(world):
+    """Consumes what is delivered, beside what the test does."""
+    over = threading.Event()
+
+    def consume():
+        while not over.wait(0.05):
+            for name in world.names(TRIGGER):
+                world.delete(name, TRIGGER)
+
+    with ThreadPoolExecutor(1) as aside:
+        consumed = aside.submit(consume)
+        yield
+        over.set()
+        consumed.result()
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
@@ -21,6 +40,44 @@ def test_an_example_says_when_to_use_it_and_starts_nothing_by_itself(database, f
     dags = [each for each in runpy.run_path(str(file)).values() if isinstance(each, DAG)]
     assert dags
     assert all(dag.is_paused_upon_creation for dag in dags)
+
+
+def test_a_dag_goes_on_once_nothing_of_its_table_is_left(world, run):
+    others = world.trace(dest="sales.returns", state="RUNNING")
+    done = run("wait_for_table", "wait_for_table.py")
+    assert (done.state, done.states["use"]) == ("success", "success")
+    assert world.names() == [others]
+
+
+def test_one_project_is_dispatched_and_the_others_wait(world, run):
+    mine, others = world.traces(2, project="acme-shop"), world.traces(2)
+    done = run("one_project", "one_project.py")
+    assert (done.state, done.returned("dispatch")["Dispatched"]) == ("success", {"LoadJobs": 2})
+    assert world.names() == sorted(others)
+    assert len(world.names(TRIGGER)) == len(mine)
+
+
+def test_a_bigger_dag_dispatches_its_own_table_and_goes_on(world, run, bqtail_takes_everything):
+    world.traces(2, dest="sales.orders")
+    others = world.trace(dest="sales.returns")
+    done = run("within_a_bigger_dag", "within_a_bigger_dag.py")
+    assert set(done.states.values()) == {"success"}
+    assert world.names() == [others]
+
+
+def test_a_dry_run_shows_what_would_be_done_and_does_nothing(world, run, capfd):
+    names, window = world.traces(2), world.window()
+    query = world.trace("query", state="RUNNING")
+    world.control.reset_counters()
+    done = run("dry_run", "dry_run.py")
+    printed = capfd.readouterr().out
+    assert all(repr(name) in printed for name in (*names, window))
+    returned = done.returned("look")
+    assert returned["would dispatch"] == {"sql": 0, "jobs": 2, "windows": 1}
+    assert returned["Running"] == {"QueryJobs": 1}
+    assert world.names() == sorted([*names, query, window])
+    assert world.control.calls().keys() == {"storage.objects.list", "bigquery.jobs.get"}
+    assert world.names(TRIGGER) == world.names(JOURNAL) == []
 
 
 class SetUpOfATest:
