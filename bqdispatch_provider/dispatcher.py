@@ -16,6 +16,7 @@ import requests
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
+from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.intents import Intents
 from bqdispatch_provider.jobs import REFUSED, JobBoard
@@ -35,7 +36,7 @@ from bqdispatch_provider.model import (
     counter_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
-from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_words
+from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_one_line, in_words
 from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, unseen
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
@@ -82,6 +83,8 @@ class Dispatcher:
         self._until = float("inf")
         self._interrupted: BaseException | None = None
         self._plan: Plan | None = None
+        self._teller = story.Teller(log)
+        self._told: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
         _widen(self.session)
@@ -186,7 +189,7 @@ class Dispatcher:
                 self._given = changed
                 log.info("The configuration has changed: going on with the new one")
         except ConfigError as error:
-            report.error(f"the changed configuration is not taken over: {error}")
+            self._error(report, f"the changed configuration is not taken over: {error}")
 
     def cycle(self, begin: Callable[[Plan], None] = lambda _: None) -> Report:
         """Observe, plan and act once.
@@ -199,8 +202,7 @@ class Dispatcher:
             seen = self.look()
         except STORAGE_ERRORS as error:
             report = Report(cycles=1)
-            report.error(f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
-            log.error("%s", report.errors[0])
+            self._error(report, f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
         else:
             report, self._plan = seen.report, seen.plan
             begin(seen.plan)
@@ -211,7 +213,9 @@ class Dispatcher:
                 log.exception("What is left of this cycle could not be put in order")
                 report.error(f"windows and quarantine could not be put in order: {in_words(error)}")
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
-        _log_cycle(report)
+        if report.started is not None:
+            told = f"{report.listed} objects in the task folder: {report.in_words()}"
+            self._teller.tell([told, *story.of_waiting(report, self.config)])
         return report
 
     def listing(self) -> Listing:
@@ -292,7 +296,7 @@ class Dispatcher:
             else:
                 (windows if share.lane is Lane.WINDOWS else events).extend(share.events)
         if (events or windows) and (lacking := self._lacking()):
-            report.error(f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
+            self._error(report, f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
             self._note(report, [Done(event, Outcome.PENDING) for event in (*events, *windows)])
             return report
         work: list[_Work] = [(self.mover.fire, chunk) for chunk in _chunks(windows)]
@@ -302,10 +306,13 @@ class Dispatcher:
         self._do(work, report)
         if self.mover.refused:
             why = "the account needs storage.objects.delete, and no retention policy or hold may stand against it"
-            report.error(
+            self._error(
+                report,
                 f"a delete in {self.config.async_task_url!r} was answered with {self.mover.refused}, so no more is "
-                f"moved from there{f': {why}' if self.mover.refused == 403 else ' in this cycle'}"
+                f"moved from there{f': {why}' if self.mover.refused == 403 else ' in this cycle'}",
             )
+        if report.dispatched > story.TOLD:
+            log.info("and %d more were dispatched", report.dispatched - story.TOLD)
         if (interrupted := self._interrupted) is not None:
             self._interrupted = None
             raise interrupted
@@ -326,7 +333,7 @@ class Dispatcher:
             announced = self.intents.announce(events)
         except STORAGE_ERRORS as error:
             said = f"what is to be moved could not be written down under {self._url(INTENTS)}, so it waits"
-            report.error(f"{said}: {in_words(error)}")
+            self._error(report, f"{said}: {in_words(error)}")
             self._note(report, [Done(event, Outcome.ERROR) for event in events])
             self._do(beside, report)
             return
@@ -384,7 +391,7 @@ class Dispatcher:
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
-                    report.error(f"{self._url(name)} was fired and kept, but could not be deleted: {result}")
+                    self._error(report, f"{self._url(name)} was fired and kept, but could not be deleted: {result}")
         return report
 
     def write_performance(self, report: Report) -> None:
@@ -393,7 +400,9 @@ class Dispatcher:
         try:
             self.store.write_json(url, report.performance())
         except STORAGE_ERRORS as error:
-            report.error(f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}")
+            self._error(
+                report, f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}"
+            )
 
     def _unless_over(self, act: _Act, events: Sequence[Event]) -> list[Done]:
         if not self._go_on() or self._interrupted is not None or time.monotonic() > self._until:
@@ -410,19 +419,26 @@ class Dispatcher:
         """An object of the task folder for a message: names are untrusted text."""
         return repr(self.store.task_url(name))
 
+    def _error(self, report: Report, message: str) -> None:
+        """Note that something went wrong; what goes wrong cycle after cycle is logged once."""
+        report.error(message)
+        if message not in self._told:
+            log.warning("%s", in_one_line(message))
+            self._told.add(message)
+
     def _note(self, report: Report, done: Iterable[Done]) -> None:
         for one in done:
             report.outcomes[one.outcome] += 1
             if one.error:
-                report.error(one.error)
-                log.warning("%s", one.error)
+                self._error(report, one.error)
             if one.outcome is Outcome.DISPATCHED:
-                self._note_dispatched(report, one.event)
+                self._note_dispatched(report, one)
             elif one.outcome is Outcome.QUARANTINED:
                 report.quarantined[self.store.task_url(one.event.name)] = one.reason
                 log.warning("Set aside under %r: %s, %s", self.config.error_url, self._url(one.event.name), one.reason)
 
-    def _note_dispatched(self, report: Report, event: Event) -> None:
+    def _note_dispatched(self, report: Report, one: Done) -> None:
+        event = one.event
         url, configured = self.store.task_url(event.name), self.config.project_id or ""
         if event.name.endswith(".win"):
             window = WindowName.parse(event.name)
@@ -443,7 +459,10 @@ class Dispatcher:
             if event.error:
                 report.jobs[url]["Error"] = event.error
         report.count(project, "Dispatched", counter)
-        log.debug("Dispatched %r", url)
+        level = logging.INFO if report.dispatched <= story.TOLD else logging.DEBUG
+        if log.isEnabledFor(level):
+            target = f"gs://{self.config.trigger_bucket}/{one.target}"
+            log.log(level, "%s", story.of_event(event, target, self.store.now()))
 
 
 @dataclass(frozen=True)
@@ -482,8 +501,3 @@ def _widen(session: requests.Session) -> None:
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE))
-
-
-def _log_cycle(report: Report) -> None:
-    if report.started is not None:
-        log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, report.in_words())

@@ -172,6 +172,7 @@ class JobBoard:
         self._courtesy = Courtesy()
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
         self._done: dict[JobKey, Job] = {}
+        self._refused: dict[str, str] = {}
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(
@@ -216,7 +217,9 @@ class JobBoard:
         # What is done stays so, and need not be asked for again as long as its trace waits.
         self._done = {key: job for key, job in sighting.jobs.items() if job.state == "DONE"}
         for project, refusal in sighting.errors.items():
-            log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
+            if self._refused.get(project) != refusal:
+                log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
+        self._refused = dict(sighting.errors)
         return sighting
 
     def first(self, project: str, all_users: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from bqdispatch_provider.report import Report
 
-_LOGGED_WHOLE = 200
+_ERRORS_LOGGED = 20
 
 
 class DispatchOperator(BaseOperator):
@@ -110,7 +109,7 @@ class DispatchOperator(BaseOperator):
             report = dispatcher.run(seconds)
             journal = RunJournal(dispatcher, context)
             url = journal.write_document(report, journal.own_url)
-        _log_document(self, report, url)
+        self.log.info("%d errors; the response document is %s", len(report.errors), url)
         _check(self, report, url)
         return {**report.summary(), "document": url}
 
@@ -264,8 +263,11 @@ def _check(operator: DispatchOperator | DispatchReportOperator, report: Report, 
         )
 
 
-def _log_document(operator: BaseOperator, report: Report, url: str) -> None:
-    """Log the document; of one that tells of many events, the counts and where it lies."""
-    events = len(report.jobs) + len(report.batched)
-    shown = report.to_dict() if events <= _LOGGED_WHOLE else report.summary()
-    operator.log.info("%s\n%s", url, json.dumps(shown, indent=1))
+def _log_document(operator: DispatchReportOperator, report: Report, url: str) -> None:
+    """Log what the tasks of a run came to, what went wrong in it, and where all of it lies."""
+    operator.log.info("%d objects in the task folder: %s", report.listed, report.in_words())
+    for error in report.errors[:_ERRORS_LOGGED]:
+        operator.log.warning("%s", error)
+    if len(report.errors) > _ERRORS_LOGGED:
+        operator.log.warning("and %d more errors", len(report.errors) - _ERRORS_LOGGED)
+    operator.log.info("The response document is %s", url)

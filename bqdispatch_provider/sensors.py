@@ -19,6 +19,7 @@ from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import Part, RunJournal
 from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.planning import limits
+from bqdispatch_provider.story import Teller, of_waiting
 from bqdispatch_provider.triggers import BqDispatchTrigger
 
 if TYPE_CHECKING:
@@ -132,13 +133,15 @@ class BqDispatchSensor(BaseSensorOperator):
         self._sight = sight = self._dispatcher.look()
         shares = [share for share in sight.plan.shares(limits(self._dispatcher.config)) if share.lane in lanes]
         number = sum(len(share.events) for share in shares)
-        self.log.info("%d objects in the task folder, %d to dispatch", sight.plan.listed, number)
+        told = f"{sight.plan.listed} objects in the task folder: {number} to dispatch, {sight.report.in_words()}"
+        self._teller.tell([told, *of_waiting(sight.report, self._dispatcher.config)])
         if not shares:
             return PokeReturnValue(is_done=False)
         self._write_part(context)
         return PokeReturnValue(is_done=True, xcom_value=[share.to_dict() for share in shares])
 
     def _open(self, held: ExitStack) -> None:
+        self._teller = Teller(self.log)
         hook = BqDispatchHook(self.bqdispatch_conn_id)
         self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables, only=self.only))
         held.callback(setattr, self, "_dispatcher", None)
