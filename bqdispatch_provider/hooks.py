@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
+from bqdispatch_provider import compat
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
@@ -75,9 +76,9 @@ class BqDispatchHook(BaseHook):
         :raises ConfigError: when the extra is none that can be used.
         """
         hook = cls(bqdispatch_conn_id)
-        hook._extra = await _extra_of(bqdispatch_conn_id)
+        hook._extra = _filled(await compat.extra_of(bqdispatch_conn_id))
         if not _emulated():
-            hook._google_extra = await _extra_of(hook._gcp_conn_id)
+            hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
         return hook
 
     @property
@@ -156,17 +157,7 @@ class BqDispatchHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """The fields of the connection's form, for Airflow 2; Airflow 3 reads them from the provider's metadata."""
-        from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
-        from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
-        from wtforms import StringField  # type: ignore[import-untyped]  # noqa: PLC0415
-
-        return {
-            name: StringField(
-                lazy_gettext(field["label"]),
-                widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in _LONG else ''}FieldWidget")(),
-            )
-            for name, field in _form()["conn-fields"].items()
-        }
+        return compat.form_widgets(_form()["conn-fields"], _LONG)
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -255,17 +246,6 @@ def _emulated() -> bool:
 def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
     """An extra without the fields that a form leaves empty."""
     return {key: value for key, value in extra.items() if value not in (None, "")}
-
-
-async def _extra_of(conn_id: str) -> dict[str, Any]:
-    from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
-
-    connection = await get_async_connection(conn_id)
-    if hasattr(connection, "aextra_dejson"):
-        return _filled(await connection.aextra_dejson())
-    from asgiref.sync import sync_to_async  # noqa: PLC0415
-
-    return _filled(await sync_to_async(lambda: connection.extra_dejson)())
 
 
 def _client_of(credentials: Any, project: str | None) -> Client:

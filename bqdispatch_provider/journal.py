@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from bqdispatch_provider import compat
 from bqdispatch_provider.model import Lane, Outcome, Tidy
 from bqdispatch_provider.report import Report
 
@@ -93,8 +94,7 @@ class RunJournal:
     def __init__(self, dispatcher: Dispatcher, context: Context) -> None:
         self._store: TaskStore = dispatcher.store
         ti = context["ti"]
-        at: datetime | None = context.get("logical_date") or getattr(context["dag_run"], "run_after", None)
-        day = (at or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
+        day = (compat.date_of(context) or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
         self._run = f"{dispatcher.config.journal_url.rstrip('/')}/runs/{day}/{_part_of_path(ti.dag_id)}"
         self._run += f"/{_part_of_path(ti.run_id)}"
         # No task's ID holds a tilde, so that a mapped task's part is no other task's.

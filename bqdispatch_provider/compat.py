@@ -1,0 +1,80 @@
+"""Differences between the versions of Airflow; what ``airflow.providers.common.compat.sdk`` has is taken from it.
+
+Importing this costs nothing: DAG files import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow.providers.common.compat.sdk import Context
+
+
+def date_of(context: Context) -> datetime | None:
+    """When the context's run was to start: its logical date, or where it has none (Airflow 3), what stands for it.
+
+    :param context: the running task's.
+    """
+    return context.get("logical_date") or getattr(context["dag_run"], "run_after", None)
+
+
+async def extra_of(conn_id: str) -> Mapping[str, Any]:
+    """A connection's extra, read on an event loop without blocking it.
+
+    From 3.3.2 on Airflow reads it there; before that it may block while secrets are masked, so a thread does it.
+
+    :param conn_id: ID of the connection.
+    """
+    from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
+
+    connection = await get_async_connection(conn_id)
+    if hasattr(connection, "aextra_dejson"):
+        extra: Mapping[str, Any] = await connection.aextra_dejson()
+        return extra
+    from asgiref.sync import sync_to_async  # noqa: PLC0415
+
+    return await sync_to_async(lambda: connection.extra_dejson)()
+
+
+def form_widgets(fields: Mapping[str, Any], long: Iterable[str]) -> dict[str, Any]:
+    """The fields of a connection's form for Airflow 2; Airflow 3 reads them from the provider's metadata.
+
+    :param fields: that metadata's ``conn-fields``.
+    :param long: names of those that need several lines.
+    """
+    from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
+    from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
+    from wtforms import StringField  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return {
+        name: StringField(
+            lazy_gettext(field["label"]),
+            widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in long else ''}FieldWidget")(),
+        )
+        for name, field in fields.items()
+    }
+
+
+def make_known(alias: str) -> None:
+    """Make sure that Airflow knows an asset alias before events go through it.
+
+    Airflow 3 makes it on its own. Airflow 2 fails the task whose alias its scheduler has not read from a DAG file, as
+    those of mapped tasks, or of a DAG that is only tested.
+    """
+    if AIRFLOW_V_3_0_PLUS:
+        return
+    from airflow.models.dataset import DatasetAliasModel  # type: ignore[import-not-found]  # noqa: PLC0415
+    from airflow.utils.session import create_session  # noqa: PLC0415
+    from sqlalchemy import select  # noqa: PLC0415
+    from sqlalchemy.exc import IntegrityError  # noqa: PLC0415
+
+    with suppress(IntegrityError), create_session() as session:  # another task may have made it just now
+        if session.scalar(select(DatasetAliasModel).where(DatasetAliasModel.name == alias)) is None:
+            session.add(DatasetAliasModel(name=alias))
