@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import BaseTrigger, StartTriggerArgs
 
 
 def date_of(context: Context) -> datetime | None:
@@ -78,3 +80,49 @@ def make_known(alias: str) -> None:
     with suppress(IntegrityError), create_session() as session:  # another task may have made it just now
         if session.scalar(select(DatasetAliasModel).where(DatasetAliasModel.name == alias)) is None:
             session.add(DatasetAliasModel(name=alias))
+
+
+def renders_triggers() -> bool:
+    """Whether the arguments of a trigger that a task starts from may be templates: from 3.3 on."""
+    import airflow  # noqa: PLC0415
+
+    return tuple(int(part) for part in airflow.__version__.split(".")[:2]) >= (3, 3)
+
+
+def starts_from_trigger() -> bool:
+    """Whether the scheduler makes use of ``start_from_trigger``: 3.0 to 3.2 pass it over, and begin on a worker."""
+    return not AIRFLOW_V_3_0_PLUS or renders_triggers()
+
+
+def event_trigger() -> Any:
+    """The class of triggers that can watch an asset; Airflow 2 has none, there it is that of all triggers."""
+    from airflow.triggers import base  # noqa: PLC0415
+
+    return getattr(base, "BaseEventTrigger", base.BaseTrigger)
+
+
+def start_trigger_args(trigger: BaseTrigger, **more: Any) -> StartTriggerArgs:
+    """What a task starts from in the triggerer; it resumes in ``execute_complete``.
+
+    :param trigger: as it is to be made there.
+    :param more: as ``StartTriggerArgs`` has it.
+    """
+    from airflow.triggers.base import StartTriggerArgs  # noqa: PLC0415
+
+    path, kwargs = trigger.serialize()
+    return StartTriggerArgs(path, "execute_complete", trigger_kwargs=kwargs, **more)
+
+
+def ends_at(trigger: BaseTrigger) -> datetime | None:
+    """When the scheduler ends a task's deferral, of which no trigger's arguments tell; ``None``: not known."""
+    end: datetime | None = getattr(trigger, "timeout_after", None)
+    end = end or getattr(trigger.task_instance, "trigger_timeout", None)
+    return end if end is None or end.tzinfo else end.replace(tzinfo=UTC)
+
+
+def context_of(trigger: BaseTrigger) -> Context:
+    """As much of a task's context as its trigger may know, where the task has started from it."""
+    ti: Any = trigger.task_instance
+    known: Any = ti.get_template_context() if AIRFLOW_V_3_0_PLUS else {"ti": ti, "logical_date": ti.execution_date}
+    context: Context = known
+    return context

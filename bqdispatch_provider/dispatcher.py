@@ -318,6 +318,25 @@ class Dispatcher:
             raise interrupted
         return report
 
+    def done_meanwhile(self, shares: Iterable[Share]) -> Report:
+        """Which events of shares have been dispatched, by whoever had them in hand when it was killed.
+
+        :param shares: what was planned.
+        :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
+        """
+        listing = self.listing()
+        waiting = {(trace.object.name, trace.object.generation) for trace in listing.traces}
+        waiting |= {
+            (window.object.name, window.object.generation)
+            for window in listing.windows
+            if window.sentinel is None or window.sentinel.fired is None
+        }
+        report = Report(cycles=1)
+        events = [event for share in shares for event in share.events if event.key not in waiting]
+        self._note(report, [Done(event, Outcome.DISPATCHED) for event in events])
+        report.listed = len(events)
+        return report
+
     def _lacking(self) -> list[str]:
         if self._lacks is None or self._lacks:  # what is granted meanwhile ends it
             self._lacks = self.store.lacking()

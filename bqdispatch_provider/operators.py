@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
+from bqdispatch_provider.alone import run_alone
+from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
-from bqdispatch_provider.journal import TIDIED, Part, RunJournal
+from bqdispatch_provider.journal import TIDIED, Part, RunJournal, place_of
 from bqdispatch_provider.model import Lane, Outcome, Share
+from bqdispatch_provider.rhythm import MOST, Rhythm
+from bqdispatch_provider.triggers import DispatchTrigger, longest_deferral, may_start_from_trigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -19,6 +26,8 @@ if TYPE_CHECKING:
     from bqdispatch_provider.report import Report
 
 _ERRORS_LOGGED = 20
+_LAST_CYCLE = timedelta(minutes=10)
+"""For how much longer than its time to live a run may be deferred: its last cycle is finished, however long."""
 
 
 class DispatchOperator(BaseOperator):
@@ -46,8 +55,15 @@ class DispatchOperator(BaseOperator):
         configuration's ``TimeToLiveInMin`` less 5 s (templated).
     :param fail_on_error: fail the task once all is written if the report tells of an error; by default such an event
         waits for the next run, and the task succeeds.
+    :param poll_interval: without shares, seconds between two looks at most; while something is on its way, it looks
+        every second.
+    :param deferrable: without shares, dispatch in the triggerer, in a thread: the whole dispatcher without a worker,
+        which is needed at the end only where something is left for it, such as ``outlets``, or ``fail_on_error``.
+    :param start_from_trigger: begin there, so that a run with nothing to dispatch starts no worker process. Airflow 3.0
+        to 3.2 begin on a worker all the same, and so does 2.11 where an argument is a template. Pools have no say in
+        the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
-    :raises DispatchError: with ``fail_on_error``.
+    :raises DispatchError: with ``fail_on_error``, or when the trigger came to an error.
     :raises ValueError: when ``shares`` are none, or ``lane`` is none.
     """
 
@@ -64,6 +80,9 @@ class DispatchOperator(BaseOperator):
         only: Mapping[str, Sequence[str]] | None = None,
         time_to_live: float | None = None,
         fail_on_error: bool = False,
+        poll_interval: float = MOST,
+        deferrable: bool = False,
+        start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -74,16 +93,47 @@ class DispatchOperator(BaseOperator):
         self.only = only
         self.time_to_live = time_to_live
         self.fail_on_error = fail_on_error
+        self.poll_interval = poll_interval
+        self.deferrable = deferrable
         self._on_its_own = shares is None
-        self._killed = False
+        if start_from_trigger and self._on_its_own and may_start_from_trigger(self):
+            self.start_from_trigger = True
+            longest = self._longest_deferral() or self.execution_timeout
+            self.start_trigger_args = start_trigger_args(
+                self._trigger(timeout=longest.total_seconds() if longest else None), timeout=longest
+            )
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Dispatch; gives the counts."""
-        return self._run(context) if self._on_its_own else self._dispatch(context)
+        if not self._on_its_own:
+            return self._dispatch(context)
+        if not self.deferrable:
+            return self._run(context)
+        trigger = self._trigger(since=datetime.now(UTC), place=place_of(context), attempt=context["ti"].try_number)
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=self._longest_deferral())
+        raise AssertionError("defer() raises")
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> dict[str, Any]:
+        """End a run that the trigger has done; gives the counts.
+
+        :param event: from :class:`DispatchTrigger`.
+        """
+        if isinstance(event, Mapping) and event["status"] == "error":
+            raise DispatchError(f"dispatching came to an error: {event['message']}")
+        with self._hook.get_dispatcher(variables=self.variables) as dispatcher:
+            journal = RunJournal(dispatcher, context)
+            report = journal.read_document(journal.own_url)
+        if report is None:
+            raise DispatchError(f"the document {journal.own_url} is gone that the trigger has written")
+        return self._complete(report, journal.own_url)
+
+    @cached_property
+    def _killed(self) -> threading.Event:
+        return threading.Event()  # not before it runs: it cannot be copied, and DAGs are
 
     def on_kill(self) -> None:
         """Begin nothing more; what was begun is finished."""
-        self._killed = True
+        self._killed.set()
 
     def _dispatch(self, context: Context) -> dict[str, Any]:
         shares = self._chosen()
@@ -105,13 +155,41 @@ class DispatchOperator(BaseOperator):
 
     def _run(self, context: Context) -> dict[str, Any]:
         seconds = None if self.time_to_live is None else float(self.time_to_live)
-        with self._hook.get_dispatcher(self._go_on, self.variables, self.only) as dispatcher:
-            report = dispatcher.run(seconds)
+        hook = self._hook
+        with hook.get_dispatcher(self._go_on, self.variables, self.only) as dispatcher:
             journal = RunJournal(dispatcher, context)
-            url = journal.write_document(report, journal.own_url)
+            subscription = hook.get_subscription(dispatcher)
+            report = run_alone(
+                dispatcher,
+                journal,
+                seconds,
+                attempt=context["ti"].try_number,
+                wait=self._killed.wait if subscription is None else partial(subscription.wait, go_on=self._go_on),
+                rhythm=Rhythm.between(self.poll_interval),
+            )
+        return self._complete(report, journal.own_url)
+
+    def _complete(self, report: Report, url: str) -> dict[str, Any]:
+        """What is left once a run of its own is over, wherever it was."""
         self.log.info("%d errors; the response document is %s", len(report.errors), url)
         _check(self, report, url)
         return {**report.summary(), "document": url}
+
+    def _trigger(self, **more: Any) -> DispatchTrigger:
+        return DispatchTrigger(
+            self.bqdispatch_conn_id,
+            self.time_to_live,
+            variables=self.variables,
+            only=self.only,
+            poll_interval=self.poll_interval,
+            resumes=bool(self.fail_on_error or self.outlets),
+            **more,
+        )
+
+    def _longest_deferral(self) -> timedelta | None:
+        if self.time_to_live is None or isinstance(self.time_to_live, str):  # the configuration says it, or a template
+            return None
+        return longest_deferral(self, timedelta(seconds=self.time_to_live) + _LAST_CYCLE)
 
     def _chosen(self) -> list[Share]:
         """The shares to dispatch, of whichever form they came in."""
@@ -130,7 +208,7 @@ class DispatchOperator(BaseOperator):
         return BqDispatchHook(self.bqdispatch_conn_id)
 
     def _go_on(self) -> bool:
-        return not self._killed
+        return not self._killed.is_set()
 
 
 class DispatchReportOperator(BaseOperator):

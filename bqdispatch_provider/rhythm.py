@@ -47,6 +47,11 @@ class Rhythm:
     _seen: tuple[int, Mapping[Outcome, int]] | None = field(default=None, init=False)
     _since: float = field(default=0.0, init=False)
 
+    @classmethod
+    def between(cls, most: float) -> Rhythm:
+        """The rhythm of a loop that looks every second at most, and every so many seconds at least."""
+        return cls(min(LEAST, most), most)
+
     def after(self, plan: Plan | None, now: float) -> float:
         """Seconds until the next look.
 
