@@ -5,6 +5,7 @@ Importing this costs nothing: DAG files import it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger, StartTriggerArgs
+
+log = logging.getLogger(__name__)
 
 
 def date_of(context: Context) -> datetime | None:
@@ -126,3 +129,21 @@ def context_of(trigger: BaseTrigger) -> Context:
     known: Any = ti.get_template_context() if AIRFLOW_V_3_0_PLUS else {"ti": ti, "logical_date": ti.execution_date}
     context: Context = known
     return context
+
+
+def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
+    """A DAG's schedule by an asset that a trigger watches, and by time; ``None`` in Airflow 2, which has none.
+
+    :param name: of the asset. It has no URI of its own: a registered scheme would load every provider in each task.
+    :param trigger: one of :func:`event_trigger`'s kind.
+    :param cron: when to run in any case, UTC.
+    """
+    if not AIRFLOW_V_3_0_PLUS:
+        log.info("No DAG is scheduled by %r here: only Airflow 3 has triggers that watch assets", name)
+        return None
+    from airflow.sdk import Asset, AssetWatcher  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    from airflow.timetables.assets import AssetOrTimeSchedule  # noqa: PLC0415
+    from airflow.timetables.trigger import CronTriggerTimetable  # noqa: PLC0415
+
+    asset: Any = Asset(name=name, watchers=[AssetWatcher(name=name, trigger=trigger)])
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=[asset])

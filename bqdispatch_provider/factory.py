@@ -43,6 +43,7 @@ def dispatch_dag(
         for variable, given in zip(names.slots, (sql_slots, jobs_slots), strict=True)
     )
     defaults: dict[str, Any] = {
+        "dag_id": names.dag_id,
         "doc_md": _DOC.format(names),
         "schedule": os.environ.get(names.variable("SCHEDULE"), "* * * * *"),
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),
@@ -51,7 +52,7 @@ def dispatch_dag(
         "dagrun_timeout": timedelta(minutes=5),
         "tags": ["bqtail", "bigquery"],
     }
-    with DAG(names.dag_id, **defaults | options) as dag:
+    with DAG(**defaults | options) as dag:
         detect = BqDispatchSensor(task_id="detect", bqdispatch_conn_id=names.conn_id)
         dispatch = [
             DispatchOperator(
