@@ -85,6 +85,11 @@ def make_known(alias: str) -> None:
             session.add(DatasetAliasModel(name=alias))
 
 
+def stores_links() -> bool:
+    """Whether a task's links are stored when it ends; in Airflow 2 the web server asks for them."""
+    return AIRFLOW_V_3_0_PLUS
+
+
 def renders_triggers() -> bool:
     """Whether the arguments of a trigger that a task starts from may be templates: from 3.3 on."""
     import airflow  # noqa: PLC0415

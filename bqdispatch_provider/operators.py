@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
+from bqdispatch_provider import links
 from bqdispatch_provider.alone import run_alone
 from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
@@ -23,6 +24,7 @@ from bqdispatch_provider.triggers import DispatchTrigger, longest_deferral, may_
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.report import Report
 
 _ERRORS_LOGGED = 20
@@ -68,6 +70,8 @@ class DispatchOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "only", "time_to_live")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"shares": "json", "variables": "json", "only": "json"}
+    operator_extra_links = (links.BigQueryJobLink(), links.TaskFolderLink(), links.ResponseDocumentLink())
     ui_color = "#d2e3fc"
 
     def __init__(
@@ -96,6 +100,7 @@ class DispatchOperator(BaseOperator):
         self.poll_interval = poll_interval
         self.deferrable = deferrable
         self._on_its_own = shares is None
+        self.links: Mapping[str, str] = {}
         if start_from_trigger and self._on_its_own and may_start_from_trigger(self):
             self.start_from_trigger = True
             longest = self._longest_deferral() or self.execution_timeout
@@ -123,9 +128,9 @@ class DispatchOperator(BaseOperator):
         with self._hook.get_dispatcher(variables=self.variables) as dispatcher:
             journal = RunJournal(dispatcher, context)
             report = journal.read_document(journal.own_url)
-        if report is None:
-            raise DispatchError(f"the document {journal.own_url} is gone that the trigger has written")
-        return self._complete(report, journal.own_url)
+            if report is None:
+                raise DispatchError(f"the document {journal.own_url} is gone that the trigger has written")
+            return self._complete(context, dispatcher, report, journal.own_url)
 
     @cached_property
     def _killed(self) -> threading.Event:
@@ -148,7 +153,8 @@ class DispatchOperator(BaseOperator):
             part = Part(dispatcher.dispatch(shares), lanes)
             part = part if earlier is None else part.after(earlier)
             journal.write_part(part)
-        report = part.report
+            report = part.report
+            links.keep(self, context, links.of_report(report, dispatcher.store.task_url("")))
         self.log.info("Dispatched %d of %d events", report.dispatched, lanes.total())
         _check(self, report, journal.own_url)
         return report.summary()
@@ -167,10 +173,12 @@ class DispatchOperator(BaseOperator):
                 wait=self._killed.wait if subscription is None else partial(subscription.wait, go_on=self._go_on),
                 rhythm=Rhythm.between(self.poll_interval),
             )
-        return self._complete(report, journal.own_url)
+            return self._complete(context, dispatcher, report, journal.own_url)
 
-    def _complete(self, report: Report, url: str) -> dict[str, Any]:
+    def _complete(self, context: Context, dispatcher: Dispatcher, report: Report, url: str) -> dict[str, Any]:
         """What is left once a run of its own is over, wherever it was."""
+        mine = links.of_report(report, dispatcher.store.task_url(""))
+        links.keep(self, context, mine | {links.ResponseDocumentLink: links.object_of(url)})
         self.log.info("%d errors; the response document is %s", len(report.errors), url)
         _check(self, report, url)
         return {**report.summary(), "document": url}
@@ -235,6 +243,8 @@ class DispatchReportOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"variables": "json"}
+    operator_extra_links = (links.ResponseDocumentLink(),)
     ui_color = "#ceead6"
 
     def __init__(
@@ -250,6 +260,7 @@ class DispatchReportOperator(BaseOperator):
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
         self.fail_on_error = fail_on_error
+        self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Merge, put in order and write; gives the counts and the document's URL."""
@@ -258,7 +269,7 @@ class DispatchReportOperator(BaseOperator):
             parts = journal.parts()
             sights = [(task, part) for task in parts for part in parts[task] if part.tidy is not None]
             if not sights:
-                return self._written_before(journal, parts)
+                return self._written_before(context, journal, parts)
             if len(sights) > 1:
                 names = " and ".join(task for task, _ in sights)
                 raise AirflowFailException(
@@ -280,6 +291,7 @@ class DispatchReportOperator(BaseOperator):
                 report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
             dispatcher.write_performance(report)
             url = journal.write_document(report)
+            links.keep(self, context, {links.ResponseDocumentLink: links.object_of(url)})
             if not missing:
                 journal.remove_parts(_each(parts))
         _log_document(self, report, url)
@@ -288,7 +300,9 @@ class DispatchReportOperator(BaseOperator):
         _check(self, report, url)
         return {**report.summary(), "document": url}
 
-    def _written_before(self, journal: RunJournal, parts: Mapping[str, Sequence[Part]]) -> dict[str, Any]:
+    def _written_before(
+        self, context: Context, journal: RunJournal, parts: Mapping[str, Sequence[Part]]
+    ) -> dict[str, Any]:
         """What an earlier try has written: it removes the sensor's part first, once the document says all."""
         report = journal.read_document()
         if report is None:
@@ -298,6 +312,7 @@ class DispatchReportOperator(BaseOperator):
                 "or uses another JournalURL"
             )
         journal.remove_parts(_each(parts))
+        links.keep(self, context, {links.ResponseDocumentLink: links.object_of(journal.document_url)})
         _check(self, report, journal.document_url)
         return {**report.summary(), "document": journal.document_url}
 

@@ -31,6 +31,11 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["bqdispatch_provider.triggers", "bqdispatch_provider.done"],
             }
         ],
+        "extra-links": [
+            "bqdispatch_provider.links.BigQueryJobLink",
+            "bqdispatch_provider.links.TaskFolderLink",
+            "bqdispatch_provider.links.ResponseDocumentLink",
+        ],
         "connection-types": [
             {
                 "connection-type": "bqdispatch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
@@ -15,12 +15,13 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from bqdispatch_provider import links
 from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import Part, RunJournal, place_of
 from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.planning import limits
-from bqdispatch_provider.story import Teller, of_waiting
+from bqdispatch_provider.story import Teller, of_waiting, plan_in_short
 from bqdispatch_provider.triggers import BqDispatchTrigger, longest_deferral, may_start_from_trigger
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class BqDispatchSensor(BaseSensorOperator):
 
     The return value is a list of dicts, each a share: events of one lane, no more than the limits let through. Give it
     on whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``). What else was seen goes into
-    the journal, for a :class:`DispatchReportOperator`, which takes one such sensor in a DAG.
+    the journal, for a :class:`DispatchReportOperator`, which takes one such sensor in a DAG. For people, the XCom
+    ``plan`` has it in short.
 
     Where there is nothing to dispatch when its time is up, the task is skipped, and so is what follows; with
     ``soft_fail=False`` it fails.
@@ -65,6 +67,8 @@ class BqDispatchSensor(BaseSensorOperator):
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes", "only")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"variables": "json", "only": "json"}
+    operator_extra_links = (links.TaskFolderLink(),)
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -95,6 +99,7 @@ class BqDispatchSensor(BaseSensorOperator):
             )
         self._dispatcher: Dispatcher | None = None
         self._sight: Sight | None = None
+        self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> Any:
         """Look until there is something to dispatch; gives the shares."""
@@ -161,6 +166,9 @@ class BqDispatchSensor(BaseSensorOperator):
         if not shares:
             return PokeReturnValue(is_done=False)
         self._write_part(context)
+        first = self._dispatcher.store.task_url(shares[0].events[0].name)
+        links.keep(self, context, {links.TaskFolderLink: links.folder_of(first)})
+        context["ti"].xcom_push(key="plan", value=plan_in_short(shares, sight.report))
         return PokeReturnValue(is_done=True, xcom_value=[share.to_dict() for share in shares])
 
     def _open(self, held: ExitStack) -> None:

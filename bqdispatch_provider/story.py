@@ -6,12 +6,14 @@ Lines hold names, which are untrusted text: each is one line, whatever is in the
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import Event
+from bqdispatch_provider.model import Event, Share
 from bqdispatch_provider.names import TraceName, WindowName, in_one_line
 from bqdispatch_provider.report import Report
 
@@ -19,6 +21,7 @@ TOLD = 100
 """Events of one share, or cycle, that have a line of their own; of those beyond it the number is told."""
 
 _PROJECTS = 10
+_NAMED = 10
 
 
 def of_event(event: Event, target: str, now: datetime) -> str:
@@ -60,6 +63,22 @@ def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
         yield in_one_line(f"project {project} is at a limit ({held}): {_counted(gauges['Throttled'])} wait{beside}")
     if len(waiting) > _PROJECTS:
         yield f"{len(waiting) - _PROJECTS} more projects are at a limit"
+
+
+def plan_in_short(shares: Sequence[Share], report: Report) -> dict[str, Any]:
+    """What is going to be dispatched, for people who look at a task: numbers, and the first names.
+
+    :param report: of the look, which says how many objects stand where.
+    """
+    lanes: Counter[str] = Counter()
+    for share in shares:
+        lanes[str(share.lane)] += len(share.events)
+    names = islice((event.name for share in shares for event in share.events), _NAMED)
+    return {
+        "to_dispatch": dict(lanes),
+        "first": [in_one_line(name) for name in names],
+        "others": {str(outcome): number for outcome, number in report.outcomes.items() if number},
+    }
 
 
 class Teller:
