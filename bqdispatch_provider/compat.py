@@ -152,3 +152,10 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
 
     asset: Any = Asset(name=name, watchers=[AssetWatcher(name=name, trigger=trigger)])
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=[asset])
+
+
+def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:
+    """The events of an asset that have started a run; Airflow 3 lists those of an alias a second time under that."""
+    if AIRFLOW_V_3_0_PLUS:
+        return list(context["triggering_asset_events"].get(asset, ()))
+    return list(context["triggering_dataset_events"].get(asset.uri, ()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,12 @@ prints for `airflow pools import`.
 
 
 def dispatch_dag(
-    setup: str | None = None, *, sql_slots: int | None = None, jobs_slots: int | None = None, **options: Any
+    setup: str | None = None,
+    *,
+    sql_slots: int | None = None,
+    jobs_slots: int | None = None,
+    assets: Mapping[str, Any] | bool | None = None,
+    **options: Any,
 ) -> DAG:
     """The DAG of a set-up: detect, dispatch each lane, report.
 
@@ -33,9 +39,10 @@ def dispatch_dag(
         are taken are the events in hand. A task with more slots than its pool never runs. By default the environment
         variable ``BQDISPATCH_SQL_SLOTS`` (of a set-up with a name ``BQDISPATCH_ACME_SQL_SLOTS``), else 1.
     :param jobs_slots: the same for all other events and windows: ``MaxConcurrentJobs``, ``BQDISPATCH_JOBS_SLOTS``.
+    :param assets: which dispatched events become asset events, as :class:`DispatchOperator` has it: all by default.
     :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
         ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else every minute.
-    :raises ValueError: when the set-up's name is none.
+    :raises ValueError: when the set-up's name is none, or ``assets`` is something else.
     """
     names = SetUp(setup)
     sql, jobs = (
@@ -60,6 +67,7 @@ def dispatch_dag(
                 shares=detect.output,
                 lane=lane,
                 bqdispatch_conn_id=names.conn_id,
+                assets=assets,
                 pool=pool,
                 pool_slots=slots,
             )

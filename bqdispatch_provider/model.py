@@ -381,13 +381,14 @@ class Only:
     event_ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Only:
+    def of(cls, given: Mapping[str, Any] | None, what: str = "only") -> Only:
         """Read what an operator was given: lists of strings, or single ones, by the names above.
 
+        :param what: what it was given as, for the refusal.
         :raises ValueError: when it is something else.
         """
         known = cls.__dataclass_fields__
-        refusal = f"only is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
+        refusal = f"{what} is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(refusal)
         fields: dict[str, tuple[str, ...]] = {}

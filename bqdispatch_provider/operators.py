@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from bqdispatch_provider import links
 from bqdispatch_provider.alone import run_alone
+from bqdispatch_provider.assets import chosen, emit, with_alias
 from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import TIDIED, Part, RunJournal, place_of
@@ -40,6 +41,10 @@ class DispatchOperator(BaseOperator):
     for the next run and stands in the report; the task fails only when the shares, the connection or the journal cannot
     be used. Killed, it finishes what was begun, a batch of 100 events at most in each of 8 threads.
 
+    Each event dispatched whose job went well becomes an asset event of its destination table
+    (:func:`~bqdispatch_provider.assets.table_asset`) when the task succeeds, so that a DAG can be scheduled by it. Its
+    extra tells ``event_id``, ``step``, ``action``, ``job_id``, ``project``, ``location`` and ``end_time``.
+
     Returns the counts of the response document (``Report.summary``). With shares its part goes into the journal for a
     :class:`DispatchReportOperator`; without, the whole response document does, and ``document`` is its URL.
 
@@ -57,16 +62,19 @@ class DispatchOperator(BaseOperator):
         configuration's ``TimeToLiveInMin`` less 5 s (templated).
     :param fail_on_error: fail the task once all is written if the report tells of an error; by default such an event
         waits for the next run, and the task succeeds.
+    :param assets: which dispatched events become asset events: all by default, none (``False``), or some, by lists as
+        in ``only``. A load into a transient table has the same destination as the copy that follows it:
+        ``{"actions": ["copy"]}`` tells of that copy alone.
     :param poll_interval: without shares, seconds between two looks at most; while something is on its way, it looks
         every second.
     :param deferrable: without shares, dispatch in the triggerer, in a thread: the whole dispatcher without a worker,
-        which is needed at the end only where something is left for it, such as ``outlets``, or ``fail_on_error``.
+        which is needed at the end only where something is left for it, such as asset events, or ``fail_on_error``.
     :param start_from_trigger: begin there, so that a run with nothing to dispatch starts no worker process. Airflow 3.0
         to 3.2 begin on a worker all the same, and so does 2.11 where an argument is a template. Pools have no say in
         the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises DispatchError: with ``fail_on_error``, or when the trigger came to an error.
-    :raises ValueError: when ``shares`` are none, or ``lane`` is none.
+    :raises ValueError: when ``shares`` are none, or ``lane`` is none, or ``assets`` is something else.
     """
 
     template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "only", "time_to_live")
@@ -84,12 +92,15 @@ class DispatchOperator(BaseOperator):
         only: Mapping[str, Sequence[str]] | None = None,
         time_to_live: float | None = None,
         fail_on_error: bool = False,
+        assets: Mapping[str, Any] | bool | None = None,
         poll_interval: float = MOST,
         deferrable: bool = False,
         start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if chosen(assets) is not None:
+            self.outlets = with_alias(self.outlets)
         self.shares = shares
         self.lane = lane
         self.bqdispatch_conn_id = bqdispatch_conn_id
@@ -97,6 +108,7 @@ class DispatchOperator(BaseOperator):
         self.only = only
         self.time_to_live = time_to_live
         self.fail_on_error = fail_on_error
+        self.assets = assets
         self.poll_interval = poll_interval
         self.deferrable = deferrable
         self._on_its_own = shares is None
@@ -155,6 +167,7 @@ class DispatchOperator(BaseOperator):
             journal.write_part(part)
             report = part.report
             links.keep(self, context, links.of_report(report, dispatcher.store.task_url("")))
+            self._emit(context, report, dispatcher, journal.own_url)
         self.log.info("Dispatched %d of %d events", report.dispatched, lanes.total())
         _check(self, report, journal.own_url)
         return report.summary()
@@ -175,10 +188,16 @@ class DispatchOperator(BaseOperator):
             )
             return self._complete(context, dispatcher, report, journal.own_url)
 
+    def _emit(self, context: Context, report: Report, dispatcher: Dispatcher, url: str) -> None:
+        """Note the asset events; they are lost if the task fails, so whoever tries it again notes them again."""
+        if (only := chosen(self.assets)) is not None:
+            emit(context, report, dispatcher.config, only, url)
+
     def _complete(self, context: Context, dispatcher: Dispatcher, report: Report, url: str) -> dict[str, Any]:
         """What is left once a run of its own is over, wherever it was."""
         mine = links.of_report(report, dispatcher.store.task_url(""))
         links.keep(self, context, mine | {links.ResponseDocumentLink: links.object_of(url)})
+        self._emit(context, report, dispatcher, url)
         self.log.info("%d errors; the response document is %s", len(report.errors), url)
         _check(self, report, url)
         return {**report.summary(), "document": url}

@@ -80,10 +80,20 @@ class Run:
         ((number,),) = self._rows("select try_number from task_instance", "and task_id = ?", task_id)
         return number
 
+    def asset_events(self):
+        """The URI and the extra of each asset event of the run, datasets' on Airflow 2."""
+        tables = {name for (name,) in self._query("select name from sqlite_master")}
+        kind = "asset" if "asset_event" in tables else "dataset"
+        query = f"select uri, e.extra from {kind}_event e join {kind} a on a.id = e.{kind}_id where source_dag_id = ? "
+        rows = self._query(query + "and source_run_id = ? order by e.id", self.dag_id, self.run_id)
+        return [(uri, json.loads(extra)) for uri, extra in rows]
+
     def _rows(self, select, more, *values):
+        return self._query(f"{select} where dag_id = ? and run_id = ? {more}", self.dag_id, self.run_id, *values)
+
+    def _query(self, query, *values):
         with sqlite3.connect(self._database) as connection:
-            query = f"{select} where dag_id = ? and run_id = ? {more}"
-            return connection.execute(query, (self.dag_id, self.run_id, *values)).fetchall()
+            return connection.execute(query, values).fetchall()
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_the_dag_files_have_no_import_errors(database, airflow_prints):
 @pytest.mark.parametrize("file", SAMPLES, ids=lambda file: file.stem)
 def test_a_sample_dag_imports_hardly_more_than_an_empty_one(empty_dag, file):
     more = parsed(str(file)) - empty_dag
-    assert "bqdispatch_provider.hooks" in more
+    assert any(module.startswith("bqdispatch_provider.") for module in more)
     assert [name for name in more if name.partition(".")[0] in ("google", "pandas", "requests")] == []
     assert [name for name in more if name.startswith("airflow.providers.google")] == []
     assert len(more) < 120
