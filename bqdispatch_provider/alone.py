@@ -36,6 +36,7 @@ def run_alone(
     attempt: int = 1,
     wait: Callable[[float], object] = time.sleep,
     rhythm: Rhythm | None = None,
+    tell: Callable[[Report], None] = lambda _: None,
 ) -> Report:
     """Run cycles, and write the document after each one that has dispatched something; gives what it tells.
 
@@ -50,6 +51,7 @@ def run_alone(
     :param attempt: which try of the task this is.
     :param wait: as :meth:`Dispatcher.run` takes it.
     :param rhythm: as :meth:`Dispatcher.run` takes it.
+    :param tell: called after each cycle, and at the end, with what this process has done so far.
     """
     earlier = journal.read_document(journal.own_url) or Report()
     left = journal.read_underway()
@@ -75,6 +77,7 @@ def run_alone(
         if time.monotonic() - measured > _MEASURED_EVERY and report.started is not None:
             measured = time.monotonic()
             dispatcher.write_performance(report)
+        tell(report)
         so_far = _together(earlier, report)
         if so_far.dispatched != told:
             told = so_far.dispatched
@@ -82,6 +85,7 @@ def run_alone(
 
     seconds = dispatcher.seconds_to_live(time_to_live) - (now - began).total_seconds()
     report = dispatcher.run(max(seconds, 0.0), progress, begin=begin, wait=wait, rhythm=rhythm)
+    tell(report)
     report = _together(earlier, report)
     journal.write_document(report, journal.own_url)
     journal.remove_underway()
@@ -93,7 +97,6 @@ def _together(earlier: Report, report: Report) -> Report:
         return report
     whole = Report.from_dict(earlier.to_dict())
     whole.add_cycle(report)
-    whole.time_taken_ms += report.time_taken_ms
     return whole
 
 

@@ -246,6 +246,7 @@ class Dispatcher:
         report.list_ms = round((listed - began) * 1000) + sighting.list_ms
         for key, job in sighting.jobs.items():
             report.regions.setdefault(key.project, job.location)
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
         return Sight(planned, report)
 
     def _spent(self, listing: Listing) -> tuple[StoredObject, ...]:
@@ -418,6 +419,7 @@ class Dispatcher:
         url = f"{self.config.journal_url.rstrip('/')}/performance.json"
         try:
             self.store.write_json(url, report.performance())
+            report.balanced = self.store.now()
         except STORAGE_ERRORS as error:
             self._error(
                 report, f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}"
@@ -472,6 +474,7 @@ class Dispatcher:
                 "ID": trace.job_id,
                 "URL": url,
                 "Status": "DONE",
+                "DispatchTime": self.store.now().isoformat(timespec="milliseconds"),
             }
             if event.ended is not None:
                 report.jobs[url]["EndTime"] = event.ended.isoformat(timespec="milliseconds")

@@ -487,6 +487,7 @@ class Plan:
     :param projects: number of traces per project.
     :param not_found: number of traces per project whose job BigQuery does not know.
     :param errors: what went wrong while looking, one sentence each.
+    :param oldest: when the oldest trace was created that goes on waiting; ``None`` when none does.
     :param awaited: how many of the objects wait for a job that runs, or is about to.
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     """
@@ -501,6 +502,7 @@ class Plan:
     not_found: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
+    oldest: datetime | None = None
     awaited: int = 0
     due_in: timedelta | None = None
 

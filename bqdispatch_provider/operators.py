@@ -18,6 +18,7 @@ from bqdispatch_provider.assets import chosen, emit, with_alias
 from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import TIDIED, Part, RunJournal, place_of
+from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.model import Lane, Outcome, Share
 from bqdispatch_provider.rhythm import MOST, Rhythm
 from bqdispatch_provider.triggers import DispatchTrigger, longest_deferral, may_start_from_trigger
@@ -185,6 +186,7 @@ class DispatchOperator(BaseOperator):
                 attempt=context["ti"].try_number,
                 wait=self._killed.wait if subscription is None else partial(subscription.wait, go_on=self._go_on),
                 rhythm=Rhythm.between(self.poll_interval),
+                tell=Metrics(self.bqdispatch_conn_id).send,
             )
             return self._complete(context, dispatcher, report, journal.own_url)
 
@@ -311,6 +313,7 @@ class DispatchReportOperator(BaseOperator):
             dispatcher.write_performance(report)
             url = journal.write_document(report)
             links.keep(self, context, {links.ResponseDocumentLink: links.object_of(url)})
+            Metrics(self.bqdispatch_conn_id).send(report)
             if not missing:
                 journal.remove_parts(_each(parts))
         _log_document(self, report, url)

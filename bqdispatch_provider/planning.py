@@ -134,6 +134,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     for window in unseen(snapshot.listing, snapshot.recent, now):
         planning.active[window.project, False] += 1
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
+    gone = {each.key for events in planning.events.values() for each in events}
+    gone |= {(each.name, each.generation) for each in planning.quarantines}
+    waiting = (each.object for each in snapshot.listing.traces)
     spent = ((intent.name, intent.generation) for intent in snapshot.spent)
     return Plan(
         now=now,
@@ -155,6 +158,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
             ),
             *sorted(planning.held),
         ),
+        oldest=min((each.created for each in waiting if (each.name, each.generation) not in gone), default=None),
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
     )

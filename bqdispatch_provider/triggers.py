@@ -18,6 +18,7 @@ from airflow.triggers.base import BaseTrigger, TaskSkippedEvent, TaskSuccessEven
 from bqdispatch_provider.compat import context_of, ends_at, event_trigger, renders_triggers, starts_from_trigger
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal, place_of
+from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.rhythm import MOST, Rhythm
 
@@ -228,6 +229,7 @@ class BqDispatchTrigger(_TaskTrigger):
         report.outcomes[Outcome.PENDING] += sum(map(len, sight.plan.events.values()))
         report.add_part(dispatcher.tidy(sight.plan.tidy))
         dispatcher.write_performance(report)
+        Metrics(self.bqdispatch_conn_id).send(report)
         url = RunJournal(dispatcher, self._place()).write_document(report)
         self.log.info("Nothing to dispatch; %d objects: %s; %s", report.listed, report.in_words(), url)
 
@@ -291,6 +293,7 @@ class DispatchTrigger(_TaskTrigger):
             attempt=attempt,
             wait=self._wait,
             rhythm=Rhythm.between(self.poll_interval),
+            tell=Metrics(self.bqdispatch_conn_id).send,
         )
         self.log.info("Dispatched %d: %s; %s", report.dispatched, report.in_words(), journal.own_url)
         if self.resumes and (report.dispatched or not report.ok):

@@ -65,6 +65,7 @@ def test_a_trace_goes_into_the_hour_of_its_creation(world, suffix):
     told = report.to_dict()["Jobs"][world.url_of(name)]
     ended = datetime.fromisoformat(told.pop("EndTime"))
     assert ended <= report.started
+    assert ended < datetime.fromisoformat(told.pop("DispatchTime"))
     assert told == {
         "Project": "p",
         "Region": "US",

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import requests
 from runs import UNBATCHED, states
+from statsd_listener import StatsdListener
 from world import TRIGGER, World
 
 from bqdispatch_provider.cli import pools_of
@@ -27,7 +28,15 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="session")
-def live(cloud, tmp_path_factory):
+def statsd():
+    """Where the metrics of all of Airflow's processes arrive."""
+    listener = StatsdListener()
+    yield listener
+    listener.close()
+
+
+@pytest.fixture(scope="session")
+def live(cloud, statsd, tmp_path_factory):
     """The Airflow; at the end of the session nothing of it is left."""
     home = tmp_path_factory.mktemp("live")
     dags = home / "dags"
@@ -48,6 +57,7 @@ def live(cloud, tmp_path_factory):
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
         "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
         "BQDISPATCH_SCHEDULE": "@continuous",
+        **statsd.environment,
         # What was killed is to be missed soon.
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "8",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
