@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
@@ -159,3 +160,20 @@ def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:
     if AIRFLOW_V_3_0_PLUS:
         return list(context["triggering_asset_events"].get(asset, ()))
     return list(context["triggering_dataset_events"].get(asset.uri, ()))
+
+
+def mask(secret: str) -> None:
+    """Keep a secret out of logs, whoever should write it there."""
+    for module in ("sdk.log", "sdk.execution_time.secrets_masker", "utils.log.secrets_masker"):
+        with suppress(ImportError, AttributeError):
+            import_module(f"airflow.{module}").mask_secret(secret)
+            return
+
+
+def slack_client(conn_id: str) -> Any:
+    """The client of a connection of the Slack provider; ``None`` where that is not installed."""
+    try:
+        from airflow.providers.slack.hooks.slack import SlackHook  # noqa: PLC0415
+    except ImportError:
+        return None
+    return SlackHook(slack_conn_id=conn_id, timeout=10).client

@@ -139,7 +139,7 @@ class Mover:
         note = note_of(quarantine, self.store.task_url(event.name), self.store.now())
         url = f"{self.config.error_url.rstrip('/')}/{self._aside_path(event)}{NOTE}"
         try:
-            self.store.write_json(url, note, new=True)
+            self.store.write_json(url, note, replaces=0)
         except PreconditionFailed:
             log.debug("%r is there from an earlier try", url)
         except STORAGE_ERRORS as error:

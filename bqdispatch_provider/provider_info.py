@@ -36,6 +36,7 @@ def get_provider_info() -> dict[str, Any]:
             "bqdispatch_provider.links.TaskFolderLink",
             "bqdispatch_provider.links.ResponseDocumentLink",
         ],
+        "notifications": ["bqdispatch_provider.notifications.BqDispatchNotifier"],
         "connection-types": [
             {
                 "connection-type": "bqdispatch",

@@ -330,7 +330,7 @@ class Smoke:
                 names["trace"] = trace.name
             try:
                 for name in names.values():
-                    store.write_json(store.task_url(name), {"bqdispatch": "smoke"}, new=True)
+                    store.write_json(store.task_url(name), {"bqdispatch": "smoke"}, replaces=0)
                 said = self._dispatch(dispatcher, set(names.values()))
                 arrived = {url.rpartition("/")[2].removesuffix(".json") for url in store.names(f"{home}/_batch_")}
                 arrived |= {url.rpartition("/")[2].removesuffix(".json") for url in store.names(f"{home}/_bqjob_")}

@@ -49,6 +49,7 @@ def empty_dag(tmp_path_factory):
         ),
         (["hooks"], ["bqdispatch_conn_id", HOOK]),
         (["triggers"], ["bqdispatch_provider.triggers"]),
+        (["notifications"], ["bqdispatch_provider.notifications.BqDispatchNotifier"]),
     ],
 )
 def test_airflow_shows_the_provider(database, airflow_prints, command, expected):
