@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -43,7 +44,7 @@ def table_asset(table: str) -> Asset:
     name = TableName.parse(table)
     if name.project is None:
         raise ValueError(f"{table!r} names no project; expected project.dataset.table")
-    return Asset(_uri(name.project, name))
+    return Asset(_uri(name))
 
 
 def loaded(context: Context, table: str) -> list[dict[str, Any]]:
@@ -105,22 +106,29 @@ def emit(context: Context, report: Report, config: DispatchConfig, only: Only, u
     return len(told)
 
 
-def _told(report: Report, config: DispatchConfig, only: Only) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The URI of the table's asset, and the extra, of each trace whose job went well; the last to end comes last."""
+def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str, str], TraceName, TableName]]:
+    """The jobs whose traces were dispatched, as the report has them, each with its destination; the last to end last.
+
+    :param config: from which follow the task folder, and the project of tables that name none.
+    """
     for url, job in sorted(report.jobs.items(), key=lambda each: each[1].get("EndTime", "")):
-        if job.get("Error"):
-            continue
         try:
             name = TraceName.parse(url.removeprefix(f"{config.async_task_url.rstrip('/')}/"))
             table = TableName.parse(name.dest)
         except ValueError as error:  # anything may be called so, and the configuration may have changed meanwhile
-            log.warning("There is no asset event for it: %s", error)
-            continue
-        if not only.takes(job["Project"], name):
+            log.warning("There is no table for it: %s", error)
+        else:
+            yield job, name, replace(table, project=table.project or config.project_id)
+
+
+def _told(report: Report, config: DispatchConfig, only: Only) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The URI of the table's asset, and the extra, of each trace whose job went well."""
+    for job, name, table in each_job(report, config):
+        if job.get("Error") or not only.takes(job["Project"], name):
             continue
         # Flat, and of values that can be hashed, as Airflow 2 needs it.
         yield (
-            _uri(table.project or config.project_id or "", table),
+            _uri(table),
             {
                 "event_id": name.event_id,
                 "step": name.step,
@@ -141,9 +149,10 @@ def _by_table(told: Sequence[tuple[str, dict[str, Any]]], url: str) -> Iterator[
         yield uri, {**all_of_it[-1], "more": len(all_of_it) - 1, "document": url}
 
 
-def _uri(project: str, name: TableName) -> str:
+def _uri(table: TableName) -> str:
     """Names are untrusted text, of any script, and Airflow's columns are not endless."""
-    uri = "x-bqtail://" + "/".join(quote(part, safe="") for part in (project, name.dataset, name.table))
+    parts = (table.project or "", table.dataset, table.table)
+    uri = "x-bqtail://" + "/".join(quote(part, safe="") for part in parts)
     if len(uri) <= _LONGEST:
         return uri
     return f"{uri[: _LONGEST - 17]}~{hashlib.sha256(uri.encode()).hexdigest()[:16]}"

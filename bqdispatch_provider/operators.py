@@ -25,7 +25,9 @@ from bqdispatch_provider.triggers import DispatchTrigger, longest_deferral, may_
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from bqdispatch_provider.config import DispatchConfig
     from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.report import Report
 
@@ -114,6 +116,7 @@ class DispatchOperator(BaseOperator):
         self.deferrable = deferrable
         self._on_its_own = shares is None
         self.links: Mapping[str, str] = {}
+        self._done: tuple[Report, DispatchConfig, str] | None = None
         if start_from_trigger and self._on_its_own and may_start_from_trigger(self):
             self.start_from_trigger = True
             longest = self._longest_deferral() or self.execution_timeout
@@ -152,6 +155,17 @@ class DispatchOperator(BaseOperator):
     def on_kill(self) -> None:
         """Begin nothing more; what was begun is finished."""
         self._killed.set()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """The tables that were dispatched to, and the jobs; the OpenLineage provider asks, where it is installed.
+
+        :param task_instance: whose lineage this is.
+        """
+        if self._done is None:
+            return None
+        from bqdispatch_provider.lineage import lineage_of  # noqa: PLC0415  (needs that provider)
+
+        return lineage_of(*self._done)
 
     def _dispatch(self, context: Context) -> dict[str, Any]:
         shares = self._chosen()
@@ -192,6 +206,7 @@ class DispatchOperator(BaseOperator):
 
     def _emit(self, context: Context, report: Report, dispatcher: Dispatcher, url: str) -> None:
         """Note the asset events; they are lost if the task fails, so whoever tries it again notes them again."""
+        self._done = (report, dispatcher.config, url)
         if (only := chosen(self.assets)) is not None:
             emit(context, report, dispatcher.config, only, url)
 
