@@ -82,6 +82,21 @@ class BqDispatchHook(BaseHook):
             hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
         return hook
 
+    @classmethod
+    def from_database(cls, bqdispatch_conn_id: str) -> BqDispatchHook:
+        """A hook for a command: outside of its components, Airflow 3 finds no connection that is in its database.
+
+        :param bqdispatch_conn_id: ID of the connection.
+        :raises AirflowNotFoundException: when there is none.
+        """
+        from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
+
+        hook = cls(bqdispatch_conn_id)
+        hook._extra = _filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
+        if not _emulated():
+            hook._google_extra = _filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
+        return hook
+
     @property
     def extra(self) -> Mapping[str, Any]:
         """The connection's extra, without what is empty."""

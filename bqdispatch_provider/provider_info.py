@@ -17,6 +17,8 @@ def get_provider_info() -> dict[str, Any]:
         "within limits.",
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "tags": ["gcp"]}],
+        # Read by Airflow 3.2 and later; the others pass it over.
+        "cli": ["bqdispatch_provider.commands.get_commands"],
         "hooks": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.hooks"]}],
         "sensors": [
             {

@@ -277,7 +277,7 @@ class Smoke:
             yield Check("pools", "Airflow", Verdict.LEFT_OUT, self._pools)
             return
         found, wanted = self._pools
-        how = "set it with `bqdispatch pools --config … > pools.json` and `airflow pools import pools.json`"
+        how = "`bqdispatch pools --import` sets it"
         for name, slots in wanted.items():
             if name not in found:
                 yield Check("pool", name, Verdict.FAILED, f"is missing, so tasks in it never run: {how}")

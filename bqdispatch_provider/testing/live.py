@@ -143,6 +143,11 @@ class LiveAirflow:
         found = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
         return str(found["admin"])
 
+    @property
+    def token(self) -> str:
+        """The token of the user ``admin`` for Airflow's REST API."""
+        return str(self._session.headers["Authorization"]).removeprefix("Bearer ")
+
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """Ask Airflow's REST API (``/api/v2``).
 

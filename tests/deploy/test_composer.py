@@ -14,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.cli import main, pools_of
+from bqdispatch_provider.cli import main
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.deploy import PACKAGE, ROLES
+from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.setups import SetUp
 
 ROOT = Path(__file__).parents[2]

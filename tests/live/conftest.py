@@ -19,7 +19,7 @@ from runs import UNBATCHED, states
 from statsd_listener import StatsdListener
 from world import TRIGGER, World
 
-from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
 from bqdispatch_provider.testing.live import LiveAirflow
 
