@@ -37,7 +37,7 @@ from bqdispatch_provider.model import (
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
 from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_one_line, in_words
-from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, unseen
+from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, traced, unseen
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
@@ -277,8 +277,8 @@ class Dispatcher:
         """Move the traces and fire the windows of shares, each exactly in the generation that was planned.
 
         An event that is gone, or that has become another generation, was done by someone else: it counts as ignored.
-        One that another dispatcher is about to move is left to it. Events that were planned under a limit, but too long
-        ago, are left: what runs has to be counted anew.
+        One that another dispatcher is about to move is left to it. Of events that were planned under a limit elsewhere,
+        no more are dispatched than it lets through now; too long ago, and all of them are left.
 
         Interrupted, by a task's timeout or Ctrl-C, it begins nothing more, finishes what was begun, and only then
         raises: so whoever tries again can go on at once. A second interruption is raised as it comes.
@@ -290,7 +290,7 @@ class Dispatcher:
             self.mover.refused = 0
         events: list[Event] = []
         windows: list[Event] = []
-        for share in shares:
+        for share in self._counted_anew(shares, report):
             if share.limit and self.store.now() - share.planned > SHARE_LIFE:
                 log.warning("A share of %d events is too old to be within its limit: they wait", len(share.events))
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
@@ -337,6 +337,45 @@ class Dispatcher:
         self._note(report, [Done(event, Outcome.DISPATCHED) for event in events])
         report.listed = len(events)
         return report
+
+    def _counted_anew(self, shares: Iterable[Share], report: Report) -> Iterator[Share]:
+        """Shares as far as they are still within their limit; what has to wait is noted.
+
+        What was planned in another task has waited for this one, and for a pool: another dispatcher may have filled the
+        limit meanwhile.
+        """
+        room: dict[tuple[str, bool], int] = {}
+        for share in shares:
+            if not share.limit or (self._plan is not None and share.planned == self._plan.now):
+                yield share
+                continue
+            fitting: list[Event] = []
+            waiting: list[Event] = []
+            for event in share.events:
+                project, is_sql = self._project_of(event), share.lane is Lane.SQL
+                if (project, is_sql) not in room:
+                    room[project, is_sql] = share.limit - self._active(project, is_sql, share.limit, report)
+                room[project, is_sql] -= 1
+                (fitting if room[project, is_sql] >= 0 else waiting).append(event)
+            if waiting:
+                log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
+                self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
+            for event in waiting:
+                report.count(self._project_of(event), "Throttled", _counter_of(event))
+            yield replace(share, events=tuple(fitting))
+
+    def _active(self, project: str, is_sql: bool, limit: int, report: Report) -> int:
+        """How many jobs with a trace are pending or running; the limit itself where that cannot be told."""
+        try:
+            return sum(is_query == is_sql for is_query in traced(self.board.active(project, self.store.now())))
+        except REFUSED as error:
+            self._error(report, f"the jobs of project {project!r} cannot be looked at, so it waits: {in_words(error)}")
+            return limit
+
+    def _project_of(self, event: Event) -> str:
+        if event.name.endswith(".win"):
+            return WindowName.parse(event.name).dest_project or self.config.project_id or ""
+        return TraceName.parse(event.name).project or self.config.project_id or ""
 
     def _lacking(self) -> list[str]:
         if self._lacks is None or self._lacks:  # what is granted meanwhile ends it
@@ -460,14 +499,11 @@ class Dispatcher:
 
     def _note_dispatched(self, report: Report, one: Done) -> None:
         event = one.event
-        url, configured = self.store.task_url(event.name), self.config.project_id or ""
+        url, project = self.store.task_url(event.name), self._project_of(event)
         if event.name.endswith(".win"):
-            window = WindowName.parse(event.name)
-            report.batched[url] = window.end.strftime("%Y-%m-%dT%H:%M:%SZ")
-            project, counter = window.dest_project or configured, BATCH_JOBS
+            report.batched[url] = WindowName.parse(event.name).end.strftime("%Y-%m-%dT%H:%M:%SZ")
         else:
             trace = TraceName.parse(event.name)
-            project, counter = trace.project or configured, counter_of(trace.action)
             report.jobs[url] = {
                 "Project": project,
                 "Region": trace.region or event.location,
@@ -480,7 +516,7 @@ class Dispatcher:
                 report.jobs[url]["EndTime"] = event.ended.isoformat(timespec="milliseconds")
             if event.error:
                 report.jobs[url]["Error"] = event.error
-        report.count(project, "Dispatched", counter)
+        report.count(project, "Dispatched", _counter_of(event))
         level = logging.INFO if report.dispatched <= story.TOLD else logging.DEBUG
         if log.isEnabledFor(level):
             target = f"gs://{self.config.trigger_bucket}/{one.target}"
@@ -511,6 +547,10 @@ def default_session() -> requests.Session:
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/bigquery.readonly"])
     session: requests.Session = AuthorizedSession(credentials)
     return session
+
+
+def _counter_of(event: Event) -> str:
+    return BATCH_JOBS if event.name.endswith(".win") else counter_of(TraceName.parse(event.name).action)
 
 
 def _widen(session: requests.Session) -> None:

@@ -44,6 +44,9 @@ _TIMEOUT = (5.0, 60.0)
 _BEFORE = timedelta(minutes=5)
 """BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
 
+_LONGEST = timedelta(days=2)
+"""No job is pending and running for longer (BigQuery, "Quotas")."""
+
 _LONG_BEFORE = timedelta(days=1)
 """A trace may be written again long after its job was submitted, which matters before it is called unknown."""
 
@@ -323,7 +326,17 @@ class JobBoard:
             for listed in page.get("jobs", [])
         }
 
-    def _pages(self, project: str, since: datetime, until: datetime | None = None) -> Iterator[dict[str, Any]]:
+    def active(self, project: str, now: datetime) -> list[str]:
+        """The IDs of a project's jobs that are pending or running.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
+        """
+        pages = self._pages(project, now - _LONGEST, stateFilter=["pending", "running"])
+        return [listed["jobReference"]["jobId"] for page in pages for listed in page.get("jobs", [])]
+
+    def _pages(
+        self, project: str, since: datetime, until: datetime | None = None, **more: Any
+    ) -> Iterator[dict[str, Any]]:
         job = "jobReference(jobId,location),state,errorResult(reason),statistics(creationTime,endTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
@@ -331,6 +344,7 @@ class JobBoard:
             "minCreationTime": int(since.timestamp() * 1000),
             "maxResults": _PAGE,
             "fields": f"nextPageToken,unreachable,jobs({job})",
+            **more,
         }
         if until is not None:
             query["maxCreationTime"] = int(until.timestamp() * 1000)

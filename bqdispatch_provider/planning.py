@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -195,6 +195,15 @@ def unseen(listing: Listing, recent: Mapping[str, datetime], now: datetime) -> l
             else:
                 left.append(window)
     return left
+
+
+def traced(job_ids: Iterable[str]) -> Iterator[bool]:
+    """For each of the jobs that has a trace, whether it is a query: limits count no others."""
+    for job_id in job_ids:
+        with suppress(ValueError):
+            name = TraceName.parse(job_id)
+            if name.mode == "dispatch":
+                yield lane_of(name.action) is Lane.SQL
 
 
 @dataclass(frozen=True, slots=True)
