@@ -34,19 +34,20 @@ def date_of(context: Context) -> datetime | None:
 async def extra_of(conn_id: str) -> Mapping[str, Any]:
     """A connection's extra, read on an event loop without blocking it.
 
-    From 3.3.2 on Airflow reads it there; before that it may block while secrets are masked, so a thread does it.
+    From 3.3.2 on Airflow reads it there. Before that, a connection hides its secrets from the logs by a call to the
+    triggerer's supervisor that must not be made on the event loop, and on 3.1 only from a thread that asgiref knows.
 
     :param conn_id: ID of the connection.
     """
-    from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
+    from airflow.providers.common.compat.sdk import BaseHook, Connection  # noqa: PLC0415
 
-    connection = await get_async_connection(conn_id)
-    if hasattr(connection, "aextra_dejson"):
+    if hasattr(Connection, "aextra_dejson"):
+        connection = await BaseHook.aget_connection(conn_id)
         extra: Mapping[str, Any] = await connection.aextra_dejson()
         return extra
     from asgiref.sync import sync_to_async  # noqa: PLC0415
 
-    return await sync_to_async(lambda: connection.extra_dejson)()
+    return await sync_to_async(lambda: BaseHook.get_connection(conn_id).extra_dejson)()
 
 
 def form_widgets(fields: Mapping[str, Any], long: Iterable[str]) -> dict[str, Any]:
