@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -90,19 +91,23 @@ def backlog(world):
 def watched(live):
     """Notes the pools as Airflow tells of them, all the time."""
     seen, stopped = {name: [] for name in POOLS}, threading.Event()
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {live.token}"
 
     def watch():
         while not stopped.wait(0.1):
-            for pool in live.get("pools", pool_name_pattern="bqdispatch_limited")["pools"]:
+            answer = session.get(f"{live.url}/api/v2/pools", params={"pool_name_pattern": "bqdispatch_limited"})
+            answer.raise_for_status()
+            for pool in answer.json()["pools"]:
                 seen[pool["name"]].append(pool)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        stopped.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        watching = thread.submit(watch)
+        try:
+            yield seen
+        finally:
+            stopped.set()
+        watching.result()
 
 
 def test_neither_pools_nor_limits_are_passed_by_three_dags_and_five_hundred_events(
