@@ -137,9 +137,11 @@ class BqDispatchNotifier(BaseNotifier):
         report, url = (part.report, journal.own_url) if part else (journal.read_document(), journal.document_url)
         if report is not None:
             yield from _of_report(report, url)
-        failed = context.get("exception")
+        ti = context["ti"]
+        # Airflow 3.1 does not always say why.
+        failed = context.get("exception") or (ti.state == "failed" and "its log says why")
         if failed and (report is None or report.ok):
-            task = f"{context['ti'].dag_id}.{context['ti'].task_id}"
+            task = f"{ti.dag_id}.{ti.task_id}"
             said = in_words(failed) if isinstance(failed, BaseException) else in_one_line(str(failed))
             yield Cause("failed", f"{task} {said}", f"the task {task} has failed: {said}", "look at its log")
         yield from self._stuck(dispatcher)
