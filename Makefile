@@ -5,7 +5,7 @@ FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compose soak trials contract bench check lock dist clean
+.PHONY: help setup demo test test-compose soak trials contract bench latency check lock dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ contract: setup ## the stores against every back end that can be had (Go builds 
 
 bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (under ten minutes)
 	$(BIN)/python benchmarks/bench.py --write
+
+latency: setup ## measure how soon events are dispatched, for each way to run, and write docs/latency.md (a quarter of an hour)
+	$(BIN)/python benchmarks/latency.py --write
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .

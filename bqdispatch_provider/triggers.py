@@ -240,8 +240,8 @@ class BqDispatchTrigger(_TaskTrigger):
 class DispatchTrigger(_TaskTrigger):
     """Dispatches, cycle after cycle, until the time to live is over: a :class:`DispatchOperator` without a worker.
 
-    Ends the task as succeeded, with the counts as its return value, or yields one event for whoever resumes,
-    ``{"status": "done" | "error", "document": …, "message": …}``.
+    Ends the task as succeeded, with the counts as its return value (Airflow 3 stores it as JSON text), or yields one
+    event for whoever resumes, ``{"status": "done" | "error", "document": …, "message": …}``.
 
     Killed, it finishes what was begun and writes its document. Started again, it goes on with that.
 

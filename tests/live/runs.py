@@ -1,5 +1,6 @@
 """DAG runs of a real Airflow and the processes behind them, and what is on its way between it and BqTail."""
 
+import json
 import re
 from contextlib import suppress
 
@@ -26,8 +27,9 @@ def has_ended(live, run):
 
 
 def returned(live, run, task_id):
-    """What a task of a run returned."""
-    return live.get(f"{run}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
+    """What a task of a run returned; what a trigger returns in its place, Airflow stores as JSON text."""
+    value = live.get(f"{run}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def kill(live, kind):
