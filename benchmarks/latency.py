@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -38,8 +39,8 @@ EVENTS = 200
 JOB_S = 3, 8
 """Seconds that a job takes, at random between these."""
 IDLE_S, SETTLE_S, PATIENCE_S = 60.0, 10.0, 150.0
-STARTED = "workload=ExecuteTask"
-"""What the executor logs for each process that it starts for a task."""
+ENDED = re.compile(r"Received executor event with state (success|failed) for task instance")
+"""What the scheduler logs once for each process that the executor has started for a task; deferring ends one, too."""
 
 FROM_TRIGGER = """
 from datetime import UTC, datetime
@@ -166,8 +167,8 @@ def cpu_seconds(live: LiveAirflow) -> float:
 
 
 def starts(live: LiveAirflow) -> int:
-    """How many processes the executor has started for tasks."""
-    return live.log.read_text(errors="replace").count(STARTED)
+    """How many processes the executor has started for tasks that have ended since."""
+    return len(ENDED.findall(live.log.read_text(errors="replace")))
 
 
 def measure(live: LiveAirflow, control: StandInControl, way: Way) -> Measured:
@@ -229,8 +230,13 @@ def main() -> None:
             time.sleep(1)
         time.sleep(SETTLE_S)
         for name in options.ways or WAYS:
+            before = starts(live)
             lines.append(row(WAYS[name], measure(live, control, WAYS[name])))
             print(lines[-1], flush=True)
+            if name == "minute" and starts(live) == before:
+                raise RuntimeError(
+                    f"no process was counted where there are some, so the log says it otherwise: {live.log}"
+                )
     if options.write:
         write(PAGE, "latency", "\n".join(lines))
 
