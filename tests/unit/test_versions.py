@@ -1,8 +1,9 @@
-"""What differs between versions of Airflow stands in one module."""
+"""What differs between versions of Airflow stands in one module and each of them has its lock file."""
 
 import ast
 from pathlib import Path
 
+import matrix
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "bqdispatch_provider"
@@ -50,3 +51,10 @@ def test_asking_is_noticed(source):
 
 def test_the_one_module_does():
     assert asked((PACKAGE / "compat.py").read_text())
+
+
+@pytest.mark.parametrize("airflow", matrix.OLDER)
+def test_a_lock_file_has_its_airflow_and_composers_google_provider(airflow):
+    lock = matrix.lock_of(airflow)
+    assert matrix.locked("apache-airflow", lock) == airflow
+    assert matrix.locked(matrix.GOOGLE, lock) == matrix.COMPOSERS_GOOGLE
