@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _AWKWARD = re.compile(r"[%/#?*\[\]\x00-\x1f\x7f]")
 _LONGEST = 250
+_UNDERWAY = ".underway"
 
 TIDIED = ""
 """Under what :meth:`RunJournal.parts` gives what came of putting in order, which is no task's own."""
@@ -143,7 +144,7 @@ class RunJournal:
         self.own_url = f"{own}.json"
         self.tidied_url = f"{self._run}/~tidy.json"
         self.document_url = f"{self._run}.json"
-        self._underway_url = f"{own}.underway"
+        self._underway_url = f"{own}{_UNDERWAY}"
 
     def earlier_part(self) -> Part | None:
         """The part that an earlier try of the running task has left."""
@@ -198,7 +199,7 @@ class RunJournal:
         """
         found: dict[str, list[Part]] = {}
         for url in self._store.names(f"{self._run}/"):
-            if not url.endswith(".json"):
+            if url.endswith(_UNDERWAY):
                 continue
             task = url.rpartition("/")[2].removesuffix(".json").partition("~")[0]
             if (part := self._part(url)) is not None:

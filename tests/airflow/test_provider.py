@@ -15,7 +15,15 @@ SMALL_DAG = """
 from datetime import UTC, datetime
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, BaseSensorOperator, task
 from airflow.triggers.base import BaseTrigger
-with DAG("small", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
+from importlib.util import find_spec
+schedule = None
+if find_spec("airflow.sdk"):  # what a schedule by an asset brings
+    from airflow.sdk import Asset, AssetWatcher
+    from airflow.timetables.assets import AssetOrTimeSchedule
+    from airflow.timetables.trigger import CronTriggerTimetable
+    watched = Asset(name="small", watchers=[])
+    schedule = AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 0 * * *", timezone="UTC"), assets=[watched])
+with DAG("small", schedule=schedule, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
     @task
     def more(): pass
     BaseOperator(task_id="nothing") >> more()
