@@ -5,10 +5,10 @@ FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-compose soak trials contract bench check lock dist clean
+.PHONY: help setup demo test test-matrix test-compose soak trials soak-deferral contract bench latency check lock dist clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/ready ## make the environment in .venv
 
@@ -40,12 +40,18 @@ demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ON
 test: setup .venv/lowest/ready .venv/clean/ready ## all checks and tests, with line coverage (about a quarter of an hour)
 	@.ci/test
 
+test-matrix: setup ## tests/airflow on each version of Airflow that is served, into the README (VERSION=3.1.8: only that)
+	$(BIN)/python tests/matrix.py run $(VERSION) --write
+
 test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celery|fake_gcs: only that)
 	$(BIN)/pytest -p no:cacheprovider $(if $(PROFILE),tests/compose/test_$(PROFILE).py,tests/compose)
 
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
 	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak \
 	  $(BIN)/pytest tests/faults tests/unit
+
+soak-deferral: setup ## deferred sensors in a live triggerer for ten minutes (VERSION=3.1.8, MINUTES=…)
+	$(BIN)/python tests/matrix.py soak $(or $(VERSION),3.1.8) --minutes $(or $(MINUTES),10)
 
 trials: setup ## run the fault tests and write what came of them into docs/reliability.md
 	$(BIN)/pytest tests/faults tests/airflow/test_timeouts.py tests/live/test_live_faults.py --trials docs/reliability.md
@@ -57,14 +63,18 @@ contract: setup ## the stores against every back end that can be had (Go builds 
 bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (under ten minutes)
 	$(BIN)/python benchmarks/bench.py --write
 
+latency: setup ## measure how soon events are dispatched, for each way to run, and write docs/latency.md (a quarter of an hour)
+	$(BIN)/python benchmarks/latency.py --write
+
 check: setup ## lint and types alone
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: setup ## resolve the newest releases, and the lower bounds, into .ci/*.lock
+lock: setup ## resolve the newest releases, the lower bounds, and each Airflow between, into .ci/*.lock
 	$(COMPILE) --universal --upgrade --output-file .ci/requirements.lock pyproject.toml
 	$(COMPILE) --override .ci/lowest.txt --upgrade --output-file .ci/lowest.lock pyproject.toml
+	$(BIN)/python tests/matrix.py lock
 
 dist: setup ## wheel and sdist in dist/
 	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist)

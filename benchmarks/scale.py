@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.dispatcher import _LESS, _PAUSE, ROUND, THREADS
+from bqdispatch_provider.dispatcher import _LESS, ROUND, THREADS
 from bqdispatch_provider.jobs import _MOST_CALLS
 from bqdispatch_provider.planning import DUE_AFTER, KEEP_SENTINEL, KEEP_WINDOW
+from bqdispatch_provider.rhythm import LEAST
 from bqdispatch_provider.storage import BATCH_SIZE
 
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
@@ -259,8 +260,8 @@ class Folder:
         """One run of a dispatching task on its own: cycles until its time to live is over."""
         now, first = begin + self.setup.task, True
         until = min(now + 60 * self.setup.minutes - _LESS, max(now, self.setup.end))
-        while first or now + _PAUSE < until:
-            events, now = self.look(now if first else now + _PAUSE)
+        while first or now + LEAST < until:
+            events, now = self.look(now if first else now + LEAST)
             now = self.dispatch(events, now, math.inf if first else until, first=first)
             now, first = self._tidied(now), False
         self.cost.add("storage.objects.insert", 2)

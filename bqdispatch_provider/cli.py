@@ -10,12 +10,9 @@ import gc
 import json
 import logging
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -24,19 +21,61 @@ from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.names import in_one_line
+from bqdispatch_provider.pools import TOKEN, AirflowError, PoolsElsewhere, PoolsHere, differences, has_airflow, pools_of
+from bqdispatch_provider.setups import SetUp
 
 if TYPE_CHECKING:
     from bqdispatch_provider.smoke import Check
 
-OK, FAILED, BAD_CONFIG, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+OK, FAILED, UNUSABLE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
+
+
+def _setup(name: str) -> SetUp:
+    try:
+        return SetUp(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+_CONFIG = "gs:// or file:// URL, or a path"
+_SETUP: dict[str, Any] = {
+    "type": _setup,
+    "default": SetUp(),
+    "metavar": "NAME",
+    "help": "of several set-ups in one Airflow; its connection, pools and DAG are called bqdispatch_NAME…",
+}
+_VAR: dict[str, Any] = {
+    "action": "append",
+    "default": [],
+    "metavar": "NAME=VALUE",
+    "help": "value for ${NAME} in the configuration",
+}
+POOLS_HELP = "print Airflow's pools for the limits, set them, or compare them"
+POOLS_DESCRIPTION = (
+    "Print Airflow's pools for the limits of the configuration, as `airflow pools import` reads them; or set or "
+    "compare those of an Airflow. Exits with 1 when they differ, with 2 when they cannot be looked at."
+)
+POOLS_OPTIONS: dict[str, dict[str, Any]] = {
+    "--import": {"action": "store_true", "dest": "set", "help": "make the pools, or change them"},
+    "--check": {"action": "store_true", "help": "compare the pools with the configuration"},
+    "--url": {
+        "metavar": "URL",
+        "help": f"of Airflow's page: by its REST API, with the token in {TOKEN}; by default the `airflow` command of "
+        "this environment is used",
+    },
+    "--config": {"metavar": "URL", "help": f"{_CONFIG}; by default that of the set-up's connection"},
+    "--setup": _SETUP,
+    "--var": _VAR,
+}
+"""What may be said of pools, to this command line and to Airflow's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     :param arguments: by default those of the process.
-    :returns: 0, 1 when something went wrong, 2 when the configuration cannot be used; 130 when it was interrupted, 141
-        when nobody reads what it prints, as the shell has it for the signals.
+    :returns: 0, 1 when something went wrong, 2 when the configuration, or Airflow, cannot be used; 130 when it was
+        interrupted, 141 when nobody reads what it prints, as the shell has it for the signals.
     """
     try:
         try:
@@ -63,12 +102,9 @@ def _main(arguments: Sequence[str] | None) -> int:
     run.add_argument("--once", action="store_true", help="one cycle only")
     run.add_argument("-v", "--verbose", action="store_true", help="log every dispatched event")
     run.set_defaults(act=_run)
-    pools = commands.add_parser(
-        "pools",
-        help="print Airflow's pools for the limits, as `airflow pools import` reads them",
-        description="Print Airflow's pools for the limits of the configuration, as `airflow pools import` reads them.",
-    )
-    pools.add_argument("--check", action="store_true", help="compare with the pools of the Airflow of this environment")
+    pools = commands.add_parser("pools", help=POOLS_HELP, description=POOLS_DESCRIPTION)
+    for flag, more in POOLS_OPTIONS.items():
+        pools.add_argument(flag, **more)
     pools.set_defaults(act=_pools, verbose=False)
     replay = commands.add_parser(
         "replay",
@@ -109,34 +145,22 @@ def _main(arguments: Sequence[str] | None) -> int:
     composer.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
     composer.add_argument("--dry-run", action="store_true", help="print the commands, and change nothing")
     composer.set_defaults(act=_deploy, verbose=False)
-    for command in (run, smoke, quiet, replay, pools, composer):
-        command.add_argument("--config", required=True, metavar="URL", help="gs:// or file:// URL, or a path")
-        command.add_argument(
-            "--var", action="append", default=[], metavar="NAME=VALUE", help="value for ${NAME} in the configuration"
-        )
+    for command in (smoke, composer):
+        command.add_argument("--setup", **_SETUP)
+    for command in (run, smoke, quiet, replay, composer):
+        command.add_argument("--config", required=True, metavar="URL", help=_CONFIG)
+        command.add_argument("--var", **_VAR)
     options = parser.parse_args(arguments)
     _log_to_stderr(options.verbose)
+    return _act(options.act, options)
+
+
+def _act(act: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     try:
-        return int(options.act(options))
-    except ConfigError as error:
+        return act(options)
+    except (ConfigError, AirflowError) as error:
         print(error, file=sys.stderr)
-        return BAD_CONFIG
-
-
-def pools_of(config: DispatchConfig) -> dict[str, dict[str, Any]]:
-    """Airflow's pools for a configuration's limits: as many slots, or -1 (no limit)."""
-    return {
-        "bqdispatch_sql": {
-            "slots": config.max_concurrent_sql or -1,
-            "description": "MaxConcurrentSQL: events of query jobs that may be in hand at one time",
-            "include_deferred": False,
-        },
-        "bqdispatch_jobs": {
-            "slots": config.max_concurrent_jobs or -1,
-            "description": "MaxConcurrentJobs: events of load, copy and export jobs and windows in hand at one time",
-            "include_deferred": False,
-        },
-    }
+        return UNUSABLE
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -163,11 +187,11 @@ def _smoke(options: argparse.Namespace) -> int:
 
     with _credentials():
         client, session = default_storage_client(config), default_session()
-    wanted = {name: int(pool["slots"]) for name, pool in pools_of(config).items()}
+    wanted = {name: int(pool["slots"]) for name, pool in pools_of(config, options.setup).items()}
     try:
-        pools: Any = (_pools_of_airflow(), wanted) if _has_airflow() else "no Airflow is set up in this environment"
-    except ConfigError as error:
-        pools = "; ".join(error.findings)
+        pools: Any = (PoolsHere().slots(), wanted) if has_airflow() else "no Airflow is set up in this environment"
+    except AirflowError as error:
+        pools = str(error)
     stopped = Event()
     smoke = Smoke(
         config.for_project(client.project), client, session, pools, bqtail=bqtail, go_on=lambda: not stopped.is_set()
@@ -220,7 +244,13 @@ def _deploy(options: argparse.Namespace) -> int:
     connection = {**place, **({"variables": dict(config.variables)} if config.variables else {})}
     try:
         there = Deployment(
-            config, connection, pools_of(config), Path.cwd(), project=options.project, dry=options.dry_run
+            config,
+            connection,
+            pools_of(config, options.setup),
+            Path.cwd(),
+            setup=options.setup,
+            project=options.project,
+            dry=options.dry_run,
         )
         environment = there.look(options.environment, options.location)
         for step in there.steps(environment):
@@ -242,7 +272,7 @@ def _next(options: argparse.Namespace, account: str) -> str:
     return (
         f"Now see that it works as the account {account} (`gcloud auth application-default login "
         f"--impersonate-service-account={account}`, then `bqdispatch smoke --config {options.config}`), and switch the "
-        "DAG bqdispatch on; where the cloud function has run, docs/migration.md first"
+        f"DAG {options.setup.dag_id} on; where the cloud function has run, docs/migration.md first"
     )
 
 
@@ -320,65 +350,79 @@ def _show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _pools(options: argparse.Namespace) -> int:
-    wanted = pools_of(_config(options))
-    if not options.check:
+    wanted = pools_of(_config(options) if options.config else _connected(options), options.setup)
+    if not options.set and not options.check:
         print(json.dumps(wanted, indent=1))
         return OK
-    found = _pools_of_airflow()
-    differences = [
-        f"pool {name!r} {f'has {found[name]} slots' if name in found else 'is missing'}; expected {pool['slots']} slots"
-        for name, pool in wanted.items()
-        if found.get(name) != pool["slots"]
-    ]
-    for difference in differences or ["the pools agree with the configuration"]:
+    airflow = _elsewhere(options.url) if options.url else PoolsHere()
+    if options.set:
+        airflow.set(wanted)
+        for name, pool in wanted.items():
+            print(f"pool {name!r} has {pool['slots']} slots")
+        return OK
+    found = differences(airflow.slots(wanted), wanted)
+    for difference in found or ["the pools agree with the configuration"]:
         print(difference)
-    if differences:
-        print(
-            "`bqdispatch pools --config … > pools.json && airflow pools import pools.json` sets them", file=sys.stderr
+    if found:
+        print("`bqdispatch pools --import`, with the same options, sets them", file=sys.stderr)
+    return FAILED if found else OK
+
+
+def _elsewhere(url: str) -> PoolsElsewhere:
+    token = os.environ.get(TOKEN)
+    if not token:
+        raise AirflowError(f"{TOKEN} is not in the environment: it has to hold the token for Airflow's REST API")
+    return PoolsElsewhere(url, token)
+
+
+def _connected(options: argparse.Namespace) -> DispatchConfig:
+    """The configuration to which the set-up's connection leads in the Airflow of this environment."""
+    if not has_airflow():
+        raise AirflowError(
+            f"--config is missing, and no Airflow is set up in this environment whose connection "
+            f"{options.setup.conn_id!r} could tell where the configuration is"
         )
-    return FAILED if differences else OK
+    with _stdout_on_stderr():
+        from airflow.providers.common.compat.sdk import AirflowException  # noqa: PLC0415  (Airflow takes seconds)
+
+        from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415
+
+        try:
+            return BqDispatchHook.from_database(options.setup.conn_id).get_config(_variables(options))
+        except AirflowException as error:
+            raise AirflowError(f"the connection {options.setup.conn_id!r} cannot be read: {error}") from error
 
 
-def _has_airflow() -> bool:
-    """Whether an Airflow has been set up here; its command would set up an empty one."""
-    places = [os.environ.get("AIRFLOW_HOME", ""), os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")]
-    return any(places) or (Path.home() / "airflow" / "airflow.cfg").exists()
-
-
-def _pools_of_airflow() -> dict[str, int]:
-    airflow = shutil.which("airflow", path=str(Path(sys.executable).parent)) or shutil.which("airflow")
-    if airflow is None:
-        raise ConfigError(["there is no `airflow` command in this environment, so its pools cannot be compared"])
-    listed = subprocess.run(  # noqa: S603  (a fixed command)
-        [airflow, "pools", "list", "--output", "json"], capture_output=True, text=True, check=False
-    )
+@contextmanager
+def _stdout_on_stderr() -> Iterator[None]:
+    """Standard output carries documents alone, and some of Airflow's loggers have kept a hold of it."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
     try:
-        # Airflow may print warnings before its JSON.
-        pools = json.loads(listed.stdout[listed.stdout.index("[{") :])
-        return {pool["pool"]: int(pool["slots"]) for pool in pools}
-    except (ValueError, KeyError) as error:
-        raise ConfigError(
-            [
-                f"`airflow pools list` ended with {listed.returncode} and no list of pools ({_error_of(listed)}): is "
-                "AIRFLOW_HOME that of your Airflow, and has `airflow db migrate` been run there?"
-            ]
-        ) from error
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
-def _error_of(ended: subprocess.CompletedProcess[str]) -> str:
-    """The error that a command ended with, without its traceback: the last line that names one, or the last of all."""
-    lines = [line.strip() for line in (ended.stderr or ended.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
-    return (errors or lines or ["it said nothing"])[-1][:500]
+def airflow_pools(options: argparse.Namespace) -> None:
+    """``airflow bqdispatch pools``: the same, as one of Airflow's commands."""
+    sys.exit(_act(_pools, options))
 
 
 def _config(options: argparse.Namespace, given: str | None = None) -> DispatchConfig:
+    given = given or str(options.config)
+    url = given if "://" in given else Path(given).resolve().as_uri()
+    return DispatchConfig.from_url(url, _variables(options))
+
+
+def _variables(options: argparse.Namespace) -> dict[str, str]:
     malformed = [each for each in options.var if "=" not in each]
     if malformed:
         raise ConfigError([f"--var {each!r}; expected NAME=VALUE" for each in malformed])
-    given = given or str(options.config)
-    url = given if "://" in given else Path(given).resolve().as_uri()
-    return DispatchConfig.from_url(url, dict(each.split("=", 1) for each in options.var))
+    return dict(each.split("=", 1) for each in options.var)
 
 
 class _OneLine(logging.Formatter):

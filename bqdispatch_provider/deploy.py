@@ -25,11 +25,10 @@ from typing import Any
 
 from bqdispatch_provider import __version__
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.setups import SetUp
 
 PACKAGE = "airflow-provider-bqdispatch"
 REPOSITORY = "bqdispatch"
-CONNECTION = "AIRFLOW_CONN_BQDISPATCH_DEFAULT"
-SLOTS = ("BQDISPATCH_SQL_SLOTS", "BQDISPATCH_JOBS_SLOTS")
 ROLES = {
     "bqdispatchFolders": "bqdispatch-folders.yaml",
     "bqdispatchTrigger": "bqdispatch-trigger.yaml",
@@ -130,6 +129,7 @@ class Deployment:
     :param connection: the extra of the connection.
     :param pools: to be set, as ``airflow pools import`` reads them.
     :param checkout: where the project's sources lie.
+    :param setup: which of several in that Airflow; by default the one without a name.
     :param project: of the environment; by default gcloud's.
     :param dry: change nothing.
     """
@@ -141,6 +141,7 @@ class Deployment:
         pools: Mapping[str, Mapping[str, Any]],
         checkout: Path,
         *,
+        setup: SetUp | None = None,
         project: str | None = None,
         dry: bool = False,
     ) -> None:
@@ -148,6 +149,7 @@ class Deployment:
             raise DeployError(f"{str(checkout)!r} is no checkout of {PACKAGE}: run this in the project's folder")
         self._given, self._connection, self._pools = config, connection, pools
         self._checkout, self._project, self._dry = checkout, project, dry
+        self._setup = setup or SetUp()
         self._gcloud, self._uv = _program("gcloud", "install the Google Cloud CLI"), _program("uv", "pip install uv")
 
     def look(self, name: str, location: str) -> Environment:
@@ -171,11 +173,7 @@ class Deployment:
         yield from self._package(at)
         yield self._variables(config, at)
         yield from self._slots(at)
-        yield Step(
-            "the DAG",
-            self._composer(at, "storage", "dags", "import", "--source=dags/bqdispatch.py"),
-            "whoever deploys needs roles/composer.user, and storage.objects.create on the environment's bucket",
-        )
+        yield self._dag(at)
 
     def run(self, step: Step) -> None:
         """Carry out a step.
@@ -324,9 +322,12 @@ class Deployment:
 
     def _variables(self, config: DispatchConfig, at: Environment) -> Step:
         """Connection and slots, as environment variables: the same for every version, and no secret among them."""
-        limits = dict(zip(SLOTS, (config.max_concurrent_sql, config.max_concurrent_jobs), strict=True))
+        limits = dict(zip(self._setup.slots, (config.max_concurrent_sql, config.max_concurrent_jobs), strict=True))
         connection = {"conn_type": "bqdispatch", "extra": self._connection}
-        wanted = {CONNECTION: json.dumps(connection), **{name: str(each) for name, each in limits.items() if each}}
+        wanted = {
+            self._setup.conn_variable: json.dumps(connection),
+            **{name: str(each) for name, each in limits.items() if each},
+        }
         gone = [name for name, each in limits.items() if not each and name in at.variables]
         changed = {name: value for name, value in wanted.items() if at.variables.get(name) != value}
         mark = next(each for each in "|~#@!" if not any(each in value for value in wanted.values()))
@@ -344,6 +345,15 @@ class Deployment:
         for name, pool in self._pools.items():
             command = self._airflow(at, "pools", "set", "--", name, str(pool["slots"]), pool["description"])
             yield Step(f"pool {name}", command, "Airflow's own message above says what it did not take")
+
+    def _dag(self, at: Environment) -> Step:
+        """The sample DAG's file, or one of a line for a set-up with a name."""
+        hint = "whoever deploys needs roles/composer.user, and storage.objects.create on the environment's bucket"
+        if self._setup.name is None:
+            command = self._composer(at, "storage", "dags", "import", "--source=dags/bqdispatch.py")
+            return Step("the DAG", command, hint)
+        url = f"{at.bucket}/dags/{self._setup.dag_id}.py"
+        return Step("the DAG", ["gcloud", "storage", "cp", "-", url], hint, given=self._setup.dag_file)
 
     # commands
 

@@ -16,6 +16,7 @@ import requests
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
+from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.intents import Intents
 from bqdispatch_provider.jobs import REFUSED, JobBoard
@@ -35,9 +36,10 @@ from bqdispatch_provider.model import (
     counter_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
-from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_words
-from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, unseen
+from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_one_line, in_words
+from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, traced, unseen
 from bqdispatch_provider.report import Report
+from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,6 @@ ROUND = 10_000
 SHARE_LIFE = timedelta(minutes=2)
 """How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
 
-_PAUSE = 1.0
 _LESS = 5.0
 """A run ends so many seconds before its time to live is over (docs/protocol.md, "Configuration document")."""
 
@@ -75,16 +76,19 @@ class Dispatcher:
         only: Only = EVERYTHING,
     ) -> None:
         self._client = storage_client or default_storage_client(config)
-        self._session = session or default_session()
+        self.session = session or default_session()
         self._go_on = go_on
         self._only = only
         self._given = config
         self._until = float("inf")
         self._interrupted: BaseException | None = None
+        self._plan: Plan | None = None
+        self._teller = story.Teller(log)
+        self._told: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         _widen(self._client._http)
-        _widen(self._session)
-        self.board = JobBoard(self._session)
+        _widen(self.session)
+        self.board = JobBoard(self.session)
         self._use(config)
 
     def _use(self, config: DispatchConfig) -> None:
@@ -112,7 +116,13 @@ class Dispatcher:
         self.close()
 
     def run(
-        self, time_to_live: float | timedelta | None = None, progress: Callable[[Report], None] = lambda _: None
+        self,
+        time_to_live: float | timedelta | None = None,
+        progress: Callable[[Report], None] = lambda _: None,
+        *,
+        begin: Callable[[Plan], None] = lambda _: None,
+        wait: Callable[[float], object] = time.sleep,
+        rhythm: Rhythm | None = None,
     ) -> Report:
         """Cycle after cycle until the time is up, then write ``performance.json``.
 
@@ -120,27 +130,29 @@ class Dispatcher:
             cycle is done in any case, and all of it; 0 is that cycle alone; by default the configuration's
             ``TimeToLiveInMin`` less 5 s.
         :param progress: called with the run's report so far, after each cycle.
+        :param begin: called in each cycle with what it is about to dispatch.
+        :param wait: called between two cycles with seconds; it may come back earlier.
+        :param rhythm: how many seconds these are.
         """
         began = time.monotonic()
-        if time_to_live is None:
-            time_to_live = max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
-        seconds = time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
-        until = began + seconds
+        rhythm = rhythm or Rhythm()
+        until = began + self.seconds_to_live(time_to_live)
         checked = began
         # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
         # ever be dispatched. After it, no new work is taken once the time is up.
-        report = self._cycle_of_run()
+        report = self._cycle_of_run(begin)
         self._until = until
         try:
             progress(report)
-            while time.monotonic() + _PAUSE < until and self._go_on():
-                time.sleep(_PAUSE)
+            while (left := until - time.monotonic()) > rhythm.least and self._go_on():
+                seconds = rhythm.after(self._plan, time.monotonic())
+                wait(max(rhythm.least, min(seconds, left - rhythm.least)))
                 if not self._go_on():  # told meanwhile: one more look would be for nothing, and may be long
                     break
                 if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
                     checked = time.monotonic()
                     self._check_in(report)
-                report.add_cycle(self._cycle_of_run())
+                report.add_cycle(self._cycle_of_run(begin))
                 progress(report)
         finally:
             self._until = float("inf")
@@ -149,9 +161,18 @@ class Dispatcher:
             self.write_performance(report)
         return report
 
-    def _cycle_of_run(self) -> Report:
+    def seconds_to_live(self, time_to_live: float | timedelta | None = None) -> float:
+        """For how long a run begins new cycles.
+
+        :param time_to_live: as :meth:`run` takes it.
+        """
+        if time_to_live is None:
+            return max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
+        return time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
+
+    def _cycle_of_run(self, begin: Callable[[Plan], None]) -> Report:
         try:
-            return self.cycle()
+            return self.cycle(begin)
         except Exception as error:
             log.exception("A cycle has failed; the run goes on")
             report = Report(cycles=1)
@@ -168,19 +189,23 @@ class Dispatcher:
                 self._given = changed
                 log.info("The configuration has changed: going on with the new one")
         except ConfigError as error:
-            report.error(f"the changed configuration is not taken over: {error}")
+            self._error(report, f"the changed configuration is not taken over: {error}")
 
-    def cycle(self) -> Report:
-        """Observe, plan and act once."""
+    def cycle(self, begin: Callable[[Plan], None] = lambda _: None) -> Report:
+        """Observe, plan and act once.
+
+        :param begin: called with what is about to be dispatched.
+        """
         began = time.monotonic()
+        self._plan = None
         try:
             seen = self.look()
         except STORAGE_ERRORS as error:
             report = Report(cycles=1)
-            report.error(f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
-            log.error("%s", report.errors[0])
+            self._error(report, f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
         else:
-            report = seen.report
+            report, self._plan = seen.report, seen.plan
+            begin(seen.plan)
             report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
             try:
                 report.add_part(self.tidy(seen.plan.tidy))
@@ -188,7 +213,9 @@ class Dispatcher:
                 log.exception("What is left of this cycle could not be put in order")
                 report.error(f"windows and quarantine could not be put in order: {in_words(error)}")
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
-        _log_cycle(report)
+        if report.started is not None:
+            told = f"{report.listed} objects in the task folder: {report.in_words()}"
+            self._teller.tell([told, *story.of_waiting(report, self.config)])
         return report
 
     def listing(self) -> Listing:
@@ -219,6 +246,7 @@ class Dispatcher:
         report.list_ms = round((listed - began) * 1000) + sighting.list_ms
         for key, job in sighting.jobs.items():
             report.regions.setdefault(key.project, job.location)
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
         return Sight(planned, report)
 
     def _spent(self, listing: Listing) -> tuple[StoredObject, ...]:
@@ -249,8 +277,8 @@ class Dispatcher:
         """Move the traces and fire the windows of shares, each exactly in the generation that was planned.
 
         An event that is gone, or that has become another generation, was done by someone else: it counts as ignored.
-        One that another dispatcher is about to move is left to it. Events that were planned under a limit, but too long
-        ago, are left: what runs has to be counted anew.
+        One that another dispatcher is about to move is left to it. Of events that were planned under a limit elsewhere,
+        no more are dispatched than it lets through now; too long ago, and all of them are left.
 
         Interrupted, by a task's timeout or Ctrl-C, it begins nothing more, finishes what was begun, and only then
         raises: so whoever tries again can go on at once. A second interruption is raised as it comes.
@@ -262,14 +290,14 @@ class Dispatcher:
             self.mover.refused = 0
         events: list[Event] = []
         windows: list[Event] = []
-        for share in shares:
+        for share in self._counted_anew(shares, report):
             if share.limit and self.store.now() - share.planned > SHARE_LIFE:
                 log.warning("A share of %d events is too old to be within its limit: they wait", len(share.events))
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
             else:
                 (windows if share.lane is Lane.WINDOWS else events).extend(share.events)
         if (events or windows) and (lacking := self._lacking()):
-            report.error(f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
+            self._error(report, f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
             self._note(report, [Done(event, Outcome.PENDING) for event in (*events, *windows)])
             return report
         work: list[_Work] = [(self.mover.fire, chunk) for chunk in _chunks(windows)]
@@ -279,14 +307,75 @@ class Dispatcher:
         self._do(work, report)
         if self.mover.refused:
             why = "the account needs storage.objects.delete, and no retention policy or hold may stand against it"
-            report.error(
+            self._error(
+                report,
                 f"a delete in {self.config.async_task_url!r} was answered with {self.mover.refused}, so no more is "
-                f"moved from there{f': {why}' if self.mover.refused == 403 else ' in this cycle'}"
+                f"moved from there{f': {why}' if self.mover.refused == 403 else ' in this cycle'}",
             )
+        if report.dispatched > story.TOLD:
+            log.info("and %d more were dispatched", report.dispatched - story.TOLD)
         if (interrupted := self._interrupted) is not None:
             self._interrupted = None
             raise interrupted
         return report
+
+    def done_meanwhile(self, shares: Iterable[Share]) -> Report:
+        """Which events of shares have been dispatched, by whoever had them in hand when it was killed.
+
+        :param shares: what was planned.
+        :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
+        """
+        listing = self.listing()
+        waiting = {(trace.object.name, trace.object.generation) for trace in listing.traces}
+        waiting |= {
+            (window.object.name, window.object.generation)
+            for window in listing.windows
+            if window.sentinel is None or window.sentinel.fired is None
+        }
+        report = Report(cycles=1)
+        events = [event for share in shares for event in share.events if event.key not in waiting]
+        self._note(report, [Done(event, Outcome.DISPATCHED) for event in events])
+        report.listed = len(events)
+        return report
+
+    def _counted_anew(self, shares: Iterable[Share], report: Report) -> Iterator[Share]:
+        """Shares as far as they are still within their limit; what has to wait is noted.
+
+        What was planned in another task has waited for this one, and for a pool: another dispatcher may have filled the
+        limit meanwhile.
+        """
+        room: dict[tuple[str, bool], int] = {}
+        for share in shares:
+            if not share.limit or (self._plan is not None and share.planned == self._plan.now):
+                yield share
+                continue
+            fitting: list[Event] = []
+            waiting: list[Event] = []
+            for event in share.events:
+                project, is_sql = self._project_of(event), share.lane is Lane.SQL
+                if (project, is_sql) not in room:
+                    room[project, is_sql] = share.limit - self._active(project, is_sql, share.limit, report)
+                room[project, is_sql] -= 1
+                (fitting if room[project, is_sql] >= 0 else waiting).append(event)
+            if waiting:
+                log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
+                self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
+            for event in waiting:
+                report.count(self._project_of(event), "Throttled", _counter_of(event))
+            yield replace(share, events=tuple(fitting))
+
+    def _active(self, project: str, is_sql: bool, limit: int, report: Report) -> int:
+        """How many jobs with a trace are pending or running; the limit itself where that cannot be told."""
+        try:
+            return sum(is_query == is_sql for is_query in traced(self.board.active(project, self.store.now())))
+        except REFUSED as error:
+            self._error(report, f"the jobs of project {project!r} cannot be looked at, so it waits: {in_words(error)}")
+            return limit
+
+    def _project_of(self, event: Event) -> str:
+        if event.name.endswith(".win"):
+            return WindowName.parse(event.name).dest_project or self.config.project_id or ""
+        return TraceName.parse(event.name).project or self.config.project_id or ""
 
     def _lacking(self) -> list[str]:
         if self._lacks is None or self._lacks:  # what is granted meanwhile ends it
@@ -303,7 +392,7 @@ class Dispatcher:
             announced = self.intents.announce(events)
         except STORAGE_ERRORS as error:
             said = f"what is to be moved could not be written down under {self._url(INTENTS)}, so it waits"
-            report.error(f"{said}: {in_words(error)}")
+            self._error(report, f"{said}: {in_words(error)}")
             self._note(report, [Done(event, Outcome.ERROR) for event in events])
             self._do(beside, report)
             return
@@ -361,7 +450,7 @@ class Dispatcher:
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
-                    report.error(f"{self._url(name)} was fired and kept, but could not be deleted: {result}")
+                    self._error(report, f"{self._url(name)} was fired and kept, but could not be deleted: {result}")
         return report
 
     def write_performance(self, report: Report) -> None:
@@ -369,8 +458,11 @@ class Dispatcher:
         url = f"{self.config.journal_url.rstrip('/')}/performance.json"
         try:
             self.store.write_json(url, report.performance())
+            report.balanced = self.store.now()
         except STORAGE_ERRORS as error:
-            report.error(f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}")
+            self._error(
+                report, f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}"
+            )
 
     def _unless_over(self, act: _Act, events: Sequence[Event]) -> list[Done]:
         if not self._go_on() or self._interrupted is not None or time.monotonic() > self._until:
@@ -387,36 +479,48 @@ class Dispatcher:
         """An object of the task folder for a message: names are untrusted text."""
         return repr(self.store.task_url(name))
 
+    def _error(self, report: Report, message: str) -> None:
+        """Note that something went wrong; what goes wrong cycle after cycle is logged once."""
+        report.error(message)
+        if message not in self._told:
+            log.warning("%s", in_one_line(message))
+            self._told.add(message)
+
     def _note(self, report: Report, done: Iterable[Done]) -> None:
         for one in done:
             report.outcomes[one.outcome] += 1
             if one.error:
-                report.error(one.error)
-                log.warning("%s", one.error)
+                self._error(report, one.error)
             if one.outcome is Outcome.DISPATCHED:
-                self._note_dispatched(report, one.event)
+                self._note_dispatched(report, one)
             elif one.outcome is Outcome.QUARANTINED:
                 report.quarantined[self.store.task_url(one.event.name)] = one.reason
                 log.warning("Set aside under %r: %s, %s", self.config.error_url, self._url(one.event.name), one.reason)
 
-    def _note_dispatched(self, report: Report, event: Event) -> None:
-        url, configured = self.store.task_url(event.name), self.config.project_id or ""
+    def _note_dispatched(self, report: Report, one: Done) -> None:
+        event = one.event
+        url, project = self.store.task_url(event.name), self._project_of(event)
         if event.name.endswith(".win"):
-            window = WindowName.parse(event.name)
-            report.batched[url] = window.end.strftime("%Y-%m-%dT%H:%M:%SZ")
-            project, counter = window.dest_project or configured, BATCH_JOBS
+            report.batched[url] = WindowName.parse(event.name).end.strftime("%Y-%m-%dT%H:%M:%SZ")
         else:
             trace = TraceName.parse(event.name)
-            project, counter = trace.project or configured, counter_of(trace.action)
             report.jobs[url] = {
                 "Project": project,
                 "Region": trace.region or event.location,
                 "ID": trace.job_id,
                 "URL": url,
                 "Status": "DONE",
+                "DispatchTime": self.store.now().isoformat(timespec="milliseconds"),
             }
-        report.count(project, "Dispatched", counter)
-        log.debug("Dispatched %r", url)
+            if event.ended is not None:
+                report.jobs[url]["EndTime"] = event.ended.isoformat(timespec="milliseconds")
+            if event.error:
+                report.jobs[url]["Error"] = event.error
+        report.count(project, "Dispatched", _counter_of(event))
+        level = logging.INFO if report.dispatched <= story.TOLD else logging.DEBUG
+        if log.isEnabledFor(level):
+            target = f"gs://{self.config.trigger_bucket}/{one.target}"
+            log.log(level, "%s", story.of_event(event, target, self.store.now()))
 
 
 @dataclass(frozen=True)
@@ -445,6 +549,10 @@ def default_session() -> requests.Session:
     return session
 
 
+def _counter_of(event: Event) -> str:
+    return BATCH_JOBS if event.name.endswith(".win") else counter_of(TraceName.parse(event.name).action)
+
+
 def _widen(session: requests.Session) -> None:
     """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away."""
     for scheme in ("https://", "http://"):
@@ -455,8 +563,3 @@ def _widen(session: requests.Session) -> None:
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + BATCH_SIZE] for start in range(0, len(items), BATCH_SIZE))
-
-
-def _log_cycle(report: Report) -> None:
-    if report.started is not None:
-        log.info("Cycle of %d ms: %d listed: %s", report.time_taken_ms, report.listed, report.in_words())

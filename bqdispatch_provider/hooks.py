@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
+from bqdispatch_provider import compat
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from google.cloud.storage import Client
 
     from bqdispatch_provider.dispatcher import Dispatcher
+    from bqdispatch_provider.push import Subscription
 
 _FORMS = ("config", "config_url")
-_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id")
+_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
 _LONG = ("config", "variables")
 _PLACEHOLDERS = {
     "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
@@ -45,7 +48,8 @@ class BqDispatchHook(BaseHook):
     of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…`` or ``file://…``), or its
     keys themselves. It may also hold ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id``
     (the connection whose credentials are used, by default ``google_cloud_default``), ``impersonation_chain`` (service
-    accounts, comma-separated or a list) and ``quota_project_id``. It holds no secret.
+    accounts, comma-separated or a list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake
+    whoever waits for this connection's jobs, docs/push.md). It holds no secret.
 
     With ``STORAGE_EMULATOR_HOST`` or ``BIGQUERY_EMULATOR_HOST`` set, that service is used without credentials.
 
@@ -73,9 +77,24 @@ class BqDispatchHook(BaseHook):
         :raises ConfigError: when the extra is none that can be used.
         """
         hook = cls(bqdispatch_conn_id)
-        hook._extra = await _extra_of(bqdispatch_conn_id)
+        hook._extra = _filled(await compat.extra_of(bqdispatch_conn_id))
         if not _emulated():
-            hook._google_extra = await _extra_of(hook._gcp_conn_id)
+            hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
+        return hook
+
+    @classmethod
+    def from_database(cls, bqdispatch_conn_id: str) -> BqDispatchHook:
+        """A hook for a command: outside of its components, Airflow 3 finds no connection that is in its database.
+
+        :param bqdispatch_conn_id: ID of the connection.
+        :raises AirflowNotFoundException: when there is none.
+        """
+        from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
+
+        hook = cls(bqdispatch_conn_id)
+        hook._extra = _filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
+        if not _emulated():
+            hook._google_extra = _filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
         return hook
 
     @property
@@ -118,6 +137,32 @@ class BqDispatchHook(BaseHook):
             with Dispatcher(config, client, session, go_on=go_on, only=chosen) as dispatcher:
                 yield dispatcher
 
+    def get_subscription(self, dispatcher: Dispatcher) -> Subscription | None:
+        """The subscription that the connection names, by which waiting ends as soon as a job is done.
+
+        :param dispatcher: from :meth:`get_dispatcher`, whose session is used.
+        :raises ConfigError: when it is not named in full.
+        """
+        from bqdispatch_provider.push import SUBSCRIPTION, Subscription  # noqa: PLC0415
+
+        name = self.extra.get("subscription")
+        if name is None:
+            return None
+        if not isinstance(name, str) or not SUBSCRIPTION.fullmatch(name):
+            raise self._unusable(f"subscription is {name!r}; expected projects/<project>/subscriptions/<subscription>")
+        return Subscription(dispatcher.session, name)
+
+    def decrypt(self, key: str, ciphertext: bytes) -> bytes:
+        """What was encrypted with a KMS key, by the Google Cloud connection's credentials.
+
+        :param key: ``projects/…/locations/…/keyRings/…/cryptoKeys/…``.
+        """
+        from airflow.providers.google.cloud.hooks.kms import CloudKMSHook  # noqa: PLC0415  (costs 1 s)
+
+        kms = CloudKMSHook(self._gcp_conn_id, impersonation_chain=self._impersonation_chain)
+        plaintext: bytes = kms.decrypt(key, base64.b64encode(ciphertext).decode())
+        return plaintext
+
     def test_connection(self) -> tuple[bool, str]:
         """Try what a dispatcher reads, and tell everything that is in the way at once.
 
@@ -127,7 +172,7 @@ class BqDispatchHook(BaseHook):
         """
         try:
             with self.get_dispatcher() as dispatcher:
-                findings, summary = _try(dispatcher)
+                findings, summary = _try(dispatcher, self.get_subscription(dispatcher))
         except ConfigError as error:
             findings, summary = error.findings, ""
         except Exception as error:
@@ -139,17 +184,7 @@ class BqDispatchHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """The fields of the connection's form, for Airflow 2; Airflow 3 reads them from the provider's metadata."""
-        from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
-        from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
-        from wtforms import StringField  # type: ignore[import-untyped]  # noqa: PLC0415
-
-        return {
-            name: StringField(
-                lazy_gettext(field["label"]),
-                widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in _LONG else ''}FieldWidget")(),
-            )
-            for name, field in _form()["conn-fields"].items()
-        }
+        return compat.form_widgets(_form()["conn-fields"], _LONG)
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -203,14 +238,17 @@ class BqDispatchHook(BaseHook):
     def _gcp_conn_id(self) -> str:
         return str(self.extra.get("gcp_conn_id", "google_cloud_default"))
 
+    @property
+    def _impersonation_chain(self) -> Any:
+        chain = self.extra.get("impersonation_chain")
+        return [each.strip() for each in chain.split(",")] if isinstance(chain, str) and "," in chain else chain
+
     def _credentials(self) -> tuple[Any, str | None]:
         """The Google Cloud connection's credentials, ``None`` for anonymous ones, and its project."""
         if _emulated():
             return None, os.environ.get("GOOGLE_CLOUD_PROJECT")
         from airflow.providers.google.common.hooks.base_google import GoogleBaseHook  # noqa: PLC0415  (costs 0.6 s)
 
-        chain = self.extra.get("impersonation_chain")
-        chain = [each.strip() for each in chain.split(",")] if isinstance(chain, str) and "," in chain else chain
         # Older providers do not know the quota project.
         quota = {key: self.extra[key] for key in ("quota_project_id",) if key in self.extra}
         known = self._google_extra
@@ -220,7 +258,7 @@ class BqDispatchHook(BaseHook):
             def get_connection(cls, conn_id: str) -> Any:
                 return super().get_connection(conn_id) if known is None else SimpleNamespace(extra_dejson=known)
 
-        google = ResolvedGoogleHook(self._gcp_conn_id, impersonation_chain=chain, **quota)
+        google = ResolvedGoogleHook(self._gcp_conn_id, impersonation_chain=self._impersonation_chain, **quota)
         credentials, project = google.get_credentials_and_project_id()
         return (None if google._get_field("is_anonymous") else credentials), project or None
 
@@ -238,17 +276,6 @@ def _emulated() -> bool:
 def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
     """An extra without the fields that a form leaves empty."""
     return {key: value for key, value in extra.items() if value not in (None, "")}
-
-
-async def _extra_of(conn_id: str) -> dict[str, Any]:
-    from airflow.providers.common.compat.connection import get_async_connection  # noqa: PLC0415
-
-    connection = await get_async_connection(conn_id)
-    if hasattr(connection, "aextra_dejson"):
-        return _filled(await connection.aextra_dejson())
-    from asgiref.sync import sync_to_async  # noqa: PLC0415
-
-    return _filled(await sync_to_async(lambda: connection.extra_dejson)())
 
 
 def _client_of(credentials: Any, project: str | None) -> Client:
@@ -269,7 +296,7 @@ def _session_of(credentials: Any) -> requests.Session:
     return session
 
 
-def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
+def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[list[str], str]:
     """What is in the way of a dispatcher, one sentence each, and what was tried."""
     config, store = dispatcher.config, dispatcher.store
     findings: dict[tuple[str, str], str] = {}
@@ -305,6 +332,10 @@ def _try(dispatcher: Dispatcher) -> tuple[list[str], str]:
             f"project {project}",
             lambda project=project: dispatcher.board.first(project),  # type: ignore[misc]
         )
+    if subscription is not None:
+        where = f"subscription {subscription.name}"
+        for permission in attempt("pubsub.subscriptions.consume", where, subscription.lacking) or ():
+            findings[permission, where] = f"{permission} on {where} is missing"
     return list(findings.values()), (
         f"{config.async_task_url}, {trigger}, {config.journal_url}, {config.error_url} "
         f"and the jobs of {', '.join(projects)} can be read"

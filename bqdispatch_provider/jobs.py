@@ -44,6 +44,9 @@ _TIMEOUT = (5.0, 60.0)
 _BEFORE = timedelta(minutes=5)
 """BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
 
+_LONGEST = timedelta(days=2)
+"""No job is pending and running for longer (BigQuery, "Quotas")."""
+
 _LONG_BEFORE = timedelta(days=1)
 """A trace may be written again long after its job was submitted, which matters before it is called unknown."""
 
@@ -172,6 +175,7 @@ class JobBoard:
         self._courtesy = Courtesy()
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
         self._done: dict[JobKey, Job] = {}
+        self._refused: dict[str, str] = {}
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(
@@ -216,7 +220,9 @@ class JobBoard:
         # What is done stays so, and need not be asked for again as long as its trace waits.
         self._done = {key: job for key, job in sighting.jobs.items() if job.state == "DONE"}
         for project, refusal in sighting.errors.items():
-            log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
+            if self._refused.get(project) != refusal:
+                log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
+        self._refused = dict(sighting.errors)
         return sighting
 
     def first(self, project: str, all_users: bool = True) -> None:
@@ -320,14 +326,25 @@ class JobBoard:
             for listed in page.get("jobs", [])
         }
 
-    def _pages(self, project: str, since: datetime, until: datetime | None = None) -> Iterator[dict[str, Any]]:
-        job = "jobReference(jobId,location),state,statistics(creationTime)"
+    def active(self, project: str, now: datetime) -> list[str]:
+        """The IDs of a project's jobs that are pending or running.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
+        """
+        pages = self._pages(project, now - _LONGEST, stateFilter=["pending", "running"])
+        return [listed["jobReference"]["jobId"] for page in pages for listed in page.get("jobs", [])]
+
+    def _pages(
+        self, project: str, since: datetime, until: datetime | None = None, **more: Any
+    ) -> Iterator[dict[str, Any]]:
+        job = "jobReference(jobId,location),state,errorResult(reason),statistics(creationTime,endTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
             "projection": "minimal",
             "minCreationTime": int(since.timestamp() * 1000),
             "maxResults": _PAGE,
             "fields": f"nextPageToken,unreachable,jobs({job})",
+            **more,
         }
         if until is not None:
             query["maxCreationTime"] = int(until.timestamp() * 1000)
@@ -339,11 +356,12 @@ class JobBoard:
             query["pageToken"] = answer["nextPageToken"]
 
     def _get(self, key: JobKey) -> Job:
-        query = {"fields": "jobReference(location),status(state)"}
+        query = {"fields": "jobReference(location),status(state,errorResult(reason)),statistics(endTime)"}
         if key.location:
             query["location"] = key.location
         answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
-        return _job(answer["status"], answer.get("jobReference", {}).get("location", key.location or ""))
+        location = answer.get("jobReference", {}).get("location", key.location or "")
+        return _job({**answer["status"], "statistics": answer.get("statistics", {})}, location)
 
     def _ask(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = _RETRY(self._ask_once)(path, query)
@@ -376,7 +394,14 @@ def _since(trace: Trace, doubted: Collection[JobKey]) -> datetime:
 
 
 def _job(listed: Mapping[str, Any], location: str) -> Job:
-    return Job(location, listed.get("state", "PENDING"))
+    ended = int(listed.get("statistics", {}).get("endTime", 0))
+    error = listed.get("errorResult")
+    return Job(
+        location,
+        listed.get("state", "PENDING"),
+        datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
+        "" if error is None else error.get("reason") or "unknown",
+    )
 
 
 def _said(error: Exception) -> str:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bqdispatch_provider.model import Lane, Outcome, Tidy
+from bqdispatch_provider import compat
+from bqdispatch_provider.model import Lane, Outcome, Share, Tidy
 from bqdispatch_provider.report import Report
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _AWKWARD = re.compile(r"[%/#?*\[\]\x00-\x1f\x7f]")
 _LONGEST = 250
+_UNDERWAY = ".underway"
 
 TIDIED = ""
 """Under what :meth:`RunJournal.parts` gives what came of putting in order, which is no task's own."""
@@ -83,25 +85,66 @@ class Part:
         return cls(Report.from_dict(document), lanes, None if tidy is None else Tidy.from_dict(tidy))
 
 
+@dataclass(frozen=True)
+class Underway:
+    """What a task that runs cycles of its own is about to dispatch, for whoever goes on when it is killed.
+
+    :param began: when its run began.
+    :param attempt: which try of the task it was.
+    :param dispatched: how many events its document tells of so far.
+    :param shares: the events of the cycle that it has begun.
+    """
+
+    began: datetime
+    attempt: int
+    dispatched: int
+    shares: tuple[Share, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form for the journal."""
+        return {
+            "Began": self.began.timestamp(),
+            "Try": self.attempt,
+            "Dispatched": self.dispatched,
+            "Shares": [share.to_dict() for share in self.shares],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Underway:
+        """Read what :meth:`to_dict` wrote."""
+        began = datetime.fromtimestamp(float(document["Began"]), UTC)
+        shares = tuple(Share.from_dict(share) for share in document["Shares"])
+        return cls(began, int(document["Try"]), int(document["Dispatched"]), shares)
+
+
+def place_of(context: Context) -> str:
+    """Where a task's part lies, below ``<JournalURL>/runs/`` and without its ending.
+
+    :param context: the task's; of it ``ti`` and what tells its run's date.
+    """
+    ti = context["ti"]
+    day = (compat.date_of(context) or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
+    # No task's ID holds a tilde, so that a mapped task's part is no other task's.
+    mapped = "" if ti.map_index is None or ti.map_index < 0 else f"~{ti.map_index}"
+    return f"{day}/{_part_of_path(ti.dag_id)}/{_part_of_path(ti.run_id)}/{_part_of_path(ti.task_id)}{mapped}"
+
+
 class RunJournal:
     """The journal of one DAG run.
 
     :param dispatcher: whose configuration names the journal, and whose store reaches it.
-    :param context: the running task's.
+    :param task: the running task's context, or its place (:func:`place_of`).
     """
 
-    def __init__(self, dispatcher: Dispatcher, context: Context) -> None:
+    def __init__(self, dispatcher: Dispatcher, task: Context | str) -> None:
         self._store: TaskStore = dispatcher.store
-        ti = context["ti"]
-        at: datetime | None = context.get("logical_date") or getattr(context["dag_run"], "run_after", None)
-        day = (at or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
-        self._run = f"{dispatcher.config.journal_url.rstrip('/')}/runs/{day}/{_part_of_path(ti.dag_id)}"
-        self._run += f"/{_part_of_path(ti.run_id)}"
-        # No task's ID holds a tilde, so that a mapped task's part is no other task's.
-        mapped = "" if ti.map_index is None or ti.map_index < 0 else f"~{ti.map_index}"
-        self.own_url = f"{self._run}/{_part_of_path(ti.task_id)}{mapped}.json"
+        place = task if isinstance(task, str) else place_of(task)
+        own = f"{dispatcher.config.journal_url.rstrip('/')}/runs/{place}"
+        self._run = own.rpartition("/")[0]
+        self.own_url = f"{own}.json"
         self.tidied_url = f"{self._run}/~tidy.json"
         self.document_url = f"{self._run}.json"
+        self._underway_url = f"{own}{_UNDERWAY}"
 
     def earlier_part(self) -> Part | None:
         """The part that an earlier try of the running task has left."""
@@ -128,10 +171,26 @@ class RunJournal:
         self._store.write_json(url, report.to_dict())
         return url
 
-    def read_document(self) -> Report | None:
-        """The whole run's document, if an earlier try has written it."""
-        document = self._read(self.document_url)
+    def read_document(self, url: str | None = None) -> Report | None:
+        """A response document, if an earlier try has written it.
+
+        :param url: by default that of the whole run.
+        """
+        document = self._read(url or self.document_url)
         return None if document is None else Report.from_dict(document)
+
+    def write_underway(self, underway: Underway) -> None:
+        """Write down what is about to be dispatched."""
+        self._store.write_json(self._underway_url, underway.to_dict())
+
+    def read_underway(self) -> Underway | None:
+        """What the running task was about to dispatch when it was killed."""
+        document = self._read(self._underway_url)
+        return None if document is None else Underway.from_dict(document)
+
+    def remove_underway(self) -> None:
+        """Remove it: the document says all."""
+        self._store.remove(self._underway_url)
 
     def parts(self) -> dict[str, list[Part]]:
         """The run's parts by task ID.
@@ -140,6 +199,8 @@ class RunJournal:
         """
         found: dict[str, list[Part]] = {}
         for url in self._store.names(f"{self._run}/"):
+            if url.endswith(_UNDERWAY):
+                continue
             task = url.rpartition("/")[2].removesuffix(".json").partition("~")[0]
             if (part := self._part(url)) is not None:
                 found.setdefault(task, []).append(part)

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
@@ -204,10 +204,17 @@ class JobKey:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How a BigQuery job stands: ``state`` is PENDING, RUNNING or DONE, whether well or badly."""
+    """How a BigQuery job stands.
+
+    :param state: PENDING, RUNNING or DONE, whether well or badly.
+    :param ended: when it was done, by BigQuery's clock; ``None`` while it is not.
+    :param error: the reason why it ended badly, in BigQuery's words; empty otherwise.
+    """
 
     location: str
     state: str
+    ended: datetime | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +273,8 @@ class Event:
     :param name: path below the task folder.
     :param created: the trace's creation, which gives the hour of its target's folder.
     :param location: where the trace's job ran.
+    :param ended: when that job was done, by BigQuery's clock; ``None`` for a window.
+    :param error: the reason why that job ended badly; empty otherwise.
     :param doubted: whether an earlier delivery of it has to be excluded first.
     """
 
@@ -273,6 +282,8 @@ class Event:
     generation: int
     created: datetime
     location: str = ""
+    ended: datetime | None = None
+    error: str = ""
     doubted: bool = False
 
     @property
@@ -282,8 +293,9 @@ class Event:
 
     def to_json(self) -> list[Any]:
         """A compact form for XCom."""
-        doubted = [True] if self.doubted else []
-        return [self.name, self.generation, self.created.timestamp(), self.location, *doubted]
+        ended = self.ended.timestamp() if self.ended else 0
+        more = [self.error, self.doubted] if self.error or self.doubted else []
+        return [self.name, self.generation, self.created.timestamp(), self.location, ended, *more]
 
     @classmethod
     def from_json(cls, document: Iterable[Any]) -> Event:
@@ -292,12 +304,21 @@ class Event:
         :raises ValueError: when it is something else.
         """
         try:
-            name, generation, created, location, *doubted = document
-            at = datetime.fromtimestamp(float(created), UTC)
-            return cls(str(name), int(generation), at, str(location), doubted == [True])
+            name, generation, created, location, ended, *more = document
+            error, doubted = more or ("", False)
+            return cls(
+                str(name),
+                int(generation),
+                datetime.fromtimestamp(float(created), UTC),
+                str(location),
+                datetime.fromtimestamp(float(ended), UTC) if ended else None,
+                str(error),
+                bool(doubted),
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"not an event: {document!r}; expected [name, generation, created, location] as the sensor wrote it"
+                f"not an event: {document!r}; expected [name, generation, created, location, ended], as the sensor "
+                "wrote it"
             ) from error
 
 
@@ -360,13 +381,14 @@ class Only:
     event_ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None) -> Only:
+    def of(cls, given: Mapping[str, Any] | None, what: str = "only") -> Only:
         """Read what an operator was given: lists of strings, or single ones, by the names above.
 
+        :param what: what it was given as, for the refusal.
         :raises ValueError: when it is something else.
         """
         known = cls.__dataclass_fields__
-        refusal = f"only is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
+        refusal = f"{what} is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(refusal)
         fields: dict[str, tuple[str, ...]] = {}
@@ -465,6 +487,9 @@ class Plan:
     :param projects: number of traces per project.
     :param not_found: number of traces per project whose job BigQuery does not know.
     :param errors: what went wrong while looking, one sentence each.
+    :param oldest: when the oldest trace was created that goes on waiting; ``None`` when none does.
+    :param awaited: how many of the objects wait for a job that runs, or is about to.
+    :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     """
 
     now: datetime
@@ -477,6 +502,9 @@ class Plan:
     not_found: Mapping[str, int] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
+    oldest: datetime | None = None
+    awaited: int = 0
+    due_in: timedelta | None = None
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
         """The plan's events in pieces small enough for XCom.

@@ -46,6 +46,7 @@ class Done:
     :param error: what went wrong, in a sentence; empty when nothing did.
     :param open: whether it may have been delivered although its object is there still.
     :param reason: why it was set aside.
+    :param target: path of its copy in the trigger bucket, where it was dispatched.
     """
 
     event: Event
@@ -53,6 +54,7 @@ class Done:
     error: str = ""
     open: bool = False
     reason: str = ""
+    target: str = ""
 
 
 @dataclass(slots=True)
@@ -137,7 +139,7 @@ class Mover:
         note = note_of(quarantine, self.store.task_url(event.name), self.store.now())
         url = f"{self.config.error_url.rstrip('/')}/{self._aside_path(event)}{NOTE}"
         try:
-            self.store.write_json(url, note, new=True)
+            self.store.write_json(url, note, replaces=0)
         except PreconditionFailed:
             log.debug("%r is there from an earlier try", url)
         except STORAGE_ERRORS as error:
@@ -333,7 +335,7 @@ class Mover:
             # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
             if result.ok or result.doubtful:
                 self.may_delete = True
-                done.append(Done(move.event, Outcome.DISPATCHED))
+                done.append(Done(move.event, Outcome.DISPATCHED, target=move.target))
             else:
                 self.refused = self.refused or result.status or 503
                 said = f"{self._url(move.event.name)} was copied but not deleted, which is tried again later: {result}"
@@ -382,7 +384,7 @@ class Mover:
         done: list[Done] = []
         for move, result in zip(copied, self.store.stamp(stamps), strict=True):
             if result.ok or (result.doubtful and self._is_marked(move)):
-                done.append(Done(move.event, Outcome.DISPATCHED))
+                done.append(Done(move.event, Outcome.DISPATCHED, target=move.target))
             else:
                 said = f"{self._url(move.event.name)} was fired, but its sentinel could not say so: {result}"
                 done.append(Done(move.event, Outcome.ERROR, said, open=True))

@@ -17,6 +17,7 @@ _TRACE = re.compile(
 )
 _WINDOW = re.compile(r"(?P<dest>.+)_(?P<hash>[^_]+)_(?P<end>0|[1-9][0-9]{0,11})\.win", re.DOTALL)
 _DEST_PROJECT = re.compile(r"(?P<project>.+)[.:][^.:]+\.[^.:]+", re.DOTALL)
+_TABLE = re.compile(r"(?:(?P<project>.+)[.:])?(?P<dataset>[^.:]+)\.(?P<table>[^.:]+)", re.DOTALL)
 INTENTS = "intents/"
 """Folder in the task folder where dispatchers write down what they are about to move."""
 
@@ -138,6 +139,29 @@ class WindowName:
         """The destination's project; ``None`` when it names none, and the configured project is meant."""
         in_project = _DEST_PROJECT.fullmatch(self.dest)
         return in_project["project"] if in_project else None
+
+
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """A BigQuery table, however it was written.
+
+    :param project: ``None`` when the name has none, and the configured project is meant.
+    """
+
+    project: str | None
+    dataset: str
+    table: str
+
+    @classmethod
+    def parse(cls, dest: str) -> TableName:
+        """Read ``[project:]dataset.table`` or ``[project.]dataset.table``; a ``$partition`` does not matter.
+
+        :raises ValueError: when this names no table.
+        """
+        parts = _TABLE.fullmatch(dest.partition("$")[0])
+        if parts is None:
+            raise ValueError(f"{dest!r} is not a table: expected [project.]dataset.table")
+        return cls(parts["project"], parts["dataset"], parts["table"])
 
 
 def as_job_id(text: str) -> str:

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, BaseOperator
 
+from bqdispatch_provider import links
+from bqdispatch_provider.alone import run_alone
+from bqdispatch_provider.assets import chosen, emit, with_alias
+from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
-from bqdispatch_provider.journal import TIDIED, Part, RunJournal
+from bqdispatch_provider.journal import TIDIED, Part, RunJournal, place_of
+from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.model import Lane, Outcome, Share
+from bqdispatch_provider.rhythm import MOST, Rhythm
+from bqdispatch_provider.triggers import DispatchTrigger, longest_deferral, may_start_from_trigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from bqdispatch_provider.config import DispatchConfig
+    from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.report import Report
 
-_LOGGED_WHOLE = 200
+_ERRORS_LOGGED = 20
+_LAST_CYCLE = timedelta(minutes=10)
+"""For how much longer than its time to live a run may be deferred: its last cycle is finished, however long."""
 
 
 class DispatchOperator(BaseOperator):
@@ -29,6 +43,10 @@ class DispatchOperator(BaseOperator):
     second try repeats nothing, and adds to what the first one has reported. An event that cannot be dispatched waits
     for the next run and stands in the report; the task fails only when the shares, the connection or the journal cannot
     be used. Killed, it finishes what was begun, a batch of 100 events at most in each of 8 threads.
+
+    Each event dispatched whose job went well becomes an asset event of its destination table
+    (:func:`~bqdispatch_provider.assets.table_asset`) when the task succeeds, so that a DAG can be scheduled by it. Its
+    extra tells ``event_id``, ``step``, ``action``, ``job_id``, ``project``, ``location`` and ``end_time``.
 
     Returns the counts of the response document (``Report.summary``). With shares its part goes into the journal for a
     :class:`DispatchReportOperator`; without, the whole response document does, and ``document`` is its URL.
@@ -47,12 +65,24 @@ class DispatchOperator(BaseOperator):
         configuration's ``TimeToLiveInMin`` less 5 s (templated).
     :param fail_on_error: fail the task once all is written if the report tells of an error; by default such an event
         waits for the next run, and the task succeeds.
+    :param assets: which dispatched events become asset events: all by default, none (``False``), or some, by lists as
+        in ``only``. A load into a transient table has the same destination as the copy that follows it:
+        ``{"actions": ["copy"]}`` tells of that copy alone.
+    :param poll_interval: without shares, seconds between two looks at most; while something is on its way, it looks
+        every second.
+    :param deferrable: without shares, dispatch in the triggerer, in a thread: the whole dispatcher without a worker,
+        which is needed at the end only where something is left for it, such as asset events, or ``fail_on_error``.
+    :param start_from_trigger: begin there, so that a run with nothing to dispatch starts no worker process. Airflow 3.0
+        to 3.2 begin on a worker all the same, and so does 2.11 where an argument is a template. Pools have no say in
+        the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
-    :raises DispatchError: with ``fail_on_error``.
-    :raises ValueError: when ``shares`` are none, or ``lane`` is none.
+    :raises DispatchError: with ``fail_on_error``, or when the trigger came to an error.
+    :raises ValueError: when ``shares`` are none, or ``lane`` is none, or ``assets`` is something else.
     """
 
     template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "only", "time_to_live")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"shares": "json", "variables": "json", "only": "json"}
+    operator_extra_links = (links.BigQueryJobLink(), links.TaskFolderLink(), links.ResponseDocumentLink())
     ui_color = "#d2e3fc"
 
     def __init__(
@@ -65,9 +95,15 @@ class DispatchOperator(BaseOperator):
         only: Mapping[str, Sequence[str]] | None = None,
         time_to_live: float | None = None,
         fail_on_error: bool = False,
+        assets: Mapping[str, Any] | bool | None = None,
+        poll_interval: float = MOST,
+        deferrable: bool = False,
+        start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if chosen(assets) is not None:
+            self.outlets = with_alias(self.outlets)
         self.shares = shares
         self.lane = lane
         self.bqdispatch_conn_id = bqdispatch_conn_id
@@ -75,16 +111,61 @@ class DispatchOperator(BaseOperator):
         self.only = only
         self.time_to_live = time_to_live
         self.fail_on_error = fail_on_error
+        self.assets = assets
+        self.poll_interval = poll_interval
+        self.deferrable = deferrable
         self._on_its_own = shares is None
-        self._killed = False
+        self.links: Mapping[str, str] = {}
+        self._done: tuple[Report, DispatchConfig, str] | None = None
+        if start_from_trigger and self._on_its_own and may_start_from_trigger(self):
+            self.start_from_trigger = True
+            longest = self._longest_deferral() or self.execution_timeout
+            self.start_trigger_args = start_trigger_args(
+                self._trigger(timeout=longest.total_seconds() if longest else None), timeout=longest
+            )
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Dispatch; gives the counts."""
-        return self._run(context) if self._on_its_own else self._dispatch(context)
+        if not self._on_its_own:
+            return self._dispatch(context)
+        if not self.deferrable:
+            return self._run(context)
+        trigger = self._trigger(since=datetime.now(UTC), place=place_of(context), attempt=context["ti"].try_number)
+        self.defer(trigger=trigger, method_name="execute_complete", timeout=self._longest_deferral())
+        raise AssertionError("defer() raises")
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> dict[str, Any]:
+        """End a run that the trigger has done; gives the counts.
+
+        :param event: from :class:`DispatchTrigger`.
+        """
+        if isinstance(event, Mapping) and event["status"] == "error":
+            raise DispatchError(f"dispatching came to an error: {event['message']}")
+        with self._hook.get_dispatcher(variables=self.variables) as dispatcher:
+            journal = RunJournal(dispatcher, context)
+            report = journal.read_document(journal.own_url)
+            if report is None:
+                raise DispatchError(f"the document {journal.own_url} is gone that the trigger has written")
+            return self._complete(context, dispatcher, report, journal.own_url)
+
+    @cached_property
+    def _killed(self) -> threading.Event:
+        return threading.Event()  # not before it runs: it cannot be copied, and DAGs are
 
     def on_kill(self) -> None:
         """Begin nothing more; what was begun is finished."""
-        self._killed = True
+        self._killed.set()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """The tables that were dispatched to, and the jobs; the OpenLineage provider asks, where it is installed.
+
+        :param task_instance: whose lineage this is.
+        """
+        if self._done is None:
+            return None
+        from bqdispatch_provider.lineage import lineage_of  # noqa: PLC0415  (needs that provider)
+
+        return lineage_of(*self._done)
 
     def _dispatch(self, context: Context) -> dict[str, Any]:
         shares = self._chosen()
@@ -99,20 +180,60 @@ class DispatchOperator(BaseOperator):
             part = Part(dispatcher.dispatch(shares), lanes)
             part = part if earlier is None else part.after(earlier)
             journal.write_part(part)
-        report = part.report
+            report = part.report
+            links.keep(self, context, links.of_report(report, dispatcher.store.task_url("")))
+            self._emit(context, report, dispatcher, journal.own_url)
         self.log.info("Dispatched %d of %d events", report.dispatched, lanes.total())
         _check(self, report, journal.own_url)
         return report.summary()
 
     def _run(self, context: Context) -> dict[str, Any]:
         seconds = None if self.time_to_live is None else float(self.time_to_live)
-        with self._hook.get_dispatcher(self._go_on, self.variables, self.only) as dispatcher:
-            report = dispatcher.run(seconds)
+        hook = self._hook
+        with hook.get_dispatcher(self._go_on, self.variables, self.only) as dispatcher:
             journal = RunJournal(dispatcher, context)
-            url = journal.write_document(report, journal.own_url)
-        _log_document(self, report, url)
+            subscription = hook.get_subscription(dispatcher)
+            report = run_alone(
+                dispatcher,
+                journal,
+                seconds,
+                attempt=context["ti"].try_number,
+                wait=self._killed.wait if subscription is None else partial(subscription.wait, go_on=self._go_on),
+                rhythm=Rhythm.between(self.poll_interval),
+                tell=Metrics(self.bqdispatch_conn_id).send,
+            )
+            return self._complete(context, dispatcher, report, journal.own_url)
+
+    def _emit(self, context: Context, report: Report, dispatcher: Dispatcher, url: str) -> None:
+        """Note the asset events; they are lost if the task fails, so whoever tries it again notes them again."""
+        self._done = (report, dispatcher.config, url)
+        if (only := chosen(self.assets)) is not None:
+            emit(context, report, dispatcher.config, only, url)
+
+    def _complete(self, context: Context, dispatcher: Dispatcher, report: Report, url: str) -> dict[str, Any]:
+        """What is left once a run of its own is over, wherever it was."""
+        mine = links.of_report(report, dispatcher.store.task_url(""))
+        links.keep(self, context, mine | {links.ResponseDocumentLink: links.object_of(url)})
+        self._emit(context, report, dispatcher, url)
+        self.log.info("%d errors; the response document is %s", len(report.errors), url)
         _check(self, report, url)
         return {**report.summary(), "document": url}
+
+    def _trigger(self, **more: Any) -> DispatchTrigger:
+        return DispatchTrigger(
+            self.bqdispatch_conn_id,
+            self.time_to_live,
+            variables=self.variables,
+            only=self.only,
+            poll_interval=self.poll_interval,
+            resumes=bool(self.fail_on_error or self.outlets),
+            **more,
+        )
+
+    def _longest_deferral(self) -> timedelta | None:
+        if self.time_to_live is None or isinstance(self.time_to_live, str):  # the configuration says it, or a template
+            return None
+        return longest_deferral(self, timedelta(seconds=self.time_to_live) + _LAST_CYCLE)
 
     def _chosen(self) -> list[Share]:
         """The shares to dispatch, of whichever form they came in."""
@@ -131,7 +252,7 @@ class DispatchOperator(BaseOperator):
         return BqDispatchHook(self.bqdispatch_conn_id)
 
     def _go_on(self) -> bool:
-        return not self._killed
+        return not self._killed.is_set()
 
 
 class DispatchReportOperator(BaseOperator):
@@ -158,6 +279,8 @@ class DispatchReportOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"variables": "json"}
+    operator_extra_links = (links.ResponseDocumentLink(),)
     ui_color = "#ceead6"
 
     def __init__(
@@ -173,6 +296,7 @@ class DispatchReportOperator(BaseOperator):
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
         self.fail_on_error = fail_on_error
+        self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Merge, put in order and write; gives the counts and the document's URL."""
@@ -181,7 +305,7 @@ class DispatchReportOperator(BaseOperator):
             parts = journal.parts()
             sights = [(task, part) for task in parts for part in parts[task] if part.tidy is not None]
             if not sights:
-                return self._written_before(journal, parts)
+                return self._written_before(context, journal, parts)
             if len(sights) > 1:
                 names = " and ".join(task for task, _ in sights)
                 raise AirflowFailException(
@@ -203,6 +327,8 @@ class DispatchReportOperator(BaseOperator):
                 report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
             dispatcher.write_performance(report)
             url = journal.write_document(report)
+            links.keep(self, context, {links.ResponseDocumentLink: links.object_of(url)})
+            Metrics(self.bqdispatch_conn_id).send(report)
             if not missing:
                 journal.remove_parts(_each(parts))
         _log_document(self, report, url)
@@ -211,7 +337,9 @@ class DispatchReportOperator(BaseOperator):
         _check(self, report, url)
         return {**report.summary(), "document": url}
 
-    def _written_before(self, journal: RunJournal, parts: Mapping[str, Sequence[Part]]) -> dict[str, Any]:
+    def _written_before(
+        self, context: Context, journal: RunJournal, parts: Mapping[str, Sequence[Part]]
+    ) -> dict[str, Any]:
         """What an earlier try has written: it removes the sensor's part first, once the document says all."""
         report = journal.read_document()
         if report is None:
@@ -221,6 +349,7 @@ class DispatchReportOperator(BaseOperator):
                 "or uses another JournalURL"
             )
         journal.remove_parts(_each(parts))
+        links.keep(self, context, {links.ResponseDocumentLink: links.object_of(journal.document_url)})
         _check(self, report, journal.document_url)
         return {**report.summary(), "document": journal.document_url}
 
@@ -264,8 +393,11 @@ def _check(operator: DispatchOperator | DispatchReportOperator, report: Report, 
         )
 
 
-def _log_document(operator: BaseOperator, report: Report, url: str) -> None:
-    """Log the document; of one that tells of many events, the counts and where it lies."""
-    events = len(report.jobs) + len(report.batched)
-    shown = report.to_dict() if events <= _LOGGED_WHOLE else report.summary()
-    operator.log.info("%s\n%s", url, json.dumps(shown, indent=1))
+def _log_document(operator: DispatchReportOperator, report: Report, url: str) -> None:
+    """Log what the tasks of a run came to, what went wrong in it, and where all of it lies."""
+    operator.log.info("%d objects in the task folder: %s", report.listed, report.in_words())
+    for error in report.errors[:_ERRORS_LOGGED]:
+        operator.log.warning("%s", error)
+    if len(report.errors) > _ERRORS_LOGGED:
+        operator.log.warning("and %d more errors", len(report.errors) - _ERRORS_LOGGED)
+    operator.log.info("The response document is %s", url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -134,6 +134,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     for window in unseen(snapshot.listing, snapshot.recent, now):
         planning.active[window.project, False] += 1
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
+    gone = {each.key for events in planning.events.values() for each in events}
+    gone |= {(each.name, each.generation) for each in planning.quarantines}
+    waiting = (each.object for each in snapshot.listing.traces)
     spent = ((intent.name, intent.generation) for intent in snapshot.spent)
     return Plan(
         now=now,
@@ -155,6 +158,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
             ),
             *sorted(planning.held),
         ),
+        oldest=min((each.created for each in waiting if (each.name, each.generation) not in gone), default=None),
+        awaited=planning.awaited,
+        due_in=min(planning.due_in, default=None),
     )
 
 
@@ -191,6 +197,15 @@ def unseen(listing: Listing, recent: Mapping[str, datetime], now: datetime) -> l
     return left
 
 
+def traced(job_ids: Iterable[str]) -> Iterator[bool]:
+    """For each of the jobs that has a trace, whether it is a query: limits count no others."""
+    for job_id in job_ids:
+        with suppress(ValueError):
+            name = TraceName.parse(job_id)
+            if name.mode == "dispatch":
+                yield lane_of(name.action) is Lane.SQL
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """An event that may be dispatched if its project's limit lets it."""
@@ -225,6 +240,8 @@ class _Planning:
     stale_windows: list[tuple[str, int]] = field(default_factory=list)
     stale_sentinels: list[tuple[str, int]] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
+    awaited: int = 0
+    due_in: list[timedelta] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
 
     def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: bool) -> None:
@@ -235,6 +252,7 @@ class _Planning:
         active = job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR
         if active:
             self.active[trace.project, lane is Lane.SQL] += 1
+            self.awaited += 1
         if REPLAY in trace.object.metadata:
             self._wait(trace.project, "Pending", counter)
         elif project_failed and job is None:
@@ -243,6 +261,7 @@ class _Planning:
             self.counts[trace.project]["Pending"][counter] += 1
         elif age < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
+            self.due_in.append(MIN_AGE - age)
         elif job is None and lost:
             self.quarantines.append(_lost(trace))
         elif job is None:
@@ -250,7 +269,9 @@ class _Planning:
             self.not_found[trace.project] += 1
         elif job.state == "DONE":
             stored = trace.object
-            event = Event(stored.name, stored.generation, stored.created, job.location, stored.doubted)
+            event = Event(
+                stored.name, stored.generation, stored.created, job.location, job.ended, job.error, stored.doubted
+            )
             candidate = _Candidate(stored.created, event, trace.project, lane, counter)
             self._candidate(candidate, trace.name, stored.held)
         else:
@@ -262,6 +283,7 @@ class _Planning:
 
     def window(self, window: Window, blind: bool, keep: timedelta) -> None:
         stored, sentinel = window.object, window.sentinel
+        until_due = window.name.end - self.now + DUE_AFTER
         if REPLAY in stored.metadata:
             self._wait(window.project, "Pending", BATCH_JOBS)
         elif sentinel is not None and sentinel.fired is not None:
@@ -287,8 +309,10 @@ class _Planning:
             self.active[window.project, False] += 1
         elif self.now - stored.created < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
+            self.due_in.append(max(MIN_AGE - (self.now - stored.created), until_due))
         elif not due(window, self.now):
             self._wait(window.project, "Pending", BATCH_JOBS)
+            self.due_in.append(until_due)
         elif blind:
             self.outcomes[Outcome.ERROR] += 1
         else:
@@ -323,6 +347,7 @@ class _Planning:
             limit = max_sql if is_sql else max_jobs
             if limit and self.active[candidate.project, is_sql] >= limit:
                 self.outcomes[Outcome.THROTTLED] += 1
+                self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.counter] += 1
             else:
                 self.active[candidate.project, is_sql] += 1

@@ -17,10 +17,28 @@ def get_provider_info() -> dict[str, Any]:
         "within limits.",
         "versions": [__version__],
         "integrations": [{"integration-name": integration, "tags": ["gcp"]}],
+        # Read by Airflow 3.2 and later; the others pass it over.
+        "cli": ["bqdispatch_provider.commands.get_commands"],
         "hooks": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.hooks"]}],
-        "sensors": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.sensors"]}],
+        "sensors": [
+            {
+                "integration-name": integration,
+                "python-modules": ["bqdispatch_provider.sensors", "bqdispatch_provider.done"],
+            }
+        ],
         "operators": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.operators"]}],
-        "triggers": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.triggers"]}],
+        "triggers": [
+            {
+                "integration-name": integration,
+                "python-modules": ["bqdispatch_provider.triggers", "bqdispatch_provider.done"],
+            }
+        ],
+        "extra-links": [
+            "bqdispatch_provider.links.BigQueryJobLink",
+            "bqdispatch_provider.links.TaskFolderLink",
+            "bqdispatch_provider.links.ResponseDocumentLink",
+        ],
+        "notifications": ["bqdispatch_provider.notifications.BqDispatchNotifier"],
         "connection-types": [
             {
                 "connection-type": "bqdispatch",
@@ -47,6 +65,10 @@ def get_provider_info() -> dict[str, Any]:
                         "Impersonation chain", "Service accounts to impersonate, comma-separated"
                     ),
                     "quota_project_id": _field("Quota project", "Project that the calls are counted for"),
+                    "subscription": _field(
+                        "Pub/Sub subscription",
+                        "projects/…/subscriptions/… on BigQuery's audit logs, which wakes the dispatcher at once",
+                    ),
                 },
             }
         ],

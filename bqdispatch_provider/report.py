@@ -29,6 +29,9 @@ class Report:
     Counters (dispatched, batched, cycles) add up over a run's cycles; gauges (running, pending, throttled, not found)
     are the last cycle's. ``listed`` counts what earlier cycles dispatched or set aside and what the last one listed,
     so that the outcomes add up to it after one cycle as after many.
+
+    :param oldest: when the oldest trace was created that was left waiting; ``None`` when none was.
+    :param balanced: when ``performance.json`` was written, by this process; it does not go into the document.
     """
 
     started: datetime | None = None
@@ -47,6 +50,8 @@ class Report:
     counts: Counts = field(default_factory=_no_counts)
     get_count: int = 0
     list_ms: int = 0
+    oldest: datetime | None = None
+    balanced: datetime | None = None
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Report:
@@ -57,6 +62,7 @@ class Report:
         report.unknown = dict(list(plan.unknown.items())[:_MAX_NAMED])
         report.traces = Counter(plan.projects)
         report.not_found = Counter(plan.not_found)
+        report.oldest = plan.oldest
         for project, gauges in plan.counts.items():
             for gauge, counters in gauges.items():
                 report.counts[project][gauge].update(counters)
@@ -98,6 +104,7 @@ class Report:
         self.outcomes.update(part.outcomes)
         self.traces.update(part.traces)
         self.not_found.update(part.not_found)
+        self.oldest = min((each for each in (self.oldest, part.oldest) if each), default=None)
         self._add_deeds(part, (*_GAUGES, "Dispatched"))
 
     def add_cycle(self, later: Report) -> None:
@@ -113,9 +120,10 @@ class Report:
         self.started = self.started or later.started
         done = Counter({each: self.outcomes[each] for each in (Outcome.DISPATCHED, Outcome.QUARANTINED)})
         self.cycles += later.cycles
+        self.time_taken_ms += later.time_taken_ms
         self.listed = done.total() + later.listed
         self.outcomes = done + later.outcomes
-        self.traces, self.not_found = later.traces, later.not_found
+        self.traces, self.not_found, self.oldest = later.traces, later.not_found, later.oldest
         self.unknown = {}
         for gauges in self.counts.values():
             for gauge in _GAUGES:
@@ -168,7 +176,8 @@ class Report:
             "Outcomes": {str(each): self.outcomes[each] for each in Outcome if self.outcomes[each]},
             "Quarantined": self.quarantined,
             "Unknown": self.unknown,
-            "Started": self.started.astimezone(UTC).isoformat(timespec="milliseconds") if self.started else None,
+            "Started": _time(self.started),
+            "Oldest": _time(self.oldest),
             "TimeTakenMs": self.time_taken_ms,
             "GetCount": self.get_count,
             "ListTime": self.list_ms,
@@ -200,6 +209,7 @@ class Report:
                 not_found=Counter({project: each["NoFound"] for project, each in performance.items()}),
                 get_count=document["GetCount"],
                 list_ms=document["ListTime"],
+                oldest=datetime.fromisoformat(document["Oldest"]) if document.get("Oldest") else None,
             )
             for project, each in performance.items():
                 for gauge in (*_GAUGES, "Dispatched"):
@@ -219,6 +229,10 @@ class Report:
         for gauges in self.counts.values():
             total.update(gauges.get(gauge, {}))
         return _plain(total)
+
+
+def _time(at: datetime | None) -> str | None:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds") if at else None
 
 
 def _plain(counter: Mapping[str, int]) -> dict[str, int]:

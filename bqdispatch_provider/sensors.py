@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
@@ -15,11 +15,14 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
+from bqdispatch_provider import links
+from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
-from bqdispatch_provider.journal import Part, RunJournal
+from bqdispatch_provider.journal import Part, RunJournal, place_of
 from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.planning import limits
-from bqdispatch_provider.triggers import BqDispatchTrigger
+from bqdispatch_provider.story import Teller, of_waiting, plan_in_short
+from bqdispatch_provider.triggers import BqDispatchTrigger, longest_deferral, may_start_from_trigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -34,7 +37,8 @@ class BqDispatchSensor(BaseSensorOperator):
 
     The return value is a list of dicts, each a share: events of one lane, no more than the limits let through. Give it
     on whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``). What else was seen goes into
-    the journal, for a :class:`DispatchReportOperator`, which takes one such sensor in a DAG.
+    the journal, for a :class:`DispatchReportOperator`, which takes one such sensor in a DAG. For people, the XCom
+    ``plan`` has it in short.
 
     Where there is nothing to dispatch when its time is up, the task is skipped, and so is what follows; with
     ``soft_fail=False`` it fails.
@@ -46,16 +50,25 @@ class BqDispatchSensor(BaseSensorOperator):
         (templated).
     :param only: which events, by lists of ``projects``, ``destinations`` (patterns, such as ``sales.*``), ``actions``
         and ``event_ids``; what does not match all of them waits for someone else; all by default (templated).
-    :param poke_interval: seconds (or a timedelta) between two looks.
+    :param poke_interval: seconds (or a timedelta) between two looks; deferred, the most: while something is on its way,
+        it looks every second.
     :param timeout: seconds (or a timedelta) after which there is nothing to dispatch.
     :param soft_fail: skip the task when its time is up, rather than fail it. An error fails it either way.
     :param mode: ``poke`` or ``reschedule``, as in every sensor; without effect when deferred.
-    :param deferrable: wait in the triggerer, without a worker; by default ``[operators] default_deferrable``.
+    :param deferrable: wait in the triggerer, without a worker; by default ``[operators] default_deferrable``. There
+        being nothing to dispatch then ends the task there, and ``performance.json`` and the run's document are written
+        there too: with ``soft_fail`` nothing is left to do for a worker.
+    :param start_from_trigger: begin in the triggerer, so that a run with nothing to dispatch starts no worker process;
+        give its :class:`DispatchReportOperator` ``trigger_rule="none_skipped"`` then, behind one
+        :class:`DispatchOperator` for all lanes. Airflow 3.0 to 3.2 begin on a worker all the same, and so does 2.11
+        where an argument is a template. Airflow's own sensor time-out and pools have no say in the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises DispatchError: when the trigger came to an error, or ``lanes`` names none.
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes", "only")
+    template_fields_renderers: ClassVar[dict[str, str]] = {"variables": "json", "only": "json"}
+    operator_extra_links = (links.TaskFolderLink(),)
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -69,6 +82,7 @@ class BqDispatchSensor(BaseSensorOperator):
         timeout: timedelta | float = 50.0,
         soft_fail: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, soft_fail=soft_fail, **kwargs)
@@ -76,9 +90,16 @@ class BqDispatchSensor(BaseSensorOperator):
         self.variables = variables
         self.lanes = lanes
         self.only = only
-        self.deferrable = deferrable
+        self.deferrable = deferrable or start_from_trigger
+        if start_from_trigger and may_start_from_trigger(self):
+            self.start_from_trigger = True
+            longest = longest_deferral(self, timedelta(seconds=self.timeout) + _TRIGGERER_MAY_BE_LATE)
+            self.start_trigger_args = start_trigger_args(
+                self._trigger(timeout=longest.total_seconds()), timeout=longest
+            )
         self._dispatcher: Dispatcher | None = None
         self._sight: Sight | None = None
+        self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> Any:
         """Look until there is something to dispatch; gives the shares."""
@@ -94,25 +115,33 @@ class BqDispatchSensor(BaseSensorOperator):
                 except (AirflowSkipException, AirflowSensorTimeout):
                     self._write_part(context)
                     raise
+        self._lanes()
         self.defer(
-            trigger=BqDispatchTrigger(
-                bqdispatch_conn_id=self.bqdispatch_conn_id,
-                end=datetime.now(UTC) + timedelta(seconds=self.timeout),
-                variables=self.variables,
-                lanes=[str(lane) for lane in self._lanes()],
-                only=self.only,
-                poll_interval=self.poke_interval,
-            ),
+            trigger=self._trigger(since=datetime.now(UTC), place=place_of(context)),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout) + _TRIGGERER_MAY_BE_LATE,
         )
         return None
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _trigger(self, **more: Any) -> BqDispatchTrigger:
+        return BqDispatchTrigger(
+            self.bqdispatch_conn_id,
+            self.timeout,
+            variables=self.variables,
+            lanes=self.lanes,
+            only=self.only,
+            poll_interval=self.poke_interval,
+            closes=self.soft_fail,
+            **more,
+        )
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> list[dict[str, Any]]:
         """Look again once the trigger says so; gives the shares.
 
         :param event: from :class:`BqDispatchTrigger`.
         """
+        if isinstance(event, str):  # dag.test() resumes tasks that their triggers have ended
+            raise AirflowSkipException(f"nothing to dispatch within {self.timeout:g} s")
         if event["status"] == "error":
             raise DispatchError(f"waiting for something to dispatch came to an error: {event['message']}")
         with ExitStack() as held:
@@ -132,13 +161,18 @@ class BqDispatchSensor(BaseSensorOperator):
         self._sight = sight = self._dispatcher.look()
         shares = [share for share in sight.plan.shares(limits(self._dispatcher.config)) if share.lane in lanes]
         number = sum(len(share.events) for share in shares)
-        self.log.info("%d objects in the task folder, %d to dispatch", sight.plan.listed, number)
+        told = f"{sight.plan.listed} objects in the task folder: {number} to dispatch, {sight.report.in_words()}"
+        self._teller.tell([told, *of_waiting(sight.report, self._dispatcher.config)])
         if not shares:
             return PokeReturnValue(is_done=False)
         self._write_part(context)
+        first = self._dispatcher.store.task_url(shares[0].events[0].name)
+        links.keep(self, context, {links.TaskFolderLink: links.folder_of(first)})
+        context["ti"].xcom_push(key="plan", value=plan_in_short(shares, sight.report))
         return PokeReturnValue(is_done=True, xcom_value=[share.to_dict() for share in shares])
 
     def _open(self, held: ExitStack) -> None:
+        self._teller = Teller(self.log)
         hook = BqDispatchHook(self.bqdispatch_conn_id)
         self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables, only=self.only))
         held.callback(setattr, self, "_dispatcher", None)

@@ -277,7 +277,7 @@ class Smoke:
             yield Check("pools", "Airflow", Verdict.LEFT_OUT, self._pools)
             return
         found, wanted = self._pools
-        how = "set it with `bqdispatch pools --config … > pools.json` and `airflow pools import pools.json`"
+        how = "`bqdispatch pools --import` sets it"
         for name, slots in wanted.items():
             if name not in found:
                 yield Check("pool", name, Verdict.FAILED, f"is missing, so tasks in it never run: {how}")
@@ -330,7 +330,7 @@ class Smoke:
                 names["trace"] = trace.name
             try:
                 for name in names.values():
-                    store.write_json(store.task_url(name), {"bqdispatch": "smoke"}, new=True)
+                    store.write_json(store.task_url(name), {"bqdispatch": "smoke"}, replaces=0)
                 said = self._dispatch(dispatcher, set(names.values()))
                 arrived = {url.rpartition("/")[2].removesuffix(".json") for url in store.names(f"{home}/_batch_")}
                 arrived |= {url.rpartition("/")[2].removesuffix(".json") for url in store.names(f"{home}/_bqjob_")}

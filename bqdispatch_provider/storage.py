@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, RetryError
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, PreconditionFailed, RetryError
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Bucket, Client
@@ -453,19 +453,37 @@ class TaskStore:
         """
         return read_object(url, self._client)
 
-    def write_json(self, url: str, document: Any, *, new: bool = False) -> int:
+    def write_json(self, url: str, document: Any, *, replaces: int | None = None) -> int:
         """Write a JSON document, and give its generation.
 
-        :param new: whether to leave one that is there as it is, which is a failed precondition; by default it is
-            replaced.
+        :param replaces: the generation that it is to take the place of, 0 for none; another one that is there stays as
+            it is, which is a failed precondition; by default whatever is there is replaced.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
         """
         bucket, name = place(self._client, url, folder=False)
         text = json.dumps(document, indent=1, ensure_ascii=False)
         blob = bucket.blob(name)
         upload = _RETRY(blob.upload_from_string)
-        upload(text, content_type=_JSON, if_generation_match=0 if new else None, timeout=_TIMEOUT, retry=None)
+        upload(text, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
         return int(blob.generation)
+
+    def claim(self, url: str, document: Mapping[str, Any], every: timedelta) -> int | None:
+        """Write a JSON document unless one was written there a short while ago: of many who try, one succeeds.
+
+        :param document: differs from what anybody else writes there.
+        :param every: how long the one that is there lets no other be written, by the server's clock.
+        :returns: the generation; ``None`` when it was not written.
+        """
+        bucket, name = place(self._client, url, folder=False)
+        there = _look(bucket, name)
+        if there and self.now() - datetime.fromisoformat(there["timeCreated"]) < every:
+            return None
+        try:
+            return self.write_json(url, document, replaces=int(there["generation"]) if there else 0)
+        except PreconditionFailed:
+            # Another one was quicker, or the answer to an earlier try was lost.
+            there = _look(bucket, name)
+            return int(there["generation"]) if there and json.loads(self.read(url)) == document else None
 
     def names(self, url: str) -> Iterator[str]:
         """The URLs of the objects in a folder."""
@@ -473,12 +491,15 @@ class TaskStore:
         for page in self._pages(bucket, {"prefix": prefix, "fields": "items(name),nextPageToken"}):
             yield from (f"gs://{bucket.name}/{item['name']}" for item in page.get("items", ()))
 
-    def remove(self, url: str) -> None:
-        """Delete an object that this project wrote; one that is gone is fine."""
+    def remove(self, url: str, generation: int | None = None) -> None:
+        """Delete an object that this project wrote; one that is gone is fine.
+
+        :param generation: delete this one alone, and let another one be.
+        """
         bucket, name = place(self._client, url, folder=False)
         try:
-            bucket.delete_blob(name, timeout=_TIMEOUT, retry=_RETRY)
-        except NotFound:
+            bucket.delete_blob(name, if_generation_match=generation, timeout=_TIMEOUT, retry=_RETRY)
+        except (NotFound, PreconditionFailed):
             log.debug("%s is gone already", url)
 
 

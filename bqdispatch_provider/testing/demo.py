@@ -27,8 +27,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from bqdispatch_provider.cli import pools_of
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.testing.bqtail import TRACE_LABEL, Account, BqTailSettings, DataFile, StandInBqTail
 from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandIn, StandInControl

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _START_S = 240.0
 _STOP_S = 20.0
+_TRIES = 5
 
 
 class AirflowDied(RuntimeError):
@@ -143,6 +144,11 @@ class LiveAirflow:
         found = json.loads((self.home / "simple_auth_manager_passwords.json.generated").read_text())
         return str(found["admin"])
 
+    @property
+    def token(self) -> str:
+        """The token of the user ``admin`` for Airflow's REST API."""
+        return str(self._session.headers["Authorization"]).removeprefix("Bearer ")
+
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """Ask Airflow's REST API (``/api/v2``).
 
@@ -169,8 +175,12 @@ class LiveAirflow:
         self._note_children()
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        self.check()
-        response = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **more)
+        for _ in range(_TRIES):
+            self.check()
+            response = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **more)
+            if response.status_code != 500:  # SQLite lets one write at a time, and gives up waiting for it
+                break
+            time.sleep(1)
         response.raise_for_status()
         answer: dict[str, Any] = response.json()
         return answer

@@ -1,4 +1,4 @@
-"""A stand-in Google Cloud in one process: Cloud Storage and BigQuery jobs as far as a dispatcher uses them.
+"""A stand-in Google Cloud in one process: Cloud Storage, BigQuery jobs and Pub/Sub as far as a dispatcher uses them.
 
 :class:`StandIn` serves it from a thread, :func:`main` from the command line, and :class:`StandInControl` is how a test
 talks to either.
@@ -55,7 +55,12 @@ class Server:
         """Answer one HTTP request."""
         path, query = split_target(http.raw_path)
         body = await http.content.read() if http.body_exists else b""
-        request = Request(http.method, path, query, http.headers, body, f"http://{http.headers.get('Host', http.host)}")
+        base = f"http://{http.headers.get('Host', http.host)}"
+
+        def gone() -> bool:
+            return http.transport is None or http.transport.is_closing()
+
+        request = Request(http.method, path, query, http.headers, body, base, gone)
         try:
             reply = await self._answer(request)
         except ConnectionLost:
@@ -448,6 +453,13 @@ class StandInControl:
         """
         query = f"?{urlencode({'label': label})}" if label is not None else ""
         return dict(self._call("GET", f"peaks{query}")["peaks"])
+
+    def set_log_sink(self, topic: str) -> None:
+        """Publish a message for each job that is done from now on, as a log sink does (docs/push.md).
+
+        :param topic: ``projects/<project>/topics/<topic>``, which must be there; empty: no more.
+        """
+        self._call("POST", "log-sink", {"topic": topic})
 
     def reset(self) -> None:
         """Empty everything: buckets, jobs, faults, refusals, counters; clock and latency are as at the start."""

@@ -76,6 +76,7 @@ class Request:
     :param headers: case-insensitive, or with lower-case names.
     :param body: as sent.
     :param base: scheme and host under which the client knows this server, for links in resources.
+    :param gone: tells whether the client has hung up, for calls that wait.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     base: str
+    gone: Callable[[], bool] = lambda: False
 
     def one(self, name: str) -> str | None:
         """The parameter's value, or ``None`` when it is absent."""

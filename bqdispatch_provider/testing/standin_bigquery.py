@@ -9,9 +9,10 @@ import base64
 import re
 import uuid
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import heappop, heappush
 from typing import Any, Final
 
 from bqdispatch_provider.testing.standin_api import (
@@ -58,6 +59,7 @@ class Job:
     :param labels: its labels.
     :param configuration: its configuration, as it was given.
     :param cancelled: when it was cancelled, in milliseconds since the epoch; ``None``: it was not.
+    :param told: whether its end was told of.
     """
 
     project: str
@@ -73,6 +75,7 @@ class Job:
     labels: dict[str, str] = field(default_factory=dict)
     configuration: Json = field(default_factory=dict)
     cancelled: int | None = None
+    told: bool = False
 
     @property
     def started(self) -> int:
@@ -117,6 +120,7 @@ class Jobs:
         self._jobs: dict[tuple[str, str, str], Job] = {}
         self._by_time: dict[str, list[tuple[int, int]]] = {}
         self._by_sequence: dict[int, Job] = {}
+        self._ends: list[tuple[int, int]] = []
         self._sequence = 0
 
     def add(self, entries: list[Json]) -> list[Job]:
@@ -131,6 +135,7 @@ class Jobs:
         for key, job in zip(keys, prepared, strict=True):
             self._jobs[key] = self._by_sequence[job.sequence] = job
             self._by_time.setdefault(job.project, []).append((job.created, job.sequence))
+            heappush(self._ends, (job.ended, job.sequence))
         for project in {job.project for job in prepared}:
             self._by_time[project].sort()
         return prepared
@@ -172,7 +177,17 @@ class Jobs:
         )
         self._jobs[key] = self._by_sequence[job.sequence] = job
         insort(self._by_time.setdefault(project, []), (job.created, job.sequence))
+        heappush(self._ends, (job.ended, job.sequence))
         return job
+
+    def take_ended(self) -> Iterator[Job]:
+        """The jobs that are done and have not been given here before, in the order of their ends."""
+        while self._ends and self._ends[0][0] <= self.clock.millis():
+            _, sequence = heappop(self._ends)
+            job = self._by_sequence[sequence]
+            if not job.told:
+                job.told = True
+                yield job
 
     def get(self, project: str, job_id: str, location: str | None) -> Job:
         """The job; without a location only US and EU are looked at, as in "Method: jobs.get"."""
@@ -188,6 +203,7 @@ class Jobs:
         job = self.get(project, job_id, location)
         if job.cancelled is None and self.clock.millis() < job.ended:
             job.cancelled = self.clock.millis()
+            heappush(self._ends, (job.ended, job.sequence))
         return job
 
     def page(

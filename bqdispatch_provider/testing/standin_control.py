@@ -13,6 +13,7 @@ from bqdispatch_provider.testing.standin_api import ApiError, Clock, Json, Opera
 from bqdispatch_provider.testing.standin_bigquery import Jobs, JobsApi
 from bqdispatch_provider.testing.standin_buckets import Buckets
 from bqdispatch_provider.testing.standin_permissions import Permissions, Refusal
+from bqdispatch_provider.testing.standin_pubsub import PubSub, PubSubApi
 from bqdispatch_provider.testing.standin_storage import StorageApi
 
 PREFIX: Final = "/_control/"
@@ -157,6 +158,7 @@ class State:
         self.permissions = Permissions()
         self.buckets = Buckets(self.clock, self.permissions)
         self.jobs = Jobs(self.clock)
+        self.pubsub = PubSub(self.clock, self.jobs)
         self.faults = Faults()
         self.limits = Limits(self.clock)
         self.requests: Counter[str] = Counter()
@@ -164,13 +166,14 @@ class State:
         self.refused: Counter[str] = Counter()
         self.latency_ms = self._first_latency_ms = latency_ms
         # In the order in which they are asked for an operation: paths of buckets come last.
-        self.services = JobsApi(self.jobs, self.permissions), StorageApi(self.buckets)
+        self.services = JobsApi(self.jobs, self.permissions), PubSubApi(self.pubsub), StorageApi(self.buckets)
 
     def reset(self) -> None:
         """Empty everything, stop faults and refusals, and bring clock and latency back to their start."""
         self.latency_ms = self._first_latency_ms
         self.buckets.clear()
         self.jobs.clear()
+        self.pubsub.clear()
         self.permissions.refusals.clear()
         self.faults.rules.clear()
         self.faults.random.seed(0)
@@ -210,6 +213,7 @@ class Control:
             ("DELETE", "refusals"): self._clear_refusals,
             ("POST", "rewrite-calls"): self._rewrite_calls,
             ("GET", "peaks"): self._peaks,
+            ("POST", "log-sink"): self._log_sink,
             ("POST", "reset"): self._reset,
         }
 
@@ -308,6 +312,11 @@ class Control:
 
     def _peaks(self, request: Request) -> Json:
         return {"peaks": self.state.jobs.peaks(request.one("label"))}
+
+    def _log_sink(self, request: Request) -> Json:
+        topic = str(_body(request, "topic").get("topic") or "")
+        self.state.pubsub.set_sink(topic)
+        return {"topic": topic}
 
     def _reset(self, request: Request) -> Json:
         self.state.reset()

@@ -22,7 +22,7 @@ if "airflow" in sys.modules:
 
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 DAGS.mkdir()
-for file in (*REPOSITORY.glob("dags/*.py"), *Path(__file__).parent.glob("dags/*.py")):
+for file in (*REPOSITORY.glob("dags/**/*.py"), *Path(__file__).parent.glob("dags/*.py")):
     (DAGS / file.name).symlink_to(file)
 os.environ.update(
     {
@@ -80,10 +80,20 @@ class Run:
         ((number,),) = self._rows("select try_number from task_instance", "and task_id = ?", task_id)
         return number
 
+    def asset_events(self):
+        """The URI and the extra of each asset event of the run, datasets' on Airflow 2."""
+        tables = {name for (name,) in self._query("select name from sqlite_master")}
+        kind = "asset" if "asset_event" in tables else "dataset"
+        query = f"select uri, e.extra from {kind}_event e join {kind} a on a.id = e.{kind}_id where source_dag_id = ? "
+        rows = self._query(query + "and source_run_id = ? order by e.id", self.dag_id, self.run_id)
+        return [(uri, json.loads(extra)) for uri, extra in rows]
+
     def _rows(self, select, more, *values):
+        return self._query(f"{select} where dag_id = ? and run_id = ? {more}", self.dag_id, self.run_id, *values)
+
+    def _query(self, query, *values):
         with sqlite3.connect(self._database) as connection:
-            query = f"{select} where dag_id = ? and run_id = ? {more}"
-            return connection.execute(query, (self.dag_id, self.run_id, *values)).fetchall()
+            return connection.execute(query, values).fetchall()
 
 
 @pytest.fixture
@@ -107,7 +117,7 @@ def connect(world, monkeypatch):
 
 @pytest.fixture
 def run(connect, database):
-    """Runs a DAG of the DAG folder; the sensor waits for no longer than it is told."""
+    """Runs a DAG of the DAG folder; its tasks wait for no longer than they are told."""
     from airflow.providers.common.compat.sdk import DAG
 
     def run_dag(dag_id, file="variants.py", timeout=0.1):
@@ -116,6 +126,11 @@ def run(connect, database):
         if "detect" in dag.task_dict:
             dag.get_task("detect").timeout = timeout
             dag.get_task("detect").poke_interval = 0.1
+        for task in dag.tasks:
+            if hasattr(task, "quiet_for"):
+                task.quiet_for, task.poke_interval = 0.2, 0.1
+            if getattr(task, "time_to_live", None):
+                task.time_to_live = 0
         return Run(dag.test(), database)
 
     return run_dag

@@ -277,7 +277,43 @@ def test_an_operator_alone_dispatches_only_what_it_is_told_to(world, run):
     assert world.names() == sorted(others)
 
 
-@pytest.mark.parametrize("dag", ["fails_on_error", "alone_fails_on_error"])
+def test_a_deferred_operator_on_its_own_looks_and_dispatches(world, run):
+    names = world.traces(2)
+    done = run("alone_deferred")
+    assert done.state == "success"
+    returned = done.returned("dispatch")
+    assert returned["Dispatched"] == {"LoadJobs": 2}
+    bucket, _, name = returned["document"].removeprefix("gs://").partition("/")
+    written = json.loads(world.blob(name, bucket).download_as_bytes())
+    assert set(written["Jobs"]) == {world.url_of(name) for name in names}
+    assert performance(world) == written["Performance"]
+
+
+def test_a_second_try_of_an_operator_on_its_own_adds_to_the_documents_of_the_first(world, run):
+    names = world.traces(2)
+    done = run("alone_retried")
+    assert done.state == "success"
+    assert done.returned("dispatch")["Dispatched"] == {"LoadJobs": 2}
+    assert done.returned("dispatch")["Cycles"] == 2
+    assert len(world.names(TRIGGER)) == len(names)
+
+
+def test_a_run_from_the_trigger_with_nothing_to_do_skips_its_report_which_the_trigger_has_written(world, run, document):
+    world.trace(state="RUNNING")
+    done = run("from_trigger")
+    assert set(done.states.values()) == {"skipped"}
+    assert document(done)["Outcomes"] == {"running": 1}
+    assert performance(world)["p"]["Running"] == {"LoadJobs": 1}
+
+
+def test_a_run_from_the_trigger_dispatches_and_reports(world, run, document):
+    names = world.traces(2)
+    done = run("from_trigger", timeout=20)
+    assert set(done.states.values()) == {"success"}
+    assert set(document(done)["Jobs"]) == {world.url_of(name) for name in names}
+
+
+@pytest.mark.parametrize("dag", ["fails_on_error", "alone_fails_on_error", "alone_deferred_fails_on_error"])
 def test_an_event_that_could_not_be_dispatched_fails_the_task_where_it_is_to(world, run, dag):
     names = world.traces(2)
     world.control.add_fault(

@@ -155,7 +155,7 @@ def test_what_a_dispatcher_used_is_closed_with_it(world, hook, monkeypatch):
     closed = []
     monkeypatch.setattr(requests.Session, "close", lambda session: closed.append(session))
     with hook.get_dispatcher() as dispatcher:
-        used = [dispatcher._client._http, dispatcher._session]
+        used = [dispatcher._client._http, dispatcher.session]
         assert not any(session in closed for session in used)
     assert all(session in closed for session in used)
 
@@ -179,3 +179,15 @@ def test_both_forms_hide_the_same_fields():
     (connection,) = get_provider_info()["connection-types"]
     behaviour = connection["ui-field-behaviour"]
     assert behaviour["hidden-fields"] == BqDispatchHook.get_ui_field_behaviour()["hidden_fields"]
+
+
+def test_a_subscription_is_tried_with_the_connection_and_named_in_full(world, connect, monkeypatch):
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", world.url)
+    connect({"config": world.document(), "subscription": "projects/p/subscriptions/jobs"})
+    works, said = BqDispatchHook().test_connection()
+    assert (works, "subscription projects/p/subscriptions/jobs does not exist" in said) == (False, True)
+    for path, body in (("topics/jobs", {}), ("subscriptions/jobs", {"topic": "projects/p/topics/jobs"})):
+        requests.put(f"{world.url}/v1/projects/p/{path}", json=body, timeout=10).raise_for_status()
+    assert BqDispatchHook().test_connection()[0]
+    connect({"config": world.document(), "subscription": "jobs"})
+    assert "expected projects/<project>/subscriptions/<subscription>" in BqDispatchHook().test_connection()[1]

@@ -4,16 +4,29 @@ import json
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+SAMPLES = sorted((Path(__file__).parents[2] / "dags").glob("**/*.py"))
 HOOK = "bqdispatch_provider.hooks.BqDispatchHook"
 
-EMPTY_DAG = """
+SMALL_DAG = """
 from datetime import UTC, datetime
-from airflow.providers.common.compat.sdk import DAG
-with DAG("empty", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
-    pass
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, BaseSensorOperator, task
+from airflow.triggers.base import BaseTrigger
+from importlib.util import find_spec
+schedule = None
+if find_spec("airflow.sdk"):  # what a schedule by an asset brings
+    from airflow.sdk import Asset, AssetWatcher
+    from airflow.timetables.assets import AssetOrTimeSchedule
+    from airflow.timetables.trigger import CronTriggerTimetable
+    watched = Asset(name="small", watchers=[])
+    schedule = AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 0 * * *", timezone="UTC"), assets=[watched])
+with DAG("small", schedule=schedule, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
+    @task
+    def more(): pass
+    BaseOperator(task_id="nothing") >> more()
 """
 
 PARSE = """
@@ -30,10 +43,11 @@ def parsed(file):
 
 
 @pytest.fixture(scope="session")
-def empty_dag(tmp_path_factory):
-    file = tmp_path_factory.mktemp("dags") / "empty.py"
-    file.write_text(EMPTY_DAG)
-    return str(file)
+def small_dag(tmp_path_factory):
+    """The modules that a DAG of Airflow's own operators brings."""
+    file = tmp_path_factory.mktemp("dags") / "small.py"
+    file.write_text(SMALL_DAG)
+    return parsed(str(file))
 
 
 @pytest.mark.parametrize(
@@ -46,6 +60,7 @@ def empty_dag(tmp_path_factory):
         ),
         (["hooks"], ["bqdispatch_conn_id", HOOK]),
         (["triggers"], ["bqdispatch_provider.triggers"]),
+        (["notifications"], ["bqdispatch_provider.notifications.BqDispatchNotifier"]),
     ],
 )
 def test_airflow_shows_the_provider(database, airflow_prints, command, expected):
@@ -58,12 +73,13 @@ def test_the_dag_files_have_no_import_errors(database, airflow_prints):
     assert printed.strip().splitlines()[-1] in ("[]", "No data found")
 
 
-def test_the_sample_dag_imports_hardly_more_than_an_empty_one(empty_dag, dags_folder):
-    more = parsed(str(dags_folder / "bqdispatch.py")) - parsed(empty_dag)
-    assert "bqdispatch_provider.triggers" in more
+@pytest.mark.parametrize("file", SAMPLES, ids=lambda file: file.stem)
+def test_a_sample_dag_imports_hardly_more_than_a_small_one(small_dag, file):
+    more = parsed(str(file)) - small_dag
+    assert any(module.startswith("bqdispatch_provider.") for module in more)
     assert [name for name in more if name.partition(".")[0] in ("google", "pandas", "requests")] == []
     assert [name for name in more if name.startswith("airflow.providers.google")] == []
-    assert len(more) < 120
+    assert len(more) < 40
 
 
 def test_the_sample_dag_is_what_the_docs_say(database, dags_folder, monkeypatch):
@@ -74,4 +90,24 @@ def test_the_sample_dag_is_what_the_docs_say(database, dags_folder, monkeypatch)
         "dispatch_sql": ("bqdispatch_sql", 5),
         "dispatch_jobs": ("bqdispatch_jobs", 1),
         "fire_windows": ("bqdispatch_jobs", 1),
+    }
+
+
+def test_the_dag_of_a_set_up_has_its_names_in_everything(database, monkeypatch):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    monkeypatch.setenv("BQDISPATCH_SCHEDULE", "@continuous")
+    monkeypatch.setenv("BQDISPATCH_ACME_SCHEDULE", "@hourly")
+    monkeypatch.setenv("BQDISPATCH_ACME_SQL_SLOTS", "3")
+    dag = dispatch_dag("acme", jobs_slots=7, tags=["acme"])
+    assert (dag.dag_id, dag.schedule if hasattr(dag, "schedule") else dag.schedule_interval) == (
+        "bqdispatch_acme",
+        "@hourly",
+    )
+    assert list(dag.tags) == ["acme"]
+    assert {task.bqdispatch_conn_id for task in dag.tasks} == {"bqdispatch_acme"}
+    assert {task.task_id: (task.pool, task.pool_slots) for task in dag.tasks if task.pool != "default_pool"} == {
+        "dispatch_sql": ("bqdispatch_acme_sql", 3),
+        "dispatch_jobs": ("bqdispatch_acme_jobs", 7),
+        "fire_windows": ("bqdispatch_acme_jobs", 7),
     }

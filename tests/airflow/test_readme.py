@@ -38,6 +38,13 @@ def test_the_example_waits_for_one_table(world, run_example):
     assert world.names() == [name]
 
 
+def test_every_example_has_a_row():
+    folder = ROOT / "dags" / "examples"
+    assert set(re.findall(r"^\| \[`(\w+\.py)`\]\(dags/examples/\1\) \|", README, re.MULTILINE)) == {
+        file.name for file in folder.glob("*.py")
+    }
+
+
 def test_the_example_dispatches_each_share_in_a_task_of_its_own(world, run_example):
     world.traces(3, "query")
     world.trace("load")

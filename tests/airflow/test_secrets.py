@@ -88,7 +88,7 @@ def shown(told):
 
 
 def context_of(task_id):
-    ti = SimpleNamespace(dag_id="d", run_id="r", task_id=task_id, map_index=-1)
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id=task_id, map_index=-1, try_number=1)
     return {"ti": ti, "logical_date": datetime(2026, 1, 1, tzinfo=UTC), "dag_run": None}
 
 

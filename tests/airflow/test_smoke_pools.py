@@ -6,7 +6,7 @@ import sys
 
 from world import TASKS
 
-from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.pools import pools_of
 
 
 def smoke(config):

@@ -1,24 +1,39 @@
 """The trigger on an event loop, without a triggerer around it."""
 
 import asyncio
+import copy
 import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from world import TASKS
+from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
+from world import JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.triggers import BqDispatchTrigger
+from bqdispatch_provider.triggers import BqDispatchEventTrigger, BqDispatchTrigger, DispatchTrigger
+
+PLACE = "2026-01-02/dag/run/task"
 
 
 def trigger(wait=0.0, **more):
-    end = datetime.now(UTC) + timedelta(seconds=wait)
-    return BqDispatchTrigger("bqdispatch_default", end, poll_interval=0.05, **more)
+    return BqDispatchTrigger("bqdispatch_default", wait, **{"poll_interval": 0.05, "place": PLACE, **more})
+
+
+def dispatch_trigger(time_to_live=0.0, **more):
+    return DispatchTrigger("bqdispatch_default", time_to_live, **{"poll_interval": 0.05, "place": PLACE, **more})
+
+
+def written(world, name=f"runs/{PLACE}.json"):
+    return json.loads(world.blob(f"journal/{name}", JOURNAL).download_as_bytes())
+
+
+async def events_of(waiting):
+    return [event async for event in waiting.run()]
 
 
 async def event_of(waiting):
-    return (await anext(aiter(waiting.run()))).payload
+    return (await events_of(waiting))[0].payload
 
 
 def no_thread_is_left():
@@ -29,17 +44,25 @@ def no_thread_is_left():
     return not any(each.is_alive() for each in left)
 
 
-def test_a_trigger_is_made_again_from_what_it_serializes():
-    first = trigger(variables={"a": "b"}, lanes=["sql"], only={"actions": ["load"]})
+@pytest.mark.parametrize(
+    "first",
+    [
+        trigger(variables={"a": "b"}, lanes=["sql"], only={"actions": ["load"]}, timeout=60.0, closes=True),
+        dispatch_trigger(resumes=True, attempt=2, since=datetime(2026, 1, 2, tzinfo=UTC)),
+        BqDispatchEventTrigger("bqdispatch_default", only={"projects": "p"}),
+    ],
+)
+def test_a_trigger_is_made_again_from_what_it_serializes(first):
     path, arguments = first.serialize()
-    assert path == f"{BqDispatchTrigger.__module__}.{BqDispatchTrigger.__qualname__}"
-    assert BqDispatchTrigger(**arguments).serialize() == (path, arguments)
+    assert path == f"{type(first).__module__}.{type(first).__qualname__}"
+    assert type(first)(**arguments).serialize() == (path, arguments)
+    assert type(copy.deepcopy(first)) is type(first)
 
 
 def test_a_triggers_arguments_survive_airflows_serialization():
     from airflow.serialization.serialized_objects import BaseSerialization
 
-    _, arguments = trigger(variables={"a": "b"}, lanes=["sql"]).serialize()
+    _, arguments = trigger(variables={"a": "b"}, lanes=["sql"], since=datetime(2026, 1, 2, tzinfo=UTC)).serialize()
     stored = json.dumps(BaseSerialization.serialize(arguments))
     assert BaseSerialization.deserialize(json.loads(stored)) == arguments
     assert len(stored) < 500
@@ -58,6 +81,140 @@ def test_work_of_another_lane_does_not_end_the_waiting(world, connect):
 
 def test_the_end_of_its_time_ends_the_waiting(world, connect):
     assert asyncio.run(event_of(trigger(0.2)))["status"] == "nothing"
+
+
+def test_the_end_is_counted_from_when_the_task_was_deferred_however_often_the_trigger_is_started(world, connect):
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    assert asyncio.run(event_of(trigger(3000, since=an_hour_ago)))["status"] == "nothing"
+    again = trigger(3000, timeout=3060.0)
+    again.timeout_after = an_hour_ago + timedelta(seconds=3060)
+    assert asyncio.run(event_of(again))["status"] == "nothing"
+
+
+def test_nothing_to_dispatch_ends_the_task_and_is_reported_by_the_trigger(world, connect):
+    world.trace(state="RUNNING")
+    world.window(due=-600)
+    lost = world.trace(state=None, age=2 * 24 * 3600)
+    (event,) = asyncio.run(events_of(trigger(closes=True)))
+    assert type(event) is TaskSkippedEvent
+    document = written(world, "runs/2026-01-02/dag/run.json")
+    assert list(document["Quarantined"]) == [world.url_of(lost)]
+    assert document["Outcomes"] == {"running": 1, "pending": 1, "quarantined": 1}
+    assert sum(document["Outcomes"].values()) == document["Listed"]
+    assert written(world, "performance.json") == document["Performance"]
+
+
+def test_a_trigger_that_cannot_report_says_so(world, connect):
+    world.control.add_fault("storage.objects.insert", "status", bucket=JOURNAL, name="*/run.json", status=403)
+    assert asyncio.run(event_of(trigger(closes=True)))["status"] == "error"
+
+
+def test_a_dispatching_trigger_ends_the_task_with_the_counts(world, connect):
+    names = world.traces(3)
+    (event,) = asyncio.run(events_of(dispatch_trigger()))
+    assert type(event) is TaskSuccessEvent
+    assert event.xcoms["return_value"]["Dispatched"] == {"LoadJobs": 3}
+    assert event.xcoms["return_value"]["document"] == f"gs://{JOURNAL}/journal/runs/{PLACE}.json"
+    assert set(written(world)["Jobs"]) == {world.url_of(name) for name in names}
+    assert written(world, "performance.json") == written(world)["Performance"]
+    assert world.names(JOURNAL, "journal/runs/") == [f"journal/runs/{PLACE}.json"]
+    assert no_thread_is_left()
+
+
+def test_a_dispatching_trigger_wakes_a_worker_only_where_something_was_done(world, connect):
+    assert type(asyncio.run(events_of(dispatch_trigger(resumes=True)))[0]) is TaskSuccessEvent
+    world.trace()
+    event = asyncio.run(event_of(dispatch_trigger(resumes=True)))
+    assert event == {"status": "done", "message": "", "document": f"gs://{JOURNAL}/journal/runs/{PLACE}.json"}
+
+
+def test_a_dispatching_trigger_goes_on_until_its_time_to_live_is_over(world, connect):
+    async def dispatch():
+        task = asyncio.create_task(events_of(dispatch_trigger(1.0)))
+        while not world.control.calls().get("storage.objects.list"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        world.trace()
+        return (await task)[0].xcoms["return_value"]
+
+    counts = asyncio.run(dispatch())
+    assert counts["Dispatched"] == {"LoadJobs": 1}
+    assert counts["Cycles"] > 2
+
+
+def test_a_dispatching_trigger_that_is_started_again_goes_on_until_the_same_end(world, connect):
+    since = datetime.now(UTC) - timedelta(hours=1)
+    (event,) = asyncio.run(events_of(dispatch_trigger(3600.0, since=since)))
+    assert event.xcoms["return_value"]["Cycles"] == 1
+
+
+def test_a_cancelled_dispatching_trigger_finishes_what_was_begun_and_the_next_one_adds_to_its_document(world, connect):
+    first = world.traces(2)
+    world.control.add_fault("storage.objects.rewrite", "slow", bucket=TRIGGER, ms=500, times=1)
+
+    async def cancel():
+        task = asyncio.create_task(events_of(dispatch_trigger(60.0)))
+        while not world.control.calls().get("storage.objects.rewrite"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert no_thread_is_left()
+    through = set(written(world)["Jobs"])
+    assert through
+    later = world.traces(2)
+    asyncio.run(events_of(dispatch_trigger()))
+    document = written(world)
+    assert set(document["Jobs"]) == {world.url_of(name) for name in (*first, *later)}
+    assert document["Outcomes"] == {"dispatched": 4}
+    assert world.names() == []
+
+
+def test_an_event_trigger_tells_of_each_event_once(world, connect):
+    async def tell():
+        telling = aiter(BqDispatchEventTrigger("bqdispatch_default", poll_interval=0.05).run())
+        world.traces(2)
+        told = [(await anext(telling)).payload]
+        world.control.reset_counters()
+        following = asyncio.create_task(anext(telling))
+        while world.control.calls().get("storage.objects.list", 0) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not following.done()
+        world.trace()
+        told.append((await following).payload)
+        await telling.aclose()
+        return told
+
+    assert asyncio.run(tell()) == [{"status": "work", "message": "", "events": number} for number in (2, 3)]
+    assert no_thread_is_left()
+
+
+def test_an_event_trigger_tells_again_of_what_nobody_has_dispatched(world, connect, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.triggers.TOLD_AGAIN_AFTER", 0.3)
+
+    async def tell():
+        telling = aiter(BqDispatchEventTrigger("bqdispatch_default", poll_interval=0.05).run())
+        world.trace()
+        told = [(await anext(telling)).payload["events"] for _ in range(3)]
+        await telling.aclose()
+        return told
+
+    assert asyncio.run(tell()) == [1, 1, 1]
+
+
+def test_an_event_trigger_survives_looks_that_fail(world, connect):
+    world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403, times=2)
+    world.trace()
+
+    async def tell():
+        telling = aiter(BqDispatchEventTrigger("bqdispatch_default", poll_interval=0.05).run())
+        event = await anext(telling)
+        await telling.aclose()
+        return event.payload["events"]
+
+    assert asyncio.run(tell()) == 1
+    assert no_thread_is_left()
 
 
 def test_an_exception_becomes_an_event(world, connect):

@@ -69,16 +69,29 @@ def test_a_jobs_state_and_location_are_told(bigquery, number, state):
     traces = bigquery.traces(number, region="EU")
     bigquery.jobs(traces, state)
     sighting = bigquery.look(traces)
-    assert sighting.jobs == {trace.job: Job("EU", state) for trace in traces}
+    assert {key: (job.location, job.state) for key, job in sighting.jobs.items()} == {
+        trace.job: ("EU", state) for trace in traces
+    }
     assert sighting.errors == {}
     assert sighting.got == (number if number == LOOKED_UP else 0)
 
 
 @by_either
-def test_a_job_that_failed_is_done(bigquery, number):
+def test_a_job_that_failed_is_done_and_tells_the_reason(bigquery, number):
     traces = bigquery.traces(number)
     bigquery.jobs(traces, error="invalid")
-    assert {job.state for job in bigquery.look(traces).jobs.values()} == {"DONE"}
+    assert {(job.state, job.error) for job in bigquery.look(traces).jobs.values()} == {("DONE", "invalid")}
+
+
+@by_either
+def test_when_a_job_ended_is_told_and_nothing_of_one_that_runs(bigquery, number):
+    traces = bigquery.traces(number)
+    bigquery.jobs(traces, pendingMs=1000, runningMs=2000)
+    jobs = bigquery.look(traces).jobs.values()
+    assert {round((job.ended - traces[0].object.created).total_seconds()) for job in jobs} == {3}
+    running = bigquery.traces(number, region="EU")
+    bigquery.jobs(running, "RUNNING", "EU")
+    assert {job.ended for job in bigquery.look(running).jobs.values()} == {None}
 
 
 @by_either
@@ -111,7 +124,10 @@ def test_a_job_without_a_region_is_found_wherever_it_ran(bigquery, number, locat
 def test_a_job_outside_us_and_eu_is_found_by_its_traces_region(bigquery, number):
     traces = bigquery.traces(number, region="asia-northeast1")
     bigquery.jobs(traces)
-    assert bigquery.look(traces).jobs == {trace.job: Job("asia-northeast1", "DONE") for trace in traces}
+    jobs = bigquery.look(traces).jobs
+    assert {key: (job.location, job.state) for key, job in jobs.items()} == {
+        trace.job: ("asia-northeast1", "DONE") for trace in traces
+    }
 
 
 @by_either

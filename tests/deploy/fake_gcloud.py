@@ -141,6 +141,9 @@ def describe_object(state, options, given, url):
 
 
 def copy(state, options, given, url):
+    if "/dags/" in url:
+        state["dag_files"][url] = given
+        return
     assert options["if-generation-match"] == ("0" if state["pip_conf"] is None else "17")
     state["pip_conf"] = given
 

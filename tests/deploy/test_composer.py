@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.cli import main, pools_of
+from bqdispatch_provider.cli import main
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.deploy import CONNECTION, PACKAGE, ROLES, SLOTS
+from bqdispatch_provider.deploy import PACKAGE, ROLES
+from bqdispatch_provider.pools import pools_of
+from bqdispatch_provider.setups import SetUp
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "deploy" / "composer" / "README.md"
@@ -58,6 +60,7 @@ class Cloud:
             repository=False,
             files=[],
             pip_conf=None,
+            dag_files={},
             old=False,
             refuse={},
             calls=[],
@@ -176,6 +179,20 @@ def test_a_role_that_has_other_permissions_is_brought_up_to_date(deployed):
     assert "deleted" not in deployed.roles["bqdispatchFolders"]
 
 
+def test_a_second_set_up_stands_beside_the_first(deployed):
+    before = deployed.variables
+    done = deployed.deploy("--setup=acme")
+    assert done.returncode == 0, done.stderr
+    assert "switch the DAG bqdispatch_acme on" in done.stderr
+    added = {name: value for name, value in deployed.variables.items() if name not in before}
+    assert before.items() <= deployed.variables.items()
+    assert added.keys() == {"AIRFLOW_CONN_BQDISPATCH_ACME", "BQDISPATCH_ACME_SQL_SLOTS"}
+    pools = [call[10:12] for call in deployed.calls if call[7:9] == ["pools", "set"]]
+    assert pools == [["bqdispatch_acme_sql", "40"], ["bqdispatch_acme_jobs", "-1"]]
+    assert deployed.dag_files.keys() == {"gs://europe-west1-ops-1234-bucket/dags/bqdispatch_acme.py"}
+    assert 'dispatch_dag("acme")' in deployed.dag_files.popitem()[1]
+
+
 def test_other_repositories_of_the_environment_are_kept(cloud_project):
     cloud_project.set(pip_conf="[global]\nextra-index-url = https://pypi.acme.example/simple/\ntimeout = 60\n")
     assert cloud_project.deploy().returncode == 0
@@ -280,7 +297,13 @@ def test_terraform_has_the_roles_pools_variables_and_commands_of_the_deployment(
         assert re.search(rf'{role} += yamldecode\(file\("\${{path.module}}/../roles/{file}"\)\)', text)
     pools = pools_of(DispatchConfig.from_dict(DOCUMENT))
     assert set(re.findall(r"^ +(bqdispatch_\w+) += \{ slots", text, re.MULTILINE)) == set(pools)
-    for named in (CONNECTION, *SLOTS, f"update-pypi-package={PACKAGE}==", "pools set -- ", "uv publish --publish-url="):
+    for named in (
+        SetUp().conn_variable,
+        *SetUp().slots,
+        f"update-pypi-package={PACKAGE}==",
+        "pools set -- ",
+        "uv publish --publish-url=",
+    ):
         assert named in text
     granted = set(re.findall(r'"(roles/[\w.]+)"', text))
     assert granted == {"roles/storage.legacyObjectReader", "roles/artifactregistry.reader"}
@@ -333,8 +356,8 @@ def test_terraform_comes_to_the_same_values_as_the_command(cloud_project, tmp_pa
     assert {name: sorted(role["includedPermissions"]) for name, role in found["roles"].items()} == {
         name: sorted(role["includedPermissions"]) for name, role in cloud_project.roles.items()
     }
-    connection = found["variables"].pop(CONNECTION)
-    assert json.loads(connection) == json.loads(cloud_project.variables[CONNECTION])
+    connection = found["variables"].pop(SetUp().conn_variable)
+    assert json.loads(connection) == json.loads(cloud_project.variables[SetUp().conn_variable])
     for name, value in found["variables"].items():
         assert cloud_project.variables[name] == value
     assert len(found["variables"]) == len(cloud_project.variables) - 2  # OTHER, and the connection

@@ -128,14 +128,53 @@ def test_pools_are_printed_as_airflow_imports_them(config):
     assert all(pool["description"] for pool in pools.values())
 
 
+def test_pools_of_a_set_up_carry_its_name(config):
+    pools = json.loads(bqdispatch("pools", "--setup", "acme", "--config", config(MaxConcurrentSQL=5)).stdout)
+    assert {name: pool["slots"] for name, pool in pools.items()} == {
+        "bqdispatch_acme_sql": 5,
+        "bqdispatch_acme_jobs": -1,
+    }
+
+
+def test_a_set_up_whose_name_is_none_is_one_clear_message(config):
+    ended = bqdispatch("pools", "--setup", "Acme", "--config", config())
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "expected up to 50 lower-case letters" in ended.stderr
+
+
 def test_pools_of_an_airflow_without_a_database_are_one_clear_message(config, tmp_path):
     none = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/none.db"}
     ended = bqdispatch("pools", "--check", "--config", config(), **none)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "airflow db migrate" in ended.stderr
     assert "no such table: slot_pool" in ended.stderr
+    assert "configuration" not in ended.stderr
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr.splitlines()) < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--import", "--url", "http://127.0.0.1:9"], {}, "AIRFLOW_CLI_TOKEN is not in the environment"),
+        (["--check", "--url", "http://127.0.0.1:9"], {"AIRFLOW_CLI_TOKEN": "t"}, "cannot be reached"),
+        (["--check", "--url", "{standin}"], {"AIRFLOW_CLI_TOKEN": "t"}, "is not the address of an Airflow"),
+    ],
+)
+def test_an_airflow_that_cannot_be_asked_is_one_clear_message(world, config, arguments, environment, said):
+    arguments = [each.format(standin=world.url) for each in arguments]
+    ended = bqdispatch("pools", "--config", config(), *arguments, **environment)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "configuration" not in ended.stderr
+
+
+def test_pools_without_a_configuration_need_an_airflow_whose_connection_has_it(tmp_path):
+    ended = bqdispatch("pools", HOME=str(tmp_path), AIRFLOW_HOME="", AIRFLOW__DATABASE__SQL_ALCHEMY_CONN="")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--config is missing" in ended.stderr
+    assert "'bqdispatch_default'" in ended.stderr
 
 
 @pytest.mark.parametrize("command", [["run", "--once"], ["pools"], ["replay"]])

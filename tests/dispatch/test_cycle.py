@@ -62,7 +62,11 @@ def test_a_trace_goes_into_the_hour_of_its_creation(world, suffix):
     assert world.names(TRIGGER) == [target]
     assert world.blob(target, TRIGGER).download_as_bytes() == b'{"a": 1}'
     assert world.names() == []
-    assert report.to_dict()["Jobs"][world.url_of(name)] == {
+    told = report.to_dict()["Jobs"][world.url_of(name)]
+    ended = datetime.fromisoformat(told.pop("EndTime"))
+    assert ended <= report.started
+    assert ended < datetime.fromisoformat(told.pop("DispatchTime"))
+    assert told == {
         "Project": "p",
         "Region": "US",
         "ID": "ds_t--1_00001_load--dispatch",
@@ -89,7 +93,7 @@ def test_unfinished_jobs_stay_and_are_counted(world):
 def test_a_failed_job_is_done_too(world):
     name = world.trace(state=None)
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], error="invalid")
-    assert world.url_of(name) in world.cycle().to_dict()["Jobs"]
+    assert world.cycle().to_dict()["Jobs"][world.url_of(name)]["Error"] == "invalid"
 
 
 def test_an_object_younger_than_three_seconds_waits(world):

@@ -204,3 +204,36 @@ def test_a_share_that_was_planned_under_a_limit_too_long_ago_waits(world):
     with world.dispatcher() as dispatcher:
         assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"pending": 1}
     assert world.names() == [name]
+
+
+def test_a_share_that_was_planned_elsewhere_is_held_to_its_limit_by_what_runs_now(world):
+    names = world.traces(4)
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        shares = dispatcher.look().plan.shares({Lane.JOBS: 5})
+    world.traces(3, "copy", state="RUNNING")
+    world.traces(2, "query", state="RUNNING")
+    world.jobs(["ds_t--1_00002_copy--tail", "somebody_elses"], "RUNNING")  # without a trace
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        document = dispatcher.dispatch(shares).to_dict()
+    assert (document["Outcomes"], document["Throttled"]) == ({"dispatched": 2, "throttled": 2}, {"LoadJobs": 2})
+    assert set(document["Jobs"]) == {world.url_of(name) for name in names[:2]}
+
+
+def test_of_a_share_that_was_planned_elsewhere_nothing_goes_while_what_runs_cannot_be_told(world):
+    name = world.trace()
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        shares = dispatcher.look().plan.shares({Lane.JOBS: 5})
+    world.control.refuse("bigquery.jobs.list", project="p")
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        document = dispatcher.dispatch(shares).to_dict()
+    assert document["Outcomes"] == {"throttled": 1}
+    assert "the jobs of project 'p' cannot be looked at" in document["Error"]
+    assert world.names() == [name]
+
+
+def test_what_is_planned_and_dispatched_in_one_cycle_is_counted_once(world):
+    world.traces(4)
+    world.control.reset_counters()
+    world.cycle(MaxConcurrentJobs=5)
+    calls = world.control.calls()
+    assert (calls["bigquery.jobs.get"], "bigquery.jobs.list" in calls) == (4, False)

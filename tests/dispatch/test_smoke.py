@@ -13,7 +13,7 @@ from terminal import on_a_terminal
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider import smoke
-from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.smoke import Smoke, Verdict
 
 BIN = Path(sys.executable).parent
@@ -174,7 +174,7 @@ def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):
     assert wrong.keys() == {"bqdispatch_sql", "bqdispatch_jobs"}
     assert "is missing" in wrong["bqdispatch_sql"]
     assert "has 4 slots; expected 3" in wrong["bqdispatch_jobs"]
-    assert all("airflow pools import" in said for said in wrong.values())
+    assert all("bqdispatch pools --import" in said for said in wrong.values())
 
 
 def test_a_bucket_that_keeps_nothing_is_a_warning(cloud, world, look):

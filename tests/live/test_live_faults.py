@@ -5,27 +5,13 @@ waits for it is killed.
 """
 
 import itertools
-import json
-import re
-import shutil
-import threading
-import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
-import psutil
-import pytest
-import requests
-from world import JOURNAL, TASKS, TRIGGER, World
+from runs import UNBATCHED, has_ended, is_all_finished, kill, put_files, returned, states, trigger
+from world import JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.cli import pools_of
-from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
-from bqdispatch_provider.testing.live import LiveAirflow
-
-DAGS = (Path(__file__).parents[2] / "dags" / "bqdispatch.py", Path(__file__).parent / "dags" / "overlapping.py")
 POOLS = ("bqdispatch_sql", "bqdispatch_jobs")
 BATCHED = ("ds.a", "q:ds.b$20260101", "ds.c--d", "example.com:legacy.ds.e")
-UNBATCHED = ("ds.f", "ds.g")
 
 KILLS = 15
 MOMENTS = [
@@ -43,109 +29,8 @@ VICTIMS = ({"task"}, {"task"}, {"worker", "task"}, {"task"}, {"worker"})
 """A worker is the executor's process that looks after a task; without it, a task goes on while its next try begins."""
 
 LATE_MS = 2000
-PATIENCE_S = 120
 AFTER_A_CRASH = 200
 """Seconds after which everybody takes up what a dispatcher has left: more than ``CLAIM_TIMEOUT``."""
-
-
-@pytest.fixture(scope="module")
-def live(cloud, tmp_path_factory):
-    """One Airflow for all tests here. As users have it: failed tasks are tried again, and sensors wait deferred."""
-    home = tmp_path_factory.mktemp("live")
-    dags = home / "dags"
-    dags.mkdir()
-    for file in DAGS:
-        shutil.copy(file, dags)
-    environment = {
-        "STORAGE_EMULATOR_HOST": cloud.url,
-        "BIGQUERY_EMULATOR_HOST": cloud.url,
-        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
-            {"conn_type": "bqdispatch", "extra": {"config": World.document()}}
-        ),
-        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
-            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-        ),
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
-        "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
-        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
-        "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
-        "BQDISPATCH_SCHEDULE": "@continuous",
-        # What was killed is to be missed soon.
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "8",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
-        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
-        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
-        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-    }
-    with LiveAirflow(home / "airflow", dags, pools_of(World.config()), environment) as airflow:
-        yield airflow
-        started = set(airflow.processes())
-    assert started
-    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-
-
-@pytest.fixture
-def bqtail(world):
-    """A BqTail that consumes in the background what is delivered."""
-    settings = BqTailSettings.for_dispatcher(
-        world.config(),
-        window_s=20,
-        unbatched=frozenset(UNBATCHED),
-        chain=("load", "query"),
-        pending_ms=(0, 200),
-        running_ms=(0, 500),
-    )
-    stand_in = StandInBqTail(world.client, requests.Session(), world.url, settings)
-    stopped = threading.Event()
-    thread = threading.Thread(target=stand_in.run, args=(stopped,))
-    thread.start()
-    yield stand_in
-    stopped.set()
-    thread.join()
-
-
-@pytest.fixture
-def wait_until(live):
-    def wait(is_so, what):
-        until = time.monotonic() + PATIENCE_S
-        while not is_so():
-            assert time.monotonic() < until, f"{what}: not within {PATIENCE_S} s; {live.log.read_text()[-6000:]}"
-            time.sleep(0.05)
-
-    return wait
-
-
-@pytest.fixture
-def unpaused(live, world, wait_until):
-    """Lets a DAG go on meanwhile; afterwards none of its tasks runs, and all that was delivered is consumed."""
-
-    @contextmanager
-    def unpause(dag_id):
-        live.patch(f"dags/{dag_id}", {"is_paused": False})
-        try:
-            yield
-        finally:
-            live.patch(f"dags/{dag_id}", {"is_paused": True})
-        wait_until(lambda: not states(live, dag_id, state=["queued", "running"]), "no task runs")
-        wait_until(lambda: not world.names(TRIGGER, "_b"), "all is consumed")
-
-    return unpause
-
-
-def states(live, dag_id, **query):
-    """The states of tasks in all of the DAG's runs."""
-    found = live.get(f"dags/{dag_id}/dagRuns/~/taskInstances", limit=100, **query)
-    return [each["state"] for each in found["task_instances"]]
-
-
-def put_files(bqtail, *dests):
-    for dest in dests:
-        bqtail.put_file(dest)
-
-
-def is_all_finished(bqtail):
-    counters = bqtail.counters()
-    return counters.finished == counters.events
 
 
 class Killer:
@@ -169,18 +54,7 @@ class Killer:
     def kill(self, kinds):
         # Workers first: they would tell of their tasks' end.
         for kind in sorted(kinds, reverse=True):
-            for process in self.live.processes():
-                with suppress(psutil.NoSuchProcess):
-                    if process.status() != psutil.STATUS_ZOMBIE and kind_of(process) == kind:
-                        process.kill()
-                        self.killed[kind] += 1
-
-
-def kind_of(process):
-    title = " ".join(process.cmdline()).strip()
-    if found := re.fullmatch(r"airflow worker -- (LocalExecutor: )?[0-9a-f-]{36}", title):
-        return "worker" if found[1] else "task"
-    return "triggerer" if title.endswith("airflow triggerer") else None
+            self.killed[kind] += kill(self.live, kind)
 
 
 def test_killed_tasks_workers_and_triggerers_lose_and_double_nothing(live, world, bqtail, wait_until, unpaused, trials):
@@ -231,7 +105,7 @@ def test_two_dag_runs_that_have_found_the_same_dispatch_it_once(live, world, bqt
 def run_side_by_side(live, wait_until, number):
     """Two runs: their tasks wait for the pools until both have looked, and then dispatch at the same time."""
     set_slots(live, 0)
-    both = [trigger(live, f"{number}-{which}") for which in ("first", "second")]
+    both = [trigger(live, "overlapping", f"{number}-{which}") for which in ("first", "second")]
     looked = ["success"] * 2 * number
     wait_until(lambda: states(live, "overlapping", task_id="detect") == looked, "both have looked")
     first, second = (found_by(live, run) for run in both)
@@ -245,16 +119,6 @@ def set_slots(live, slots):
         live.patch(f"pools/{pool}", {"name": pool, "slots": slots, "include_deferred": False})
 
 
-def trigger(live, run_id):
-    live.post("dags/overlapping/dagRuns", {"dag_run_id": run_id, "logical_date": None})
-    return f"dags/overlapping/dagRuns/{run_id}"
-
-
 def found_by(live, run):
     """The events that a run's sensor handed on."""
-    value = live.get(f"{run}/taskInstances/detect/xcomEntries/return_value")["value"]
-    return [share["events"] for share in value]
-
-
-def has_ended(live, run):
-    return live.get(run)["state"] in ("success", "failed")
+    return [share["events"] for share in returned(live, run, "detect")]

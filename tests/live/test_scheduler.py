@@ -10,7 +10,7 @@ import psutil
 import pytest
 from world import JOURNAL, TRIGGER
 
-from bqdispatch_provider.cli import pools_of
+from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.testing.live import LiveAirflow
 
 ROOT = Path(__file__).parents[2]

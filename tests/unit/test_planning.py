@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -310,8 +311,9 @@ def test_a_target_is_the_usual_one_or_one_beside_it(name, is_one):
 
 
 def test_shares_travel_as_json_and_back():
-    event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU")
-    share = Share(Lane.SQL, 5, NOW, (event, event))
+    event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU", NOW)
+    others = (replace(event, ended=None), replace(event, error="invalid"), replace(event, doubted=True))
+    share = Share(Lane.SQL, 5, NOW, (event, *others))
     import json
 
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
@@ -444,3 +446,20 @@ def test_an_event_is_dispatched_that_matches_all_that_is_given(only, name, taken
 def test_what_says_nothing_of_what_to_dispatch_is_refused(only):
     with pytest.raises(ValueError, match="expected lists of strings by projects, destinations, actions, event_ids"):
         Only.of(only)
+
+
+def test_a_plan_tells_when_the_next_object_is_due_that_waits_for_time_alone():
+    _, soon = window(ended=-20)
+    _, later = window("ds.u", ended=-3600)
+    assert planned(soon, later).due_in == timedelta(seconds=27)
+    assert planned(soon, later, stored(TRACE, age=1)).due_in == timedelta(seconds=2)
+    assert planned(stored(TRACE)).due_in is None
+
+
+def test_a_plan_tells_how_many_wait_for_a_job():
+    running, unseen_yet, lost = (
+        stored(TRACE.replace("--1_", f"--{n}_"), age=age) for n, age in ((1, 600), (2, 30), (3, 600))
+    )
+    listing = classify([running, unseen_yet, lost], "p", NOW)
+    jobs = {trace.job: Job("US", "RUNNING") for trace in listing.traces if trace.object is running}
+    assert plan(Snapshot(listing, jobs), config(), NOW).awaited == 2

@@ -130,3 +130,32 @@ with dag_of("alone_fails_on_error") as alone_fails_on_error:
 
 with dag_of("not_shares") as not_shares:
     DispatchOperator(task_id="dispatch", shares="everything")
+
+with dag_of("alone_deferred") as alone_deferred:
+    DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True)
+
+with dag_of("alone_deferred_fails_on_error") as alone_deferred_fails_on_error:
+    DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True, fail_on_error=True)
+
+with dag_of("alone_retried") as alone_retried:
+    FailsAfterwards(task_id="dispatch", time_to_live=0, retries=1, retry_delay=timedelta(0))
+
+with dag_of("from_trigger") as from_trigger:
+    detect = BqDispatchSensor(task_id="detect", start_from_trigger=True, timeout=20)
+    dispatch = DispatchOperator(task_id="dispatch", shares=detect.output)
+    dispatch >> DispatchReportOperator(task_id="report", trigger_rule="none_skipped")
+
+with dag_of("alone_from_trigger") as alone_from_trigger:
+    DispatchOperator(task_id="dispatch", time_to_live=30, start_from_trigger=True)
+
+with dag_of("alone_from_trigger_by_template") as alone_from_trigger_by_template:
+    DispatchOperator(task_id="dispatch", time_to_live="{{ 0 }}", start_from_trigger=True)
+
+with dag_of("no_assets") as no_assets:
+    DispatchOperator(task_id="dispatch", time_to_live=0, assets=False)
+
+with dag_of("assets_of_copies") as assets_of_copies:
+    DispatchOperator(task_id="dispatch", time_to_live=0, assets={"actions": ["copy"]})
+
+with dag_of("alone_retried_for_errors") as alone_retried_for_errors:
+    DispatchOperator(task_id="dispatch", time_to_live=0, fail_on_error=True, retries=1, retry_delay=timedelta(0))

@@ -1,0 +1,158 @@
+"""Data-aware scheduling: an asset for each table, and an event of it for each trace whose job went well."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.providers.common.compat.sdk import Asset, AssetAlias, conf
+
+from bqdispatch_provider.compat import make_known, triggering_events
+from bqdispatch_provider.model import EVERYTHING, Only
+from bqdispatch_provider.names import TableName, TraceName
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+    from bqdispatch_provider.config import DispatchConfig
+    from bqdispatch_provider.report import Report
+
+log = logging.getLogger(__name__)
+
+ALIAS = "bqdispatch"
+"""The asset alias through which all events go: a DAG that is scheduled by it starts whatever table it is."""
+
+_A_SECOND = 100
+"""Events that Airflow writes in a second, with a good margin: one took 2.5 ms on two cores."""
+
+_LONGEST = 1500
+
+
+def table_asset(table: str) -> Asset:
+    """The asset of a BigQuery table, for the schedule of a DAG that starts when BqTail has loaded it.
+
+    On Airflow 2 it is a dataset. Its URI is one that Airflow asks no provider about, which would cost each task of the
+    file a second.
+
+    :param table: ``project.dataset.table``, or with a colon after the project; a ``$partition`` does not matter.
+    :raises ValueError: when this names no table, or no project.
+    """
+    name = TableName.parse(table)
+    if name.project is None:
+        raise ValueError(f"{table!r} names no project; expected project.dataset.table")
+    return Asset(_uri(name))
+
+
+def loaded(context: Context, table: str) -> list[dict[str, Any]]:
+    """What has started a run that is scheduled by a table's asset: the extra of each event, which tells of the job.
+
+    :param context: the running task's.
+    :param table: as :func:`table_asset` takes it.
+    """
+    return [dict(event.extra) for event in triggering_events(context, table_asset(table))]
+
+
+def chosen(assets: Mapping[str, Any] | bool | None) -> Only | None:
+    """Which events are emitted; ``None`` for none.
+
+    :param assets: as an operator was given it: all by default, none (``False``), or some, as ``only`` has them.
+    :raises ValueError: when it is something else.
+    """
+    if assets is False:
+        return None
+    return EVERYTHING if assets is None or assets is True else Only.of(assets, "assets")
+
+
+def with_alias(outlets: Sequence[Any]) -> list[Any]:
+    """A task's outlets with the alias among them, without which Airflow does not take its events."""
+    return [*outlets, AssetAlias(ALIAS)]
+
+
+def emit(context: Context, report: Report, config: DispatchConfig, only: Only, url: str) -> int:
+    """Note an asset event for each trace that was dispatched and whose job went well; gives how many traces that are.
+
+    Airflow writes them down once the task succeeds, and never otherwise, so a task that is tried again emits what any
+    of its tries has dispatched, as its merged report has it.
+
+    It writes them while the worker waits, no longer than ``[workers] execution_api_timeout``, 5 s, and the task fails
+    if they take longer. So there are 100 for each second of it at most: beyond, the traces of a table share one event,
+    whose extra is the last one's, with ``more``, the number of the others, and ``document``, where all of them stand.
+
+    :param context: the running task's, which has the alias among its outlets.
+    :param report: what was dispatched.
+    :param config: the dispatcher's, from which follow the task folder, and the project of tables that name none.
+    :param only: which events.
+    :param url: where the report lies.
+    """
+    told = list(_told(report, config, only))
+    at_most = round(conf.getfloat("workers", "execution_api_timeout", fallback=5.0) * _A_SECOND)
+    events = told if len(told) <= at_most else list(_by_table(told, url))
+    if len(events) > at_most:
+        log.warning(
+            "%d tables were dispatched to, and %d of them have no asset event, since Airflow would not write more in "
+            "time: raise [workers] execution_api_timeout, or narrow what is emitted by assets={'destinations': …}",
+            len(events),
+            len(events) - at_most,
+        )
+    if events:
+        make_known(ALIAS)
+    accessor = context["outlet_events"][AssetAlias(ALIAS)]
+    for uri, extra in events[:at_most]:
+        accessor.add(Asset(uri), extra=extra)
+    return len(told)
+
+
+def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str, str], TraceName, TableName]]:
+    """The jobs whose traces were dispatched, as the report has them, each with its destination; the last to end last.
+
+    :param config: from which follow the task folder, and the project of tables that name none.
+    """
+    for url, job in sorted(report.jobs.items(), key=lambda each: each[1].get("EndTime", "")):
+        try:
+            name = TraceName.parse(url.removeprefix(f"{config.async_task_url.rstrip('/')}/"))
+            table = TableName.parse(name.dest)
+        except ValueError as error:  # anything may be called so, and the configuration may have changed meanwhile
+            log.warning("There is no table for it: %s", error)
+        else:
+            yield job, name, replace(table, project=table.project or config.project_id)
+
+
+def _told(report: Report, config: DispatchConfig, only: Only) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The URI of the table's asset, and the extra, of each trace whose job went well."""
+    for job, name, table in each_job(report, config):
+        if job.get("Error") or not only.takes(job["Project"], name):
+            continue
+        # Flat, and of values that can be hashed, as Airflow 2 needs it.
+        yield (
+            _uri(table),
+            {
+                "event_id": name.event_id,
+                "step": name.step,
+                "action": name.action,
+                "job_id": job["ID"],
+                "project": job["Project"],
+                "location": job["Region"],
+                "end_time": job.get("EndTime", ""),
+            },
+        )
+
+
+def _by_table(told: Sequence[tuple[str, dict[str, Any]]], url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    extras: dict[str, list[dict[str, Any]]] = {}
+    for uri, extra in told:
+        extras.setdefault(uri, []).append(extra)
+    for uri, all_of_it in extras.items():
+        yield uri, {**all_of_it[-1], "more": len(all_of_it) - 1, "document": url}
+
+
+def _uri(table: TableName) -> str:
+    """Names are untrusted text, of any script, and Airflow's columns are not endless."""
+    parts = (table.project or "", table.dataset, table.table)
+    uri = "x-bqtail://" + "/".join(quote(part, safe="") for part in parts)
+    if len(uri) <= _LONGEST:
+        return uri
+    return f"{uri[: _LONGEST - 17]}~{hashlib.sha256(uri.encode()).hexdigest()[:16]}"

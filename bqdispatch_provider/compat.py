@@ -1,0 +1,180 @@
+"""Differences between the versions of Airflow; what ``airflow.providers.common.compat.sdk`` has is taken from it.
+
+Importing this costs nothing: DAG files import it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from airflow.providers.common.compat.sdk import Context
+    from airflow.triggers.base import BaseTrigger, StartTriggerArgs
+
+log = logging.getLogger(__name__)
+
+
+def date_of(context: Context) -> datetime | None:
+    """When the context's run was to start: its logical date, or where it has none (Airflow 3), what stands for it.
+
+    :param context: the running task's.
+    """
+    return context.get("logical_date") or getattr(context["dag_run"], "run_after", None)
+
+
+async def extra_of(conn_id: str) -> Mapping[str, Any]:
+    """A connection's extra, read on an event loop without blocking it.
+
+    From 3.3.2 on Airflow reads it there. Before that, a connection hides its secrets from the logs by a call to the
+    triggerer's supervisor that must not be made on the event loop, and on 3.1 only from a thread that asgiref knows.
+
+    :param conn_id: ID of the connection.
+    """
+    from airflow.providers.common.compat.sdk import BaseHook, Connection  # noqa: PLC0415
+
+    if hasattr(Connection, "aextra_dejson"):
+        connection = await BaseHook.aget_connection(conn_id)
+        extra: Mapping[str, Any] = await connection.aextra_dejson()
+        return extra
+    from asgiref.sync import sync_to_async  # noqa: PLC0415
+
+    return await sync_to_async(lambda: BaseHook.get_connection(conn_id).extra_dejson)()
+
+
+def form_widgets(fields: Mapping[str, Any], long: Iterable[str]) -> dict[str, Any]:
+    """The fields of a connection's form for Airflow 2; Airflow 3 reads them from the provider's metadata.
+
+    :param fields: that metadata's ``conn-fields``.
+    :param long: names of those that need several lines.
+    """
+    from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
+    from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
+    from wtforms import StringField  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return {
+        name: StringField(
+            lazy_gettext(field["label"]),
+            widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in long else ''}FieldWidget")(),
+        )
+        for name, field in fields.items()
+    }
+
+
+def make_known(alias: str) -> None:
+    """Make sure that Airflow knows an asset alias before events go through it.
+
+    Airflow 3 makes it on its own. Airflow 2 fails the task whose alias its scheduler has not read from a DAG file, as
+    those of mapped tasks, or of a DAG that is only tested.
+    """
+    if AIRFLOW_V_3_0_PLUS:
+        return
+    from airflow.models.dataset import DatasetAliasModel  # type: ignore[import-not-found]  # noqa: PLC0415
+    from airflow.utils.session import create_session  # noqa: PLC0415
+    from sqlalchemy import select  # noqa: PLC0415
+    from sqlalchemy.exc import IntegrityError  # noqa: PLC0415
+
+    with suppress(IntegrityError), create_session() as session:  # another task may have made it just now
+        if session.scalar(select(DatasetAliasModel).where(DatasetAliasModel.name == alias)) is None:
+            session.add(DatasetAliasModel(name=alias))
+
+
+def stores_links() -> bool:
+    """Whether a task's links are stored when it ends; in Airflow 2 the web server asks for them."""
+    return AIRFLOW_V_3_0_PLUS
+
+
+def renders_triggers() -> bool:
+    """Whether the arguments of a trigger that a task starts from may be templates: from 3.3 on."""
+    import airflow  # noqa: PLC0415
+
+    return tuple(int(part) for part in airflow.__version__.split(".")[:2]) >= (3, 3)
+
+
+def starts_from_trigger() -> bool:
+    """Whether the scheduler makes use of ``start_from_trigger``: 3.0 to 3.2 pass it over, and begin on a worker."""
+    return not AIRFLOW_V_3_0_PLUS or renders_triggers()
+
+
+def event_trigger() -> Any:
+    """The class of triggers that can watch an asset; Airflow 2 has none, there it is that of all triggers."""
+    from airflow.triggers import base  # noqa: PLC0415
+
+    return getattr(base, "BaseEventTrigger", base.BaseTrigger)
+
+
+def start_trigger_args(trigger: BaseTrigger, **more: Any) -> StartTriggerArgs:
+    """What a task starts from in the triggerer; it resumes in ``execute_complete``.
+
+    :param trigger: as it is to be made there.
+    :param more: as ``StartTriggerArgs`` has it.
+    """
+    from airflow.triggers.base import StartTriggerArgs  # noqa: PLC0415
+
+    path, kwargs = trigger.serialize()
+    return StartTriggerArgs(path, "execute_complete", trigger_kwargs=kwargs, **more)
+
+
+def ends_at(trigger: BaseTrigger) -> datetime | None:
+    """When the scheduler ends a task's deferral, of which no trigger's arguments tell; ``None``: not known."""
+    end: datetime | None = getattr(trigger, "timeout_after", None)
+    end = end or getattr(trigger.task_instance, "trigger_timeout", None)
+    return end if end is None or end.tzinfo else end.replace(tzinfo=UTC)
+
+
+def context_of(trigger: BaseTrigger) -> Context:
+    """As much of a task's context as its trigger may know, where the task has started from it."""
+    ti: Any = trigger.task_instance
+    known: Any = ti.get_template_context() if AIRFLOW_V_3_0_PLUS else {"ti": ti, "logical_date": ti.execution_date}
+    context: Context = known
+    return context
+
+
+def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
+    """A DAG's schedule by an asset that a trigger watches, and by time; ``None`` in Airflow 2, which has none.
+
+    :param name: of the asset. It has no URI of its own: a registered scheme would load every provider in each task.
+    :param trigger: one of :func:`event_trigger`'s kind.
+    :param cron: when to run in any case, UTC.
+    """
+    if not AIRFLOW_V_3_0_PLUS:
+        log.info("No DAG is scheduled by %r here: only Airflow 3 has triggers that watch assets", name)
+        return None
+    from airflow.sdk import Asset, AssetWatcher  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    from airflow.timetables.assets import AssetOrTimeSchedule  # noqa: PLC0415
+    from airflow.timetables.trigger import CronTriggerTimetable  # noqa: PLC0415
+
+    asset: Any = Asset(name=name, watchers=[AssetWatcher(name=name, trigger=trigger)])
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=[asset])
+
+
+def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:
+    """The events of an asset that have started a run; Airflow 3 lists those of an alias a second time under that."""
+    if AIRFLOW_V_3_0_PLUS:
+        return list(context["triggering_asset_events"].get(asset, ()))
+    return list(context["triggering_dataset_events"].get(asset.uri, ()))
+
+
+def mask(secret: str) -> None:
+    """Keep a secret out of logs, whoever should write it there."""
+    for module in ("sdk.log", "sdk.execution_time.secrets_masker", "utils.log.secrets_masker"):
+        with suppress(ImportError, AttributeError):
+            import_module(f"airflow.{module}").mask_secret(secret)
+            return
+
+
+def slack_client(conn_id: str) -> Any:
+    """The client of a connection of the Slack provider; ``None`` where that is not installed."""
+    try:
+        from airflow.providers.slack.hooks.slack import SlackHook  # noqa: PLC0415
+    except ImportError:
+        return None
+    return SlackHook(slack_conn_id=conn_id, timeout=10).client

@@ -1,0 +1,76 @@
+"""Several set-ups side by side in one Airflow: what each one's connection, pools, DAG and variables are called."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+_NAME = re.compile(r"[a-z0-9_]{1,50}")
+_UNNAMED = "default"
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """One task folder with its dispatcher, in an Airflow that may have more of them.
+
+    Without a name, everything is called as it is where there is but one.
+
+    :param name: lower-case letters, digits and underscores, as it becomes part of environment variables too.
+    :raises ValueError: when the name is none.
+    """
+
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not _NAME.fullmatch(self.name) or self.name == _UNNAMED):
+            raise ValueError(
+                f"the set-up is {self.name!r}; expected up to 50 lower-case letters, digits and underscores, and not "
+                f"{_UNNAMED!r}, which is how the connection without a name ends"
+            )
+
+    @property
+    def dag_id(self) -> str:
+        """The DAG's ID; all other names begin with it."""
+        return f"bqdispatch_{self.name}" if self.name else "bqdispatch"
+
+    @property
+    def conn_id(self) -> str:
+        """ID of the connection, of type ``bqdispatch``."""
+        return f"bqdispatch_{self.name or _UNNAMED}"
+
+    @property
+    def conn_variable(self) -> str:
+        """The environment variable in which Airflow finds that connection."""
+        return f"AIRFLOW_CONN_{self.conn_id}".upper()
+
+    @property
+    def sql_pool(self) -> str:
+        """The pool that mirrors ``MaxConcurrentSQL``."""
+        return f"{self.dag_id}_sql"
+
+    @property
+    def jobs_pool(self) -> str:
+        """The pool that mirrors ``MaxConcurrentJobs``."""
+        return f"{self.dag_id}_jobs"
+
+    def variable(self, what: str) -> str:
+        """The environment variable of something.
+
+        :param what: ``SCHEDULE``, ``SQL_SLOTS`` or ``JOBS_SLOTS``.
+        """
+        return f"{self.dag_id}_{what}".upper()
+
+    @property
+    def slots(self) -> tuple[str, str]:
+        """The environment variables of the tasks' slots in either pool."""
+        return self.variable("SQL_SLOTS"), self.variable("JOBS_SLOTS")
+
+    @property
+    def dag_file(self) -> str:
+        """The text of a DAG file for this set-up."""
+        return (
+            f'"""Airflow\'s DAG of the set-up {self.name}."""\n\n'
+            "from bqdispatch_provider.factory import dispatch_dag\n\n"
+            f"dag = dispatch_dag({json.dumps(self.name)})\n"
+        )

@@ -1,0 +1,109 @@
+"""What a log tells people: one line for each event, what waits and why, and what has changed since the last look.
+
+Lines hold names, which are untrusted text: each is one line, whatever is in them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.model import Event, Share
+from bqdispatch_provider.names import TraceName, WindowName, in_one_line
+from bqdispatch_provider.report import Report
+
+TOLD = 100
+"""Events of one share, or cycle, that have a line of their own; of those beyond it the number is told."""
+
+_PROJECTS = 10
+_NAMED = 10
+
+
+def of_event(event: Event, target: str, now: datetime) -> str:
+    """What became of an event that was dispatched, and of its job.
+
+    :param target: URL of what BqTail was given.
+    :param now: when it was dispatched.
+    """
+    if event.name.endswith(".win"):
+        window = WindowName.parse(event.name)
+        told = f"batch of {window.dest} due since {_seconds(now - window.end)}: fired to {target}"
+    else:
+        name = TraceName.parse(event.name)
+        place = name.region or event.location
+        told = f"{name.action} of {name.dest} (job {name.job_id}{f' in {place}' if place else ''})"
+        if event.ended:
+            how = f"failed ({event.error})" if event.error else "done"
+            told += f" {how} {_seconds(now - event.ended)} ago"
+        told += f": dispatched to {target}"
+    return in_one_line(told)
+
+
+def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
+    """Which projects are at a limit, and what takes their places.
+
+    :param report: of a look, or of a cycle.
+    """
+    limits = {"MaxConcurrentSQL": config.max_concurrent_sql, "MaxConcurrentJobs": config.max_concurrent_jobs}
+    held = ", ".join(f"{key} is {limit}" for key, limit in limits.items() if limit)
+    waiting = [project for project, gauges in sorted(report.counts.items()) if gauges.get("Throttled")]
+    for project in waiting[:_PROJECTS]:
+        gauges = report.counts[project]
+        taken = [
+            f"{_counted(gauges[gauge])} {word}"
+            for gauge, word in (("Running", "running"), ("Pending", "pending"), ("Dispatched", "just dispatched"))
+            if gauges.get(gauge)
+        ]
+        beside = f" beside {', '.join(taken)}" if taken else ""
+        yield in_one_line(f"project {project} is at a limit ({held}): {_counted(gauges['Throttled'])} wait{beside}")
+    if len(waiting) > _PROJECTS:
+        yield f"{len(waiting) - _PROJECTS} more projects are at a limit"
+
+
+def plan_in_short(shares: Sequence[Share], report: Report) -> dict[str, Any]:
+    """What is going to be dispatched, for people who look at a task: numbers, and the first names.
+
+    :param report: of the look, which says how many objects stand where.
+    """
+    lanes: Counter[str] = Counter()
+    for share in shares:
+        lanes[str(share.lane)] += len(share.events)
+    names = islice((event.name for share in shares for event in share.events), _NAMED)
+    return {
+        "to_dispatch": dict(lanes),
+        "first": [in_one_line(name) for name in names],
+        "others": {str(outcome): number for outcome, number in report.outcomes.items() if number},
+    }
+
+
+class Teller:
+    """Tells what is seen when it has changed, and not each time it is looked at.
+
+    :param log: where it is told.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log: logging.Logger = log  # Airflow 3 has a protocol of its own
+        self._last: list[str] = []
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Log lines, unless they are those of the last time."""
+        told = list(lines)
+        level = logging.DEBUG if told == self._last else logging.INFO
+        self._last = told
+        for line in told:
+            self._log.log(level, "%s", line)
+
+
+def _counted(counter: Mapping[str, int]) -> str:
+    return " and ".join(f"{counter[name]} {name}" for name in sorted(counter) if counter[name])
+
+
+def _seconds(since: timedelta) -> str:
+    seconds = max(since.total_seconds(), 0.0)  # two services' clocks
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,187 @@
+"""What Slack is told, how often, and that nothing of the token goes anywhere else."""
+
+import base64
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from slack import StandInSlack
+from world import JOURNAL
+
+from bqdispatch_provider import notifications
+from bqdispatch_provider.notifications import BqDispatchNotifier
+
+TOKEN = "xoxb-to-be-kept-secret"
+SECRET_URL = f"gs://{JOURNAL}/secrets/slack.json.enc"
+CREDENTIALS = {"URL": SECRET_URL, "Key": "ring/key"}
+
+
+@pytest.fixture
+def slack(world, connect, monkeypatch):
+    """A Slack whose token lies encrypted where the configuration says."""
+    from airflow.providers.google.cloud.hooks.kms import CloudKMSHook
+
+    stand_in = StandInSlack()
+    monkeypatch.setattr(notifications, "SLACK", stand_in.url)
+    monkeypatch.setattr(CloudKMSHook, "get_conn", lambda _: stand_in.kms_client())
+    connect(SlackCredentials=CREDENTIALS, Region="europe-west1")
+    put_secret(world, stand_in.encrypted(json.dumps({"Token": TOKEN}).encode()))
+    yield stand_in
+    stand_in.close()
+
+
+def put_secret(world, content):
+    world.client.bucket(JOURNAL).blob("secrets/slack.json.enc").upload_from_string(content)
+
+
+def break_copies(world, name):
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403, name=f"*{name}")
+
+
+def tell(run, dag_id="tells"):
+    done = run(dag_id, "notifying.py")
+    assert done.state == "success"
+    return done
+
+
+def test_errors_quarantines_and_stuck_windows_are_told(world, connect, run, slack):
+    connect(SlackCredentials=CREDENTIALS, Region="europe-west1", MaxConcurrentJobs=1)
+    twin = world.window("q:ds.twin")
+    tell(run)
+    assert slack.messages == []
+    world.delete(twin)
+    world.put(twin)
+    world.trace(state="RUNNING")
+    world.window("ds.late", due=20 * 60)
+    world.window("ds.in_time", due=10 * 60)
+    break_copies(world, world.trace("query"))
+    done = tell(run)
+    (message,) = slack.messages
+    assert message["channel"] == "#data-ops"
+    header, *lines = message["text"].splitlines()
+    assert f"tells.report, run {done.run_id}" in header
+    kinds = re.findall(r"^• ([\w ]+):", "\n".join(lines), re.MULTILINE)
+    assert kinds == ["error", "quarantined", "stuck window"]
+    assert ("ds.late" in message["text"], "ds.in_time" in message["text"]) == (True, False)
+    assert slack.tokens == [TOKEN]
+
+
+def test_a_cause_is_told_once_an_hour_whichever_task_meets_it(world, run, slack):
+    break_copies(world, world.trace())
+    tell(run)
+    tell(run, "tells_alone")
+    break_copies(world, world.trace())  # the same but for the numbers in its name
+    tell(run)
+    assert len(slack.messages) == 1
+    break_copies(world, world.trace(dest="ds.another"))
+    tell(run)
+    assert len(slack.messages) == 2
+    assert "ds.another" in slack.messages[1]["text"]
+    assert "ds.t-" not in slack.messages[1]["text"]
+    world.control.advance(3500)
+    tell(run)
+    assert len(slack.messages) == 2
+    world.control.advance(200)
+    tell(run)
+    assert len(slack.messages) == 3
+
+
+def test_of_many_who_claim_a_cause_one_tells_it(world):
+    with world.dispatcher() as dispatcher, ThreadPoolExecutor(8) as many:
+        url = f"gs://{JOURNAL}/journal/notified/x.json"
+        for _ in range(3):
+            world.control.advance(7200)
+            claims = list(many.map(lambda n: dispatcher.store.claim(url, {"Owner": n}, timedelta(hours=1)), range(8)))
+            assert len([claim for claim in claims if claim is not None]) == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_ones_own(world):
+    url = f"gs://{JOURNAL}/journal/notified/x.json"
+    world.control.add_fault("storage.objects.insert", "reset", times=1, after=True)
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.store.claim(url, {"Owner": "me"}, timedelta(hours=1))
+        assert dispatcher.store.claim(url, {"Owner": "you"}, timedelta(hours=1)) is None
+
+
+def test_a_failed_task_without_a_document_is_told(world, run, slack):
+    assert run("tells_that_it_failed", "notifying.py").state == "failed"
+    (message,) = slack.messages
+    assert "• failed: the task tells_that_it_failed.report has failed" in message["text"]
+    # `dag.test()` of Airflow 3.1 keeps the reason to itself, which a task's own process does not.
+    assert any(reason in message["text"] for reason in ("no sensor of this DAG run", "its log says why"))
+
+
+def test_the_slack_providers_connection_is_used_where_it_is_named(world, connect, run, slack, monkeypatch):
+    connect()
+    connection = {"conn_type": "slack", "password": "xoxb-another", "extra": {"base_url": slack.url}}
+    monkeypatch.setenv("AIRFLOW_CONN_SLACK_OPS", json.dumps(connection))
+    break_copies(world, world.trace())
+    tell(run, "tells_by_a_connection")
+    assert (len(slack.messages), slack.tokens) == (1, ["xoxb-another"])
+
+
+def test_a_base64_ciphertext_will_do(world, run, slack):
+    put_secret(world, base64.b64encode(slack.encrypted(json.dumps({"Token": f"{TOKEN}\n"}).encode())))
+    break_copies(world, world.trace())
+    tell(run)
+    assert slack.tokens == [TOKEN]
+
+
+def test_a_slack_that_refuses_fails_no_task_and_is_told_again(world, run, slack):
+    slack.answer = {"ok": False, "error": "channel_not_found"}
+    break_copies(world, world.trace())
+    tell(run)
+    assert slack.messages == []
+    slack.answer = {"ok": True}
+    tell(run)
+    assert len(slack.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [json.dumps({"Token": f"{TOKEN}\nx"}), json.dumps({"Token": [TOKEN]}), f"{{{TOKEN}", json.dumps([TOKEN])],
+)
+def test_the_token_is_nowhere_but_in_slack(world, run, slack, capfd, caplog, broken):
+    put_secret(world, slack.encrypted(broken.encode()))
+    break_copies(world, world.trace())
+    done = tell(run)
+    slack.answer = {"ok": False, "error": "invalid_auth"}
+    put_secret(world, slack.encrypted(json.dumps({"Token": TOKEN}).encode()))
+    tell(run)
+    slack.answer = {"ok": True}
+    tell(run)
+    assert len(slack.messages) == 1
+    written = [world.blob(name, JOURNAL).download_as_bytes().decode() for name in world.names(JOURNAL, "journal/")]
+    told = [*capfd.readouterr(), caplog.text, *written, repr(vars(BqDispatchNotifier("#x"))), str(slack.messages)]
+    assert not [text for text in told if TOKEN in text]
+    assert TOKEN not in str(done.returned("report"))
+
+
+def test_without_any_token_the_task_goes_on(world, connect, run, slack):
+    connect()
+    break_copies(world, world.trace())
+    tell(run)
+    assert (slack.messages, slack.tokens) == ([], [])
+    assert world.names(JOURNAL, "journal/notified/") == []
+
+
+def test_without_the_slack_provider_its_connection_is_no_way(world, run, slack, monkeypatch, capfd, caplog):
+    monkeypatch.setitem(sys.modules, "airflow.providers.slack.hooks.slack", None)
+    break_copies(world, world.trace())
+    tell(run, "tells_by_a_connection")
+    assert slack.messages == []
+    assert "the Slack provider is not installed" in "".join([*capfd.readouterr(), caplog.text])
+
+
+def test_names_call_nobody_and_link_nowhere(world, run, slack):
+    break_copies(world, world.trace(dest="ds.<!channel> @here *big* <http:x|y>&`"))
+    tell(run)
+    (message,) = slack.messages
+    assert (message["parse"], message["link_names"]) == ("none", False)
+    assert message["mrkdwn"] is False
+    assert "ds.&lt;!channel&gt; @here *big* &lt;http:x|y&gt;&amp;`" in message["text"]
+    assert not {"<", ">"} & set(message["text"])

@@ -1,0 +1,166 @@
+"""The pools of this environment's Airflow, set and compared by either command line."""
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import airflow
+import psutil
+import pytest
+import requests
+
+BIN = Path(sys.executable).parent
+COMMANDS = [["bqdispatch"]]
+if tuple(map(int, airflow.__version__.split(".")[:2])) >= (3, 2):
+    COMMANDS.append(["airflow", "bqdispatch"])
+
+
+@pytest.fixture(params=COMMANDS, ids=" ".join)
+def pools(request, database, airflow_prints):
+    """Runs the command ``pools``; afterwards there are none."""
+    command, *more = request.param
+
+    def run(*arguments):
+        started = [BIN / command, *more, "pools", *map(str, arguments)]
+        return subprocess.run(started, capture_output=True, text=True, check=False)
+
+    yield run
+    with sqlite3.connect(database) as connection:
+        connection.execute("delete from slot_pool where pool != 'default_pool'")
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    def write(**more):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(world.document(**more)))
+        return path
+
+    return write
+
+
+def test_pools_are_made_and_changed_and_compared(pools, config):
+    pools("--config", config(MaxConcurrentSQL=5), "--import")
+    limits = config(MaxConcurrentSQL=7, MaxConcurrentJobs=3)
+    apart = pools("--config", limits, "--check")
+    assert (apart.returncode, apart.stdout.splitlines()) == (
+        1,
+        [
+            "pool 'bqdispatch_sql' has 5 slots; expected 7 slots",
+            "pool 'bqdispatch_jobs' has -1 slots; expected 3 slots",
+        ],
+    ), apart.stderr
+    told = pools("--config", limits, "--import")
+    assert (told.returncode, told.stdout.splitlines()) == (
+        0,
+        ["pool 'bqdispatch_sql' has 7 slots", "pool 'bqdispatch_jobs' has 3 slots"],
+    ), told.stderr
+    agreed = pools("--config", limits, "--check")
+    assert (agreed.returncode, agreed.stdout) == (0, "the pools agree with the configuration\n"), agreed.stderr
+
+
+def test_the_limits_are_those_of_the_set_ups_connection_where_no_configuration_is_given(
+    pools, world, database, airflow_prints
+):
+    document = world.document(MaxConcurrentSQL=9, JournalURL="gs://${journal}/journal")
+    extra = json.dumps({"config": document})
+    airflow_prints("connections", "add", "bqdispatch_acme", "--conn-type", "bqdispatch", "--conn-extra", extra)
+    try:
+        printed = pools("--setup", "acme", "--var", "journal=journal")
+    finally:
+        with sqlite3.connect(database) as connection:
+            connection.execute("delete from connection where conn_id = 'bqdispatch_acme'")
+    assert printed.returncode == 0, printed.stderr
+    assert {name: pool["slots"] for name, pool in json.loads(printed.stdout).items()} == {
+        "bqdispatch_acme_sql": 9,
+        "bqdispatch_acme_jobs": -1,
+    }
+
+
+def test_a_connection_that_is_not_there_is_one_clear_message(pools):
+    told = pools("--setup", "nobody", "--check")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "'bqdispatch_nobody'" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.fixture
+def page(database, tmp_path):
+    """The address of the Airflow's page, whose visitors may do everything."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if airflow.__version__.startswith("2."):
+        component = ["webserver", "--port", str(port), "--workers", "1", "--pid", str(tmp_path / "pid")]
+    else:
+        component = ["api-server", "--port", str(port), "--workers", "1", "--apps", "core"]
+    (tmp_path / "webserver_config.py").write_text('AUTH_ROLE_PUBLIC = "Admin"\n')
+    settings = {
+        "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.default",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__WEBSERVER__CONFIG_FILE": str(tmp_path / "webserver_config.py"),
+        "AIRFLOW__WEBSERVER__WEB_SERVER_HOST": "127.0.0.1",
+        "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(port),
+    }
+    with (tmp_path / "log").open("wb") as log:
+        server = psutil.Popen(
+            [BIN / "airflow", *component],
+            env={**os.environ, **settings},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while not is_up(url):
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < until, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        yield url
+    finally:
+        family = [server, *server.children(recursive=True)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family)
+
+
+def is_up(url):
+    try:
+        return requests.get(f"{url}/api/v{'1' if airflow.__version__.startswith('2.') else '2'}/version", timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def test_pools_of_an_airflow_elsewhere_are_made_and_changed_by_its_rest_api(page, database, config, monkeypatch):
+    token = requests.get(f"{page}/auth/token", timeout=30)  # Airflow 2 has none, and lets everybody in
+    monkeypatch.setenv("AIRFLOW_CLI_TOKEN", token.json()["access_token"] if token.ok else "any")
+
+    def pools(what, **limits):
+        command = [BIN / "bqdispatch", "pools", what, "--url", f"{page}/", "--config", config(**limits)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.stderr == "" or ended.returncode == 1, ended.stderr
+        return ended.stdout.splitlines()
+
+    assert pools("--check") == [
+        "pool 'bqdispatch_sql' is missing; expected -1 slots",
+        "pool 'bqdispatch_jobs' is missing; expected -1 slots",
+    ]
+    pools("--import", MaxConcurrentSQL=5)
+    assert pools("--import", MaxConcurrentSQL=7) == [
+        "pool 'bqdispatch_sql' has 7 slots",
+        "pool 'bqdispatch_jobs' has -1 slots",
+    ]
+    assert pools("--check", MaxConcurrentSQL=7) == ["the pools agree with the configuration"]
+    with sqlite3.connect(database) as connection:
+        query = "select pool, slots, include_deferred from slot_pool where pool like 'bqdispatch%' order by slots"
+        assert connection.execute(query).fetchall() == [("bqdispatch_jobs", -1, 0), ("bqdispatch_sql", 7, 0)]
+        connection.execute("delete from slot_pool where pool != 'default_pool'")

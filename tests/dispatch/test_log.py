@@ -1,0 +1,58 @@
+"""The log reads as a story: each event once, and what goes on unchanged is not told again."""
+
+import logging
+
+import pytest
+from world import TRIGGER
+
+
+@pytest.fixture
+def told(caplog):
+    caplog.set_level(logging.INFO, "bqdispatch_provider")
+    return lambda: [record.message for record in caplog.records if record.name.startswith("bqdispatch_provider")]
+
+
+def test_each_event_has_one_line_with_its_job_and_where_it_went(world, told):
+    name, window = world.trace(dest="sales.orders"), world.window("sales.returns")
+    world.cycle()
+    of_trace, of_window, summary = sorted(told(), key=lambda line: "of sales" not in line)
+    if "batch" in of_trace:
+        of_trace, of_window = of_window, of_trace
+    targets = {target.rpartition("/")[2]: target for target in world.names(TRIGGER)}
+    assert of_trace.startswith("load of sales.orders (job sales_orders--")
+    assert of_trace.endswith(f"dispatched to gs://{TRIGGER}/{targets[name.rpartition('/')[2] + '.json']}")
+    assert of_window.endswith(f"fired to gs://{TRIGGER}/_batch_/{window}")
+    assert summary == "2 objects in the task folder: 2 dispatched"
+
+
+def test_beyond_a_hundred_events_the_number_is_told(world, told):
+    world.traces(130)
+    world.cycle()
+    assert len([line for line in told() if "dispatched to" in line]) == 100
+    assert "and 30 more were dispatched" in told()
+
+
+def test_a_run_tells_what_waits_and_why_once_as_long_as_nothing_changes(world, told):
+    world.traces(2, state="RUNNING")
+    world.traces(3)
+    with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
+        for _ in range(3):
+            dispatcher.cycle()
+    assert told() == [
+        "5 objects in the task folder: 2 running, 3 throttled",
+        "project p is at a limit (MaxConcurrentJobs is 2): 3 LoadJobs wait beside 2 LoadJobs running",
+    ]
+
+
+def test_what_goes_wrong_in_each_cycle_is_told_once(world, told):
+    name = world.trace()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", name=f"*{name}", status=403)
+    world.trace(project="q")
+    world.control.refuse("bigquery.jobs.get", project="q")
+    with world.dispatcher() as dispatcher:
+        for _ in range(3):
+            report = dispatcher.cycle()
+    assert len(report.errors) == 2
+    assert len([line for line in told() if name in line]) == 1
+    assert len([line for line in told() if "project 'q' cannot be looked at" in line]) == 1

@@ -1,0 +1,121 @@
+"""One real Airflow for the tests that can share it, and BqTail beside it.
+
+It has every DAG of dags/ and tests/live/dags, all of them paused: a test lets its own go on. Further connections are
+made by REST (``live.post("connections", …)``), the pools' slots set by it. As users have it, failed tasks are tried
+again, and sensors wait deferred.
+"""
+
+import json
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from runs import UNBATCHED, states
+from statsd_listener import StatsdListener
+from world import TRIGGER, World
+
+from bqdispatch_provider.pools import pools_of
+from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
+from bqdispatch_provider.testing.live import LiveAirflow
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="session")
+def statsd():
+    """Where the metrics of all of Airflow's processes arrive."""
+    listener = StatsdListener()
+    yield listener
+    listener.close()
+
+
+@pytest.fixture(scope="session")
+def live(cloud, statsd, tmp_path_factory):
+    """The Airflow; at the end of the session nothing of it is left."""
+    home = tmp_path_factory.mktemp("live")
+    dags = home / "dags"
+    dags.mkdir()
+    for file in (*ROOT.glob("dags/*.py"), *Path(__file__).parent.glob("dags/*.py")):
+        shutil.copy(file, dags)
+    environment = {
+        "STORAGE_EMULATOR_HOST": cloud.url,
+        "BIGQUERY_EMULATOR_HOST": cloud.url,
+        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
+            {"conn_type": "bqdispatch", "extra": {"config": World.document()}}
+        ),
+        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
+            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
+        ),
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
+        "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True",
+        "BQDISPATCH_SCHEDULE": "@continuous",
+        **statsd.environment,
+        # What was killed is to be missed soon.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "8",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    }
+    with LiveAirflow(home / "airflow", dags, pools_of(World.config()), environment) as airflow:
+        yield airflow
+        started = set(airflow.processes())
+    assert started
+    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def bqtail(world):
+    """A BqTail that consumes in the background what is delivered."""
+    settings = BqTailSettings.for_dispatcher(
+        world.config(),
+        window_s=20,
+        unbatched=frozenset(UNBATCHED),
+        chain=("load", "query"),
+        pending_ms=(0, 200),
+        running_ms=(0, 500),
+    )
+    stand_in = StandInBqTail(world.client, requests.Session(), world.url, settings)
+    stopped = threading.Event()
+    thread = threading.Thread(target=stand_in.run, args=(stopped,))
+    thread.start()
+    yield stand_in
+    stopped.set()
+    thread.join()
+
+
+@pytest.fixture
+def wait_until(live):
+    def wait(is_so, what):
+        until = time.monotonic() + PATIENCE_S
+        while not is_so():
+            assert time.monotonic() < until, f"{what}: not within {PATIENCE_S} s; {live.log.read_text()[-6000:]}"
+            time.sleep(0.05)
+
+    return wait
+
+
+@pytest.fixture
+def unpaused(live, world, wait_until):
+    """Lets a DAG go on meanwhile; afterwards none of its tasks runs, and all that was delivered is consumed."""
+
+    @contextmanager
+    def unpause(dag_id):
+        wait_until(lambda: dag_id in {each["dag_id"] for each in live.get("dags", limit=100)["dags"]}, "it is parsed")
+        live.patch(f"dags/{dag_id}", {"is_paused": False})
+        try:
+            yield
+        finally:
+            live.patch(f"dags/{dag_id}", {"is_paused": True})
+        wait_until(lambda: not states(live, dag_id, state=["queued", "running"]), "no task runs")
+        wait_until(lambda: not world.names(TRIGGER, "_b"), "all is consumed")
+
+    return unpause

@@ -1,0 +1,60 @@
+"""DAG runs of a real Airflow and the processes behind them, and what is on its way between it and BqTail."""
+
+import json
+import re
+from contextlib import suppress
+
+import psutil
+
+UNBATCHED = ("ds.f", "ds.g")
+"""Tables whose files BqTail loads one by one."""
+
+
+def states(live, dag_id, **query):
+    """The states of tasks in all of the DAG's runs."""
+    found = live.get(f"dags/{dag_id}/dagRuns/~/taskInstances", limit=100, **query)
+    return [each["state"] for each in found["task_instances"]]
+
+
+def trigger(live, dag_id, run_id):
+    """Start a run by hand; gives its path."""
+    live.post(f"dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None})
+    return f"dags/{dag_id}/dagRuns/{run_id}"
+
+
+def has_ended(live, run):
+    return live.get(run)["state"] in ("success", "failed")
+
+
+def returned(live, run, task_id):
+    """What a task of a run returned; what a trigger returns in its place, Airflow stores as JSON text."""
+    value = live.get(f"{run}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def kill(live, kind):
+    """Kill (SIGKILL) each ``task``, each ``worker`` of the executor, or the ``triggerer``; gives how many."""
+    killed = 0
+    for process in live.processes():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and kind_of(process) == kind:
+                process.kill()
+                killed += 1
+    return killed
+
+
+def kind_of(process):
+    title = " ".join(process.cmdline()).strip()
+    if found := re.fullmatch(r"airflow worker -- (LocalExecutor: )?[0-9a-f-]{36}", title):
+        return "worker" if found[1] else "task"
+    return "triggerer" if title.endswith("airflow triggerer") else None
+
+
+def put_files(bqtail, *dests):
+    for dest in dests:
+        bqtail.put_file(dest)
+
+
+def is_all_finished(bqtail):
+    counters = bqtail.counters()
+    return counters.finished == counters.events

@@ -1,0 +1,27 @@
+"""The notifier in a real Airflow, where callbacks run in the task's own process."""
+
+import pytest
+from runs import has_ended, trigger
+from slack import StandInSlack
+
+
+@pytest.fixture
+def slack(live):
+    stand_in = StandInSlack()
+    connection = {"connection_id": "slack_ops", "conn_type": "slack", "password": "xoxb-live"}
+    live.post("connections", {**connection, "extra": f'{{"base_url": "{stand_in.url}"}}'})
+    yield stand_in
+    stand_in.close()
+
+
+def test_a_task_that_fails_tells_slack_why(live, slack, world, bqtail, unpaused, wait_until):
+    name = world.trace()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403, name=f"*{name}")
+    with unpaused("tells"):
+        run = trigger(live, "tells", "fails")
+        wait_until(lambda: has_ended(live, run), "it has failed")
+        wait_until(lambda: slack.messages, "Slack is told")
+    (message,) = slack.messages
+    assert name in message["text"]
+    assert slack.tokens == ["xoxb-live"]

@@ -1,0 +1,155 @@
+"""Pools of five and three slots, and five hundred events: neither a pool nor a limit is ever passed.
+
+Three DAGs are in the pools at once, two of which dispatch from one task folder. Airflow's own statistics tell of the
+pools, which hold what tasks do; the stand-in's account tells of jobs with a trace, which the dispatcher's limits hold,
+and which go on when the tasks that began them have ended.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import pytest
+import requests
+from world import JOURNAL
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.model import Only
+from bqdispatch_provider.testing.bqtail import TRACE_LABEL, BqTailSettings, StandInBqTail
+
+LIMITS = {"sql": 5, "jobs": 3}
+POOLS = {f"bqdispatch_limited_{lane}": slots for lane, slots in LIMITS.items()}
+DISPATCHING, OTHER = ("bqdispatch_limited", "on_its_own"), "jobs_of_its_own"
+
+BACKLOG = {
+    ("ds.q", ("load", "query", "query")): 40,
+    ("ds.l", ("load", "copy")): 24,
+    ("ds.q", ("load", "query")): 270,
+    ("ds.l", ("load",)): 166,
+}
+"""How many events of a table have which jobs with a trace. Those that are dispatched first start another job."""
+EVENTS = sum(BACKLOG.values())
+STEP = 20
+
+
+@pytest.fixture
+def limited(live, world, tmp_path):
+    """The set-up of two of the DAGs, and its pools, as `bqdispatch pools` makes them in an Airflow elsewhere."""
+    document = world.document(MaxConcurrentSQL=LIMITS["sql"], MaxConcurrentJobs=LIMITS["jobs"])
+    connection = {"connection_id": "bqdispatch_limited", "conn_type": "bqdispatch"}
+    live.post("connections", {**connection, "extra": json.dumps({"config": document})})
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(document))
+
+    def pools(what, **environment):
+        command = ["pools", what, "--setup", "limited", "--config", str(config), "--url", live.url]
+        return subprocess.run(
+            [sys.executable, "-m", "bqdispatch_provider.cli", *command],
+            env={**os.environ, "AIRFLOW_CLI_TOKEN": live.token, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return pools
+
+
+@pytest.fixture
+def backlog(world):
+    """A BqTail whose events all wait to be dispatched, and that goes on with those that are."""
+    settings = BqTailSettings.for_dispatcher(
+        world.config(), window_s=0, then=("notify",), pending_ms=(0, 0), running_ms=(0, 0), workers=4
+    )
+    bqtail = StandInBqTail(world.client, requests.Session(), world.url, settings)
+    for (dest, chain), number in BACKLOG.items():
+        bqtail.settings = replace(settings, chain=chain)
+        for _ in range(number):
+            bqtail.put_file(dest)
+    # Those of the queries have been dispatched once.
+    world.control.advance(5)
+    config = DispatchConfig.from_dict(world.document())
+    with Dispatcher(config, world.client, world.session, only=Only.of({"destinations": "ds.q"})) as dispatcher:
+        dispatcher.cycle()
+    bqtail.step()
+    world.control.advance(5)
+    bqtail.settings = replace(settings, pending_ms=(0, 200), running_ms=(200, 2000))
+    stopped = threading.Event()
+    thread = threading.Thread(target=bqtail.run, args=(stopped, 0.05))
+    thread.start()
+    yield bqtail
+    stopped.set()
+    thread.join()
+
+
+@contextmanager
+def watched(live):
+    """Notes the pools as Airflow tells of them, all the time."""
+    seen, stopped = {name: [] for name in POOLS}, threading.Event()
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {live.token}"
+
+    def watch():
+        while not stopped.wait(0.1):
+            answer = session.get(f"{live.url}/api/v2/pools", params={"pool_name_pattern": "bqdispatch_limited"})
+            answer.raise_for_status()
+            for pool in answer.json()["pools"]:
+                seen[pool["name"]].append(pool)
+
+    with ThreadPoolExecutor(1) as thread:
+        watching = thread.submit(watch)
+        try:
+            yield seen
+        finally:
+            stopped.set()
+        watching.result()
+
+
+def test_neither_pools_nor_limits_are_passed_by_three_dags_and_five_hundred_events(
+    live, world, limited, backlog, wait_until, unpaused
+):
+    refused = limited("--import", AIRFLOW_CLI_TOKEN="of nobody")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "Is the token in AIRFLOW_CLI_TOKEN still good" in refused.stderr
+    assert limited("--check").stdout.splitlines() == [
+        f"pool {name!r} is missing; expected {slots} slots" for name, slots in POOLS.items()
+    ]
+    live.post("pools", {"name": "bqdispatch_limited_jobs", "slots": 99})
+    made = limited("--import")
+    assert made.stdout.splitlines() == [f"pool {name!r} has {slots} slots" for name, slots in POOLS.items()], made
+    assert limited("--check").stdout == "the pools agree with the configuration\n"
+
+    with watched(live) as seen, ExitStack() as going_on:
+        for dag_id in (*DISPATCHING, OTHER):
+            going_on.enter_context(unpaused(dag_id))
+        for number in range(STEP, EVENTS + 1, STEP):
+            wait_until(lambda number=number: backlog.counters().finished >= number, f"{number} events are through")
+
+    account = backlog.account()
+    assert account.ok, str(account)
+    assert (account.events, account.early) == (EVENTS, ())
+
+    for name, slots in POOLS.items():
+        assert {pool["slots"] for pool in seen[name]} == {slots}
+        assert max(pool["occupied_slots"] for pool in seen[name]) == slots
+        assert max(pool["running_slots"] + pool["queued_slots"] for pool in seen[name]) == slots
+        # What one task alone takes was seen, too: the DAG with jobs of its own had its turns.
+        assert min(pool["occupied_slots"] for pool in seen[name] if pool["occupied_slots"]) < slots
+
+    traced, own = (world.control.peaks(label)["p"] for label in (TRACE_LABEL, "jobs-of-its-own"))
+    assert {lane: traced[lane] for lane in LIMITS} == LIMITS
+    assert all(1 <= own[lane] <= limit for lane, limit in LIMITS.items())
+
+    documents = [name for name in world.names(JOURNAL, "journal/runs/") if name.endswith(".json")]
+    for dag_id in DISPATCHING:
+        dispatched = [
+            sum(json.loads(world.blob(name, JOURNAL).download_as_bytes())["Dispatched"].values())
+            for name in documents
+            if f"/{dag_id}/" in name
+        ]
+        assert sum(dispatched) > 0, dag_id

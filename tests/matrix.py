@@ -1,0 +1,145 @@
+"""The versions of Airflow and of the google provider that are served: an environment for each, and the tests in it.
+
+``run`` runs tests/airflow in each environment, below ``.venv/matrix``, and with ``--write`` puts what passed into the
+README. ``soak`` runs soak_deferral.py there. ``lock`` resolves the packages of each Airflow into ``.ci/``. Both
+versions of the google provider go with the same packages, so a lock serves both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+LOCKS = ROOT / ".ci"
+NEWEST = LOCKS / "requirements.lock"
+GOOGLE = "apache-airflow-providers-google"
+COMPOSERS_GOOGLE = "22.2.2"
+OLDER = ("2.11.2", "3.1.8", "3.2.2")
+UV = str(Path(sys.executable).with_name("uv"))
+MARKS = "<!-- matrix -->", "<!-- /matrix -->"
+HEAD = ("Airflow", "google provider", "tests passed", "failed", "skipped")
+
+
+def locked(package: str, lock: Path = NEWEST) -> str:
+    """The version of a package in a lock file."""
+    return re.search(rf"^{re.escape(package)}==([^\s;]+)", lock.read_text(), re.MULTILINE)[1]
+
+
+def lock_of(airflow: str) -> Path:
+    """The lock file of an Airflow."""
+    return NEWEST if airflow == locked("apache-airflow") else LOCKS / f"airflow-{airflow}.lock"
+
+
+@dataclass(frozen=True)
+class Versions:
+    """One line of the matrix."""
+
+    airflow: str
+    google: str
+
+    @property
+    def home(self) -> Path:
+        return ROOT / ".venv" / "matrix" / f"{self.airflow}-google-{self.google}"
+
+    def make(self) -> None:
+        """Make the environment, as the lock has it but for the google provider."""
+        python = str(self.home / "bin" / "python")
+        uv("venv", "--quiet", "--clear", "--python", sys.executable, str(self.home))
+        uv("pip", "sync", "--quiet", "--python", python, str(lock_of(self.airflow)))
+        uv("pip", "install", "--quiet", "--python", python, "--no-deps", f"{GOOGLE}=={self.google}", "--editable", ".")
+
+    def run(self, tests: list[str]) -> tuple[int, int, int]:
+        """Run tests in it; gives how many passed, failed and were skipped."""
+        print(f"\nAirflow {self.airflow} with google provider {self.google}:", flush=True)
+        self.make()
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder, "report.xml")
+            pytest = [str(self.home / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", "--quiet"]
+            ended = subprocess.run([*pytest, f"--junit-xml={report}", *tests], cwd=ROOT, check=False)
+            suite = ElementTree.parse(report).getroot().find("testsuite").attrib
+        failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
+        assert bool(failed) == bool(ended.returncode), f"pytest ended with {ended.returncode}"
+        return int(suite["tests"]) - failed - skipped, failed, skipped
+
+    def soak(self, minutes: str) -> int:
+        """Run the deferral soak in it; gives how it ended."""
+        self.make()
+        command = [str(self.home / "bin" / "python"), "tests/soak_deferral.py", "--minutes", minutes]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def matrix() -> list[Versions]:
+    """All lines: both google providers on the oldest and the newest Airflow, Composer's on those between."""
+    newest = locked("apache-airflow")
+    between = [Versions(airflow, COMPOSERS_GOOGLE) for airflow in OLDER[1:]]
+    both = COMPOSERS_GOOGLE, locked(GOOGLE)
+    first = [Versions(OLDER[0], google) for google in both]
+    return [*first, *between, *(Versions(newest, google) for google in both)]
+
+
+def uv(*arguments: str) -> None:
+    subprocess.run([UV, *arguments], cwd=ROOT, check=True)
+
+
+def lock() -> None:
+    """Resolve the packages of each older Airflow."""
+    options = ["--python-version", "3.11", "--group", "dev", "--no-emit-index-url", "--no-emit-find-links"]
+    for airflow in OLDER:
+        asked = f"apache-airflow=={airflow}\n{GOOGLE}=={COMPOSERS_GOOGLE}\n"
+        command = [UV, "pip", "compile", "--quiet", *options, "--no-header", "--upgrade"]
+        command += ["--constraint", ".ci/older.txt", "pyproject.toml", "-"]
+        command += ["--output-file", str(lock_of(airflow).relative_to(ROOT))]
+        subprocess.run(command, cwd=ROOT, input=asked, text=True, check=True)
+
+
+def row(each: Versions, passed: int, failed: int, skipped: int) -> str:
+    return f"| {each.airflow} | {each.google} | {passed} | {failed} | {skipped} |"
+
+
+def write(line: str) -> None:
+    """Put a line into the README's table, in place of the one of the same versions."""
+    page = ROOT / "README.md"
+    before, after = page.read_text().split(MARKS[0])
+    known, after = after.split(MARKS[1])
+    lines = {tuple(each.split("|")[1:3]): each for each in [*known.strip().splitlines()[2:], line]}
+    order = [(f" {each.airflow} ", f" {each.google} ") for each in matrix()]
+    table = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(lines[key] for key in order if key in lines)]
+    page.write_text("\n".join([f"{before}{MARKS[0]}", *table, f"{MARKS[1]}{after}"]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("run", "soak", "lock"))
+    parser.add_argument("version", nargs="?", help="of Airflow, or as 2.11.2-google-22.2.2 of both; all by default")
+    parser.add_argument("--minutes", default="10", help="of each soak (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="put what passed into the README's table")
+    options = parser.parse_args()
+    if options.what == "lock":
+        lock()
+        return 0
+    chosen = [each for each in matrix() if options.version in (None, each.airflow, each.home.name)]
+    if not chosen:
+        parser.error(f"expected one of {', '.join(each.home.name for each in matrix())}")
+    os.environ.pop("PYTHONPATH", None)
+    if options.what == "soak":
+        return max(each.soak(options.minutes) for each in chosen)
+    whole = True
+    for each in chosen:
+        found = each.run(["tests/airflow"])
+        whole = whole and not found[1]
+        print(row(each, *found), flush=True)
+        if options.write:
+            write(row(each, *found))
+    return int(not whole)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

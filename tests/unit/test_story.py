@@ -1,0 +1,86 @@
+"""What a log tells: one line for each event, what waits and why, and only what has changed."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.model import Event
+from bqdispatch_provider.names import TraceName, WindowName
+from bqdispatch_provider.report import Report
+from bqdispatch_provider.story import Teller, of_event, of_waiting
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+CONFIG = DispatchConfig.from_dict(
+    {
+        "ProjectID": "p",
+        "AsyncTaskURL": "gs://ops/t",
+        "JournalURL": "gs://ops/j",
+        "ErrorURL": "gs://ops/e",
+        "MaxConcurrentJobs": 3,
+    }
+)
+
+
+def event(name, **more):
+    return Event(name, 1, NOW, **more)
+
+
+def test_a_trace_tells_of_its_job_and_where_it_went():
+    trace = TraceName("p", "US", "acme:sales.orders", "17", 1, "load")
+    told = of_event(event(trace.name, ended=NOW - timedelta(seconds=2.3)), "gs://t/_bqjob_/x.json", NOW)
+    assert told == (
+        "load of acme:sales.orders (job acme_sales_orders--17_00001_load--dispatch in US) done 2 s ago: "
+        "dispatched to gs://t/_bqjob_/x.json"
+    )
+
+
+def test_a_failed_job_tells_why():
+    trace = TraceName("p", None, "ds.t", "17", 1, "query")
+    told = of_event(event(trace.name, location="EU", ended=NOW, error="invalidQuery"), "gs://t/x", NOW)
+    assert "in EU) failed (invalidQuery) 0 s ago: dispatched" in told
+
+
+def test_a_job_whose_end_is_not_known_is_told_all_the_same():
+    assert of_event(event(TraceName(None, None, "ds.t", "17", 1, "copy").name), "gs://t/x", NOW) == (
+        "copy of ds.t (job ds_t--17_00001_copy--dispatch): dispatched to gs://t/x"
+    )
+
+
+@pytest.mark.parametrize(("ago", "told"), [(12, "12 s"), (7200, "120 min"), (-5, "0 s")])
+def test_a_window_tells_since_when_it_was_due(ago, told):
+    window = WindowName("ds.t", "77", NOW - timedelta(seconds=ago))
+    assert of_event(event(window.name), "gs://t/x", NOW) == f"batch of ds.t due since {told}: fired to gs://t/x"
+
+
+def test_a_name_stays_in_its_line():
+    trace = TraceName("p", "US", "ds.t\n2026 ERROR all is lost\x1b[2J", "17", 1, "load")
+    told = of_event(event(trace.name), f"gs://t/{trace.name}", NOW)
+    assert told.isprintable()
+
+
+def test_a_project_at_its_limit_tells_what_takes_the_places():
+    report = Report()
+    report.counts["p"]["Throttled"].update(LoadJobs=5, BatchJobs=2)
+    report.counts["p"]["Running"].update(LoadJobs=3)
+    report.counts["q"]["Running"].update(LoadJobs=1)
+    assert list(of_waiting(report, CONFIG)) == [
+        "project p is at a limit (MaxConcurrentJobs is 3): 2 BatchJobs and 5 LoadJobs wait beside 3 LoadJobs running"
+    ]
+
+
+def test_of_many_projects_at_a_limit_the_number_is_told():
+    report = Report()
+    for number in range(30):
+        report.counts[f"p{number}"]["Throttled"].update(LoadJobs=1)
+    told = list(of_waiting(report, CONFIG))
+    assert (len(told), told[-1]) == (11, "20 more projects are at a limit")
+
+
+def test_what_has_not_changed_is_not_told_again(caplog):
+    caplog.set_level(logging.INFO)
+    teller = Teller(logging.getLogger("test"))
+    for lines in (["one"], ["one"], ["one", "two"], ["one"]):
+        teller.tell(lines)
+    assert [record.message for record in caplog.records] == ["one", "one", "two", "one"]
