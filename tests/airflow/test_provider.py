@@ -21,7 +21,11 @@ if find_spec("airflow.sdk"):  # what a schedule by an asset brings
     from airflow.sdk import Asset, AssetWatcher
     from airflow.timetables.assets import AssetOrTimeSchedule
     from airflow.timetables.trigger import CronTriggerTimetable
-    watched = Asset(name="small", watchers=[])
+    from airflow.triggers.base import BaseEventTrigger
+    class Trigger(BaseEventTrigger):
+        def serialize(self): return "small.Trigger", {}
+        async def run(self): yield
+    watched = Asset(name="small", watchers=[AssetWatcher(name="small", trigger=Trigger())])
     schedule = AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 0 * * *", timezone="UTC"), assets=[watched])
 with DAG("small", schedule=schedule, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False):
     @task
