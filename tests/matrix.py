@@ -77,12 +77,9 @@ class Versions:
 
 
 def matrix() -> list[Versions]:
-    """All lines: both google providers on the oldest and the newest Airflow, Composer's on those between."""
-    newest = locked("apache-airflow")
-    between = [Versions(airflow, COMPOSERS_GOOGLE) for airflow in OLDER[1:]]
-    both = COMPOSERS_GOOGLE, locked(GOOGLE)
-    first = [Versions(OLDER[0], google) for google in both]
-    return [*first, *between, *(Versions(newest, google) for google in both)]
+    """All lines: Composer's google provider and the newest on each Airflow."""
+    airflows = (*OLDER, locked("apache-airflow"))
+    return [Versions(airflow, google) for airflow in airflows for google in (COMPOSERS_GOOGLE, locked(GOOGLE))]
 
 
 def uv(*arguments: str) -> None:

@@ -1,6 +1,7 @@
-"""What differs between versions of Airflow stands in one module and each of them has its lock file."""
+"""What differs between versions of Airflow stands in one module; each has its lock file, and README has them all."""
 
 import ast
+import re
 from pathlib import Path
 
 import matrix
@@ -58,3 +59,13 @@ def test_a_lock_file_has_its_airflow_and_composers_google_provider(airflow):
     lock = matrix.lock_of(airflow)
     assert matrix.locked("apache-airflow", lock) == airflow
     assert matrix.locked(matrix.GOOGLE, lock) == matrix.COMPOSERS_GOOGLE
+
+
+def test_the_readmes_versions_are_those_of_the_lock_files():
+    page = (PACKAGE.parent / "README.md").read_text()
+    rows = re.search("<!-- matrix -->\n(.*)<!-- /matrix -->", page, re.DOTALL)[1].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [(airflow, google) for airflow, google, *_ in cells] == [
+        (each.airflow, each.google) for each in matrix.matrix()
+    ]
+    assert all(int(passed) > 0 and int(failed) == 0 for _, _, passed, failed, _ in cells)
