@@ -50,7 +50,8 @@ class Tasks:
         return RunJournal(dispatcher, self._context(task_id, map_index))
 
     def _context(self, task_id, map_index=-1):
-        ti = SimpleNamespace(dag_id="d", run_id="r", task_id=task_id, map_index=map_index)
+        # On Airflow 2 a task pushes its links.
+        ti = SimpleNamespace(dag_id="d", run_id="r", task_id=task_id, map_index=map_index, xcom_push=lambda **_: None)
         return {"ti": ti, "logical_date": datetime(2026, 1, 1, tzinfo=UTC), "dag_run": None}
 
 
