@@ -1,8 +1,9 @@
 """DAG ``bqdispatch_on_events`` (Airflow 3): a run when there is something to dispatch, and every minute for safety.
 
 A trigger watches the task folder, and an asset by which the DAG is scheduled tells of what it sees. Choose it when
-events are few and far between, and each should be a run that is seen in Airflow. The run's one task begins in the
-triggerer, so an idle minute starts no worker process (on Airflow 3.0 to 3.2 it starts one).
+events come in bursts, and each burst should be a run that is seen in Airflow. The run's one task begins in the
+triggerer, so an idle minute starts no worker process (on Airflow 3.0 to 3.2 it starts one). It stays there for twenty
+seconds: what follows the first event soon does not wait until Airflow has begun another run.
 """
 
 from datetime import UTC, datetime
@@ -25,4 +26,4 @@ if schedule is not None:
         is_paused_upon_creation=True,
         tags=["bqtail", "bigquery"],
     ) as dag:
-        DispatchOperator(task_id="dispatch", time_to_live=0, start_from_trigger=True)
+        DispatchOperator(task_id="dispatch", time_to_live=20, start_from_trigger=True)
