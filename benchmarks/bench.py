@@ -17,8 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,13 +25,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from surroundings import BIN, stand_in
 from task_start import task_start
 from workloads import DOCUMENT, WORKLOADS, Workload, fill, traces
 
 from bqdispatch_provider.testing.standin import StandInControl
 
 HERE = Path(__file__).parent
-BIN = Path(sys.executable).parent
 LATENCIES = (0, 30)
 PEERS = {"loop": "a plain loop over the client libraries", "operators": "BigQueryHook.get_job, then GCSToGCSOperator"}
 PEER_TRACES, PEER_RUNS = 100, 3
@@ -110,18 +109,6 @@ class Row:
 
 
 HEAD = ["work", "each request", "from start to end", "CPU", "memory", "requests", "to be reached"]
-
-
-@contextmanager
-def stand_in() -> Iterator[tuple[str, StandInControl]]:
-    """A stand-in Google Cloud in a process of its own."""
-    with subprocess.Popen([BIN / "bqdispatch-standin"], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            url = (process.stdout.readline() if process.stdout else "").strip()
-            with StandInControl(url) as control:
-                yield url, control
-        finally:
-            process.terminate()
 
 
 def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run:

@@ -7,17 +7,10 @@ about twelve minutes.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import re
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,10 +18,9 @@ from pathlib import Path
 import psutil
 import requests
 from bench import write
+from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 
-from bqdispatch_provider.cli import pools_of
-from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandInControl
@@ -89,41 +81,6 @@ class Measured:
     cpu: float
 
 
-@contextmanager
-def cloud() -> Iterator[StandInControl]:
-    """A stand-in Google Cloud in a process of its own."""
-    command = [Path(sys.executable).parent / "bqdispatch-standin"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as standin:
-        try:
-            url = (standin.stdout.readline() if standin.stdout else "").strip()
-            with StandInControl(url) as control:
-                os.environ["STORAGE_EMULATOR_HOST"] = os.environ["BIGQUERY_EMULATOR_HOST"] = url
-                for bucket in ("ops", "p_bqtail", "journal"):
-                    control.seed_objects(bucket, [])
-                yield control
-        finally:
-            standin.terminate()
-
-
-@contextmanager
-def airflow(folder: Path) -> Iterator[LiveAirflow]:
-    """A real Airflow with every way to run, all of them paused."""
-    dags = folder / "dags"
-    dags.mkdir()
-    for file in ROOT.glob("dags/*.py"):
-        (dags / file.name).write_text(file.read_text())
-    (dags / "from_trigger.py").write_text(FROM_TRIGGER)
-    google = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-    environment = {
-        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps({"conn_type": "bqdispatch", "extra": {"config": DOCUMENT}}),
-        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(google),
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
-    }
-    pools = pools_of(DispatchConfig.from_dict(DOCUMENT))
-    with LiveAirflow(folder / "airflow", dags, pools, environment) as live:
-        yield live
-
-
 def feed(control: StandInControl, seconds: float) -> dict[str, float]:
     """Write traces at random moments, each with a job that runs for a while; gives when each job ends, by name."""
     ends: dict[str, float] = {}
@@ -140,13 +97,13 @@ def feed(control: StandInControl, seconds: float) -> dict[str, float]:
     return ends
 
 
-def delivered() -> dict[str, float]:
+def delivered(url: str) -> dict[str, float]:
     """When each trace came into the trigger bucket, by its name in the task folder."""
-    url = f"{os.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/p_bqtail/o"
     found: dict[str, float] = {}
     token = None
     while True:
-        page = requests.get(url, params={"prefix": "_bqjob_/", "pageToken": token}, timeout=30).json()
+        query = {"prefix": "_bqjob_/", "pageToken": token}
+        page = requests.get(f"{url}/storage/v1/b/p_bqtail/o", params=query, timeout=30).json()
         for item in page.get("items", ()):
             name = item["name"].split("/", 2)[2].removesuffix(".json")
             found[name] = datetime.fromisoformat(item["timeCreated"]).timestamp()
@@ -171,7 +128,7 @@ def starts(live: LiveAirflow) -> int:
     return len(ENDED.findall(live.log.read_text(errors="replace")))
 
 
-def measure(live: LiveAirflow, control: StandInControl, way: Way) -> Measured:
+def measure(live: LiveAirflow, url: str, control: StandInControl, way: Way) -> Measured:
     """Let one way run alone: first with events, then without."""
     ends: dict[str, float] = {}
     if way.dag:
@@ -179,7 +136,7 @@ def measure(live: LiveAirflow, control: StandInControl, way: Way) -> Measured:
         time.sleep(SETTLE_S + 5)  # until its asset's trigger, or its first run, is under way
         ends = feed(control, way.seconds)
     until = time.monotonic() + PATIENCE_S
-    while len(found := {name: at for name, at in delivered().items() if name in ends}) < len(ends):
+    while len(found := {name: at for name, at in delivered(url).items() if name in ends}) < len(ends):
         if time.monotonic() > until:
             raise RuntimeError(f"{way.title}: {len(ends) - len(found)} events are not delivered; {live.log}")
         time.sleep(1)
@@ -223,7 +180,9 @@ def main() -> None:
         "| way to run | events | p50, s | p95, s | p99, s | worker processes in an idle minute | CPU s in it |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    with tempfile.TemporaryDirectory() as folder, cloud() as control, airflow(Path(folder)) as live:
+    dags = {file.name: file.read_text() for file in ROOT.glob("dags/*.py")} | {"from_trigger.py": FROM_TRIGGER}
+    paused = {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"}
+    with stand_in() as (url, control), airflow(url, DOCUMENT, dags, **paused) as live:
         while not {way.dag for way in WAYS.values() if way.dag} <= {
             dag["dag_id"] for dag in live.get("dags", limit=100)["dags"]
         }:
@@ -231,7 +190,7 @@ def main() -> None:
         time.sleep(SETTLE_S)
         for name in options.ways or WAYS:
             before = starts(live)
-            lines.append(row(WAYS[name], measure(live, control, WAYS[name])))
+            lines.append(row(WAYS[name], measure(live, url, control, WAYS[name])))
             print(lines[-1], flush=True)
             if name == "minute" and starts(live) == before:
                 raise RuntimeError(

@@ -6,21 +6,15 @@ slots as it may have events, or a task with one slot for each event.
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from datetime import datetime
 from itertools import count
-from pathlib import Path
 
+from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 
-from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import TraceName
-from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandInControl
 
@@ -78,44 +72,17 @@ def run(live: LiveAirflow, dag_id: str) -> tuple[float, int]:
 
 def main() -> None:
     """Print the table."""
-    command = [Path(sys.executable).parent / "bqdispatch-standin"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as standin,
-    ):
-        try:
-            url = (standin.stdout.readline() if standin.stdout else "").strip()
-            dags = Path(folder) / "dags"
-            dags.mkdir()
-            (dags / "shapes.py").write_text(DAGS)
-            google = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-            environment = {
-                "STORAGE_EMULATOR_HOST": url,
-                "BIGQUERY_EMULATOR_HOST": url,
-                "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
-                    {"conn_type": "bqdispatch", "extra": {"config": LIMITED}}
-                ),
-                "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(google),
-            }
-            pools = pools_of(DispatchConfig.from_dict(LIMITED))
-            with (
-                StandInControl(url) as control,
-                LiveAirflow(Path(folder) / "airflow", dags, pools, environment) as live,
-            ):
-                for bucket in ("ops", "p_bqtail", "journal"):
-                    control.seed_objects(bucket, [])
-                while len(live.get("dags")["dags"]) < 2:
-                    time.sleep(0.5)
-                took: dict[str, list[float]] = {"bqdispatch": [], "mapped": []}
-                tasks = {}
-                for number in range(RUNS + 1):
-                    for dag_id, seconds in took.items():
-                        fill(control)
-                        second, tasks[dag_id] = run(live, dag_id)
-                        if number:  # the first one is slower
-                            seconds.append(second)
-        finally:
-            standin.terminate()
+    with stand_in() as (url, control), airflow(url, LIMITED, {"shapes.py": DAGS}) as live:
+        while len(live.get("dags")["dags"]) < 2:
+            time.sleep(0.5)
+        took: dict[str, list[float]] = {"bqdispatch": [], "mapped": []}
+        tasks = {}
+        for number in range(RUNS + 1):
+            for dag_id, seconds in took.items():
+                fill(control)
+                second, tasks[dag_id] = run(live, dag_id)
+                if number:  # the first one is slower
+                    seconds.append(second)
     print("| shape | tasks | seconds a run: median, least, most |\n| --- | --- | --- |")
     for dag_id, title in (("bqdispatch", "a task for each lane"), ("mapped", "a task for each event")):
         each = sorted(took[dag_id])

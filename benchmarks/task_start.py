@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
+from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 
 from bqdispatch_provider.testing.live import LiveAirflow
-from bqdispatch_provider.testing.standin import StandInControl
 
 RUNS = 7
 DAG = """
@@ -32,37 +25,6 @@ class Empty(BaseOperator):
 with DAG("start", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), catchup=False) as dag:
     Empty(task_id="empty") >> DispatchOperator(task_id="dispatch", time_to_live=0)
 """
-
-
-@contextmanager
-def airflow() -> Iterator[LiveAirflow]:
-    """A real Airflow with that DAG, and a stand-in with nothing to dispatch that answers 30 ms late."""
-    command = [Path(sys.executable).parent / "bqdispatch-standin"]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as standin,
-    ):
-        try:
-            url = (standin.stdout.readline() if standin.stdout else "").strip()
-            with StandInControl(url) as control:
-                for bucket in ("ops", "p_bqtail", "journal"):
-                    control.seed_objects(bucket, [])
-                control.set_latency(30)
-            dags = Path(folder) / "dags"
-            dags.mkdir()
-            (dags / "start.py").write_text(DAG)
-            google = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-            ours = {"conn_type": "bqdispatch", "extra": {"config": DOCUMENT}}
-            environment = {
-                "STORAGE_EMULATOR_HOST": url,
-                "BIGQUERY_EMULATOR_HOST": url,
-                "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(ours),
-                "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(google),
-            }
-            with LiveAirflow(Path(folder) / "airflow", dags, {}, environment) as live:
-                yield live
-        finally:
-            standin.terminate()
 
 
 def seconds(live: LiveAirflow) -> dict[str, float]:
@@ -87,10 +49,12 @@ def wait_for_dag(live: LiveAirflow) -> None:
 
 def task_start() -> str:
     """The figure, as a sentence."""
-    with airflow() as live:
-        wait_for_dag(live)
-        seconds(live)
-        runs = [seconds(live) for _ in range(RUNS)]
+    with stand_in() as (url, control):
+        control.set_latency(30)
+        with airflow(url, DOCUMENT, {"start.py": DAG}) as live:
+            wait_for_dag(live)
+            seconds(live)
+            runs = [seconds(live) for _ in range(RUNS)]
     more = sorted(run["dispatch"] - run["empty"] for run in runs)
     empty = statistics.median(run["empty"] for run in runs)
     return (

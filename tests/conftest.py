@@ -1,5 +1,6 @@
 """A stand-in Google Cloud for the whole session, emptied before each test; and the table of trials."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -49,3 +50,15 @@ def world(cloud, monkeypatch):
     with StandInControl(cloud.url) as control:
         control.reset()
         yield World(cloud.url, control)
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    """Writes the world's configuration into a file."""
+
+    def write(**more):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(world.document(**more)))
+        return path
+
+    return write

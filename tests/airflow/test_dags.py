@@ -170,9 +170,10 @@ def test_a_sensor_of_one_lane_leaves_the_others(world, run, document):
     assert written["Outcomes"] == {"dispatched": 1, "pending": 1}
 
 
-def test_an_operator_on_its_own_looks_and_dispatches(world, run):
+@pytest.mark.parametrize("dag_id", ["alone", "alone_deferred"])
+def test_an_operator_on_its_own_looks_and_dispatches(world, run, dag_id):
     names = world.traces(2)
-    done = run("alone")
+    done = run(dag_id)
     assert done.state == "success"
     returned = done.returned("dispatch")
     assert returned["Dispatched"] == {"LoadJobs": 2}
@@ -275,18 +276,6 @@ def test_an_operator_alone_dispatches_only_what_it_is_told_to(world, run):
     world.traces(2, "copy")
     assert run("alone_with_some").returned("dispatch")["Dispatched"] == {"CopyJobs": 2}
     assert world.names() == sorted(others)
-
-
-def test_a_deferred_operator_on_its_own_looks_and_dispatches(world, run):
-    names = world.traces(2)
-    done = run("alone_deferred")
-    assert done.state == "success"
-    returned = done.returned("dispatch")
-    assert returned["Dispatched"] == {"LoadJobs": 2}
-    bucket, _, name = returned["document"].removeprefix("gs://").partition("/")
-    written = json.loads(world.blob(name, bucket).download_as_bytes())
-    assert set(written["Jobs"]) == {world.url_of(name) for name in names}
-    assert performance(world) == written["Performance"]
 
 
 def test_a_second_try_of_an_operator_on_its_own_adds_to_the_documents_of_the_first(world, run):

@@ -35,16 +35,6 @@ def pools(request, database, airflow_prints):
         connection.execute("delete from slot_pool where pool != 'default_pool'")
 
 
-@pytest.fixture
-def config(world, tmp_path):
-    def write(**more):
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(world.document(**more)))
-        return path
-
-    return write
-
-
 def test_pools_are_made_and_changed_and_compared(pools, config):
     pools("--config", config(MaxConcurrentSQL=5), "--import")
     limits = config(MaxConcurrentSQL=7, MaxConcurrentJobs=3)

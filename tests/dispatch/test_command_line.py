@@ -28,16 +28,6 @@ def bqdispatch(*arguments, **environment):
     )
 
 
-@pytest.fixture
-def config(world, tmp_path):
-    def write(**more):
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(world.document(**more)))
-        return path
-
-    return write
-
-
 def test_a_seeded_stand_in_is_dispatched_whole_and_then_there_is_nothing_to_do(tmp_path, monkeypatch):
     """The stand-in by its own command, in a process of its own."""
     with subprocess.Popen([BIN / "bqdispatch-standin", "--port", "0"], stdout=subprocess.PIPE, text=True) as standin:
