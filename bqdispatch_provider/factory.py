@@ -13,6 +13,9 @@ from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperat
 from bqdispatch_provider.sensors import BqDispatchSensor
 from bqdispatch_provider.setups import SetUp
 
+_TRIED_AGAIN: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
+"""A deferred task may be failed by the scheduler for nothing (docs/versions.md); no try repeats what was done."""
+
 _DOC = """Dispatches what BqTail waits for.
 
 `detect` waits for finished jobs and due windows, three tasks dispatch one lane each, and `report` writes what became of
@@ -41,7 +44,8 @@ def dispatch_dag(
     :param jobs_slots: the same for all other events and windows: ``MaxConcurrentJobs``, ``BQDISPATCH_JOBS_SLOTS``.
     :param assets: which dispatched events become asset events, as :class:`DispatchOperator` has it: all by default.
     :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
-        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else every minute.
+        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else every minute. Its ``default_args`` are added to
+        ``retries`` and ``retry_delay``, by which each task is tried three times more, a second later.
     :raises ValueError: when the set-up's name is none, or ``assets`` is something else.
     """
     names = SetUp(setup)
@@ -59,6 +63,7 @@ def dispatch_dag(
         "dagrun_timeout": timedelta(minutes=5),
         "tags": ["bqtail", "bigquery"],
     }
+    options["default_args"] = _TRIED_AGAIN | (options.get("default_args") or {})
     with DAG(**defaults | options) as dag:
         detect = BqDispatchSensor(task_id="detect", bqdispatch_conn_id=names.conn_id)
         dispatch = [

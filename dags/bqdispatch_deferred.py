@@ -5,7 +5,7 @@ on its way, and needs no worker process (on Airflow 3.0 to 3.2, one for each run
 the dispatcher holds the limits itself.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG
 
@@ -18,6 +18,7 @@ with DAG(
     start_date=datetime(2024, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
+    default_args={"retries": 3, "retry_delay": timedelta(seconds=1)},
     is_paused_upon_creation=True,
     tags=["bqtail", "bigquery"],
 ) as dag:

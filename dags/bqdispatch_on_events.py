@@ -6,7 +6,7 @@ triggerer, so an idle minute starts no worker process (on Airflow 3.0 to 3.2 it 
 seconds: what follows the first event soon does not wait until Airflow has begun another run.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG
 
@@ -23,6 +23,7 @@ if schedule is not None:
         start_date=datetime(2024, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        default_args={"retries": 3, "retry_delay": timedelta(seconds=1)},
         is_paused_upon_creation=True,
         tags=["bqtail", "bigquery"],
     ) as dag:

@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,20 @@ def test_the_dag_of_a_set_up_has_its_names_in_everything(database, monkeypatch):
         "dispatch_jobs": ("bqdispatch_acme_jobs", 7),
         "fire_windows": ("bqdispatch_acme_jobs", 7),
     }
+
+
+def test_a_set_ups_tasks_are_tried_again_as_often_as_its_options_say(database):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    tries = {(task.retries, task.retry_delay) for task in dispatch_dag("acme").tasks}
+    assert tries == {(3, timedelta(seconds=1))}
+    owned = dispatch_dag("acme", default_args={"owner": "acme", "retries": 7})
+    assert {(task.owner, task.retries, task.retry_delay) for task in owned.tasks} == {("acme", 7, timedelta(seconds=1))}
+
+
+@pytest.mark.parametrize("file", [each for each in SAMPLES if each.parent.name == "dags"], ids=lambda file: file.stem)
+def test_a_sample_dag_that_dispatches_is_tried_again(database, file):
+    from airflow.providers.common.compat.sdk import DAG
+
+    dags = [each for each in runpy.run_path(str(file)).values() if isinstance(each, DAG)]
+    assert all(task.retries > 0 for dag in dags for task in dag.tasks)
