@@ -169,12 +169,6 @@ def test_what_a_dispatcher_would_use_is_closed_when_there_is_none(world, connect
     assert len(closed) > 0
 
 
-def test_airflow_2_has_a_field_for_each_that_airflow_3_has():
-    pytest.importorskip("flask_appbuilder")
-    (connection,) = get_provider_info()["connection-types"]
-    assert set(BqDispatchHook.get_connection_form_widgets()) == set(connection["conn-fields"])
-
-
 def test_both_forms_hide_the_same_fields():
     (connection,) = get_provider_info()["connection-types"]
     behaviour = connection["ui-field-behaviour"]
