@@ -8,9 +8,11 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import requests
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
 from world import JOURNAL, TASKS, TRIGGER
 
+from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.triggers import BqDispatchEventTrigger, BqDispatchTrigger, DispatchTrigger
 
 PLACE = "2026-01-02/dag/run/task"
@@ -89,6 +91,39 @@ def test_the_end_is_counted_from_when_the_task_was_deferred_however_often_the_tr
     again = trigger(3000, timeout=3060.0)
     again.timeout_after = an_hour_ago + timedelta(seconds=3060)
     assert asyncio.run(event_of(again))["status"] == "nothing"
+
+
+def test_a_jobs_end_is_told_by_its_subscription_in_the_middle_of_a_long_pause(world, connect, monkeypatch):
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", world.url)
+    monkeypatch.setattr("bqdispatch_provider.rhythm.LEAST", 600.0)
+    topic, subscription = "projects/p/topics/jobs", "projects/p/subscriptions/jobs"
+    for path, body in ((topic, {}), (subscription, {"topic": topic})):
+        requests.put(f"{world.url}/v1/{path}", json=body, timeout=10).raise_for_status()
+    world.control.set_log_sink(topic)
+    connect({"config": world.document(), "subscription": subscription})
+    job = TraceName.parse(world.trace(state=None)).job_id
+    world.control.seed_jobs(
+        [{"project": "p", "location": "US", "jobId": job, "creationTime": world.control.now(), "runningMs": 60_000}]
+    )
+    world.control.reset_counters()
+
+    def end_the_job_while_it_is_waited_for():
+        until = time.monotonic() + 30
+        while not (calls := world.control.calls()).get("pubsub.subscriptions.pull"):
+            assert time.monotonic() < until, "it waits for no message"
+            time.sleep(0.05)
+        world.control.advance(61)
+        return calls["storage.objects.list"]
+
+    async def both():
+        waiting = asyncio.create_task(event_of(trigger(600, poll_interval=600.0)))
+        looked = await asyncio.to_thread(end_the_job_while_it_is_waited_for)
+        return looked, await asyncio.wait_for(waiting, 60)
+
+    looked, event = asyncio.run(both())
+    assert event["status"] == "work"
+    calls = world.control.calls()
+    assert (calls["storage.objects.list"], calls["pubsub.subscriptions.acknowledge"]) == (2 * looked, 1)
 
 
 def test_nothing_to_dispatch_ends_the_task_and_is_reported_by_the_trigger(world, connect):
