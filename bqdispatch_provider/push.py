@@ -89,6 +89,8 @@ class Subscription:
         if response.status_code != 200:
             raise refused(response)
         answer: dict[str, Any] = response.json()
+        if not isinstance(answer, dict):  # a proxy in between may say anything
+            raise TypeError(f"{verb} was answered by no JSON object")
         return answer
 
 

@@ -83,6 +83,18 @@ def test_a_host_that_is_not_there_is_no_error(monkeypatch, caplog):
     assert "cannot be used" in caplog.text
 
 
+def test_an_answer_that_is_no_object_ends_no_run(subscription, caplog):
+    class Proxy(requests.Session):
+        def post(self, *_args, **_kwargs):
+            answer = requests.Response()
+            answer.status_code, answer._content = 200, b"[]"
+            return answer
+
+    with Proxy() as proxy:
+        assert not Subscription(proxy, NAME).wait(0.1)
+    assert "pull was answered by no JSON object" in caplog.text
+
+
 def test_an_end_is_heard_while_it_waits(subscription):
     asked = iter([True, False])
     assert not subscription.wait(FOR_EVER, lambda: next(asked))
