@@ -113,11 +113,15 @@ class BqDispatchNotifier(BaseNotifier):
     def _notify(self, context: Context) -> None:
         hook = BqDispatchHook(self.bqdispatch_conn_id)
         with hook.get_dispatcher(variables=self.variables) as dispatcher:
+            asked: set[str] = set()
             claimed: dict[str, tuple[Cause, int]] = {}
             for cause in self._causes(context, dispatcher):
                 url = f"{dispatcher.config.journal_url.rstrip('/')}/notified/{cause.hash}.json"
+                if url in asked:
+                    continue
+                asked.add(url)
                 note = {"Kind": cause.kind, "What": in_one_line(cause.what), "Owner": uuid.uuid4().hex}
-                if url not in claimed and (generation := dispatcher.store.claim(url, note, EVERY)) is not None:
+                if (generation := dispatcher.store.claim(url, note, EVERY)) is not None:
                     claimed[url] = (cause, generation)
                 if len(claimed) == MOST:
                     break

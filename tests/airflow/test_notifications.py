@@ -13,6 +13,7 @@ from world import JOURNAL
 
 from bqdispatch_provider import notifications
 from bqdispatch_provider.notifications import BqDispatchNotifier
+from bqdispatch_provider.storage import TaskStore
 
 TOKEN = "xoxb-to-be-kept-secret"
 SECRET_URL = f"gs://{JOURNAL}/secrets/slack.json.enc"
@@ -88,6 +89,20 @@ def test_a_cause_is_told_once_an_hour_whichever_task_meets_it(world, run, slack)
     world.control.advance(200)
     tell(run)
     assert len(slack.messages) == 3
+
+
+def test_what_was_told_is_asked_for_once_however_many_windows_it_holds_for(world, connect, run, slack, monkeypatch):
+    connect(SlackCredentials=CREDENTIALS, Region="europe-west1", MaxConcurrentJobs=1)
+    world.trace(state="RUNNING")
+    for minutes in (20, 21, 22):
+        world.window("ds.late", due=minutes * 60)
+    tell(run)
+    assert len(slack.messages) == 1
+    asked, claim = [], TaskStore.claim
+    monkeypatch.setattr(TaskStore, "claim", lambda store, url, *rest: asked.append(url) or claim(store, url, *rest))
+    tell(run)
+    assert len(slack.messages) == 1
+    assert len(asked) == 1
 
 
 def test_of_many_who_claim_a_cause_one_tells_it(world):
