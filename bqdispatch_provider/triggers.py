@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from airflow.providers.common.compat.sdk import XComArg
 from airflow.triggers.base import BaseTrigger, TaskSkippedEvent, TaskSuccessEvent, TriggerEvent
 
 from bqdispatch_provider.compat import context_of, ends_at, event_trigger, renders_triggers, starts_from_trigger
@@ -355,11 +356,12 @@ def longest_deferral(task: Any, wanted: timedelta) -> timedelta:
 def may_start_from_trigger(task: Any) -> bool:
     """Whether a task can begin in the triggerer; if not, a worker begins it, which renders its templates.
 
-    :param task: whose templated fields may hold templates.
+    :param task: whose templated fields may hold templates, or what another task returns.
     """
-    if not starts_from_trigger():
+    values = [getattr(task, each) for each in task.template_fields]
+    if not starts_from_trigger() or any(XComArg.iter_xcom_references(values)):
         return False
-    return renders_triggers() or not any("{{" in repr(getattr(task, each)) for each in task.template_fields)
+    return renders_triggers() or not any("{{" in repr(value) for value in values)
 
 
 def _event(status: str, **more: Any) -> TriggerEvent:

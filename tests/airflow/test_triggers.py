@@ -9,10 +9,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import requests
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
 from world import JOURNAL, TASKS, TRIGGER
 
+from bqdispatch_provider import compat
 from bqdispatch_provider.names import TraceName
+from bqdispatch_provider.operators import DispatchOperator
 from bqdispatch_provider.triggers import BqDispatchEventTrigger, BqDispatchTrigger, DispatchTrigger
 
 PLACE = "2026-01-02/dag/run/task"
@@ -296,3 +299,14 @@ def test_the_event_loop_is_never_blocked(world, connect):
 
     asyncio.run(event_of(trigger()))  # whatever is imported the first time
     assert asyncio.run(longest_pause()) < 0.3
+
+
+def test_a_task_begins_in_the_triggerer_where_airflow_can_know_its_arguments_there():
+    with DAG("begins", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        number = BaseOperator(task_id="number")
+        tasks = [
+            DispatchOperator(task_id=f"dispatch_{index}", time_to_live=seconds, start_from_trigger=True)
+            for index, seconds in enumerate((30, "{{ 30 }}", number.output))
+        ]
+    can, renders = compat.starts_from_trigger(), compat.renders_triggers()
+    assert [task.start_from_trigger for task in tasks] == [can, can and renders, False]

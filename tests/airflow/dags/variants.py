@@ -145,12 +145,6 @@ with dag_of("from_trigger") as from_trigger:
     dispatch = DispatchOperator(task_id="dispatch", shares=detect.output)
     dispatch >> DispatchReportOperator(task_id="report", trigger_rule="none_skipped")
 
-with dag_of("alone_from_trigger") as alone_from_trigger:
-    DispatchOperator(task_id="dispatch", time_to_live=30, start_from_trigger=True)
-
-with dag_of("alone_from_trigger_by_template") as alone_from_trigger_by_template:
-    DispatchOperator(task_id="dispatch", time_to_live="{{ 0 }}", start_from_trigger=True)
-
 with dag_of("no_assets") as no_assets:
     DispatchOperator(task_id="dispatch", time_to_live=0, assets=False)
 
