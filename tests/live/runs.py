@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from contextlib import suppress
 
 import psutil
@@ -32,13 +33,13 @@ def returned(live, run, task_id):
     return json.loads(value) if isinstance(value, str) else value
 
 
-def kill(live, kind):
-    """Kill (SIGKILL) each ``task``, each ``worker`` of the executor, or the ``triggerer``; gives how many."""
+def kill(live, kind, by=signal.SIGKILL):
+    """Kill each ``task``, each ``worker`` of the executor, or the ``triggerer``, or ask it to end; gives how many."""
     killed = 0
     for process in live.processes():
         with suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE and kind_of(process) == kind:
-                process.kill()
+                process.send_signal(by)
                 killed += 1
     return killed
 

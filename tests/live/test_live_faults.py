@@ -1,10 +1,12 @@
-"""A real Airflow whose processes are killed (SIGKILL), or two of whose runs overlap, and BqTail's account of it.
+"""A real Airflow whose processes are killed (SIGKILL), or asked to end, or two of whose runs overlap.
 
 When to kill is told by calls that the stand-in gets, never by a time: the answer to one of them comes late, and who
 waits for it is killed.
 """
 
 import itertools
+import json
+import signal
 from contextlib import contextmanager
 
 from runs import UNBATCHED, has_ended, is_all_finished, kill, put_files, returned, states, trigger
@@ -100,6 +102,37 @@ def test_two_dag_runs_that_have_found_the_same_dispatch_it_once(live, world, bqt
     account = bqtail.account()
     assert account.ok, str(account)
     trials("two overlapping DAG runs that found the same", rounds, account.events, account.missing, account.doubled)
+
+
+def test_a_task_that_is_asked_to_end_finishes_what_it_has_begun_and_the_next_run_does_the_rest(
+    live, world, wait_until, unpaused
+):
+    names = set(world.traces(1700))
+    world.control.add_fault("storage.batch", "slow", ms=3000, after=True)
+    with unpaused("on_a_worker"):
+        run = trigger(live, "on_a_worker", "asked")
+        wait_until(lambda: world.names(TRIGGER), "it dispatches")
+        assert kill(live, "task", signal.SIGTERM) == 1
+        world.control.clear_faults()
+        dispatched = document_of(live, world, wait_until, run)
+        left = names & set(world.names())
+        assert 0 < len(left) < len(names)
+        assert dispatched == {world.url_of(name) for name in names - left}
+        assert len(world.names(TRIGGER)) == len(dispatched)
+        rest = document_of(live, world, wait_until, trigger(live, "on_a_worker", "next"))
+        assert rest == {world.url_of(name) for name in left}
+        assert len(world.names(TRIGGER)) == len(names)
+        for name in world.names(TRIGGER):
+            world.delete(name, TRIGGER)
+
+
+def document_of(live, world, wait_until, run):
+    """What a run of one task has dispatched, by its document."""
+    wait_until(lambda: has_ended(live, run), "the run has ended")
+    task = live.get(f"{run}/taskInstances/dispatch")
+    assert (task["state"], task["try_number"]) == ("success", 1)
+    bucket, _, name = returned(live, run, "dispatch")["document"].removeprefix("gs://").partition("/")
+    return set(json.loads(world.blob(name, bucket).download_as_bytes())["Jobs"])
 
 
 def run_side_by_side(live, wait_until, number):
