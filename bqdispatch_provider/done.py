@@ -11,10 +11,10 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowSensorTimeout,
@@ -27,14 +27,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, WindowName, in_one_line
+from bqdispatch_provider.triggers import finished
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.model import Window
-
-T = TypeVar("T")
 
 BETWEEN = 2.0
 """Seconds between two looks while nothing is to be seen: a trace is left for 3 s at least, so none passes unseen."""
@@ -249,30 +248,22 @@ class BqDispatchDoneTrigger(BaseTrigger):
         thread = ThreadPoolExecutor(1, "bqdispatch-done")
         held = ExitStack()
         try:
-            dispatcher = await self._finish(
-                thread, lambda: held.enter_context(hook.get_dispatcher(variables=self.variables))
+            dispatcher = await finished(
+                thread, lambda: held.enter_context(hook.get_dispatcher(variables=self.variables)), self._cancelled
             )
             while True:
-                seen = await self._finish(
-                    thread, lambda: is_done(lambda: left(dispatcher, only), self.quiet_for, self._cancelled.wait)
+                seen = await finished(
+                    thread,
+                    lambda: is_done(lambda: left(dispatcher, only), self.quiet_for, self._cancelled.wait),
+                    self._cancelled,
                 )
                 until = (self.end - datetime.now(UTC)).total_seconds()
                 if not seen or until <= 0:
                     return seen
                 await asyncio.sleep(min(self.poll_interval, until))
         finally:
-            await self._finish(thread, held.close)
+            await finished(thread, held.close, self._cancelled)
             thread.shutdown(wait=False)
-
-    async def _finish(self, thread: Executor, call: Callable[[], T]) -> T:
-        """Call in the thread; when cancelled, wait until what was begun is done: a thread cannot be stopped."""
-        begun = asyncio.get_running_loop().run_in_executor(thread, call)
-        try:
-            return await asyncio.shield(begun)
-        except asyncio.CancelledError:
-            self._cancelled.set()
-            await asyncio.wait({begun})
-            raise
 
 
 def _fired(window: Window) -> bool:

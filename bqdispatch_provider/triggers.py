@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -98,20 +98,11 @@ class _DispatcherTrigger(BaseTrigger):
             self._subscription = hook.get_subscription(dispatcher)
             return dispatcher
 
-        async def finish(call: Callable[[], T]) -> T:
-            begun = asyncio.get_running_loop().run_in_executor(thread, call)
-            try:
-                return await asyncio.shield(begun)
-            except asyncio.CancelledError:
-                self._stopped.set()
-                await asyncio.wait({begun})
-                raise
-
         try:
-            dispatcher = await finish(open_dispatcher)
-            yield lambda act: finish(lambda: act(dispatcher))
+            dispatcher = await finished(thread, open_dispatcher, self._stopped)
+            yield lambda act: finished(thread, lambda: act(dispatcher), self._stopped)
         finally:
-            await finish(held.close)
+            await finished(thread, held.close, self._stopped)
             thread.shutdown(wait=False)
 
     async def _told(self, act: _Act[TriggerEvent]) -> TriggerEvent:
@@ -342,6 +333,22 @@ class BqDispatchEventTrigger(_DispatcherTrigger, _EventTrigger):  # type: ignore
 
     def _pause(self, seconds: float, _: Dispatcher) -> None:
         self._wait(seconds)
+
+
+async def finished(thread: Executor, call: Callable[[], T], stopped: threading.Event) -> T:
+    """What a call comes to that runs in a thread; when cancelled, wait until it has: a thread cannot be stopped.
+
+    :param thread: of the trigger's own.
+    :param call: what runs there.
+    :param stopped: set when cancelled, so that the call comes to an end soon.
+    """
+    begun = asyncio.get_running_loop().run_in_executor(thread, call)
+    try:
+        return await asyncio.shield(begun)
+    except asyncio.CancelledError:
+        stopped.set()
+        await asyncio.wait({begun})
+        raise
 
 
 def longest_deferral(task: Any, wanted: timedelta) -> timedelta:
