@@ -63,6 +63,8 @@ class Subscription:
                     self._call("acknowledge", {"ackIds": [each["ackId"] for each in messages]}, _CALL_S)
                     return True
                 self._told = False
+                # The service holds a pull until there is a message, but does not promise for how long.
+                _sleep(min(until, time.monotonic() + _SLICE_S), go_on)
             except requests.ReadTimeout:
                 continue  # no message: the service waits for longer than we do
             except (requests.RequestException, GoogleAuthError, GoogleAPICallError, KeyError, TypeError) as error:

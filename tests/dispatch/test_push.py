@@ -83,16 +83,29 @@ def test_a_host_that_is_not_there_is_no_error(monkeypatch, caplog):
     assert "cannot be used" in caplog.text
 
 
-def test_an_answer_that_is_no_object_ends_no_run(subscription, caplog):
-    class Proxy(requests.Session):
-        def post(self, *_args, **_kwargs):
-            answer = requests.Response()
-            answer.status_code, answer._content = 200, b"[]"
-            return answer
+class Proxy(requests.Session):
+    """Answers everything at once, and always the same."""
 
-    with Proxy() as proxy:
-        assert not Subscription(proxy, NAME).wait(0.1)
+    def __init__(self, content):
+        super().__init__()
+        self.content, self.asked = content, 0
+
+    def post(self, *_args, **_kwargs):
+        self.asked += 1
+        answer = requests.Response()
+        answer.status_code, answer._content = 200, self.content
+        return answer
+
+
+def test_an_answer_that_is_no_object_ends_no_run(caplog):
+    assert not Subscription(Proxy(b"[]"), NAME).wait(0.1)
     assert "pull was answered by no JSON object" in caplog.text
+
+
+def test_who_is_answered_at_once_does_not_ask_without_end():
+    proxy = Proxy(b"{}")
+    assert not Subscription(proxy, NAME).wait(1.2)
+    assert proxy.asked <= 3
 
 
 def test_an_end_is_heard_while_it_waits(subscription):
