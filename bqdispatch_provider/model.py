@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from bqdispatch_provider.names import TraceName, WindowName
+from bqdispatch_provider.names import ACTIONS, TraceName, WindowName
 
 
 class Lane(StrEnum):
@@ -24,6 +24,19 @@ class Lane(StrEnum):
     SQL = "sql"
     JOBS = "jobs"
     WINDOWS = "windows"
+
+    @classmethod
+    def of(cls, given: Sequence[str] | None) -> list[Lane]:
+        """Read which lanes a task was given.
+
+        :param given: a list of lanes; ``None``: all.
+        :raises ValueError: when it is something else.
+        """
+        if given is None:
+            return list(cls)
+        if isinstance(given, str) or not set(given) <= set(cls):
+            raise ValueError(f"the lanes are {given!r}; expected a list of some of {', '.join(cls)}")
+        return [cls(lane) for lane in given]
 
 
 class Outcome(StrEnum):
@@ -371,7 +384,8 @@ class Only:
     :param projects: projects of jobs, and of windows' destinations.
     :param destinations: patterns (``*``, ``?``, ``[…]``) of destination tables, as names have them or without the
         project: ``sales.*``.
-    :param actions: actions of finished jobs; windows have none, and do not match.
+    :param actions: actions of finished jobs, of :data:`~bqdispatch_provider.names.ACTIONS`; windows have none, and do
+        not match.
     :param event_ids: storage events that began the chain; windows have none, and do not match.
     """
 
@@ -397,6 +411,9 @@ class Only:
             # An empty list may come from a variable: taken for none given, it would let everything through.
             if name not in known or not values or not all(isinstance(each, str) for each in values):
                 raise ValueError(refusal)
+            # A misspelt one matches nothing, and who waits for it would be told at once that all of it is done.
+            if name == "actions" and (unknown := [each for each in values if each not in ACTIONS]):
+                raise ValueError(f"{what} names the actions {unknown!r}; expected some of {', '.join(ACTIONS)}")
             fields[name] = values
         return cls(**fields)
 

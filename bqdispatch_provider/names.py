@@ -18,6 +18,9 @@ _TRACE = re.compile(
 _WINDOW = re.compile(r"(?P<dest>.+)_(?P<hash>[^_]+)_(?P<end>0|[1-9][0-9]{0,11})\.win", re.DOTALL)
 _DEST_PROJECT = re.compile(r"(?P<project>.+)[.:][^.:]+\.[^.:]+", re.DOTALL)
 _TABLE = re.compile(r"(?:(?P<project>.+)[.:])?(?P<dataset>[^.:]+)\.(?P<table>[^.:]+)", re.DOTALL)
+ACTIONS = ("load", "reload", "copy", "query", "export")
+"""What BqTail's jobs do (docs/protocol.md, first section); a name that holds another word is a trace all the same."""
+
 INTENTS = "intents/"
 """Folder in the task folder where dispatchers write down what they are about to move."""
 
@@ -33,7 +36,7 @@ class TraceName:
     :param dest: destination table, ``[project(:|.)]dataset.table``, perhaps with a ``$partition``.
     :param event_id: storage event that began the chain of jobs.
     :param step: position in the chain, 0 to 99,998.
-    :param action: ``load``, ``reload``, ``copy``, ``query`` or ``export``.
+    :param action: one of :data:`ACTIONS`.
     :param mode: ``dispatch``; other words occur in old names and do not matter.
     :param suffix: ``.json`` where the name ends so, else empty.
     """

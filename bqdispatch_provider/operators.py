@@ -77,7 +77,7 @@ class DispatchOperator(BaseOperator):
         the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises DispatchError: with ``fail_on_error``, or when the trigger came to an error.
-    :raises ValueError: when ``shares`` are none, or ``lane`` is none, or ``assets`` is something else.
+    :raises ValueError: when ``shares``, ``lane``, ``only`` or ``assets`` is something else.
     """
 
     template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "only", "time_to_live")
@@ -237,6 +237,7 @@ class DispatchOperator(BaseOperator):
 
     def _chosen(self) -> list[Share]:
         """The shares to dispatch, of whichever form they came in."""
+        lanes = Lane.of([self.lane] if self.lane else None)
         given = self.shares
         if given is None:
             return []
@@ -245,7 +246,7 @@ class DispatchOperator(BaseOperator):
                 f"shares is the text {given[:80]!r}; expected what BqDispatchSensor returned, sensor.output"
             )
         shares = [Share.from_dict(each) for each in ([given] if isinstance(given, Mapping) else given)]
-        return [share for share in shares if not self.lane or share.lane is Lane(self.lane)]
+        return [share for share in shares if share.lane in lanes]
 
     @property
     def _hook(self) -> BqDispatchHook:

@@ -63,7 +63,8 @@ class BqDispatchSensor(BaseSensorOperator):
         :class:`DispatchOperator` for all lanes. Airflow 3.0 to 3.2 begin on a worker all the same, and so does 2.11
         where an argument is a template. Airflow's own sensor time-out and pools have no say in the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
-    :raises DispatchError: when the trigger came to an error, or ``lanes`` names none.
+    :raises DispatchError: when the trigger came to an error.
+    :raises ValueError: when ``lanes`` or ``only`` is something else.
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes", "only")
@@ -115,7 +116,6 @@ class BqDispatchSensor(BaseSensorOperator):
                 except (AirflowSkipException, AirflowSensorTimeout):
                     self._write_part(context)
                     raise
-        self._lanes()
         self.defer(
             trigger=self._trigger(since=datetime.now(UTC), place=place_of(context)),
             method_name="execute_complete",
@@ -157,7 +157,7 @@ class BqDispatchSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once; what is to be dispatched is written to the journal and returned."""
         assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
-        lanes = self._lanes()
+        lanes = Lane.of(self.lanes)
         self._sight = sight = self._dispatcher.look()
         shares = [share for share in sight.plan.shares(limits(self._dispatcher.config)) if share.lane in lanes]
         number = sum(len(share.events) for share in shares)
@@ -177,19 +177,13 @@ class BqDispatchSensor(BaseSensorOperator):
         self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables, only=self.only))
         held.callback(setattr, self, "_dispatcher", None)
 
-    def _lanes(self) -> list[Lane]:
-        try:
-            return list(Lane) if self.lanes is None else [Lane(lane) for lane in self.lanes]
-        except ValueError as error:
-            raise DispatchError(f"lanes is {self.lanes!r}; expected some of {', '.join(Lane)}") from error
-
     def _write_part(self, context: Context) -> None:
         """Write the last look: what it saw, how much it hands on, and what the report is to put in order."""
         if self._dispatcher is None or self._sight is None:
             return
         plan, report = self._sight.plan, self._sight.report
         lanes = {lane: len(events) for lane, events in plan.events.items() if events}
-        handed_on = {lane: number for lane, number in lanes.items() if lane in self._lanes()}
+        handed_on = {lane: number for lane, number in lanes.items() if lane in Lane.of(self.lanes)}
         # What this sensor leaves to another one waits as far as this run is concerned.
         report.outcomes[Outcome.PENDING] += sum(lanes.values()) - sum(handed_on.values())
         RunJournal(self._dispatcher, context).write_part(Part(report, handed_on, plan.tidy))

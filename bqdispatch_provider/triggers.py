@@ -199,11 +199,12 @@ class BqDispatchTrigger(_TaskTrigger):
         yield await self._told(self._watch)
 
     def _watch(self, dispatcher: Dispatcher) -> TriggerEvent:
+        lanes = Lane.of(self.lanes)
         end = (self._began() or datetime.now(UTC)) + timedelta(seconds=self.wait)
         rhythm = Rhythm.between(self.poll_interval)
         while True:
             sight = dispatcher.look()
-            if any(sight.plan.events[lane] for lane in self._lanes()):
+            if any(sight.plan.events[lane] for lane in lanes):
                 return _event("work")
             left = (end - datetime.now(UTC)).total_seconds()
             if left <= 0 or self._stopped.is_set():
@@ -224,9 +225,6 @@ class BqDispatchTrigger(_TaskTrigger):
         Metrics(self.bqdispatch_conn_id).send(report)
         url = RunJournal(dispatcher, self._place()).write_document(report)
         self.log.info("Nothing to dispatch; %d objects: %s; %s", report.listed, report.in_words(), url)
-
-    def _lanes(self) -> list[Lane]:
-        return list(Lane) if self.lanes is None else [Lane(lane) for lane in self.lanes]
 
 
 class DispatchTrigger(_TaskTrigger):

@@ -448,6 +448,17 @@ def test_what_says_nothing_of_what_to_dispatch_is_refused(only):
         Only.of(only)
 
 
+def test_a_misspelt_action_is_refused_since_it_would_match_nothing():
+    with pytest.raises(ValueError, match=r"only names the actions \['lod'\]; expected some of load, reload, copy"):
+        Only.of({"actions": ["load", "lod"]})
+
+
+@pytest.mark.parametrize("lanes", [["job"], "sql", ["sql", None]])
+def test_what_is_no_list_of_lanes_is_refused(lanes):
+    with pytest.raises(ValueError, match="expected a list of some of sql, jobs, windows"):
+        Lane.of(lanes)
+
+
 def test_a_plan_tells_when_the_next_object_is_due_that_waits_for_time_alone():
     _, soon = window(ended=-20)
     _, later = window("ds.u", ended=-3600)
