@@ -21,7 +21,7 @@ from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import Part, RunJournal, place_of
 from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.planning import limits
-from bqdispatch_provider.story import Teller, of_waiting, plan_in_short
+from bqdispatch_provider.story import Teller, of_look, of_waiting, plan_in_short
 from bqdispatch_provider.triggers import BqDispatchTrigger, longest_deferral, may_start_from_trigger
 
 if TYPE_CHECKING:
@@ -161,8 +161,9 @@ class BqDispatchSensor(BaseSensorOperator):
         self._sight = sight = self._dispatcher.look()
         shares = [share for share in sight.plan.shares(limits(self._dispatcher.config)) if share.lane in lanes]
         number = sum(len(share.events) for share in shares)
-        told = f"{sight.plan.listed} objects in the task folder: {number} to dispatch, {sight.report.in_words()}"
-        self._teller.tell([told, *of_waiting(sight.report, self._dispatcher.config)])
+        # What this sensor leaves to another one waits as far as this run is concerned.
+        sight.report.outcomes[Outcome.PENDING] += sum(map(len, sight.plan.events.values())) - number
+        self._teller.tell([of_look(sight.report, number), *of_waiting(sight.report, self._dispatcher.config)])
         if not shares:
             return PokeReturnValue(is_done=False)
         self._write_part(context)
@@ -181,9 +182,6 @@ class BqDispatchSensor(BaseSensorOperator):
         """Write the last look: what it saw, how much it hands on, and what the report is to put in order."""
         if self._dispatcher is None or self._sight is None:
             return
-        plan, report = self._sight.plan, self._sight.report
-        lanes = {lane: len(events) for lane, events in plan.events.items() if events}
-        handed_on = {lane: number for lane, number in lanes.items() if lane in Lane.of(self.lanes)}
-        # What this sensor leaves to another one waits as far as this run is concerned.
-        report.outcomes[Outcome.PENDING] += sum(lanes.values()) - sum(handed_on.values())
-        RunJournal(self._dispatcher, context).write_part(Part(report, handed_on, plan.tidy))
+        plan = self._sight.plan
+        handed_on = {lane: len(plan.events[lane]) for lane in Lane.of(self.lanes) if plan.events[lane]}
+        RunJournal(self._dispatcher, context).write_part(Part(self._sight.report, handed_on, plan.tidy))

@@ -44,6 +44,16 @@ def of_event(event: Event, target: str, now: datetime) -> str:
     return in_one_line(told)
 
 
+def of_look(report: Report, number: int) -> str:
+    """What a look has shown: what is going to be dispatched, and how all else stands.
+
+    :param report: of the look.
+    :param number: how many events are going to be dispatched.
+    """
+    others = f", {report.in_words()}" if report.outcomes.total() else ""
+    return f"{report.listed} objects in the task folder: {number} to dispatch{others}"
+
+
 def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
     """Which projects are at a limit, and what takes their places.
 

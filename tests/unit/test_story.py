@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import Event
+from bqdispatch_provider.model import Event, Outcome
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.report import Report
-from bqdispatch_provider.story import Teller, of_event, of_waiting
+from bqdispatch_provider.story import Teller, of_event, of_look, of_waiting
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CONFIG = DispatchConfig.from_dict(
@@ -52,6 +52,13 @@ def test_a_job_whose_end_is_not_known_is_told_all_the_same():
 def test_a_window_tells_since_when_it_was_due(ago, told):
     window = WindowName("ds.t", "77", NOW - timedelta(seconds=ago))
     assert of_event(event(window.name), "gs://t/x", NOW) == f"batch of ds.t due since {told}: fired to gs://t/x"
+
+
+def test_a_look_tells_of_others_only_where_there_are_some():
+    report = Report(listed=3)
+    assert of_look(report, 3) == "3 objects in the task folder: 3 to dispatch"
+    report.outcomes[Outcome.PENDING] = 2
+    assert of_look(report, 1) == "3 objects in the task folder: 1 to dispatch, 2 pending"
 
 
 def test_a_name_stays_in_its_line():
