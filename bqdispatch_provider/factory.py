@@ -46,11 +46,12 @@ def dispatch_dag(
     :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
         ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else every minute. Its ``default_args`` are added to
         ``retries`` and ``retry_delay``, by which each task is tried three times more, a second later.
-    :raises ValueError: when the set-up's name is none, or ``assets`` is something else.
+    :raises ValueError: when the set-up's name is none, an environment variable holds no number of slots, or ``assets``
+        is something else.
     """
     names = SetUp(setup)
     sql, jobs = (
-        int(os.environ.get(variable, "1")) if given is None else given
+        _slots(variable) if given is None else given
         for variable, given in zip(names.slots, (sql_slots, jobs_slots), strict=True)
     )
     defaults: dict[str, Any] = {
@@ -84,3 +85,12 @@ def dispatch_dag(
         ]
         detect >> dispatch >> DispatchReportOperator(task_id="report", bqdispatch_conn_id=names.conn_id)
     return dag
+
+
+def _slots(variable: str) -> int:
+    given = os.environ.get(variable, "1")
+    if not given.isdecimal() or not int(given):
+        raise ValueError(
+            f"{variable} is {given!r}; expected a number of slots, or no such variable where there is no limit"
+        )
+    return int(given)
