@@ -285,7 +285,13 @@ class DispatchTrigger(_TaskTrigger):
             rhythm=Rhythm.between(self.poll_interval),
             tell=Metrics(self.bqdispatch_conn_id).send,
         )
-        self.log.info("Dispatched %d: %s; %s", report.dispatched, report.in_words(), journal.own_url)
+        self.log.info(
+            "%d objects: %s; %d errors; the response document is %s",
+            report.listed,
+            report.in_words(),
+            len(report.errors),
+            journal.own_url,
+        )
         if self.resumes and (report.dispatched or not report.ok):
             return _event("done", document=journal.own_url)
         returned = {**report.summary(), "document": journal.own_url}
