@@ -52,6 +52,7 @@ def run_alone(
     :param wait: as :meth:`Dispatcher.run` takes it.
     :param rhythm: as :meth:`Dispatcher.run` takes it.
     :param tell: called after each cycle, and at the end, with what this process has done so far.
+    :raises ValueError: when something else lies where an earlier try has left its document.
     """
     earlier = journal.read_document(journal.own_url) or Report()
     left = journal.read_underway()

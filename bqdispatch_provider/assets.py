@@ -52,6 +52,7 @@ def loaded(context: Context, table: str) -> list[dict[str, Any]]:
 
     :param context: the running task's.
     :param table: as :func:`table_asset` takes it.
+    :raises ValueError: as there.
     """
     return [dict(event.extra) for event in triggering_events(context, table_asset(table))]
 
@@ -68,7 +69,10 @@ def chosen(assets: Mapping[str, Any] | bool | None) -> Only | None:
 
 
 def with_alias(outlets: Sequence[Any]) -> list[Any]:
-    """A task's outlets with the alias among them, without which Airflow does not take its events."""
+    """A task's outlets with the alias among them, without which Airflow does not take its events.
+
+    :param outlets: those that the task has.
+    """
     return [*outlets, AssetAlias(ALIAS)]
 
 
@@ -109,6 +113,7 @@ def emit(context: Context, report: Report, config: DispatchConfig, only: Only, u
 def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str, str], TraceName, TableName]]:
     """The jobs whose traces were dispatched, as the report has them, each with its destination; the last to end last.
 
+    :param report: what was dispatched.
     :param config: from which follow the task folder, and the project of tables that name none.
     """
     for url, job in sorted(report.jobs.items(), key=lambda each: each[1].get("EndTime", "")):

@@ -38,6 +38,7 @@ async def extra_of(conn_id: str) -> Mapping[str, Any]:
     triggerer's supervisor that must not be made on the event loop, and on 3.1 only from a thread that asgiref knows.
 
     :param conn_id: ID of the connection.
+    :raises AirflowNotFoundException: when there is none.
     """
     from airflow.providers.common.compat.sdk import BaseHook, Connection  # noqa: PLC0415
 
@@ -74,6 +75,8 @@ def make_known(alias: str) -> None:
 
     Airflow 3 makes it on its own. Airflow 2 fails the task whose alias its scheduler has not read from a DAG file, as
     those of mapped tasks, or of a DAG that is only tested.
+
+    :param alias: its name.
     """
     if AIRFLOW_V_3_0_PLUS:
         return
@@ -124,14 +127,20 @@ def start_trigger_args(trigger: BaseTrigger, **more: Any) -> StartTriggerArgs:
 
 
 def ends_at(trigger: BaseTrigger) -> datetime | None:
-    """When the scheduler ends a task's deferral, of which no trigger's arguments tell; ``None``: not known."""
+    """When the scheduler ends a task's deferral (aware), of which no trigger's arguments tell; ``None``: not known.
+
+    :param trigger: the running one.
+    """
     end: datetime | None = getattr(trigger, "timeout_after", None)
     end = end or getattr(trigger.task_instance, "trigger_timeout", None)
     return end if end is None or end.tzinfo else end.replace(tzinfo=UTC)
 
 
 def context_of(trigger: BaseTrigger) -> Context:
-    """As much of a task's context as its trigger may know, where the task has started from it."""
+    """As much of a task's context as its trigger may know, where the task has started from it.
+
+    :param trigger: the running one.
+    """
     ti: Any = trigger.task_instance
     known: Any = ti.get_template_context() if AIRFLOW_V_3_0_PLUS else {"ti": ti, "logical_date": ti.execution_date}
     context: Context = known
@@ -157,14 +166,21 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
 
 
 def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:
-    """The events of an asset that have started a run; Airflow 3 lists those of an alias a second time under that."""
+    """The events of an asset that have started a run; Airflow 3 lists those of an alias a second time under that.
+
+    :param context: the running task's.
+    :param asset: by which its DAG is scheduled.
+    """
     if AIRFLOW_V_3_0_PLUS:
         return list(context["triggering_asset_events"].get(asset, ()))
     return list(context["triggering_dataset_events"].get(asset.uri, ()))
 
 
 def mask(secret: str) -> None:
-    """Keep a secret out of logs, whoever should write it there."""
+    """Keep a secret out of logs, whoever should write it there.
+
+    :param secret: as it might be written.
+    """
     for module in ("sdk.log", "sdk.execution_time.secrets_masker", "utils.log.secrets_masker"):
         with suppress(ImportError, AttributeError):
             import_module(f"airflow.{module}").mask_secret(secret)
@@ -172,7 +188,10 @@ def mask(secret: str) -> None:
 
 
 def slack_client(conn_id: str) -> Any:
-    """The client of a connection of the Slack provider; ``None`` where that is not installed."""
+    """The client of a connection of the Slack provider; ``None`` where that is not installed.
+
+    :param conn_id: ID of the connection.
+    """
     try:
         from airflow.providers.slack.hooks.slack import SlackHook  # noqa: PLC0415
     except ImportError:

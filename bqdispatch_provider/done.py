@@ -112,8 +112,11 @@ class BqDispatchDoneSensor(BaseSensorOperator):
     :param quiet_for: seconds (or a timedelta) for which nothing may be seen: longer than BqTail takes from consuming an
         event to submitting the next job.
     :param poke_interval: seconds (or a timedelta) between two looks while something is to be seen.
+    :param timeout: seconds (or a timedelta) after which it fails; as in every sensor, a week where it is left out.
     :param mode: ``poke`` or ``reschedule``, as in every sensor; without effect when deferred.
     :param deferrable: wait in the triggerer, without a worker; by default ``[operators] default_deferrable``.
+    :raises AirflowSensorTimeout: when something is still to be seen after ``timeout``; with ``soft_fail`` the task is
+        skipped.
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises DispatchError: when the trigger came to an error.
     :raises ValueError: when ``only`` is something else.

@@ -71,6 +71,7 @@ def keep(operator: Any, context: Context, links: Mapping[type[_Link], str]) -> N
     """Keep a task's links, which are what its page shows.
 
     :param operator: the running task.
+    :param context: the task's.
     :param links: a URL for each, empty where there is none.
     """
     operator.links = {link.key: url for link, url in links.items() if url}
@@ -80,7 +81,10 @@ def keep(operator: Any, context: Context, links: Mapping[type[_Link], str]) -> N
 
 
 def job_of(report: Report) -> str:
-    """The page of the first job whose trace was dispatched; empty when there is none."""
+    """The page of the first job whose trace was dispatched; empty when there is none.
+
+    :param report: what was dispatched.
+    """
     for job in report.jobs.values():
         project, job_id, location = (quote(job[key] or "", safe="") for key in ("Project", "ID", "Region"))
         return f"{CONSOLE}/bigquery?project={project}&ws=!1m5!1m4!1m3!1s{project}!2s{job_id}!3s{location}"
@@ -98,6 +102,7 @@ def folder_of(url: str) -> str:
 def of_report(report: Report, task_folder: str) -> dict[type[_Link], str]:
     """The links of a task that has dispatched: to the first job, and to where the first event lay.
 
+    :param report: what was dispatched.
     :param task_folder: URL of the task folder, with a slash at its end.
     """
     first = next(iter((*report.jobs, *report.batched)), task_folder)

@@ -36,6 +36,7 @@ class AirflowError(RuntimeError):
 def pools_of(config: DispatchConfig, setup: SetUp | None = None) -> dict[str, dict[str, Any]]:
     """Airflow's pools for a configuration's limits: as many slots, or -1 (no limit).
 
+    :param config: the limits.
     :param setup: whose pools; by default those of the set-up without a name.
     """
     names = setup or SetUp()
@@ -54,7 +55,11 @@ def pools_of(config: DispatchConfig, setup: SetUp | None = None) -> dict[str, di
 
 
 def differences(found: Mapping[str, int], wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the pools that were found, a sentence each."""
+    """What is wrong with the pools that were found, a sentence each.
+
+    :param found: the slots of each pool that is there.
+    :param wanted: from :func:`pools_of`.
+    """
     return [
         f"pool {name!r} {f'has {found[name]} slots' if name in found else 'is missing'}; expected {pool['slots']} slots"
         for name, pool in wanted.items()
@@ -81,6 +86,7 @@ class PoolsHere:
     def set(self, pools: Mapping[str, Mapping[str, Any]]) -> None:
         """Make pools, or change them.
 
+        :param pools: from :func:`pools_of`.
         :raises AirflowError: when they cannot be set.
         """
         with tempfile.TemporaryDirectory() as folder:
@@ -119,6 +125,7 @@ class PoolsElsewhere:
     def slots(self, names: Iterable[str]) -> dict[str, int]:
         """The slots of these pools, as far as they are there.
 
+        :param names: of the pools.
         :raises AirflowError: when they cannot be read.
         """
         answers = {name: self._ask("GET", f"pools/{quote(name, safe='')}", or_else=404) for name in names}
@@ -127,6 +134,7 @@ class PoolsElsewhere:
     def set(self, pools: Mapping[str, Mapping[str, Any]]) -> None:
         """Make pools, or change them.
 
+        :param pools: from :func:`pools_of`.
         :raises AirflowError: when they cannot be set.
         """
         for name, pool in pools.items():

@@ -77,7 +77,8 @@ class Subscription:
     def lacking(self) -> list[str]:
         """What the account lacks to use it: nothing, or the permission.
 
-        :raises google.api_core.exceptions.GoogleAPICallError: when the service does not answer.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the service refuses to say.
+        :raises requests.RequestException: when it cannot be reached.
         """
         granted = self._call("testIamPermissions", {"permissions": [PERMISSION]}, _CALL_S).get("permissions", [])
         return [] if PERMISSION in granted else [PERMISSION]

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from bqdispatch_provider.model import Outcome, Plan
 
 LEAST = 1.0
+"""Seconds between two looks at least, where nobody says otherwise."""
+
 MOST = 5.0
+"""Seconds between two looks at most, where nobody says otherwise."""
 
 _SHARE_WAITING = 0.05
 _SHARE_IDLE = 0.2
@@ -49,7 +52,10 @@ class Rhythm:
 
     @classmethod
     def between(cls, most: float) -> Rhythm:
-        """The rhythm of a loop that looks every second at most, and every so many seconds at least."""
+        """The rhythm of a loop that is told only how long a pause may be.
+
+        :param most: seconds between two looks at most; below a second, all pauses are that long.
+        """
         return cls(min(LEAST, most), most)
 
     def after(self, plan: Plan | None, now: float) -> float:

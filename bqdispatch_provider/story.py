@@ -27,6 +27,7 @@ _NAMED = 10
 def of_event(event: Event, target: str, now: datetime) -> str:
     """What became of an event that was dispatched, and of its job.
 
+    :param event: whose name can be read.
     :param target: URL of what BqTail was given.
     :param now: when it was dispatched.
     """
@@ -58,6 +59,7 @@ def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
     """Which projects are at a limit, and what takes their places.
 
     :param report: of a look, or of a cycle.
+    :param config: the limits.
     """
     limits = {"MaxConcurrentSQL": config.max_concurrent_sql, "MaxConcurrentJobs": config.max_concurrent_jobs}
     held = ", ".join(f"{key} is {limit}" for key, limit in limits.items() if limit)
@@ -78,6 +80,7 @@ def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
 def plan_in_short(shares: Sequence[Share], report: Report) -> dict[str, Any]:
     """What is going to be dispatched, for people who look at a task: numbers, and the first names.
 
+    :param shares: what is going to be dispatched.
     :param report: of the look, which says how many objects stand where.
     """
     lanes: Counter[str] = Counter()
@@ -102,7 +105,10 @@ class Teller:
         self._last: list[str] = []
 
     def tell(self, lines: Iterable[str]) -> None:
-        """Log lines, unless they are those of the last time."""
+        """Log lines: at INFO, or at DEBUG where they are those of the last time.
+
+        :param lines: what is seen.
+        """
         told = list(lines)
         level = logging.DEBUG if told == self._last else logging.INFO
         self._last = told

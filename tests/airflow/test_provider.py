@@ -120,6 +120,7 @@ def test_the_dag_of_a_set_up_has_its_names_in_everything(database, monkeypatch):
         "fire_windows": ("bqdispatch_acme_jobs", 7),
     }
 
+
 @pytest.mark.parametrize("slots", ["", "many", "0", "-1"])
 def test_a_number_of_slots_that_is_none_is_refused_with_the_variables_name(monkeypatch, slots):
     from bqdispatch_provider.factory import dispatch_dag
@@ -127,7 +128,6 @@ def test_a_number_of_slots_that_is_none_is_refused_with_the_variables_name(monke
     monkeypatch.setenv("BQDISPATCH_ACME_SQL_SLOTS", slots)
     with pytest.raises(ValueError, match=r"BQDISPATCH_ACME_SQL_SLOTS is .*; expected a number of slots"):
         dispatch_dag("acme")
-
 
 
 def test_a_set_ups_tasks_are_tried_again_as_often_as_its_options_say(database):
