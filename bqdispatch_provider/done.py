@@ -103,9 +103,10 @@ class BqDispatchDoneSensor(BaseSensorOperator):
 
     A trace that cannot be dispatched keeps it waiting, until it is quarantined or the time is up.
 
-    :param only: which events, by lists of ``projects``, ``destinations`` (patterns, such as ``sales.*``), ``actions``
-        and ``event_ids``; by default all (templated). A chain whose first step ends is not through: where ``actions``
-        are given, those are what is waited for, and not the steps before them. A window has no event ID yet.
+    :param only: which events, by lists of ``projects``, ``destinations`` (patterns, such as ``sales.*``; loads into
+        partitions of a table are ``sales.orders$*``), ``actions`` and ``event_ids``; by default all (templated). A
+        chain whose first step ends is not through: where ``actions`` are given, those are what is waited for, and not
+        the steps before them. A window has no event ID yet.
     :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
     :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
         (templated).

@@ -383,7 +383,7 @@ class Only:
 
     :param projects: projects of jobs, and of windows' destinations.
     :param destinations: patterns (``*``, ``?``, ``[…]``) of destination tables, as names have them or without the
-        project: ``sales.*``.
+        project: ``sales.*``. A partition is a part of the name: ``sales.orders$*``.
     :param actions: actions of finished jobs, of :data:`~bqdispatch_provider.names.ACTIONS`; windows have none, and do
         not match.
     :param event_ids: storage events that began the chain; windows have none, and do not match.
