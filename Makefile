@@ -63,7 +63,7 @@ contract: setup ## the stores against every back end that can be had (Go builds 
 bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (under ten minutes)
 	$(BIN)/python benchmarks/bench.py --write
 
-latency: setup ## measure how soon events are dispatched, for each way to run, and write docs/latency.md (a quarter of an hour)
+latency: setup ## measure how soon events are dispatched, for each way to run, and write docs/latency.md (twenty minutes)
 	$(BIN)/python benchmarks/latency.py --write
 
 check: setup ## lint and types alone

@@ -1,7 +1,7 @@
 """How long it takes from a job's end until BqTail has its trace, for each way to run, and what an idle minute costs.
 
 A real Airflow on this machine, a stand-in Google Cloud beside it, and traces whose jobs end at random moments. Takes
-about twelve minutes.
+about twenty minutes.
 """
 
 from __future__ import annotations
