@@ -31,6 +31,8 @@ EVENTS = 200
 JOB_S = 3, 8
 """Seconds that a job takes, at random between these."""
 IDLE_S, SETTLE_S, PATIENCE_S = 60.0, 10.0, 150.0
+LAST_RUN_S = 30.0
+"""Seconds until the run of the last event is over, which goes on for twenty where runs come on events."""
 ENDED = re.compile(r"Received executor event with state (success|failed) for task instance")
 """What the scheduler logs once for each process that the executor has started for a task; deferring ends one, too."""
 
@@ -140,7 +142,7 @@ def measure(live: LiveAirflow, url: str, control: StandInControl, way: Way) -> M
         if time.monotonic() > until:
             raise RuntimeError(f"{way.title}: {len(ends) - len(found)} events are not delivered; {live.log}")
         time.sleep(1)
-    time.sleep(SETTLE_S)
+    time.sleep(LAST_RUN_S)
     before = starts(live), cpu_seconds(live)
     time.sleep(IDLE_S)
     after = starts(live), cpu_seconds(live)
