@@ -1,5 +1,7 @@
 """A task folder in a stand-in Google Cloud, filled in the words of docs/protocol.md."""
 
+import json
+
 import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
@@ -142,6 +144,11 @@ class World:
 
     def blob(self, name, bucket=TASKS):
         return self.client.bucket(bucket).get_blob(FOLDER + name if bucket == TASKS else name)
+
+    def document_at(self, url):
+        """The JSON document that a URL names."""
+        bucket, _, name = url.removeprefix("gs://").partition("/")
+        return json.loads(self.client.bucket(bucket).blob(name).download_as_bytes())
 
     def delete(self, name, bucket=TASKS):
         self.client.bucket(bucket).delete_blob(FOLDER + name if bucket == TASKS else name)

@@ -1,7 +1,5 @@
 """Data-aware scheduling: which events of which assets come of what was dispatched."""
 
-import json
-
 import pytest
 from world import JOURNAL
 
@@ -77,8 +75,7 @@ def test_a_run_of_its_own_that_failed_for_its_errors_tells_of_all_once_it_succee
     done = run("alone_retried_for_errors")
     assert (done.state, done.tries("dispatch")) == ("success", 2)
     assert len(done.asset_events()) == 2
-    bucket, _, name = done.returned("dispatch")["document"].removeprefix("gs://").partition("/")
-    written = json.loads(world.blob(name, bucket).download_as_bytes())
+    written = world.document_at(done.returned("dispatch")["document"])
     assert (set(written["Jobs"]), written["Outcomes"]) == ({world.url_of(bad), world.url_of(good)}, {"dispatched": 2})
 
 

@@ -177,8 +177,7 @@ def test_an_operator_on_its_own_looks_and_dispatches(world, run, dag_id):
     assert done.state == "success"
     returned = done.returned("dispatch")
     assert returned["Dispatched"] == {"LoadJobs": 2}
-    bucket, _, name = returned["document"].removeprefix("gs://").partition("/")
-    written = json.loads(world.blob(name, bucket).download_as_bytes())
+    written = world.document_at(returned["document"])
     assert set(written["Jobs"]) == {world.url_of(name) for name in names}
     assert performance(world) == written["Performance"]
 

@@ -1,7 +1,5 @@
 """A dispatcher that lives in the triggerer of a real Airflow: killed, and woken by an event."""
 
-import json
-
 from runs import has_ended, kill, returned, trigger
 from world import JOURNAL, TASKS, TRIGGER
 
@@ -29,11 +27,10 @@ def test_a_killed_triggerer_loses_and_doubles_nothing_and_the_document_is_comple
         assert (task["try_number"], task["pid"]) == (1, None), "no worker process was needed"
         assert len(world.names(TRIGGER)) == len(names)
         result = returned(live, run, "dispatch")
-        bucket, _, name = result["document"].removeprefix("gs://").partition("/")
-        document = json.loads(world.blob(name, bucket).download_as_bytes())
-        assert set(document["Jobs"]) == {world.url_of(name) for name in names}
+        assert set(world.document_at(result["document"])["Jobs"]) == {world.url_of(name) for name in names}
         assert result["Outcomes"]["dispatched"] == len(names)
-        assert world.names(JOURNAL, f"{name.removesuffix('.json')}.underway") == []
+        place = result["document"].removeprefix(f"gs://{JOURNAL}/").removesuffix(".json")
+        assert world.names(JOURNAL, f"{place}.underway") == []
         for name in world.names(TRIGGER):
             world.delete(name, TRIGGER)
 

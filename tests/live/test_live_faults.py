@@ -5,7 +5,6 @@ waits for it is killed.
 """
 
 import itertools
-import json
 import signal
 from contextlib import contextmanager
 
@@ -131,8 +130,7 @@ def document_of(live, world, wait_until, run):
     wait_until(lambda: has_ended(live, run), "the run has ended")
     task = live.get(f"{run}/taskInstances/dispatch")
     assert (task["state"], task["try_number"]) == ("success", 1)
-    bucket, _, name = returned(live, run, "dispatch")["document"].removeprefix("gs://").partition("/")
-    return set(json.loads(world.blob(name, bucket).download_as_bytes())["Jobs"])
+    return set(world.document_at(returned(live, run, "dispatch")["document"])["Jobs"])
 
 
 def run_side_by_side(live, wait_until, number):
