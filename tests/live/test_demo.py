@@ -6,26 +6,18 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import PATIENCE_S, wait_until
 
 DEMO = [sys.executable, "-m", "bqdispatch_provider.testing.demo", "--port", "0"]
 PRETENDED = [sys.executable, Path(__file__).parent / "pretended/demo.py"]
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 MOMENTS = [*(("db", number) for number in SIGNALS), ("standalone", "SIGINT"), ("pools", "SIGTERM")]
 """A command of Airflow's, and what comes when it starts, or while it runs."""
-PATIENCE_S = 240
-
-
-def wait_until(is_so, what):
-    until = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < until, f"{what}: not within {PATIENCE_S} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture
