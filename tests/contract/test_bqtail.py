@@ -15,6 +15,7 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 from rich.console import Console
+from waiting import wait_until
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import TraceName, WindowName
@@ -573,13 +574,10 @@ def test_run_steps_until_it_is_told_to_stop(deploy):
     running = threading.Thread(target=bqtail.run, args=(stop, 0.01))
     running.start()
     hand.move(only(hand.waiting()))
-    for _ in range(500):
-        if bqtail.counters().finished:
-            break
-        stop.wait(0.01)
+    wait_until(lambda: bqtail.counters().finished, "its chain is finished")
     stop.set()
-    running.join(5)
-    assert not running.is_alive() and bqtail.account().ok
+    running.join()
+    assert bqtail.account().ok
 
 
 @pytest.fixture
@@ -644,7 +642,7 @@ def test_the_process_makes_the_buckets_that_are_missing(process, storage):
     while not (storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win")):
         time.sleep(0.05)
     feeding.terminate()
-    feeding.communicate(timeout=20)
+    feeding.communicate(timeout=120)
     assert storage.lookup_bucket(TRIGGER) is not None
 
 
@@ -655,6 +653,6 @@ def test_the_process_ends_cleanly_on_a_signal_and_tells_what_is_missing(process,
     while not hand.waiting(".win"):
         time.sleep(0.05)
     feeding.send_signal(number)
-    account = json.loads(feeding.communicate(timeout=20)[0])
+    account = json.loads(feeding.communicate(timeout=120)[0])
     assert feeding.returncode == 1 and account["missing"] == 1
     assert "waits unfired" in account["problems"][0]["why"]

@@ -214,9 +214,9 @@ def test_every_name_is_of_exactly_one_kind(name):
 
 @pytest.mark.parametrize("piece", ["--", "a", ":", "--1_00001_a", "_00001_", "proj:", "_1_17", "."])
 def test_no_name_takes_long_to_read(piece):
-    began = time.monotonic()
+    began = time.process_time()
     for name in ((piece * 1024)[:1024], f"proj:{(piece * 1024)[:1000]}/x", f"{(piece * 1024)[:1020]}.win"):
         for kind in (TraceName, WindowName):
             with contextlib.suppress(ValueError):
                 kind.parse(name)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
