@@ -606,7 +606,7 @@ class StandInBqTail:
         trace = submitted(action, self.settings.project, self._location_of(action))
         if trace.is_traced:
             blob = self._task_bucket.blob(self._folder + trace.name)
-            blob.upload_from_string(trace.to_json(), content_type="application/json", retry=_PATIENTLY)
+            _PATIENTLY(blob.upload_from_string)(trace.to_json(), content_type="application/json", retry=None)
             self._ledger.wrote_trace(trace)
         labels = self._schedule(trace.job_id, trace.is_traced)
         if self._corrupt.intersection(trace.sources):

@@ -53,8 +53,8 @@ RULES = {
     "web.clicks": Rule(transient_project=LOADS_ELSEWHERE),
     "web.sessions": Rule(multi_path=True),
 }
-LATE_S = 25.0
-"""Longer than a window lasts: the event of a folder's first file comes when the window has been fired."""
+LATE_S = 40.0
+"""Longer than a window waits to be fired: then comes the event of a folder's first file, now and then."""
 FIRST_EVENTS = 60
 _PATIENCE_S = 900.0
 _STARTING = "Starting the stand-ins and Airflow (about a minute) …"
