@@ -720,9 +720,13 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _is_worth_a_retry(error: Exception) -> bool:
-    if not isinstance(error, GoogleAPIError) or isinstance(error, (RetryError, ServerError, TooManyRequests)):
-        return True
-    return any(each.get("reason") == "rateLimitExceeded" for each in getattr(error, "errors", ()))
+    """Return whether BqTail takes an error, after tries of its own, for one that passes.
+
+    It reads the error's text, in which it finds lost connections and exceeded rates, but no status.
+    """
+    cause = error.cause if isinstance(error, RetryError) else error
+    reasons = [each.get("reason") for each in getattr(cause, "errors", ())]
+    return not isinstance(cause, GoogleAPIError) or "rateLimitExceeded" in reasons
 
 
 def _once_for_each_job(tell: Callable[[TraceBody], str]) -> Callable[[TraceBody], str]:

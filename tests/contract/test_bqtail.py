@@ -402,15 +402,27 @@ def test_a_window_whose_rule_is_unknown_is_dropped_without_loading(deploy, contr
     assert bqtail.account().ok
 
 
-def test_a_window_whose_load_cannot_be_submitted_is_dropped_and_leaves_its_trace(deploy, control):
+@pytest.mark.parametrize("status", [400, 403, 404, 500, 503])
+def test_a_window_whose_load_cannot_be_submitted_is_dropped_and_leaves_its_trace(deploy, control, status, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENTLY", module._PATIENTLY.with_timeout(0.2))
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
     control.advance(UNTIL_LISTED)
-    control.add_fault("bigquery.jobs.insert", "status", status=400, times=1)
+    control.add_fault("bigquery.jobs.insert", "status", status=status)
     hand.fire(file.window)
     assert bqtail.step() == 1 and hand.arrived() == []
     assert len(hand.waiting("_load--dispatch")) == 1
     assert f"window {file.window}" in only(bqtail.account().dropped) and bqtail.account().missing == 1
+
+
+def test_a_window_whose_load_was_refused_for_being_too_fast_waits(deploy, control):
+    bqtail, hand = deploy()
+    file = bqtail.put_file("ds.t")
+    control.advance(UNTIL_LISTED)
+    control.add_fault("bigquery.jobs.insert", "status", status=403, reason="rateLimitExceeded", times=5)
+    hand.fire(file.window)
+    assert [bqtail.step() for _ in range(6)] == [0, 0, 0, 0, 0, 1]
+    assert bqtail.account().dropped == ()
 
 
 def test_a_file_whose_load_failed_and_which_is_loaded_later_is_loaded_once(deploy, control):

@@ -17,11 +17,18 @@ from world import SOFT_DELETE, TASKS, World
 from bqdispatch_provider.testing.bqtail import BqTailSettings, Rule, StandInBqTail
 
 ONE_FOLDER, MANY_FOLDERS = "one folder", "many folders"
-KNOWN, NEW, KNOWN_THEN_NEW, NEW_THEN_KNOWN = "known folder", "new folder", "known, then new", "new, then known"
-KINDS = (
-    (ONE_FOLDER, KNOWN),
-    *((MANY_FOLDERS, late) for late in (KNOWN, NEW, KNOWN_THEN_NEW, NEW_THEN_KNOWN)),
-)
+KNOWN, KNOWN_TOO, NEW = "known folder", "known folder, not the source's", "new folder"
+KNOWN_THEN_NEW, NEW_THEN_KNOWN = "known, then new", "new, then known"
+FOLDERS = {
+    KNOWN: [("known", "f1")],
+    KNOWN_TOO: [("known", "f2")],
+    NEW: [("new", "f3")],
+    KNOWN_THEN_NEW: [("known", "f1"), ("new", "f3")],
+    NEW_THEN_KNOWN: [("new", "f3"), ("known", "f2")],
+}
+"""By kind of a late event, the files whose events come late, in their order, and the folder of each. The first window's
+source lies in f1; a window of many folders knows f2 by a ``.loc`` object."""
+KINDS = ((ONE_FOLDER, KNOWN), *((MANY_FOLDERS, late) for late in FOLDERS))
 DELAYS = {5: "+5 s", 90: "+90 s", 30 * 60: "+30 min", 20 * 3600: "+20 h"}
 RUNNING, LOADED, FAILED, DROPPED = FIRSTS = ("running", "loaded", "failed", "dropped")
 
@@ -218,13 +225,7 @@ class Trial:
         if self.cell.rule == MANY_FOLDERS:
             self.control.advance(1.2)
             self.files["second"] = put(self.DEST, folder="f2")
-        known = "f2" if self.cell.rule == MANY_FOLDERS else "f1"
-        late = {
-            KNOWN: [("known", known)],
-            NEW: [("new", "f3")],
-            KNOWN_THEN_NEW: [("known", known), ("new", "f3")],
-            NEW_THEN_KNOWN: [("new", "f3"), ("known", known)],
-        }[self.cell.late]
+        late = FOLDERS[self.cell.late]
         for name, folder in late:
             self.files[name] = put(self.DEST, folder=folder, event_delay=None)
         return [self.files[name] for name, _ in late]
