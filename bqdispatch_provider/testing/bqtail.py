@@ -96,6 +96,9 @@ LISTING_DELAY_S = 7
 MAX_TRIES = 4
 """Tries after which BqTail moves a delivered trace out of the way."""
 
+REPLAYED = ("backendError", "internalError")
+"""Reasons of a failed load for which BqTail loads the same files again, as the chain of another event."""
+
 _LISTED = "items(name,generation,timeCreated,updated),nextPageToken"
 _PATIENTLY = Retry(initial=0.1, maximum=2.0, timeout=30.0)
 _ON_A_FAULT = Retry(
@@ -127,6 +130,7 @@ class BqTailSettings:
     :param pending_ms: least and most milliseconds for which a job is PENDING; ``None``: as BigQuery has it.
     :param running_ms: least and most milliseconds for which it is RUNNING; ``None``: as BigQuery has it.
     :param failing: share of the jobs with a trace that end in an error, 0 to 1.
+    :param failing_by: the reason of that error.
     :param seed: the same seed gives the same job the same durations and the same end.
     :param delay_s: seconds between seeing an object in the trigger bucket and handling it.
     :param workers: how many objects are handled at one time.
@@ -150,6 +154,7 @@ class BqTailSettings:
     pending_ms: tuple[int, int] | None = None
     running_ms: tuple[int, int] | None = None
     failing: float = 0.0
+    failing_by: str = "invalid"
     seed: int = 0
     delay_s: float = 0.0
     workers: int = 1
@@ -525,7 +530,7 @@ class StandInBqTail:
             return False
         elif failure and trace.is_load:
             self._ledger.load_ended(trace, failed=True)
-            self._recover(trace)
+            self._recover(trace, failure.get("reason"))
         elif failure:
             text = f"{trace.action} job {trace.job_id} failed: {failure.get('message') or failure.get('reason')}"
             self._run_actions(trace, trace.on_failure, text, failed=True)
@@ -535,8 +540,14 @@ class StandInBqTail:
         self._ledger.trace_arrived(trace)
         return True
 
-    def _recover(self, trace: TraceBody) -> None:
-        """Load again without the files that are corrupt; without any such, or others, the chain ends."""
+    def _recover(self, trace: TraceBody, reason: str | None) -> None:
+        """Load again without the files that are corrupt, or all under another ID when BigQuery itself had failed.
+
+        Otherwise the chain ends, and the files stay where they are.
+        """
+        if reason in REPLAYED:
+            self._submit(trace.replay(self._ledger.new_event_id()))
+            return
         corrupt = [uri for uri in trace.sources if uri in self._corrupt]
         for uri in corrupt:
             bucket, name = _split(uri)
@@ -638,7 +649,7 @@ class StandInBqTail:
         if traced:
             labels[TRACE_LABEL] = "1"
             if chance.random() < self.settings.failing:
-                labels["standin-error"] = "invalid"
+                labels["standin-error"] = self.settings.failing_by
         return labels
 
     def _job_status(self, trace: TraceBody) -> dict[str, Any]:

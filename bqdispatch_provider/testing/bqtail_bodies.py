@@ -298,17 +298,34 @@ class TraceBody:
 
         :param sources: the files that are left.
         """
-        action = {name: deepcopy(value) for name, value in self.document.items() if name != "Job"}
-        number = sum(1 for _ in _all_actions(action))
+        action = self._counting_on()
         left, gone = set(sources), set(self.sources) - set(sources)
         for each in _all_actions(action):
-            if "Meta" in each and each is not action:
-                each["Meta"] |= {key: each["Meta"][key] + number for key in ("Step", "StepCount")}
             if each["Action"] == "delete" and gone & set(each["Request"]["URLs"]):
                 each["Request"]["URLs"] = [url for url in each["Request"]["URLs"] if url in left]
         action["Action"] = "reload"
         action["Meta"] |= {"Action": "reload", "Step": self.step + 2}
         action["Request"]["SourceUris"] = list(sources)
+        return action
+
+    def replay(self, event_id: str) -> Document:
+        """Return the action that loads the same files again under another ID, into the same table.
+
+        :param event_id: the ID.
+        """
+        action = self._counting_on()
+        for each in _all_actions(action):
+            if "Meta" in each:
+                each["Meta"]["EventID"] = event_id
+        return action
+
+    def _counting_on(self) -> Document:
+        """Return the action anew, its steps numbered after all of those that it had."""
+        action = {name: deepcopy(value) for name, value in self.document.items() if name != "Job"}
+        number = sum(1 for _ in _all_actions(action))
+        for each in _all_actions(action):
+            if "Meta" in each:
+                each["Meta"] |= {key: each["Meta"][key] + number for key in ("Step", "StepCount")}
         return action
 
 

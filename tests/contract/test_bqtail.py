@@ -638,6 +638,23 @@ def test_corrupt_files_are_moved_away_and_the_others_loaded_again(deploy, contro
     assert hand.tasks.blob(f"BqTail/Journal/corrupted/{bad.name}").exists()
 
 
+def test_a_load_that_bigquery_failed_is_submitted_again_under_another_id(deploy):
+    bqtail, hand = deploy(window_s=0, failing=1.0, failing_by="backendError")
+    file = bqtail.put_file("ds.t")
+    written = json.loads(hand.read(only(hand.waiting())))["Job"]["configuration"]["load"]["destinationTable"]
+    bqtail.settings = replace(bqtail.settings, failing=0.0)
+    hand.move(only(hand.waiting()))
+    bqtail.step()
+    again = only(hand.waiting())
+    name = TraceName.parse(again)
+    assert (name.event_id != file.event_id, name.step > 5, name.action) == (True, True, "load")
+    assert json.loads(hand.read(again))["Job"]["configuration"]["load"]["destinationTable"] == written
+    hand.move_all_until_done(bqtail)
+    account = bqtail.account()
+    assert account.ok and list(account.loads.values()) == [1] and account.failed == 0
+    assert [job.chain for job in account.jobs] == [file.event_id, *[name.event_id] * 4]
+
+
 def test_without_other_files_a_corrupt_one_is_not_loaded_again(deploy):
     bqtail, hand = deploy(window_s=0)
     bqtail.put_file("ds.t", corrupt=True)

@@ -30,7 +30,8 @@ FOLDERS = {
 source lies in f1; a window of many folders knows f2 by a ``.loc`` object."""
 KINDS = ((ONE_FOLDER, KNOWN), *((MANY_FOLDERS, late) for late in FOLDERS))
 DELAYS = {5: "+5 s", 90: "+90 s", 30 * 60: "+30 min", 20 * 3600: "+20 h"}
-RUNNING, LOADED, FAILED, DROPPED = FIRSTS = ("running", "loaded", "failed", "dropped")
+RUNNING, LOADED, FAILED, RETRIED, DROPPED = FIRSTS = ("running", "loaded", "failed", "retried", "dropped")
+"""``failed``: for good, its files stay. ``retried``: BqTail has loaded them again under an event ID of its own."""
 
 ONCE, BADLY, NAMED, DOUBLED, LOST = "once", "failed", "named", "DOUBLED", "LOST"
 """What becomes of a file: loaded once; its only load failed, as BqTail says itself; an error of a report names it or
@@ -192,7 +193,8 @@ class Trial:
             then=("delete", "notify") if cell.deletes else ("notify",),
             pending_ms=(0, 0),
             running_ms=(lasts_ms, lasts_ms),
-            failing=1.0 if cell.first == FAILED else 0.0,
+            failing=1.0 if cell.first in (FAILED, RETRIED) else 0.0,
+            failing_by="backendError" if cell.first == RETRIED else "invalid",
         )
         self.bqtail = StandInBqTail(self.world.client, requests.Session(), url, settings)
         self.files = {}
@@ -278,7 +280,9 @@ class Trial:
         status = self.world.session.get(url, params={"location": job.location}).json()["status"]
         if status["state"] != "DONE":
             return RUNNING
-        return FAILED if "errorResult" in status else LOADED
+        if "errorResult" not in status:
+            return LOADED
+        return RETRIED if len(account.jobs) > 1 else FAILED
 
     def _became(self, file, kinds, account):
         kind = kinds.get(file.name)

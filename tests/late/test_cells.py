@@ -72,7 +72,7 @@ def test_the_first_firing_is_where_its_cell_says_when_the_event_comes(trial, del
 
 
 def test_there_is_a_cell_for_each_case():
-    assert len(CELLS) == len(set(CELLS)) == 192
+    assert len(CELLS) == len(set(CELLS)) == 240
 
 
 def test_a_file_whose_event_finds_the_fired_window_is_lost(trial):
@@ -132,5 +132,5 @@ def test_the_table_has_a_row_for_each_kind_and_delay(trial):
     result = trial(MANY_FOLDERS, NEW, FIVE_SECONDS, True, LOADED, dispatch=Simple(120))
     lines = table([result])
     assert len(lines) == 2 + 24 and len({line.count("|") for line in lines}) == 1
-    assert "| many folders | new folder | +5 s |  |  | LOST |  |  |  |  |  |" in lines
+    assert "| many folders | new folder | +5 s |  |  | LOST |  |  |  |  |  |  |  |" in lines
     assert totals([result]) == "0 in which a file was loaded twice, 1 in which a file was lost"
