@@ -29,9 +29,9 @@ from rich.text import Text
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.pools import pools_of
-from bqdispatch_provider.testing.bqtail import TRACE_LABEL, Account, BqTailSettings, DataFile, StandInBqTail
+from bqdispatch_provider.testing.bqtail import Account, BqTailSettings, DataFile, Rule, StandInBqTail
 from bqdispatch_provider.testing.live import LiveAirflow
-from bqdispatch_provider.testing.standin import StandIn, StandInControl
+from bqdispatch_provider.testing.standin import StandIn
 
 PROJECT, TRIGGER, OPS = "demo-project", "demo_project_bqtail", "demo-ops"
 DOCUMENT = {
@@ -42,7 +42,19 @@ DOCUMENT = {
     "MaxConcurrentSQL": 5,
     "MaxConcurrentJobs": 3,
 }
-TABLES = ("sales.orders", "sales.returns", "web.clicks", "web.sessions")
+TABLES = {
+    "sales.orders": "one folder a window",
+    "sales.returns": "one folder a window",
+    "web.clicks": "loads run in another project",
+    "web.sessions": "many folders a window",
+}
+LOADS_ELSEWHERE = "demo-loads"
+RULES = {
+    "web.clicks": Rule(transient_project=LOADS_ELSEWHERE),
+    "web.sessions": Rule(multi_path=True),
+}
+LATE_S = 40.0
+"""Longer than a window waits to be fired: then comes the event of a folder's first file, now and then."""
 FIRST_EVENTS = 60
 _PATIENCE_S = 900.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -120,10 +132,18 @@ class _Feed:
 
     def run(self) -> None:
         while not self.stopped.is_set() and (self.number is None or len(self.landed) < self.number):
-            self.landed.append(self.bqtail.put_file(TABLES[len(self.landed) % len(TABLES)]))
+            self.landed.append(self._put_file(len(self.landed)))
             if len(self.landed) % 20 == 0:
                 self.bqtail.late_event(self.landed[-10])
             self.stopped.wait(self.every_s)
+
+    def _put_file(self, number: int) -> DataFile:
+        dest = tuple(TABLES)[number % len(TABLES)]
+        if dest not in RULES or not RULES[dest].multi_path:
+            return self.bqtail.put_file(dest)
+        if number % 24 == 19:  # a folder of which nobody has heard when its window is fired
+            return self.bqtail.put_file(dest, folder=f"late-{number}", event_delay=LATE_S)
+        return self.bqtail.put_file(dest, folder=f"part-{number // len(TABLES) % 2}")
 
 
 class _Demo:
@@ -164,14 +184,13 @@ class _Demo:
         self._held.enter_context(self._cloud)
         # For the clients of this process, and by inheritance for Airflow's.
         os.environ["STORAGE_EMULATOR_HOST"] = os.environ["BIGQUERY_EMULATOR_HOST"] = self._cloud.url
-        self._control = StandInControl(self._cloud.url)
         self._client = Client(
             project=PROJECT, credentials=AnonymousCredentials(), client_options={"api_endpoint": self._cloud.url}
         )
         for bucket in (OPS, TRIGGER):
             self._client.create_bucket(bucket)
         settings = BqTailSettings.for_dispatcher(
-            self._config, window_s=15, pending_ms=(100, 500), running_ms=(500, 2500)
+            self._config, window_s=15, pending_ms=(100, 500), running_ms=(500, 2500), rules=RULES
         )
         self._bqtail = StandInBqTail(self._client, requests.Session(), self._cloud.url, settings)
         self._in_background(lambda: self._bqtail.run(self._stopped))
@@ -235,7 +254,6 @@ class _Demo:
         return counters.finished >= FIRST_EVENTS and reported >= counters.dispatched + counters.batches
 
     def _settle(self, account: Account) -> int:
-        peaks = self._control.peaks(TRACE_LABEL).get(PROJECT, {})
         wanted = {"sql": self._config.max_concurrent_sql, "jobs": self._config.max_concurrent_jobs}
         console.print(
             f"\nThe account. An event is a data file that landed. {len(account.chains)} windows gathered them; each\n"
@@ -243,11 +261,12 @@ class _Demo:
             highlight=False,
         )
         console.print(account.table())
+        console.print(_by_table(account))
         within = True
-        for group, limit in wanted.items():
-            most = peaks.get(group, 0)
-            within = within and most <= limit
-            console.print(f"most {group} at one time: {most}, limit {limit}")
+        for project, peaks in account.peaks.items():
+            for group, limit in wanted.items():
+                within = within and peaks[group] <= limit
+                console.print(f"most {group} at one time in {project}: {peaks[group]}, limit {limit}")
         errors = [error for report in self._reports.values() for error in report["Errors"]]
         for error in errors:
             console.print(Text(f"error: {error}", style="red"))
@@ -299,6 +318,19 @@ class _Demo:
             table.add_column(name, justify="right")
         table.add_row(*(f"{number:,}" for number in figures.values()))
         return Group(table, Text("Ctrl-C stops it.", style="dim"))
+
+
+def _by_table(account: Account) -> Table:
+    """Return what became of each table's files, by its rule."""
+    table = Table("table", "rule", "files loaded", "loads", "in project", title="by table")
+    dests = {chain.event_id: chain.dest for chain in account.chains}
+    loads = [(dests[job.chain], job.project) for job in account.jobs if job.kind == "load" and job.accepted]
+    for dest, rule in TABLES.items():
+        files = sum(len(chain.files) for chain in account.chains if chain.dest == dest)
+        projects = sorted({project for each, project in loads if each == dest})
+        number = sum(each == dest for each, _ in loads)
+        table.add_row(dest, rule, f"{files:,}", f"{number:,}", ", ".join(projects))
+    return table
 
 
 if __name__ == "__main__":
