@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 
 _FIRST = 0.2
 _LONGEST = 8.0
@@ -82,3 +83,48 @@ class Pace:
             if refused and now >= self._told:  # what was under way when it was told first says nothing new
                 self.rate = max(self._floor, self.rate * (1 - max(_SLOWER, 0.9 * refused / calls)))
                 self._told = now + _AT_ONCE
+
+
+SAME_NAME_S = 1.0
+"""Seconds between two changes of one object name (Cloud Storage, "Quotas & limits": writes to the same name)."""
+
+_FEW_REFUSED = 0.05
+
+
+def too_many(refused: int, calls: int) -> bool:
+    """Return whether refusals say that a bucket takes fewer writes, and not that a few names were changed too often.
+
+    Cloud Storage answers both with the same 429.
+
+    :param refused: calls of a batch that were answered with 429.
+    :param calls: calls that the batch began with, also when only those that were refused are tried again.
+    """
+    return refused > 1 and refused > _FEW_REFUSED * calls
+
+
+class NameRest:
+    """The calls of a batch whose names were changed less than a second ago; they wait, and all others go on."""
+
+    def __init__(self) -> None:
+        self._until: dict[int, float] = {}
+
+    def rest(self, calls: Sequence[int]) -> None:
+        """Let calls wait for as long as a name cannot be changed again.
+
+        :param calls: their positions in the batch.
+        """
+        if calls:
+            # Spread, so that two processes that change one name do not meet again and again.
+            until = time.monotonic() + SAME_NAME_S * random.uniform(1.0, 1.25)  # noqa: S311  (spreads load)
+            self._until.update(dict.fromkeys(calls, until))
+
+    def due(self, calls: Sequence[int]) -> list[int]:
+        """Return the calls that may be made now; wait first if all of them have to.
+
+        :param calls: positions in the batch.
+        """
+        now = time.monotonic()
+        begin = min((self._until.get(each, now) for each in calls), default=now)
+        if begin > now:
+            time.sleep(begin - now)
+        return [each for each in calls if self._until.get(each, now) <= max(begin, now)]

@@ -28,7 +28,7 @@ from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
-from bqdispatch_provider.courtesy import Courtesy, Pace
+from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import in_one_line, in_words
 
@@ -402,18 +402,25 @@ class TaskStore:
             raise ValueError(f"{len(calls)} calls in one batch; Cloud Storage takes {BATCH_SIZE}")
         results = [Result(0)] * len(calls)
         left = list(range(len(calls)))
+        names = NameRest()
 
         def attempt() -> None:
+            due = names.due(left)
             self._courtesy.wait()
             pace = None if into is None else self._paces[into.name]
             if pace is not None:
-                pace.take(len(left))
-            for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
+                pace.take(len(due))
+            for index, result in zip(due, self._once([calls[index] for index in due]), strict=True):
                 results[index] = result
-            busy = sum(results[index].status in (429, 503) for index in left)
-            self._courtesy.note(busy=bool(left) and 2 * busy > len(left))
+            refused = [index for index in due if results[index].status == 429]
+            busy = sum(results[index].status == 503 for index in due)
+            if too_many(len(refused), len(calls)):
+                busy += len(refused)
+            else:
+                names.rest(refused)
+            self._courtesy.note(busy=2 * busy > len(due))
             if pace is not None:
-                pace.note(len(left), busy)
+                pace.note(len(due), busy)
             left[:] = [index for index in left if results[index].status in retried]
             if left:
                 log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])
