@@ -6,7 +6,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 _FIRST = 0.2
 _LONGEST = 8.0
@@ -102,29 +105,29 @@ def too_many(refused: int, calls: int) -> bool:
     return refused > 1 and refused > _FEW_REFUSED * calls
 
 
-class NameRest:
-    """The calls of a batch whose names were changed less than a second ago; they wait, and all others go on."""
+class NameRest(Generic[K]):
+    """What changes an object name waits until a second after the last change of that name; all else goes on.
+
+    Keys stand for names: URLs, or positions in a batch.
+    """
 
     def __init__(self) -> None:
-        self._until: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._until: dict[K, float] = {}
 
-    def rest(self, calls: Sequence[int]) -> None:
-        """Let calls wait for as long as a name cannot be changed again.
+    def rest(self, keys: Sequence[K]) -> None:
+        """Note that names were changed a moment ago, or are known to have been by a refusal."""
+        with self._lock:
+            now = time.monotonic()
+            self._until = {key: until for key, until in self._until.items() if until > now}
+            self._until.update(dict.fromkeys(keys, now + SAME_NAME_S))
 
-        :param calls: their positions in the batch.
-        """
-        if calls:
-            # Spread, so that two processes that change one name do not meet again and again.
-            until = time.monotonic() + SAME_NAME_S * random.uniform(1.0, 1.25)  # noqa: S311  (spreads load)
-            self._until.update(dict.fromkeys(calls, until))
-
-    def due(self, calls: Sequence[int]) -> list[int]:
-        """Return the calls that may be made now; wait first if all of them have to.
-
-        :param calls: positions in the batch.
-        """
-        now = time.monotonic()
-        begin = min((self._until.get(each, now) for each in calls), default=now)
+    def due(self, keys: Sequence[K]) -> list[K]:
+        """Return those whose names may be changed now; wait first if none may be."""
+        with self._lock:
+            now = time.monotonic()
+            until = [self._until.get(key, now) for key in keys]
+        begin = max(now, min(until, default=now))
         if begin > now:
             time.sleep(begin - now)
-        return [each for each in calls if self._until.get(each, now) <= max(begin, now)]
+        return [key for key, end in zip(keys, until, strict=True) if end <= begin]

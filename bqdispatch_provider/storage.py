@@ -147,6 +147,7 @@ class TaskStore:
         self._batches = True
         self._courtesy = Courtesy()
         self._paces: defaultdict[str, Pace] = defaultdict(lambda: Pace(most_writes or _ANY_RATE, _LEAST_WRITES))
+        self._names: NameRest[str] = NameRest()
         self._settings: Mapping[str, Any] | None = None
         self._lists_soft_deleted = True
         self._clock: tuple[float, float] | None = None
@@ -402,7 +403,7 @@ class TaskStore:
             raise ValueError(f"{len(calls)} calls in one batch; Cloud Storage takes {BATCH_SIZE}")
         results = [Result(0)] * len(calls)
         left = list(range(len(calls)))
-        names = NameRest()
+        names: NameRest[int] = NameRest()
 
         def attempt() -> None:
             due = names.due(left)
@@ -461,7 +462,7 @@ class TaskStore:
         return read_object(url, self._client)
 
     def write_json(self, url: str, document: Any, *, replaces: int | None = None) -> int:
-        """Write a JSON document, and give its generation.
+        """Write a JSON document, and give its generation; wait before a name that was just changed here.
 
         :param replaces: the generation that it is to take the place of, 0 for none; another one that is there stays as
             it is, which is a failed precondition; by default whatever is there is replaced.
@@ -471,7 +472,9 @@ class TaskStore:
         text = json.dumps(document, indent=1, ensure_ascii=False)
         blob = bucket.blob(name)
         upload = _RETRY(blob.upload_from_string)
+        self._names.due([url])
         upload(text, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
+        self._names.rest([url])
         return int(blob.generation)
 
     def claim(self, url: str, document: Mapping[str, Any], every: timedelta) -> int | None:
@@ -499,11 +502,12 @@ class TaskStore:
             yield from (f"gs://{bucket.name}/{item['name']}" for item in page.get("items", ()))
 
     def remove(self, url: str, generation: int | None = None) -> None:
-        """Delete an object that this project wrote; one that is gone is fine.
+        """Delete an object that this project wrote; one that is gone is fine. Wait if it was written just now.
 
         :param generation: delete this one alone, and let another one be.
         """
         bucket, name = place(self._client, url, folder=False)
+        self._names.due([url])
         try:
             bucket.delete_blob(name, if_generation_match=generation, timeout=_TIMEOUT, retry=_RETRY)
         except (NotFound, PreconditionFailed):

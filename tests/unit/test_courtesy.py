@@ -130,8 +130,9 @@ def test_a_name_rests_for_a_second_while_the_others_go_on(clock):
     assert names.due([0, 1, 2]) == [0, 1, 2]
     names.rest([1])
     assert (names.due([0, 1]), clock.slept) == ([0], 0)
+    clock.now += 0.25
     assert names.due([1]) == [1]
-    assert 1.0 <= clock.slept <= 1.25
+    assert clock.slept == pytest.approx(0.75)
 
 
 def test_names_that_rest_until_different_times_go_on_one_after_the_other(clock):
@@ -140,9 +141,17 @@ def test_names_that_rest_until_different_times_go_on_one_after_the_other(clock):
     clock.now += 0.5
     names.rest([1])
     assert names.due([0, 1]) == [0]
-    assert names.due([0, 1]) == [0]
+    assert clock.slept == pytest.approx(0.5)
     assert names.due([1]) == [1]
-    assert clock.slept == pytest.approx(1.25 + 0.5 - 0.5)
+    assert clock.slept == pytest.approx(1.0)
+
+
+def test_only_names_that_rest_are_remembered(clock):
+    names = courtesy.NameRest()
+    for number in range(100):
+        names.rest([number])
+        clock.now += 0.5
+    assert len(names._until) == 2
 
 
 def test_no_calls_are_due_at_once(clock):
