@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from google.api_core.exceptions import PreconditionFailed
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.model import (
     CLAIMED,
     CREATED,
@@ -54,7 +55,7 @@ from bqdispatch_provider.planning import (
     target_of,
 )
 from bqdispatch_provider.quarantine import NOTE, note_of
-from bqdispatch_provider.storage import BATCH_SIZE, ONE_CHANGE_S, STORAGE_ERRORS, Result, Stamp, TaskStore
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, Result, Stamp, TaskStore
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _claim_of(owner: str, since: datetime) -> dict[str, str]:
 
 def _wait_for_change(moves: Sequence[_Move]) -> None:
     """Wait until the sources may be changed again: a name takes one change a second (Cloud Storage, "Quotas")."""
-    pause = max((move.changed for move in moves), default=-math.inf) + ONE_CHANGE_S - time.monotonic()
+    pause = max((move.changed for move in moves), default=-math.inf) + SAME_NAME_S - time.monotonic()
     if pause > 0:
         time.sleep(pause)
 
