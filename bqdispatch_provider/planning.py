@@ -76,6 +76,9 @@ JOBS_KEPT = timedelta(days=175)
 MAX_OBJECT_NAME_BYTES = 1024
 """Bytes that the name of an object may have (Cloud Storage, "Object names")."""
 
+_LONGEST_ENDING = f".{2**63 - 1}.gone-99999"
+"""What is the longest that stands behind a window's name in the ledger."""
+
 
 def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Listing:
     """Sort the task folder's objects by kind (docs/protocol.md, "Objects in the task folder").
@@ -537,8 +540,10 @@ def entry_name(window: str, generation: int, what: str, task_url: str) -> str:
     :returns: path below the task folder.
     """
     folder = task_url.removeprefix("gs://").partition("/")[2].strip("/")
-    minute, ending = LedgerName.folder(WindowName.parse(window).end), f".{generation}.{what}"
-    return f"{minute}{cut(window, MAX_OBJECT_NAME_BYTES - len(f'{folder}/{minute}{ending}'.encode()))}{ending}"
+    minute = LedgerName.folder(WindowName.parse(window).end)
+    # The same for all generations, and whatever was done: by its name all that is said of a window is found.
+    room = MAX_OBJECT_NAME_BYTES - len(f"{folder}/{minute}{_LONGEST_ENDING}".encode())
+    return f"{minute}{cut(window, room)}.{generation}.{what}"
 
 
 def marker_name(window: str, generation: int, task_url: str) -> str:
