@@ -76,6 +76,9 @@ JOBS_KEPT = timedelta(days=175)
 MAX_OBJECT_NAME_BYTES = 1024
 """Bytes that the name of an object may have (Cloud Storage, "Object names")."""
 
+_LONGEST_ENDING = f".{2**63 - 1}.gone-99999"
+"""What is the longest that stands behind a window's name in the ledger."""
+
 
 def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Listing:
     """Sort the task folder's objects by kind (docs/protocol.md, "Objects in the task folder").
@@ -118,7 +121,8 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
             stored,
             parsed,
             parsed.dest_project or project,
-            sentinels.pop(stored.name, None),
+            # Whoever has put it back has decided that it is fired, whatever the Go dispatcher says.
+            None if REPLAYED in stored.metadata else sentinels.pop(stored.name, None),
             tuple(locations.pop(stored.name, ())),
         )
         for stored, parsed in windows
@@ -183,8 +187,9 @@ def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
 def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only = EVERYTHING) -> Plan:
     """Decide what is dispatched, held back or set aside.
 
-    Per project, events dispatched plus jobs active never pass the limits; the oldest go first; where each object
-    ends does not depend on the order of the listing (docs/protocol.md, "Configuration document").
+    Per project, events dispatched plus jobs active never pass the limits. Firings that somebody has begun go first,
+    then the oldest. Where each object ends does not depend on the order of the listing (docs/protocol.md,
+    "Configuration document").
 
     :param snapshot: what lies in the task folder, and how the jobs stand.
     :param config: the limits, how long fired windows are kept, and how long a trace may wait for an unknown job.
@@ -206,9 +211,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         planning.window(window, keep)
     for firing in snapshot.abandoned:
         planning.take_over(firing)
-    taken_over = {candidate.event.key for candidate in planning.candidates}
+    candidates = {candidate.event.key for candidate in planning.candidates}
     for firing in snapshot.open:
-        if firing.key not in taken_over:
+        if firing.key not in candidates:
             planning.active[firing.project, False] += 1
     active = dict(planning.active)
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
@@ -443,14 +448,18 @@ class _Planning:
     def take_over(self, firing: OpenFiring) -> None:
         """Fire a window that is gone, since whoever had claimed it went away."""
         name = WindowName.parse(firing.window)
-        verdict = self.seen.verdicts.get(firing.key)
+        verdict, load = self.seen.verdicts.get(firing.key), self.seen.loads.get(firing.key)
         project = name.dest_project or self.project
-        if verdict is not None and verdict.late is Late.WAIT:
+        had_returned = bool(self.seen.firings.get(firing.window, {}).keys() - {firing.generation})
+        if firing.window in self.seen.hidden:
+            self._refuse(f"window {firing.window!r} waits: {self.seen.hidden[firing.window]}")
+        elif (had_returned and (verdict is None or verdict.late is Late.WAIT)) or (load is None and self.limited):
             self._wait(project, "Pending", BATCH_JOBS)
         elif verdict is not None and verdict.late is not Late.FIRE:
             self._refuse(f"window {firing.window!r} was claimed, and must not be fired: {verdict.reason}")
+        elif load is not None and load.project in self.seen.errors:
+            self.outcomes[Outcome.ERROR] += 1
         else:
-            load = self.seen.loads.get(firing.key)
             event = Event(
                 firing.window,
                 firing.generation,
@@ -483,10 +492,14 @@ class _Planning:
             self.candidates.append(candidate)
 
     def dispatch(self, max_sql: int, max_jobs: int) -> None:
-        for candidate in sorted(self.candidates, key=lambda candidate: candidate.key):
+        begun = {firing.key for firing in self.seen.open}
+        begun |= {candidate.event.key for candidate in self.candidates if candidate.event.claimed}
+        # What somebody has begun to fire goes first, and takes a place even if it has to wait: it may be delivered.
+        for candidate in sorted(self.candidates, key=lambda each: (each.event.key not in begun, each.key)):
             is_sql = candidate.lane is Lane.SQL
             limit = max_sql if is_sql else max_jobs
             if limit and self.active[candidate.project, is_sql] >= limit:
+                self.active[candidate.project, is_sql] += candidate.event.key in begun
                 self.outcomes[Outcome.THROTTLED] += 1
                 self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.counter] += 1
@@ -544,8 +557,10 @@ def entry_name(window: str, generation: int, what: str, task_url: str) -> str:
     :returns: path below the task folder.
     """
     folder = task_url.removeprefix("gs://").partition("/")[2].strip("/")
-    minute, ending = LedgerName.folder(WindowName.parse(window).end), f".{generation}.{what}"
-    return f"{minute}{cut(window, MAX_OBJECT_NAME_BYTES - len(f'{folder}/{minute}{ending}'.encode()))}{ending}"
+    minute = LedgerName.folder(WindowName.parse(window).end)
+    # The same for all generations, and whatever was done: by its name all that is said of a window is found.
+    room = MAX_OBJECT_NAME_BYTES - len(f"{folder}/{minute}{_LONGEST_ENDING}".encode())
+    return f"{minute}{cut(window, room)}.{generation}.{what}"
 
 
 def marker_name(window: str, generation: int, task_url: str) -> str:
