@@ -47,7 +47,7 @@ from bqdispatch_provider.model import (
     counter_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
-from bqdispatch_provider.names import INTENTS, UNDECIDED, TraceName, WindowName, in_one_line, in_words
+from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, WindowName, in_one_line, in_words
 from bqdispatch_provider.planning import GONE_FOR, classify, limits, overdue, plan, returned, unfired
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
@@ -296,7 +296,7 @@ class Dispatcher:
         if findings and limited:
             hidden |= dict.fromkeys((window.object.name for window in listing.windows), findings[0])
         sighting = looking.result()
-        opened = self._firings.look(noted.windows, listing, firings, limited=limited)
+        opened = self._firings.look(noted.windows, listing, firings, sighting.jobs, limited=limited)
         waiting = [
             window
             for window in listing.windows
@@ -499,14 +499,17 @@ class Dispatcher:
         What was planned in another task has waited for this one, and for a pool: another dispatcher may have filled the
         limit meanwhile.
         """
-        active: Mapping[tuple[str, bool], int] | None = None
+        seen: Snapshot | None = None
+        active: Mapping[tuple[str, bool], int] = {}
         room: dict[tuple[str, bool], int] = {}
         for share in shares:
             if not share.limit or (self._plan is not None and share.planned == self._plan.now):
                 yield share
                 continue
             try:
-                active = self._active() if active is None else active
+                if seen is None:
+                    seen, _ = self._observe(self.listing())
+                    active = plan(seen, self.config, seen.listing.now, self._only).active
             except STORAGE_ERRORS as error:
                 said = f"the limits cannot be counted again, so {len(share.events)} events wait: {in_words(error)}"
                 self._error(report, said)
@@ -516,6 +519,9 @@ class Dispatcher:
             waiting: list[Event] = []
             for event in share.events:
                 key = (self._project_of(event), share.lane is Lane.SQL)
+                if key not in room and (why := seen.errors.get(key[0])) is not None:
+                    self._error(report, f"the jobs of project {key[0]!r} cannot be looked at, so it waits: {why}")
+                    room[key] = 0
                 room.setdefault(key, share.limit - active.get(key, 0))
                 room[key] -= 1
                 (fitting if room[key] >= 0 else waiting).append(event)
@@ -525,11 +531,6 @@ class Dispatcher:
             for event in waiting:
                 report.count(self._project_of(event), "Throttled", _counter_of(event))
             yield replace(share, events=tuple(fitting))
-
-    def _active(self) -> Mapping[tuple[str, bool], int]:
-        """How many places of each limit are taken now."""
-        snapshot, _ = self._observe(self.listing())
-        return plan(snapshot, self.config, snapshot.listing.now, self._only).active
 
     def _project_of(self, event: Event) -> str:
         if event.load is not None:
@@ -621,7 +622,7 @@ class Dispatcher:
         try:
             self._clean_up()
         except STORAGE_ERRORS as error:
-            log.warning("Old entries of the ledger are not deleted yet: %s", in_words(error))
+            self._error(report, f"old entries of the ledger {self._url(LEDGER)} are not deleted: {in_words(error)}")
         return report
 
     def _set_aside(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from bqdispatch_provider.intents import Intent
 from bqdispatch_provider.jobs import REFUSED, JobBoard
 from bqdispatch_provider.late import Evidence
-from bqdispatch_provider.model import Firing, Firings, Key, Listing, Load, OpenFiring, Quarantine
+from bqdispatch_provider.model import Firing, Firings, JobKey, Key, Listing, Load, OpenFiring, Quarantine
 from bqdispatch_provider.names import WindowName, as_job_id, in_words
 from bqdispatch_provider.planning import CLAIM_TIMEOUT, MIN_AGE, loads_seen
 from bqdispatch_provider.storage import STORAGE_ERRORS
@@ -68,20 +68,28 @@ class OpenFirings:
         self._listed = -_LIST_EVERY_S
 
     def look(
-        self, intents: Iterable[Intent], listing: Listing, firings: Mapping[str, Firings], *, limited: bool
+        self,
+        intents: Iterable[Intent],
+        listing: Listing,
+        firings: Mapping[str, Firings],
+        jobs: Collection[JobKey],
+        *,
+        limited: bool,
     ) -> Opened:
         """Find out how open firings stand.
 
         :param intents: that tell of them.
         :param listing: of the task folder.
         :param firings: what the ledger says of their windows, by name.
+        :param jobs: those of traces that were found: a trace alone does not prove that its job was submitted.
         :param limited: whether they count at a limit, so that their loads have to be looked for each time.
         """
         found = Opened()
         intents = list(intents)
         wanted = {firing.key: firing for intent in intents for firing in intent.firings}
         present = {window.key for window in listing.windows}
-        seen = self._seen(wanted, listing, firings, found, limited=limited)
+        traces = [trace for trace in listing.traces if trace.job in jobs]
+        seen = self._seen(wanted, replace(listing, traces=tuple(traces)), firings, found, limited=limited)
         closed: set[Key] = set()
         for key, firing in wanted.items():
             known = firings.get(key[0], {}).get(key[1])

@@ -27,10 +27,11 @@ from typing import Any
 
 from google.api_core.exceptions import NotFound
 
+from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.model import Event, Key, OpenFiring, StoredObject
 from bqdispatch_provider.names import INTENTS, WindowName, in_one_line, in_words
 from bqdispatch_provider.planning import CLAIM_TIMEOUT
-from bqdispatch_provider.storage import BATCH_SIZE, ONE_CHANGE_S, STORAGE_ERRORS, TaskStore
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ class Intents:
 
     def remove(self) -> None:
         """Delete the completed intents of this dispatcher that are older than a second; others later on."""
-        old = [key for key, at in self._completed.items() if time.monotonic() - at > ONE_CHANGE_S]
+        old = [key for key, at in self._completed.items() if time.monotonic() - at > SAME_NAME_S]
         for start in range(0, len(old), BATCH_SIZE):
             chunk = old[start : start + BATCH_SIZE]
             for key, result in zip(chunk, self._store.delete(chunk), strict=True):

@@ -22,7 +22,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 
 from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import Job, JobKey, Trace
-from bqdispatch_provider.names import TraceName, as_job_id, in_words
+from bqdispatch_provider.names import as_job_id, in_words
 from bqdispatch_provider.refusals import refused
 
 log = logging.getLogger(__name__)
@@ -353,7 +353,10 @@ class JobBoard:
         return {listed["jobReference"]["jobId"] for page in pages for listed in page.get("jobs", [])}
 
     def loads(self, project: str, dest: str, event_id: str, since: datetime, now: datetime) -> list[LoadJob]:
-        """The load jobs of a fired window, and those that BqTail has submitted in place of one that failed.
+        """The load of a fired window, and those that BqTail has submitted in its place since it failed, oldest first.
+
+        BqTail loads the files that are not corrupt again, and after an error of BigQuery's own it begins again with an
+        event that the window does not name: so what has taken the same files belongs to it.
 
         :param project: in which they run.
         :param dest: destination, as the window's name has it.
@@ -362,16 +365,17 @@ class JobBoard:
         :param now: the storage server's time.
         :raises google.api_core.exceptions.GoogleAPICallError: when that cannot be told.
         """
-        stem = f"{as_job_id(dest)}--{as_job_id(event_id)}_"
-        found = self._first_load(project, stem, since, now)
-        loads: list[LoadJob] = []
-        while found is not None:
-            loads.append(found)
-            if not found.job.error:
-                break
-            step = TraceName.parse(found.job_id).step + 1
-            found = self._load(JobKey(project, found.job.location, f"{stem}{step % 99999:05}_reload--dispatch"))
-        return loads
+        first = self._first_load(project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
+        if first is None or not first.job.error:
+            return [] if first is None else [first]
+        any_load = re.compile(rf"{re.escape(as_job_id(dest))}--.+_[0-9]{{5}}_(re)?load--dispatch")
+        found = [first]
+        for key, _ in self.seen(project, first.created):
+            if any_load.fullmatch(key.job_id) and key.job_id != first.job_id:
+                load = self._load(key)
+                if load is not None and load.created >= first.created and load.sources & first.sources:
+                    found.append(load)
+        return sorted(found, key=lambda load: load.created)
 
     def _first_load(self, project: str, stem: str, since: datetime, now: datetime) -> LoadJob | None:
         first = re.compile(rf"{re.escape(stem)}[0-9]{{5}}_load--dispatch")

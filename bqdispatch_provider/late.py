@@ -20,7 +20,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.jobs import REFUSED, JobBoard, LoadJob
 from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import Event, Firing, Firings, Key, Lane, Late, Listing, Load, StoredObject, Verdict
-from bqdispatch_provider.names import TraceName, WindowName, in_words
+from bqdispatch_provider.names import TraceName, WindowName, as_job_id, in_words
 from bqdispatch_provider.planning import GONE_FOR, other_target, target_of
 from bqdispatch_provider.storage import STORAGE_ERRORS, TaskStore
 
@@ -70,12 +70,14 @@ class Fate:
 
     :param waits: what has to be waited for; empty when all is over.
     :param loaded: URIs of the files that it has loaded.
+    :param tried: URIs of files that it was to load, and has not.
     :param unknown: why that cannot be told; empty when it can.
     :param gone: step of the last load that was seen, where it is seen now that nothing is on its way any more.
     """
 
     waits: str = ""
     loaded: frozenset[str] = frozenset()
+    tried: frozenset[str] = frozenset()
     unknown: str = ""
     gone: int | None = None
 
@@ -96,14 +98,15 @@ def judge(source: str, locations: Mapping[Key, str], fates: Iterable[Fate]) -> V
             return Verdict(Late.UNDECIDED, fate.unknown)
     loaded = frozenset[str]().union(*(fate.loaded for fate in fates))
     if not loaded:
-        return Verdict(Late.FIRE, "no earlier firing has loaded anything")
+        return Verdict(Late.FIRE, "no earlier firing has loaded anything", (), tuple(locations))
     if not source:
         return Verdict(Late.UNDECIDED, "its content does not say which file has come late")
     folders = {folder_of(uri) for uri in loaded}
     stale = tuple(key for key, folder in locations.items() if folder in folders)
     new = sorted(folder for folder in locations.values() if folder not in folders)
     if folder_of(source) not in folders:
-        return Verdict(Late.FIRE, f"no earlier firing has loaded from {folder_of(source)!r}", stale)
+        beside = tuple(key for key in locations if key not in stale)
+        return Verdict(Late.FIRE, f"no earlier firing has loaded from {folder_of(source)!r}", stale, beside)
     if new:
         return Verdict(
             Late.UNDECIDED,
@@ -156,6 +159,7 @@ class Evidence:
         self._ledger = ledger
         self._config = config
         self._threads = threads
+        self._again_url = f"gs://{config.trigger_bucket}/_load_"
         self._bodies: dict[Key, Body] = {}
         self._fates: dict[Key, Fate] = {}
 
@@ -256,10 +260,11 @@ class Evidence:
             why = body if isinstance(body, str) else "its content does not say by which event"
             return Fate(unknown=f"what was fired at {firing.fired:%Y-%m-%d %H:%M} UTC is not known: {why}")
         loads = self._loads(key, body.load, firing, listing.now)
-        if loads and loads[-1].job.state != "DONE":
-            return Fate(f"load {loads[-1].job_id!r} of its first firing is {loads[-1].job.state}")
-        if loads and not loads[-1].job.error:
-            return Fate(loaded=loads[-1].sources)
+        for load in loads:
+            if load.job.state != "DONE":
+                return Fate(f"load {load.job_id!r} of its first firing is {load.job.state}")
+        if good := [load.sources for load in loads if not load.job.error]:
+            return Fate(loaded=frozenset[str]().union(*good))
         # Nothing was loaded. What is still on its way moves from here to the jobs: so these are asked again at last.
         step = TraceName.parse(loads[-1].job_id).step if loads else 0
         if waits := self._on_its_way(key, body.load, loads[-1] if loads else None, listing):
@@ -271,10 +276,11 @@ class Evidence:
             return Fate("BqTail has taken it, and may be about to load it", gone=step)
         if listing.now - since <= GONE_FOR:
             return Fate(f"BqTail has taken it before {since:%H:%M:%S} UTC, and may be about to load it")
-        return Fate()
+        return Fate(tried=frozenset[str]().union(*(each.sources for each in loads)))
 
     def _loads(self, key: Key, load: Load, firing: Firing, now: datetime) -> list[LoadJob]:
-        return self._board.loads(load.project, WindowName.parse(key[0]).dest, load.event_id, firing.claimed, now)
+        dest = WindowName.parse(key[0]).dest
+        return self._board.loads(load.project, dest, load.event_id, firing.claimed, now)
 
     def _on_its_way(self, key: Key, load: Load, failed: LoadJob | None, listing: Listing) -> str:
         """Tell what BqTail is still to be given, or has not taken yet; empty: nothing."""
@@ -296,6 +302,9 @@ class Evidence:
             times = (failed.created, failed.created - _TRACE_BEFORE)
             events = [Event(trace.name, 0, created) for created in times]
             targets = list(dict.fromkeys(target_of(event, Lane.JOBS, self._config) for event in events))
+            again = f"{as_job_id(name)}--{load.event_id}.run"
+            if any(as_job_id(each).endswith(as_job_id(again)) for each in self._store.names(self._again_url)):
+                return f"the load {failed.job_id!r} is about to begin again"
             what = f"the trace of the failed load {failed.job_id!r} has not been taken yet"
         return what if any(self._store.look_at_target(target) is not None for target in targets) else ""
 
@@ -312,6 +321,11 @@ class Evidence:
         for window, beside in listing.locations.items():
             known = firings.get(window)
             if not known:
+                found.findings.append(
+                    f"the files of the folders that {self._store.task_url(WindowName.parse(window).locations)!r} names "
+                    f"wait: window {window!r} is not there and was not fired by this dispatcher. Write these files "
+                    "again, or delete those objects if the files are loaded"
+                )
                 continue
             try:
                 fates = [self.fate((window, generation), firing, listing) for generation, firing in known.items()]
@@ -320,7 +334,7 @@ class Evidence:
                         found.gone.append(((window, generation), fate.gone))
                 if any(fate.waits or fate.unknown for fate in fates):
                     continue
-                folders = {folder_of(uri) for fate in fates for uri in fate.loaded}
+                folders = {folder_of(uri) for fate in fates for uri in fate.loaded | fate.tried}
                 for key, folder in self.folders(beside).items():
                     if folder in folders:
                         found.stale.append(key)

@@ -233,11 +233,13 @@ class Verdict:
 
     :param reason: for people.
     :param stale: location objects, by name and generation, that are removed first: their folders were loaded.
+    :param beside: location objects that stay.
     """
 
     late: Late
     reason: str
     stale: tuple[Key, ...] = ()
+    beside: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +360,7 @@ class Event:
     :param claimed: whether somebody has claimed this window, and not fired it.
     :param many: whether this window has many folders, and is removed before it is fired.
     :param stale: location objects of this window, by name and generation, that are removed before it is fired.
+    :param beside: of a window that has returned, the location objects that stay: with others it is judged anew.
     """
 
     name: str
@@ -371,6 +374,7 @@ class Event:
     claimed: bool = False
     many: bool = False
     stale: tuple[Key, ...] = ()
+    beside: tuple[Key, ...] | None = None
 
     @property
     def key(self) -> Key:
@@ -381,9 +385,11 @@ class Event:
         """A compact form for XCom."""
         ended = self.ended.timestamp() if self.ended else 0
         more: list[Any] = [self.error, self.doubted] if self.error or self.doubted else []
-        if self.load or self.claimed or self.many or self.stale:
+        if self.load or self.claimed or self.many or self.beside is not None:
             load = [self.load.project, self.load.event_id] if self.load else None
-            more = [self.error, self.doubted, load, self.claimed, self.many, [list(key) for key in self.stale]]
+            beside = None if self.beside is None else [list(key) for key in self.beside]
+            stale = [list(key) for key in self.stale]
+            more = [self.error, self.doubted, load, self.claimed, self.many, stale, beside]
         return [self.name, self.generation, self.created.timestamp(), self.location, ended, *more]
 
     @classmethod
@@ -394,8 +400,8 @@ class Event:
         """
         try:
             name, generation, created, location, ended, *more = document
-            given: list[Any] = [*more, *["", False, None, False, False, ()][len(more) :]]
-            error, doubted, load, claimed, many, stale = given
+            given: list[Any] = [*more, *["", False, None, False, False, (), None][len(more) :]]
+            error, doubted, load, claimed, many, stale, beside = given
             return cls(
                 str(name),
                 int(generation),
@@ -408,6 +414,7 @@ class Event:
                 bool(claimed),
                 bool(many),
                 tuple((str(each), int(number)) for each, number in stale),
+                None if beside is None else tuple((str(each), int(number)) for each, number in beside),
             )
         except (TypeError, ValueError) as error:
             raise ValueError(

@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from google.api_core.exceptions import PreconditionFailed
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.model import (
     CLAIMED,
     CREATED,
@@ -43,7 +44,7 @@ from bqdispatch_provider.model import (
     Quarantine,
     StoredObject,
 )
-from bqdispatch_provider.names import UNDECIDED, in_words
+from bqdispatch_provider.names import WindowName, in_words
 from bqdispatch_provider.planning import (
     CLAIM_TIMEOUT,
     aside_path,
@@ -54,7 +55,7 @@ from bqdispatch_provider.planning import (
     target_of,
 )
 from bqdispatch_provider.quarantine import NOTE, note_of
-from bqdispatch_provider.storage import BATCH_SIZE, ONE_CHANGE_S, STORAGE_ERRORS, Result, Stamp, TaskStore
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, Result, Stamp, TaskStore
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _claim_of(owner: str, since: datetime) -> dict[str, str]:
 
 def _wait_for_change(moves: Sequence[_Move]) -> None:
     """Wait until the sources may be changed again: a name takes one change a second (Cloud Storage, "Quotas")."""
-    pause = max((move.changed for move in moves), default=-math.inf) + ONE_CHANGE_S - time.monotonic()
+    pause = max((move.changed for move in moves), default=-math.inf) + SAME_NAME_S - time.monotonic()
     if pause > 0:
         time.sleep(pause)
 
@@ -230,32 +231,29 @@ class Mover:
 
         :param quarantines: windows in the task folder, or such as are gone and were claimed; at most 100.
         """
-        url = self.config.async_task_url
-        markers = [marker_name(each.name, each.generation, url) for each in quarantines]
-        metadata = [{OWNER: self.owner, REASON: each.reason} for each in quarantines]
-        stamps: list[Stamp] = [
-            (each.name, each.generation, marker, 0, said)
-            for each, marker, said in zip(quarantines, markers, metadata, strict=True)
-        ]
-        results = self.store.stamp(stamps)
-        again = [index for index, result in enumerate(results) if result.doubtful]
-        claims: list[Stamp] = [
-            (entry_name(quarantines[i].name, quarantines[i].generation, "claim", url), 0, markers[i], 0, metadata[i])
-            for i in again
-        ]
-        for index, result in zip(again, self.store.stamp(claims) if claims else (), strict=True):
-            results[index] = result
         done: list[Done] = []
-        keys = [(each.name, each.generation) for each in quarantines]
-        for each, result in zip(quarantines, results, strict=True):
+        stamps: list[Stamp] = []
+        for each in quarantines:
+            url = self.config.async_task_url
+            marker = marker_name(each.name, each.generation, url)
+            claim = entry_name(each.name, each.generation, "claim", url)
+            source, generation = (claim, 0) if each.dropped else (each.name, each.generation)
+            stamps.append((source, generation, marker, 0, {OWNER: self.owner, REASON: each.reason}))
+        for each, stamp, result in zip(quarantines, stamps, self.store.stamp(stamps), strict=True):
             event = Event(each.name, each.generation, each.created)
-            if result.ok or result.status == 412:  # it lies there from an earlier try
+            said = f"{self._url(each.name)} could not be set aside as {self._url(stamp[2])}: {result}"
+            try:
+                # It may lie there from an earlier try.
+                there = result.ok or (result.doubtful and self.store.look(stamp[2]) is not None)
+                gone = not there and result.doubtful and self.store.look(stamp[0]) is None
+            except STORAGE_ERRORS as error:
+                there, gone, said = False, False, f"{said}; {in_words(error)}"
+            if there:
                 done.append(Done(event, Outcome.QUARANTINED, reason=each.reason))
             else:
-                said_now = f"{self._url(each.name)} could not be set aside under {UNDECIDED!r}: {result}"
-                done.append(Done(event, Outcome.ERROR, said_now))
+                done.append(Done(event, Outcome.IGNORED) if gone else Done(event, Outcome.ERROR, said))
         kept = [index for index, one in enumerate(done) if one.outcome is Outcome.QUARANTINED]
-        deleted = self.store.delete([keys[index] for index in kept]) if kept else []
+        deleted = self.store.delete([done[index].event.key for index in kept]) if kept else []
         for index, result in zip(kept, deleted, strict=True):
             if not result.ok and not result.doubtful:
                 event = done[index].event
@@ -263,9 +261,20 @@ class Mover:
         return done
 
     def _without_stale(self, events: Sequence[Event]) -> dict[str, Done]:
-        """Remove what names folders that were loaded; gives the windows for which that has failed."""
-        stale = [(event, key) for event in events for key in event.stale]
+        """Remove what names folders that were loaded, beside windows that have returned; gives those that must wait.
+
+        What lies there is listed again first: a name of such a folder may have come since the window was judged.
+        """
+        judged = [event for event in events if event.beside is not None]
         done: dict[str, Done] = {}
+        folders = [WindowName.parse(event.name).locations for event in judged]
+        for event, found in zip(judged, self.store.entries(folders) if folders else (), strict=True):
+            if isinstance(found, Result):
+                said = f"{self._url(event.name)} waits, since what names its folders cannot be listed: {found}"
+                done[event.name] = Done(event, Outcome.ERROR, said)
+            elif not {(each.name, each.generation) for each in found} <= {*event.stale, *(event.beside or ())}:
+                done[event.name] = Done(event, Outcome.PENDING)
+        stale = [(event, key) for event in judged if event.name not in done for key in event.stale]
         for start in range(0, len(stale), BATCH_SIZE):
             chunk = stale[start : start + BATCH_SIZE]
             for (event, (name, _)), result in zip(chunk, self.store.delete([key for _, key in chunk]), strict=True):
@@ -449,6 +458,10 @@ class Mover:
             elif self.store.keeps_deleted(move.created):
                 move.doubtful = False
                 left.append(move)
+            elif move.source != event.name and not event.claimed:
+                # In three minutes its load tells, or it is taken up again: a second delivery may delete files unloaded.
+                said = f"whether {self._url(event.name)} was delivered cannot be told, so its load is waited for"
+                done[event.name] = Done(event, Outcome.PENDING, said)
             elif self.config.on_doubt == "quarantine":
                 done[event.name] = self._set_aside_doubtful(move, finished, done)
             else:
@@ -492,7 +505,7 @@ class Mover:
         done: list[Done] = []
         for move, result in zip(copied, self.store.delete([move.event.key for move in copied]), strict=True):
             said = "" if result.ok or result.doubtful else f"{self._url(move.event.name)} was not deleted: {result}"
-            done.append(Done(move.event, Outcome.DISPATCHED, said))
+            done.append(Done(move.event, Outcome.DISPATCHED, said, target=move.target))
         return done
 
     def _fence(self, moves: Sequence[_Move]) -> list[StoredObject | Done]:

@@ -107,11 +107,10 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
                 folder, _, base = name.rpartition("/")
                 if base.endswith(".loc"):
                     locations[f"{folder}.win"].append(stored)
+            elif name.endswith(".wis") or _is_go_sentinel(stored):
+                sentinels[WindowName.parse(_fired_by_go(name)).name] = stored
             elif name.endswith(".win"):
                 windows.append((stored, WindowName.parse(name)))
-            elif name.endswith(".wis"):
-                WindowName.parse(f"{name[:-4]}.win")
-                sentinels[name] = stored
             else:
                 trace = TraceName.parse(name)
                 traces.append(Trace(stored, trace, trace.project or project))
@@ -123,7 +122,7 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
             parsed,
             parsed.dest_project or project,
             # Whoever has put it back has decided that it is fired, whatever the Go dispatcher says.
-            None if REPLAYED in stored.metadata else sentinels.pop(parsed.sentinel, None),
+            None if REPLAYED in stored.metadata else sentinels.pop(stored.name, None),
             tuple(locations.pop(stored.name, ())),
         )
         for stored, parsed in windows
@@ -139,6 +138,17 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
         ignored + sum(window.sentinel is not None for window in found),
         unknown,
     )
+
+
+def _is_go_sentinel(stored: StoredObject) -> bool:
+    """Tell whether an object that is named like a window is a sentinel of the Go dispatcher: of ``ds.windows_1_2.win``
+    it writes ``ds.wisdows_1_2.win``, for it replaces the first ``.win``. A window's content is no single dot."""
+    return ".wis" in stored.name and stored.name.endswith(".win") and stored.size == 1
+
+
+def _fired_by_go(sentinel: str) -> str:
+    """The window of a sentinel of the Go dispatcher."""
+    return f"{sentinel[:-4]}.win" if sentinel.endswith(".wis") else sentinel.replace(".wis", ".win", 1)
 
 
 def due(window: Window, now: datetime) -> bool:
@@ -398,7 +408,7 @@ class _Planning:
             self._wait(window.project, "Pending", BATCH_JOBS)
             self.awaited += 1
         elif verdict.late is Late.FIRE:
-            self._fire(window, claimed=claimed, stale=verdict.stale)
+            self._fire(window, claimed=claimed, verdict=verdict)
         elif stored.held:
             self._refuse(f"{stored.name!r} waits until it may be deleted: it is under {stored.held}")
         elif verdict.late is Late.DROP:
@@ -410,7 +420,7 @@ class _Planning:
                 Quarantine(stored.name, stored.generation, stored.created, verdict.reason, undecided=True)
             )
 
-    def _fire(self, window: Window, *, claimed: bool = False, stale: tuple[Key, ...] = ()) -> None:
+    def _fire(self, window: Window, *, claimed: bool = False, verdict: Verdict | None = None) -> None:
         stored, load = window.object, self.seen.loads.get(window.key)
         if load is None and self.limited:
             self._wait(window.project, "Pending", BATCH_JOBS)  # its body is read by the next look
@@ -425,7 +435,8 @@ class _Planning:
             load=load,
             claimed=claimed,
             many=bool(window.locations),
-            stale=stale,
+            stale=verdict.stale if verdict else (),
+            beside=verdict.beside if verdict else None,
         )
         self._candidate(
             _Candidate(window.name.end, event, load.project if load else window.project, Lane.WINDOWS, BATCH_JOBS),
@@ -449,9 +460,15 @@ class _Planning:
         elif load is not None and load.project in self.seen.errors:
             self.outcomes[Outcome.ERROR] += 1
         else:
-            stale = verdict.stale if verdict else ()
             event = Event(
-                firing.window, firing.generation, firing.since, load=load, claimed=True, many=True, stale=stale
+                firing.window,
+                firing.generation,
+                firing.since,
+                load=load,
+                claimed=True,
+                many=True,
+                stale=verdict.stale if verdict else (),
+                beside=verdict.beside if verdict else None,
             )
             candidate = _Candidate(name.end, event, load.project if load else project, Lane.WINDOWS, BATCH_JOBS)
             self._candidate(candidate, name, "", project)

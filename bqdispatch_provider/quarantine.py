@@ -19,10 +19,11 @@ from google.api_core.exceptions import NotFound
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.model import CREATED, OWNER, REPLAY, REPLAYED, SINCE, Quarantine, StoredObject
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.planning import aside_path
-from bqdispatch_provider.storage import ONE_CHANGE_S, Result, TaskStore
+from bqdispatch_provider.storage import Result, TaskStore
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ class QuarantineStore:
         if live is None or not self._is_held(aside, live):
             return
         if (since := self._changed.pop(name, None)) is not None:
-            time.sleep(max(since + ONE_CHANGE_S - time.monotonic(), 0.0))
+            time.sleep(max(since + SAME_NAME_S - time.monotonic(), 0.0))
         metadata = {key: each for key, each in live.metadata.items() if key != REPLAY}
         if name.endswith(".win"):
             metadata[REPLAYED] = str(aside.generation)

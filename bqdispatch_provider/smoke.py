@@ -23,6 +23,7 @@ import requests
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.jobs import REFUSED
 from bqdispatch_provider.model import JobKey, Trace
@@ -372,6 +373,9 @@ class Smoke:
                 for each in objects
                 if each.name.startswith(f"{self._id}/") or now - each.created > _ABANDONED
             ]
+            # What was delivered a moment ago cannot be deleted before its second is over.
+            youngest = min((now - each.created for each in objects), default=_ABANDONED)
+            time.sleep(min(max(SAME_NAME_S - youngest.total_seconds(), 0.0), SAME_NAME_S))
             results = [
                 result
                 for start in range(0, len(old), BATCH_SIZE)

@@ -28,7 +28,7 @@ from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
-from bqdispatch_provider.courtesy import Courtesy, Pace
+from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
 
@@ -40,9 +40,6 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 100
 """Calls in a batch request at most (Cloud Storage, "Batch requests")."""
-
-ONE_CHANGE_S = 1.05
-"""Seconds between two changes of one name: Cloud Storage takes one a second ("Quotas", object mutations)."""
 
 STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
 """What a call to Cloud Storage may raise, once all patience is over."""
@@ -150,6 +147,7 @@ class TaskStore:
         self._batches = True
         self._courtesy = Courtesy()
         self._paces: defaultdict[str, Pace] = defaultdict(lambda: Pace(most_writes or _ANY_RATE, _LEAST_WRITES))
+        self._names: NameRest[str] = NameRest()
         self._settings: Mapping[str, Any] | None = None
         self._lists_soft_deleted = True
         self._clock: tuple[float, float] | None = None
@@ -448,18 +446,25 @@ class TaskStore:
             raise ValueError(f"{len(calls)} calls in one batch; Cloud Storage takes {BATCH_SIZE}")
         results = [Result(0)] * len(calls)
         left = list(range(len(calls)))
+        names: NameRest[int] = NameRest()
 
         def attempt() -> None:
+            due = names.due(left)
             self._courtesy.wait()
             pace = None if into is None else self._paces[into.name]
             if pace is not None:
-                pace.take(len(left))
-            for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
+                pace.take(len(due))
+            for index, result in zip(due, self._once([calls[index] for index in due]), strict=True):
                 results[index] = result
-            busy = sum(results[index].status in (429, 503) for index in left)
-            self._courtesy.note(busy=bool(left) and 2 * busy > len(left))
+            refused = [index for index in due if results[index].status == 429]
+            busy = sum(results[index].status == 503 for index in due)
+            if too_many(len(refused), len(calls)):
+                busy += len(refused)
+            else:
+                names.rest(refused)
+            self._courtesy.note(busy=2 * busy > len(due))
             if pace is not None:
-                pace.note(len(left), busy)
+                pace.note(len(due), busy)
             left[:] = [index for index in left if results[index].status in retried]
             if left:
                 log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])
@@ -500,7 +505,7 @@ class TaskStore:
         return read_object(url, self._client)
 
     def write_json(self, url: str, document: Any, *, replaces: int | None = None) -> int:
-        """Write a JSON document, and give its generation.
+        """Write a JSON document, and give its generation; wait before a name that was just changed here.
 
         :param replaces: the generation that it is to take the place of, 0 for none; another one that is there stays as
             it is, which is a failed precondition; by default whatever is there is replaced.
@@ -517,7 +522,9 @@ class TaskStore:
         bucket, name = place(self._client, url, folder=False)
         blob = bucket.blob(name)
         upload = _RETRY(blob.upload_from_string)
+        self._names.due([url])
         upload(content, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
+        self._names.rest([url])
         return int(blob.generation)
 
     def create(self, url: str, content: bytes, metadata: Mapping[str, str]) -> bool:
@@ -566,11 +573,12 @@ class TaskStore:
             yield from (f"gs://{bucket.name}/{item['name']}" for item in page.get("items", ()))
 
     def remove(self, url: str, generation: int | None = None) -> None:
-        """Delete an object that this project wrote; one that is gone is fine.
+        """Delete an object that this project wrote; one that is gone is fine. Wait if it was written just now.
 
         :param generation: delete this one alone, and let another one be.
         """
         bucket, name = place(self._client, url, folder=False)
+        self._names.due([url])
         try:
             bucket.delete_blob(name, if_generation_match=generation, timeout=_TIMEOUT, retry=_RETRY)
         except (NotFound, PreconditionFailed):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 from world import TASKS, TRIGGER
 
-from bqdispatch_provider.model import CLAIMED, OWNER, Event, Lane, Share
+from bqdispatch_provider.model import Event, Lane, Share
 from bqdispatch_provider.names import WindowName
 from bqdispatch_provider.planning import entry_name
 from bqdispatch_provider.storage import Result
@@ -15,17 +15,6 @@ from bqdispatch_provider.storage import Result
 def share_of(world, name):
     blob = world.blob(name)
     return Share(Lane.WINDOWS, 0, datetime.now(UTC), (Event(name, int(blob.generation), blob.time_created),))
-
-
-def claim(world, name, ago):
-    """What somebody left in the ledger who claimed a window and went away."""
-    blob = world.blob(name)
-    world.put(
-        entry_name(name, int(blob.generation), "claim", world.config().async_task_url),
-        age=ago,
-        content=blob.download_as_bytes().decode(),
-        metadata={OWNER: "gone", CLAIMED: str(world.control.now() - ago)},
-    )
 
 
 def test_a_fired_window_stays_while_the_ledger_proves_the_copy(world):
@@ -69,13 +58,14 @@ def test_a_window_that_was_seen_before_it_was_due_is_claimed_without_another_loo
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"pending": 1}
         world.control.advance(20)
         world.control.reset_counters()
-        assert dispatcher.cycle().dispatched == 1
+        plan = dispatcher.look().plan
+        assert dispatcher.dispatch(plan.shares({})).dispatched == 1
         assert world.control.calls()["storage.objects.list"] == 1
 
 
 def test_a_window_that_another_claims_is_left_to_it(world):
     name = world.window()
-    claim(world, name, ago=60)
+    world.claim(name, ago=60)
     share = share_of(world, name)
     with world.dispatcher() as dispatcher:
         assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"ignored": 1}
@@ -85,7 +75,7 @@ def test_a_window_that_another_claims_is_left_to_it(world):
 
 def test_a_window_whose_owner_is_gone_is_taken_up_again(world):
     name = world.window()
-    claim(world, name, ago=200)
+    world.claim(name, ago=200)
     assert world.cycle().dispatched == 1
     assert world.names(TRIGGER) == [f"_batch_/{name}"]
     assert "fired" in world.ledger(name)
@@ -93,7 +83,7 @@ def test_a_window_whose_owner_is_gone_is_taken_up_again(world):
 
 def test_a_copy_under_way_can_not_be_made_once_its_claim_was_taken_over(world):
     name = world.window()
-    claim(world, name, ago=200)
+    world.claim(name, ago=200)
     former = world.ledger(name)["claim"].generation
     world.cycle()
     entry = entry_name(name, world.blob(name).generation, "claim", world.config().async_task_url)
@@ -220,20 +210,11 @@ def test_a_window_that_this_run_has_fired_is_only_noted_later(world, monkeypatch
 
 def test_a_take_over_that_is_refused_is_an_error(world):
     name = world.window()
-    claim(world, name, ago=200)
+    world.claim(name, ago=200)
     world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden")
     document = world.cycle().to_dict()
     assert document["Outcomes"] == {"error": 1}
     assert name in document["Error"]
-
-
-def test_no_name_is_changed_twice_within_a_second(world):
-    """Cloud Storage may refuse that; the stand-in does."""
-    for n in range(5):
-        world.window(f"ds.t{n}")
-    world.traces(20)
-    world.cycle()
-    assert "429" not in json.dumps(world.control.log() if hasattr(world.control, "log") else [])
 
 
 def test_what_fires_is_written_down_until_its_load_is_seen(world):

@@ -234,14 +234,14 @@ def test_every_name_is_of_exactly_one_kind(name):
 
 @pytest.mark.parametrize("piece", ["--", "a", ":", "--1_00001_a", "_00001_", "proj:", "_1_17", "."])
 def test_no_name_takes_long_to_read(piece):
-    began = time.monotonic()
+    began = time.process_time()
     for name in ((piece * 1024)[:1024], f"proj:{(piece * 1024)[:1000]}/x", f"{(piece * 1024)[:1020]}.win"):
         for kind in (TraceName, WindowName, LedgerName):
             with contextlib.suppress(ValueError):
                 kind.parse(name)
         with contextlib.suppress(ValueError):
             LedgerName.parse(f"{LEDGER}2026-01-01_00-00/{name}"[:1024])
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 # The ledger
