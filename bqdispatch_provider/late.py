@@ -57,11 +57,12 @@ class Body:
             named = document.get("ProjectID")
         except (ValueError, AttributeError, RecursionError):
             return cls(Load(project))
-        known = isinstance(event, str) and event
-        return cls(
-            Load(named if isinstance(named, str) and named else project, str(event) if known else ""),
-            url if isinstance(url, str) else "",
-        )
+        return cls(Load(_text(named) or project, _text(event)), _text(url))
+
+
+def _text(value: object) -> str:
+    """Return text that a service can be asked for; empty where the value is something else."""
+    return value if isinstance(value, str) and value == value.encode(errors="ignore").decode() else ""
 
 
 @dataclass(frozen=True, slots=True)
