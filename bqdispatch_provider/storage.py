@@ -28,6 +28,7 @@ from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
+from bqdispatch_provider.bucket_settings import FIELDS, BucketSettings
 from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
@@ -355,6 +356,17 @@ class TaskStore:
         if seconds and age < timedelta(seconds=seconds) and self._lists_soft_deleted:
             return datetime.fromisoformat(policy.get("effectiveTime") or "1970-01-01T00:00:00Z") <= since
         return bool((self._settings.get("versioning") or {}).get("enabled")) and age < _KEPT_NONCURRENT
+
+    def settings(self) -> dict[str, BucketSettings | Result]:
+        """Return the settings of the task bucket and of the trigger bucket, or a :class:`Result` where they cannot be
+        read (``storage.buckets.get``).
+        """
+        names = dict.fromkeys([self._tasks.name, self._trigger.name])
+        calls = [Call("GET", self._client.bucket(name).path, {"fields": FIELDS}) for name in names]
+        return {
+            name: BucketSettings(name, result.body) if result.ok else result
+            for name, result in zip(names, self._run(calls), strict=True)
+        }
 
     def lacking(self) -> list[str]:
         """The permissions that the account needs to dispatch and has not, in words; empty when it has all.
