@@ -619,6 +619,8 @@ class Dispatcher:
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
                     self._error(report, f"{self._url(name)} is not needed any more, but was not deleted: {result}")
+        # Another process may have fired what is removed here.
+        self.ledger.used = self.ledger.used or any(name.endswith(".win") for name, _ in tidy.stale)
         try:
             self._clean_up()
         except STORAGE_ERRORS as error:
