@@ -292,6 +292,7 @@ class Dispatcher:
         noted, findings = self._noted(listing)
         orphans = self._orphans(listing)
         keys = {firing.key for intent in noted.windows for firing in intent.firings}
+        self.evidence.keep({name for name, _ in keys}.union(orphans, (each.object.name for each in listing.windows)))
         firings, hidden = self.ledger.look(listing.windows, now, keys, orphans)
         if findings and limited:
             hidden |= dict.fromkeys((window.object.name for window in listing.windows), findings[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -176,6 +176,11 @@ class Evidence:
             {key: body for key, body in read.items() if isinstance(body, Body)},
             {key: body for key, body in read.items() if isinstance(body, str)},
         )
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget what was found out of windows, but of those names."""
+        self._bodies = {key: body for key, body in self._bodies.items() if key[0] in names}
+        self._fates = {key: fate for key, fate in self._fates.items() if key[0] in names}
 
     def _read(self, key: Key, *, claimed: bool) -> Body | str:
         if key not in self._bodies:

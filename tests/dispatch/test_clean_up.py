@@ -1,5 +1,8 @@
 """The ledger forgets what is over, and nothing that somebody may still have to know."""
 
+import json
+import threading
+
 import pytest
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
@@ -152,3 +155,36 @@ def test_what_cannot_be_forgotten_is_an_error_and_keeps_nothing_from_being_fired
     report = cycle_after_a_firing(world)
     assert (report.dispatched, len(report.errors)) == (1, 1)
     assert "~ledger/" in report.errors[0]
+
+
+def test_what_was_read_of_windows_is_forgotten_once_they_are_over(world):
+    """A run may go on for a day, and fire a million."""
+    for n in range(20):
+        world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}"}))
+    with world.dispatcher(MaxConcurrentJobs=50) as dispatcher:
+        dispatcher.cycle()
+        assert len(dispatcher.evidence._bodies) == 20
+        world.jobs([f"ds_t{n}--{n}_00001_load--dispatch" for n in range(20)], age=0)
+        world.control.advance(200)
+        for _ in range(3):
+            dispatcher.cycle()
+        assert world.names() == []
+        assert not dispatcher.evidence._bodies
+        assert not dispatcher.ledger._fired
+
+
+def test_contents_of_windows_are_read_side_by_side(world):
+    for n in range(16):
+        world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}"}))
+    with world.dispatcher() as dispatcher:
+        dispatcher.cycle()
+        world.control.advance(60)
+        together, read = threading.Barrier(2, timeout=10), dispatcher.store.read
+
+        def wait_for_another(url):
+            together.wait()
+            return read(url)
+
+        dispatcher.store.read = wait_for_another
+        dispatcher.look()
+        assert len(dispatcher.evidence._bodies) == 16
