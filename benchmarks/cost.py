@@ -56,14 +56,19 @@ class Cost:
         return sum(self.calls[each] for each in CLASS_A), sum(self.calls[each] for each in CLASS_B)
 
 
-def look(objects: int, traces: int, projects: int = 1) -> Cost:
+def look(objects: int, traces: int, projects: int = 1, *, minutes: int = 0, bodies: int = 0) -> Cost:
     """List a task folder, and the jobs of its traces, which belong to the projects in equal parts.
 
     Jobs whose traces are gone are left out: at BigQuery's 100,000 load jobs a day and project, those of the last
     minutes are less than a page.
+
+    :param minutes: of the ledger: those in which windows ended that are due, and of which nothing is known yet.
+    :param bodies: windows of which has to be read by which event their loads are known: each of them once.
     """
     cost = Cost()
     cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)))
+    cost.together("storage.objects.list", minutes)
+    cost.add("storage.objects.get", bodies)
     each, more = divmod(traces, projects)
     for number, of_projects in ((each, projects - more), (each + 1, more)):
         if number > _FEW:
@@ -74,15 +79,20 @@ def look(objects: int, traces: int, projects: int = 1) -> Cost:
     return cost
 
 
-def dispatch(traces: int, windows: int, *, first: bool = True) -> Cost:
+def dispatch(traces: int, windows: int, *, first: bool = True, limited: bool = False) -> Cost:
     """Move traces and fire windows.
 
+    What completed intents cost that a process leaves is part of :func:`end`.
+
     :param first: whether this process has not asked for its permissions, nor seen a delete work, before.
+    :param limited: whether windows have a limit, so that it is looked who else has written down that it fires some.
     """
     cost = Cost()
     if first and (traces or windows):
         cost.requests["storage.batch"] += 1
         cost.calls["storage.buckets.testIamPermissions"] += 2
+    cost.add("storage.objects.insert", ceil(windows / MOST))
+    cost.add("storage.objects.list", 1 if windows and limited else 0)
     for method in ("compose", "copy", "compose"):
         cost.together(f"storage.objects.{method}", windows)
     for left in range(traces, 0, -ROUND):
@@ -100,10 +110,32 @@ def dispatch(traces: int, windows: int, *, first: bool = True) -> Cost:
     return cost
 
 
+def end(intents: int) -> Cost:
+    """End a process that has completed so many intents less than a second ago: each is noted, and deleted later on."""
+    cost = Cost()
+    cost.add("storage.objects.insert", intents)
+    return cost
+
+
 def tidy(stale: int) -> Cost:
-    """Delete windows, sentinels and intents that were kept long enough."""
+    """Delete windows and intents that were kept long enough."""
     cost = Cost()
     cost.together("storage.objects.delete", stale)
+    return cost
+
+
+def clean_up(objects: int, firings: int) -> Cost:
+    """Forget so many firings that the ledger has remembered long enough, two entries each: once an hour.
+
+    :param objects: in the task folder, which is listed for it.
+    """
+    cost = Cost()
+    cost.add("storage.objects.get", 2)
+    cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)) + ceil(2 * firings / _PAGE) + 1)
+    for left in range(firings, 0, -_PAGE // 2):
+        for _ in ("claim", "fired"):
+            cost.together("storage.objects.delete", min(left, _PAGE // 2))
+    cost.add("storage.objects.insert")
     return cost
 
 

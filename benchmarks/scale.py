@@ -25,9 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.dispatcher import _LESS, ROUND, THREADS
+from bqdispatch_provider.dispatcher import _CLEAN_EVERY_S, _LESS, ROUND, THREADS
+from bqdispatch_provider.firings import _LIST_EVERY_S
+from bqdispatch_provider.intents import MOST
 from bqdispatch_provider.jobs import _MOST_CALLS
-from bqdispatch_provider.planning import DUE_AFTER, KEEP_SENTINEL, KEEP_WINDOW
+from bqdispatch_provider.planning import DUE_AFTER, KEEP_ENTRY
 from bqdispatch_provider.rhythm import LEAST
 from bqdispatch_provider.storage import BATCH_SIZE
 
@@ -70,7 +72,7 @@ class Setup:
     :param task: seconds until a task works.
     :param page: seconds of a page of a list; ``batch``, of a batch.
     :param writes: that the trigger bucket, and that of the task folder, take a second.
-    :param sentinel: seconds for which a sentinel is kept after its window.
+    :param keep: seconds for which a fired window is kept: ``MaxTriggerDelayMs``.
     :param outage: seconds for which nothing was dispatched before.
     """
 
@@ -83,7 +85,7 @@ class Setup:
     page: float = REQUEST
     batch: float = REQUEST
     writes: int = 5000
-    sentinel: float = KEEP_SENTINEL.total_seconds()
+    keep: float = DispatchConfig.max_trigger_delay_ms / 1000
     outage: int = 0
     hours: float = 1
 
@@ -106,7 +108,10 @@ class Folder:
         self.arrived = self.dispatched = self.traces = self.most = 0
         self.lags: Counter[int] = Counter()
         self.looks: list[float] = []
-        self.caught_up = self._tidied_at = 0.0
+        self.caught_up = self._tidied_at = self._cleaned_at = 0.0
+        self._jobs_listed_at = -_LIST_EVERY_S
+        self._begun = 0
+        """Firings since the last look, whose loads the next one looks for."""
         self._coming: Counter[tuple[int, str]] = Counter()
         self._order: list[tuple[int, str]] = []
         self._turn = 0
@@ -121,8 +126,8 @@ class Folder:
         self.windows_a_second = sum(windows.values()) / (setup.end + setup.outage)
         for due_at, number in windows.items():
             self._arrive(due_at, "window", number)
-        self.kept = round(self.windows_a_second * (2 * KEEP_WINDOW.total_seconds() + setup.sentinel))
-        """Fired windows, and sentinels: so many since long ago."""
+        self.kept = round(self.windows_a_second * setup.keep)
+        """Fired windows: so many since long ago."""
 
     def _arrive(self, ready: float, kind: str, number: int) -> None:
         self.arrived += number
@@ -150,7 +155,7 @@ class Folder:
 
     @property
     def objects(self) -> int:
-        """In the task folder: sentinels, windows that have been fired and those that fill, and traces."""
+        """In the task folder: windows that have been fired and those that fill, and traces."""
         return self.kept + self.setup.tables + self.traces
 
     @property
@@ -158,17 +163,33 @@ class Folder:
         """Whether an event waits that could have been dispatched long ago."""
         return bool(self._order) and self.clock - self._order[0][0] > 2 * TIMEOUT
 
-    def look(self, now: float) -> tuple[list[Events], float]:
-        """Look at everything; gives what can be dispatched, and when that is known."""
+    def look(self, now: float, *, first: bool = True) -> tuple[list[Events], float]:
+        """Look at everything; gives what can be dispatched, and when that is known.
+
+        :param first: whether this process knows nothing of fired windows yet.
+        """
         setup, objects = self.setup, self.objects
         asked = cost.look(objects, self.traces, setup.projects)
-        self.cost += asked
         pages = asked.requests["storage.objects.list"]
         jobs = asked.requests.total() - pages
+        if self._begun and now - self._jobs_listed_at >= _LIST_EVERY_S:
+            asked.add("bigquery.jobs.list", setup.projects)
+            self._jobs_listed_at = now
+            jobs += setup.projects
+        # By which event a load is known is read of each window once; what another process wrote down, in each process.
+        bodies = self._begun
+        intents = ceil(self._begun / MOST) if first else 0
+        asked.add("storage.objects.get", bodies + intents)
+        self._begun = 0
+        minutes = ceil(setup.keep / 60) + 2 if first else 0
+        asked.together("storage.objects.list", minutes)
+        self.cost += asked
         cpu = objects * LISTED + self.traces * LOOKED_UP
         self.cpu += cpu
         # The next page is on its way while one is read.
         seconds = setup.page + max((pages - 1) * setup.page, objects * LISTED)
+        seconds += setup.batch if minutes else 0.0
+        seconds += ceil((bodies + intents) / THREADS) * REQUEST
         seconds += max(ceil(jobs / THREADS) * REQUEST, jobs / _MOST_CALLS if jobs > THREADS else 0)
         seconds += self.traces * LOOKED_UP
         self.looks.append(seconds)
@@ -189,7 +210,7 @@ class Folder:
         rate = min(DispatchConfig.max_writes_per_second, setup.writes / beside)
         cpu = windows * FIRED + traces * MOVED
         seconds = max(ceil(batches / THREADS) * setup.batch, cpu, (2 * windows + traces) / rate)
-        begun = begin + (4 + ceil(traces / ROUND)) * REQUEST
+        begun = begin + (4 + ceil(traces / ROUND) + ceil(windows / MOST / THREADS)) * REQUEST
         done = Counter[bool]()
         for (ready, kind, number), so_far in zip(events, accumulate(numbers), strict=True):
             at = begun + seconds * (so_far - number / 2) / sum(numbers)
@@ -199,6 +220,7 @@ class Folder:
             done[kind == "window"] += number
             self._delivered(ready, kind, number, at)
         self.cost += cost.dispatch(done[False], done[True], first=first)
+        self._begun += done[True]
         self.cpu += cpu
         return begun + seconds * min(1.0, sum(done.values()) / max(1, sum(numbers)))
 
@@ -231,8 +253,11 @@ class Folder:
         return self
 
     def _tidied(self, now: float) -> float:
-        asked = cost.tidy(round(2 * self.windows_a_second * (now - self._tidied_at)))
+        asked = cost.tidy(round(self.windows_a_second * (now - self._tidied_at)))
         self._tidied_at = now
+        if now - self._cleaned_at >= _CLEAN_EVERY_S:
+            asked += cost.clean_up(self.objects, round(self.windows_a_second * (now - self._cleaned_at)))
+            self._cleaned_at = now
         self.cost += asked
         return now + asked.requests.total() * self.setup.batch
 
@@ -241,7 +266,7 @@ class Folder:
         workers, task, until = self.setup.workers, self.setup.task, begin + TIMEOUT
         events, now = self.look(begin + task)
         while not events and now < begin + task + SENSOR:
-            events, now = self.look(now + POKE)
+            events, now = self.look(now + POKE, first=False)
         in_lanes: dict[str, list[Events]] = {"window": [], "query": [], "load": []}
         for event in events:
             in_lanes["load" if event[1] == "copy" else event[1]].append(event)
@@ -251,6 +276,7 @@ class Folder:
             for share in range(workers):
                 if mine := lane[share::workers]:
                     ends.append(self.dispatch(mine, now + task, until, workers * len(lanes)))
+                    self.cost += cost.end(ceil(sum(number for _, kind, number in mine if kind != "window") / MOST))
                     self.cpu += START
         self.cost += cost.journal(len(ends) - 1)
         self.cpu += 2 * START
@@ -261,7 +287,7 @@ class Folder:
         now, first = begin + self.setup.task, True
         until = min(now + 60 * self.setup.minutes - _LESS, max(now, self.setup.end))
         while first or now + LEAST < until:
-            events, now = self.look(now if first else now + LEAST)
+            events, now = self.look(now if first else now + LEAST, first=first)
             now = self.dispatch(events, now, math.inf if first else until, first=first)
             now, first = self._tidied(now), False
         self.cost.add("storage.objects.insert", 2)
@@ -286,7 +312,8 @@ def figures(setup: Setup, dispatchers: int = 1) -> list[str]:
     a, b = (number / days for number in folder.cost.billed)
     events = folder.lags.total() * dispatchers * DAY / (folder.clock - WARM)
     deleted = folder.cost.calls["storage.objects.delete"] / days + events  # BqTail deletes what it has consumed
-    kept = deleted * KIB / 2**20 * SOFT_DELETED * 24 * GIB_HOUR
+    remembered = 2 * folder.windows_a_second * dispatchers * KEEP_ENTRY.total_seconds()
+    kept = (deleted * SOFT_DELETED + remembered) * KIB / 2**20 * 24 * GIB_HOUR
     memory = BASE_MB + (folder.objects * OBJECT_KB + folder.traces * JOB_KB) / 1000
     shown = [f"{folder.objects:,}", f"{max(folder.looks):.0f} s"]
     if folder.falls_behind:
@@ -305,7 +332,7 @@ def figures(setup: Setup, dispatchers: int = 1) -> list[str]:
 
 
 HEAD = ["objects in a folder", "a look", "lag: half, 95 %, all", "events a day", "most at one time", "requests a day"]
-HEAD += ["billed, class A + B", "$ a day + soft delete", "memory", "CPU a day"]
+HEAD += ["billed, class A + B", "$ a day + what is kept", "memory", "CPU a day"]
 WORKERS = (1, 2, 4, 8)
 MODES = {
     "every minute": Setup(0),
@@ -330,7 +357,7 @@ def shared() -> Iterator[list[str]]:
     yield ["140 million", "50 x 1", *_of(100, 50)]
     yield ["140 million", "50 x 1, Kubernetes: 25 s until a task works", *_of(100, 50, task=25)]
     yield ["140 million", "50 x 1, a page takes 150 ms, a batch 500 ms", *_of(100, 50, page=0.15, batch=0.5)]
-    yield ["140 million", "50 x 1, sentinels kept for an hour", *_of(100, 50, sentinel=HOUR)]
+    yield ["140 million", "50 x 1, fired windows kept for 10 minutes", *_of(100, 50, keep=600)]
 
 
 def _of(times: int, dispatchers: int, **more: Any) -> list[str]:

@@ -292,6 +292,7 @@ class Dispatcher:
         noted, findings = self._noted(listing)
         orphans = self._orphans(listing)
         keys = {firing.key for intent in noted.windows for firing in intent.firings}
+        self.evidence.keep({name for name, _ in keys}.union(orphans, (each.object.name for each in listing.windows)))
         firings, hidden = self.ledger.look(listing.windows, now, keys, orphans)
         if findings and limited:
             hidden |= dict.fromkeys((window.object.name for window in listing.windows), findings[0])
@@ -619,6 +620,8 @@ class Dispatcher:
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
                     self._error(report, f"{self._url(name)} is not needed any more, but was not deleted: {result}")
+        # Another process may have fired what is removed here.
+        self.ledger.used = self.ledger.used or any(name.endswith(".win") for name, _ in tidy.stale)
         try:
             self._clean_up()
         except STORAGE_ERRORS as error:

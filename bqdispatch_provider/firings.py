@@ -171,7 +171,7 @@ class OpenFirings:
         limited: bool,
     ) -> set[Key]:
         """The firings whose loads can be seen: by their traces, else in the list of jobs."""
-        loads = {key: self._load(firing, firings, listing.now) for key, firing in wanted.items()}
+        loads = self._loads(wanted, firings, listing.now)
         events = {as_job_id(load.event_id) for load in loads.values() if load}
         visible = loads_seen(listing.traces, (), events)
         seen = {key for key, load in loads.items() if load and _known_as(key, load) in visible}
@@ -190,16 +190,21 @@ class OpenFirings:
                 found.errors[project] = in_words(error)
         return {key for key, load in loads.items() if load and _known_as(key, load) in visible}
 
-    def _load(self, firing: OpenFiring, firings: Mapping[str, Firings], now: datetime) -> Load | None:
-        """Where a firing's load runs; ``None`` where that is not worth a request yet, or cannot be told."""
-        if firing.event_id:
-            return Load(firing.project, firing.event_id)
-        claimed = firings.get(firing.window, {}).get(firing.generation)
-        if claimed is None or now - firing.since <= _SLOW:
-            return None
-        bodies, _ = self._evidence.bodies([firing.key], claimed=True)
-        body = bodies.get(firing.key)
-        return body.load if body and body.load.event_id else None
+    def _loads(
+        self, wanted: Mapping[Key, OpenFiring], firings: Mapping[str, Firings], now: datetime
+    ) -> dict[Key, Load | None]:
+        """Where the loads of firings run; ``None`` where that is not worth a request yet, or cannot be told."""
+        unread = [
+            key
+            for key, firing in wanted.items()
+            if not firing.event_id and now - firing.since > _SLOW and key[1] in firings.get(key[0], {})
+        ]
+        bodies, _ = self._evidence.bodies(unread, claimed=True)
+        said = {key: body.load for key, body in bodies.items() if body.load.event_id}
+        return {
+            key: Load(firing.project, firing.event_id) if firing.event_id else said.get(key)
+            for key, firing in wanted.items()
+        }
 
 
 def _known_as(key: Key, load: Load) -> tuple[str, str]:

@@ -380,6 +380,15 @@ class Intents:
         return self._known[key]
 
 
+def open_intents(names: Iterable[str]) -> list[str]:
+    """Return those intents that are not completed.
+
+    :param names: of everything that dispatchers have written down in a task folder.
+    """
+    present = set(names)
+    return sorted(name for name in present if not name.endswith(_DONE) and f"{name}{_DONE}" not in present)
+
+
 def _intent(stored: StoredObject, content: bytes) -> Intent:
     document = json.loads(content)
     if document["version"] != VERSION:

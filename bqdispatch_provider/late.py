@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -57,11 +57,12 @@ class Body:
             named = document.get("ProjectID")
         except (ValueError, AttributeError, RecursionError):
             return cls(Load(project))
-        known = isinstance(event, str) and event
-        return cls(
-            Load(named if isinstance(named, str) and named else project, str(event) if known else ""),
-            url if isinstance(url, str) else "",
-        )
+        return cls(Load(_text(named) or project, _text(event)), _text(url))
+
+
+def _text(value: object) -> str:
+    """Return text that a service can be asked for; empty where the value is something else."""
+    return value if isinstance(value, str) and value == value.encode(errors="ignore").decode() else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,11 @@ class Evidence:
             {key: body for key, body in read.items() if isinstance(body, Body)},
             {key: body for key, body in read.items() if isinstance(body, str)},
         )
+
+    def keep(self, names: Collection[str]) -> None:
+        """Forget what was found out of windows, but of those names."""
+        self._bodies = {key: body for key, body in self._bodies.items() if key[0] in names}
+        self._fates = {key: fate for key, fate in self._fates.items() if key[0] in names}
 
     def _read(self, key: Key, *, claimed: bool) -> Body | str:
         if key not in self._bodies:

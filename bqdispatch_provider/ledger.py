@@ -33,7 +33,7 @@ class Ledger:
         self._task_url = task_url
         self._owner = owner
         self.used = False
-        """Whether this dispatcher has fired windows, so that there may be old entries."""
+        """Whether windows are fired here, so that there may be old entries."""
         self._fired: dict[Key, Firing] = {}
         self._new: set[Key] = set()
         """Windows of whose name nobody had fired one when they were seen first. Whoever claims one now is found out by

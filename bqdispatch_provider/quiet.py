@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.intents import open_intents
 from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import StoredObject
 from bqdispatch_provider.names import in_words
@@ -90,7 +91,7 @@ class Quiet:
                 "`bqdispatch replay` lists them, and the Go dispatcher never looks there",
             )
         claimed = [name for (name, _), firing in own.items() if firing is not None and firing.fired is None]
-        if left := [*claimed, *(intent.name for intent in listing.intents)]:
+        if left := [*claimed, *open_intents(intent.name for intent in listing.intents)]:
             yield (
                 Verdict.WARNING,
                 f"{left[0]!r} and {len(left) - 1} more were left unfinished: `bqdispatch run --once` settles them, "

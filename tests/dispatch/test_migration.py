@@ -10,9 +10,10 @@ import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import Sentinel
 from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.planning import marker_name
 from bqdispatch_provider.quiet import Quiet
+from bqdispatch_provider.replay import Decisions
 from bqdispatch_provider.smoke import Verdict
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
@@ -105,15 +106,85 @@ def test_what_the_go_service_left_is_taken_over(world):
     assert done in world.names()
 
 
-def test_a_claim_that_was_not_fired_is_named_before_the_way_back(world):
+def test_a_twin_beside_a_sentinel_of_the_go_service_waits_and_is_fired_once_somebody_says_so(world):
+    """The sentinel stays: what people have decided goes before what it says."""
+    name = world.window(due=1800, age=100)
+    go_sentinel(world, name, age=1790)
+    assert set(world.cycle().quarantined) == {world.url_of(name)}
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        (waiting,) = decisions.listing()
+        assert "late twin" in waiting.reason
+        decisions.fire(waiting)
+    world.control.advance(10)
+    assert set(world.cycle().to_dict()["Batched"]) == {world.url_of(name)}
+    assert world.names(TRIGGER) == [f"_batch_/{name}"]
+    assert world.cycle().to_dict()["BatchCount"] == 0
+
+
+def test_a_fired_window_that_lies_there_still_is_in_the_way_of_the_go_service_until_it_is_gone(world):
+    name = world.window(due=1800, content='{"EventID": "4711"}')
+    world.cycle(MaxTriggerDelayMs=1_200_000)
+    world.jobs(["ds_t--4711_00001_load--dispatch"], age=0)
+    world.delete(f"_batch_/{name}", TRIGGER)
+    world.control.advance(15 * 60)
+    world.cycle(MaxTriggerDelayMs=1_200_000)
+    world.control.advance(15 * 60)
+    (failed,) = looked(world, MaxTriggerDelayMs=1_200_000)[Verdict.FAILED]
+    assert failed.said.startswith("1 windows") and repr(name) in failed.said
+    assert "would fire them again" in failed.said
+    assert "1200 s after their firing, by `bqdispatch run --once`" in failed.said
+    world.cycle(MaxTriggerDelayMs=1_200_000)
+    assert world.names() == []
+    assert looked(world)[Verdict.FAILED] == looked(world)[Verdict.WARNING] == []
+
+
+def test_a_ledger_that_cannot_be_read_is_not_called_quiet(world):
+    for due in (1800, 3600):
+        world.window(due=due)
+    world.control.add_fault("storage.batch", "status", status=403)
+    (failed,) = looked(world)[Verdict.FAILED]
+    assert (failed.what, "~ledger/" in failed.said) == ("task folder", True)
+
+
+def test_a_window_that_waits_for_a_decision_is_named(world):
     name = world.window(due=1800)
-    generation = world.blob(name).generation
-    metadata = Sentinel.claim(generation, "killed", world.blob(name).time_created)
-    world.put(WindowName.parse(name).sentinel, age=1200, metadata=metadata)
+    marker = marker_name(name, 7, world.config().async_task_url)
+    world.put(marker, age=1800)
+    (warning,) = looked(world)[Verdict.WARNING]
+    assert warning.said.startswith("1 windows") and repr(marker) in warning.said
+    assert "`bqdispatch replay`" in warning.said
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_claim_that_was_not_fired_is_named_before_the_way_back(world, many):
+    """Also where the window itself is gone: its intent tells of it."""
+    name = world.window(due=1800, content='{"EventID": "4711"}')
+    world.claim(name, ago=1200)
+    if many:
+        firing = {"window": name, "generation": world.blob(name).generation, "project": "", "event": "", "many": True}
+        document = {"version": 1, "owner": "killed", "firings": [firing]}
+        world.put("intents/killed-000001-windows.json", age=1200, content=json.dumps(document))
+        world.delete(name)
     (warning,) = looked(world)[Verdict.WARNING]
     assert "`bqdispatch run --once` settles" in warning.said
     assert set(world.cycle().to_dict()["Batched"]) == {world.url_of(name)}
+    world.jobs(["ds_t--4711_00001_load--dispatch"], age=0)
+    world.control.advance(3600)
+    world.cycle()
+    assert world.intents() == []
     assert looked(world)[Verdict.WARNING] == []
+
+
+@pytest.mark.parametrize("also", [("intents/a-000001.json",), ()], ids=["beside its intent", "alone"])
+@pytest.mark.parametrize("kind", ["", "-windows", "-left"])
+def test_an_intent_that_is_completed_was_not_left_unfinished(world, also, kind):
+    world.put(*(f"{name.removesuffix('.json')}{kind}.json" for name in also), age=1800)
+    world.put(f"intents/a-000001{kind}.json.done", age=1790, content="")
+    assert looked(world)[Verdict.FAILED] == looked(world)[Verdict.WARNING] == []
+    world.put(f"intents/b-000001{kind}.json", age=1790)
+    (warning,) = looked(world)[Verdict.WARNING]
+    assert f"'intents/b-000001{kind}.json' and 0 more" in warning.said
 
 
 def test_the_command_exits_with_one_until_it_is_quiet(world, tmp_path):

@@ -1,15 +1,25 @@
 """What the simulation of growth rests on: its counts are those of the dispatcher, and no event gets lost in it."""
 
+import json
 from collections import Counter
+from math import ceil
 
 import cost
 import pytest
 from scale import Folder, Setup
 from workloads import DOCUMENT, Workload, fill, traces, windows
-from world import World
+from world import FOLDER, TASKS, World
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.intents import MOST
+from bqdispatch_provider.planning import entry_name
+
+
+@pytest.fixture(autouse=True)
+def deletes_intents_at_once(monkeypatch):
+    """A second later or in the next cycle otherwise, by how long this machine takes."""
+    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", -1.0)
 
 
 def counted(world, cycle):
@@ -19,10 +29,10 @@ def counted(world, cycle):
     return report, cost.Cost(Counter(world.control.requests_by_method()), Counter(calls))
 
 
-def cycle_of(world: World, listed, finished, filled):
+def cycle_of(world: World, listed, finished, filled, **more):
     """A cycle of the dispatcher on what the benchmarks fill a task folder with."""
     fill(Workload("", listed, finished, filled, ""), world.control)
-    with Dispatcher(DispatchConfig.from_dict(DOCUMENT), world.client, world.session) as dispatcher:
+    with Dispatcher(DispatchConfig.from_dict({**DOCUMENT, **more}), world.client, world.session) as dispatcher:
         return counted(world, dispatcher.cycle)
 
 
@@ -47,24 +57,59 @@ def test_traces_cost_what_the_model_says(world, listed, finished, projects):
     assert real == model
 
 
-@pytest.mark.parametrize("number", [1, 200, 301])
-def test_windows_cost_what_the_model_says(world, number):
-    report, real = cycle_of(world, number, number, windows)
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize(("number", "minutes"), [(1, 1), (200, 2), (301, 2), (1001, 2)])
+def test_windows_cost_what_the_model_says(world, number, minutes, limited):
+    """The first cycle that fires looks for old entries of the ledger, too."""
+    world.control.advance(30 - world.control.now() % 60)  # they ended in the two minutes before
+    report, real = cycle_of(world, number, number, windows, MaxConcurrentJobs=2000 if limited else 0)
     assert len(report.batched) == number
-    model = cost.look(number, 0)
-    model += cost.dispatch(0, number)
+    model = cost.look(number, 0, minutes=minutes, bodies=number if limited else 0)
+    model += cost.dispatch(0, number, limited=limited)
+    model += cost.clean_up(number + ceil(number / MOST), 0)
     assert real == model
 
 
-def test_what_was_fired_costs_what_the_model_says_as_long_as_it_is_kept_and_when_it_goes(world):
-    for number, age in ((1500, 600), (250, 10**6)):
-        at = str(world.control.now() - age)
-        metadata = {"bqdispatch-window": "1", "bqdispatch-claimed": at, "bqdispatch-fired": at}
-        world.put(*(f"ds.t_{n}_{10**9 + age}.wis" for n in range(number)), age=age, metadata=metadata)
+def test_fired_windows_cost_what_the_model_says_while_they_are_kept_and_when_they_go(world):
+    for n in range(250):
+        world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}"}))
+    with world.dispatcher() as first, world.dispatcher() as second:
+        first.cycle()
+        _, real = counted(world, first.cycle)
+        assert real == cost.look(251, 0)
+        _, real = counted(world, second.cycle)
+        model = cost.look(251, 0, minutes=len(minutes_of(world)))
+        model.add("storage.objects.get")  # what the other one has written down
+        assert real == model
+        world.jobs([f"ds_t{n}--{n}_00001_load--dispatch" for n in range(250)], age=0)
+        world.control.advance(200)
+        model = cost.look(251, 0, bodies=250)
+        model.add("bigquery.jobs.list")
+        model += cost.tidy(251)
+        _, real = counted(world, first.cycle)
+        assert real == model
+        assert world.names() == []
+        _, real = counted(world, first.cycle)
+        assert real == cost.look(0, 0)
+
+
+def minutes_of(world):
+    """The folders of the ledger that have entries."""
+    return {name.split("/")[-2] for name in world.names(TASKS, f"{FOLDER}~ledger/")}
+
+
+def test_what_is_forgotten_costs_what_the_model_says(world):
+    at = int(world.control.now()) - 9 * 86_400
+    url = world.config().async_task_url
+    old = [entry_name(f"ds.old{n}_7_{at}.win", 7, what, url) for n in range(700) for what in ("claim", "fired")]
+    world.put(*old, age=9 * 86_400)
+    world.window()
     _, real = counted(world, world.cycle)
-    model = cost.look(1750, 0)
-    model += cost.tidy(250)
+    model = cost.look(1, 0, minutes=1)
+    model += cost.dispatch(0, 1)
+    model += cost.clean_up(2, 700)
     assert real == model
+    assert len(minutes_of(world)) == 1
 
 
 def test_a_cycle_that_follows_costs_what_the_model_says(world):
@@ -76,6 +121,15 @@ def test_a_cycle_that_follows_costs_what_the_model_says(world):
     model = cost.look(300, 300)
     model += cost.dispatch(300, 0, first=False)
     assert real == model
+
+
+def test_a_process_that_ends_at_once_notes_what_it_has_completed(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
+    world.traces(2100)
+    dispatcher = world.dispatcher()
+    assert dispatcher.cycle().dispatched == 2100
+    _, real = counted(world, dispatcher.close)
+    assert real == cost.end(3)
 
 
 @pytest.mark.parametrize("more", [{}, {"workers": 3}, {"back_to_back": True}, {"page": 1.0, "outage": 900}])
@@ -94,4 +148,4 @@ def test_back_to_back_an_event_waits_for_a_shorter_time_and_costs_more():
 
 def test_a_dispatcher_that_cannot_look_in_time_falls_behind():
     assert not Folder(Setup(60, hours=0.5)).run().falls_behind
-    assert Folder(Setup(60, hours=0.5, page=60)).run().falls_behind
+    assert Folder(Setup(60, hours=0.5, page=400)).run().falls_behind
