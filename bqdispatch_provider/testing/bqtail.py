@@ -29,10 +29,18 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from google.api_core.exceptions import Conflict, GoogleAPIError, NotFound, PreconditionFailed, from_http_response
+from google.api_core.exceptions import (
+    Conflict,
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    TooManyRequests,
+    from_http_response,
+)
 from google.api_core.retry import Retry
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Blob, Client
+from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.testing.bqtail_account import (
@@ -69,6 +77,11 @@ TRACE_LABEL = "bqtail-trace"
 _OTHER_ACTIONS = {"delete", "insert", "notify"}
 _LISTED = "items(name,generation,timeCreated),nextPageToken"
 _PATIENTLY = Retry(initial=0.1, maximum=2.0, timeout=30.0)
+_UNLESS_TOO_SOON = DEFAULT_RETRY.with_predicate(
+    lambda error: not isinstance(error, TooManyRequests) and DEFAULT_RETRY._predicate(error)
+)
+_SAME_NAME_S = 1.0
+"""Seconds between two changes of one object name (Cloud Storage, "Quotas & limits")."""
 _TIMEOUT_S = 60
 _TOLD_EVERY = 10
 
@@ -279,16 +292,24 @@ class StandInBqTail:
                 if body is None or not self._act(blob.name, body):
                     return False
                 self._acted.add(key)
-            # Exactly this generation: what was put in its place meanwhile is to be consumed too. It is a condition and
-            # not the generation to delete, by which a bucket with versioning would keep nothing.
-            with suppress(NotFound, PreconditionFailed):
-                self._trigger.delete_blob(blob.name, if_generation_match=blob.generation)
+            try:
+                self._delete(blob)
+            except TooManyRequests:
+                # It was delivered less than a second ago. Once it may go, so may all others that this step has listed.
+                time.sleep(_SAME_NAME_S)
+                self._delete(blob)
             self._acted.discard(key)
         except (GoogleAPIError, requests.RequestException) as error:
             log.warning("%s is left for the next step: %s", blob.name, error)
             self._ledger.failed_call(f"{blob.name}: {error}")
             return False
         return True
+
+    def _delete(self, blob: Blob) -> None:
+        # Exactly this generation: what was put in its place meanwhile is to be consumed too. It is a condition and not
+        # the generation to delete, by which a bucket with versioning would keep nothing.
+        with suppress(NotFound, PreconditionFailed):
+            self._trigger.delete_blob(blob.name, if_generation_match=blob.generation, retry=_UNLESS_TOO_SOON)
 
     @staticmethod
     def _read(blob: Blob) -> bytes | None:
