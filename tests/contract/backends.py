@@ -14,6 +14,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 
 from bqdispatch_provider.storage import TaskStore
+from bqdispatch_provider.testing.standin import StandInControl
 
 STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER = "stand-in", "stand-in without batches", "fake-gcs-server"
 STORAGES = (STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER)
@@ -42,11 +43,21 @@ class Storage:
         return closing(TaskStore(self.client, url, self.trigger))
 
     def put(self, name, content="{}", bucket=None, metadata=None):
-        """Write an object, below the task folder when no bucket is named; gives its generation."""
+        """Write an object, below the task folder when no bucket is named; gives its generation.
+
+        Nobody has to wait before the name can be changed again.
+        """
         blob = self.client.bucket(bucket or self.tasks).blob(name if bucket else self.folder + name)
         blob.metadata = metadata
         blob.upload_from_string(content)
+        self.rest()
         return blob.generation
+
+    def rest(self):
+        """Let the second pass for which a name that was changed cannot be changed again."""
+        if self.kind != FAKE_GCS_SERVER:  # which knows no such limit
+            with StandInControl(self.url) as control:
+                control.advance(1)
 
     def content(self, name, bucket=None):
         """What an object holds; ``None`` when it is not there."""

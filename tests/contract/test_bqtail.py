@@ -33,6 +33,8 @@ CHAIN_JOBS = {"copy with a trace": 1, "load with a trace": 1, "query with a trac
 
 @pytest.fixture
 def control(control):
+    # The hand that plays the dispatcher is faster than any dispatcher.
+    control.set_name_limit(False)
     control.set_clock(NOON + 5)
     for bucket in (TASKS, TRIGGER):
         control.seed_objects(bucket, [])
@@ -745,6 +747,22 @@ def test_a_trace_whose_job_is_unknown_is_dropped(deploy, control):
     hand.move(only(hand.waiting()))
     assert bqtail.step() == 1
     assert "BigQuery knows no job" in only(bqtail.account().dropped)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_was_delivered_less_than_a_second_ago_is_consumed_in_the_same_step(deploy, control, workers):
+    bqtail, hand = deploy(window_s=0, chain=("load",), then=(), workers=workers)
+    for _ in range(5):
+        bqtail.put_file("ds.t")
+    control.set_name_limit(True)
+    control.advance(2)
+    for trace in hand.waiting():
+        hand.move(trace)
+    assert bqtail.step() == 5
+    assert hand.arrived() == []
+    assert bqtail.account().ok
+    # Only the first of each worker is in the way of the others, and for a second.
+    assert control.refused().get("storage.objects.delete", 0) <= workers
 
 
 def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy, control):
