@@ -155,7 +155,6 @@ class DispatchOperator(BaseOperator):
     def on_kill(self) -> None:
         """Begin nothing more; what was begun is finished."""
         self._killed.set()
-        self.log.info("Stopping: what was begun is finished")
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """The tables that were dispatched to, and the jobs; the OpenLineage provider asks, where it is installed.

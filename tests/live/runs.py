@@ -33,11 +33,6 @@ def returned(live, run, task_id):
     return json.loads(value) if isinstance(value, str) else value
 
 
-def is_logged(live, dag_id, text):
-    """Whether a task of the DAG has logged a text."""
-    return any(text in log.read_text() for log in (live.home / "logs" / f"dag_id={dag_id}").rglob("*.log"))
-
-
 def kill(live, kind, by=signal.SIGKILL):
     """Kill each ``task``, each ``worker`` of the executor, or the ``triggerer``, or ask it to end; gives how many."""
     killed = 0

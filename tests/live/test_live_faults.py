@@ -7,7 +7,7 @@ waits for it is killed.
 import itertools
 import signal
 
-from runs import UNBATCHED, has_ended, is_all_finished, is_logged, kill, put_files, returned, states, trigger
+from runs import UNBATCHED, has_ended, is_all_finished, kill, put_files, returned, states, trigger
 from waiting import HELD_MS
 from world import JOURNAL, TASKS, TRIGGER
 
@@ -112,7 +112,7 @@ def test_a_task_that_is_asked_to_end_finishes_what_it_has_begun_and_the_next_run
         run = trigger(live, "on_a_worker", "asked")
         wait_until(lambda: world.names(TRIGGER), "it dispatches")
         assert kill(live, "task", signal.SIGTERM) == 1
-        wait_until(lambda: is_logged(live, "on_a_worker", "what was begun is finished"), "it has heard that")
+        wait_until(lambda: (live.home / "asked_to_end").exists(), "it has heard that")
         world.control.clear_faults()
         dispatched = document_of(live, world, wait_until, run)
         left = names & set(world.names())
