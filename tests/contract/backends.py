@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 import uuid
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
+from waiting import wait_until
 
 from bqdispatch_provider.storage import TaskStore
 from bqdispatch_provider.testing.standin import StandInControl
@@ -90,12 +90,13 @@ def running_fake_gcs_server(binary):
 
 
 def _wait_for(server, url):
-    for _ in range(200):
-        try:
-            requests.get(url, timeout=5).raise_for_status()
-            return
-        except requests.ConnectionError:
-            if server.poll() is not None:
-                break
-            time.sleep(0.05)
-    raise RuntimeError(f"{server.args[0]} does not answer at {url}")
+    wait_until(lambda: server.poll() is not None or _answers(url), f"an answer of {server.args[0]} at {url}")
+    if server.poll() is not None:
+        raise RuntimeError(f"{server.args[0]} has ended with {server.returncode}")
+
+
+def _answers(url):
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False

@@ -1021,8 +1021,7 @@ def test_the_process_feeds_events_and_exits_zero_when_all_went_through_once(proc
 def test_the_process_ends_its_feed_on_a_signal_and_waits_for_what_is_on_its_way(process, storage):
     hand = DispatcherByHand(storage)
     feeding = process("--window-s", "0", "--dest", "ds.t")
-    while len(hand.waiting("--dispatch")) < 3:
-        time.sleep(0.05)
+    wait_until(lambda: len(hand.waiting("--dispatch")) >= 3, "three events wait")
     feeding.send_signal(signal.SIGUSR1)
     account = served(feeding, hand)
     assert feeding.returncode == 0
@@ -1033,8 +1032,7 @@ def test_the_process_makes_the_buckets_that_are_missing(process, storage):
     for bucket in (TASKS, TRIGGER):
         storage.bucket(bucket).delete(force=True)
     feeding = process("--every", "60", "--dest", "ds.t")
-    while not (storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win")):
-        time.sleep(0.05)
+    wait_until(lambda: storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win"), "a window waits")
     feeding.terminate()
     feeding.communicate(timeout=120)
     assert storage.lookup_bucket(TRIGGER) is not None
@@ -1044,8 +1042,7 @@ def test_the_process_makes_the_buckets_that_are_missing(process, storage):
 def test_the_process_ends_cleanly_on_a_signal_and_tells_what_is_missing(process, storage, number):
     hand = DispatcherByHand(storage)
     feeding = process("--every", "60", "--dest", "ds.t")
-    while not hand.waiting(".win"):
-        time.sleep(0.05)
+    wait_until(lambda: hand.waiting(".win"), "a window waits")
     feeding.send_signal(number)
     account = json.loads(feeding.communicate(timeout=120)[0])
     assert feeding.returncode == 1 and account["missing"] == 1
