@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.dispatcher import _CLEAN_EVERY_S, _LESS, ROUND, THREADS
+from bqdispatch_provider.dispatcher import _CLEAN_EVERY_S, _LESS, _PAGES_AT_ONCE, READERS, ROUND, THREADS
 from bqdispatch_provider.firings import _LIST_EVERY_S
 from bqdispatch_provider.intents import MOST
 from bqdispatch_provider.jobs import _MOST_CALLS
@@ -110,6 +110,8 @@ class Folder:
         self.looks: list[float] = []
         self.caught_up = self._tidied_at = self._cleaned_at = 0.0
         self._jobs_listed_at = -_LIST_EVERY_S
+        self._old = 0
+        """Firings that the ledger is to forget."""
         self._begun = 0
         """Firings since the last look, whose loads the next one looks for."""
         self._coming: Counter[tuple[int, str]] = Counter()
@@ -189,7 +191,7 @@ class Folder:
         # The next page is on its way while one is read.
         seconds = setup.page + max((pages - 1) * setup.page, objects * LISTED)
         seconds += setup.batch if minutes else 0.0
-        seconds += ceil((bodies + intents) / THREADS) * REQUEST
+        seconds += ceil(bodies / READERS) * REQUEST + ceil(intents / THREADS) * REQUEST
         seconds += max(ceil(jobs / THREADS) * REQUEST, jobs / _MOST_CALLS if jobs > THREADS else 0)
         seconds += self.traces * LOOKED_UP
         self.looks.append(seconds)
@@ -255,11 +257,20 @@ class Folder:
     def _tidied(self, now: float) -> float:
         asked = cost.tidy(round(self.windows_a_second * (now - self._tidied_at)))
         self._tidied_at = now
+        seconds = asked.requests.total() * self.setup.batch
         if now - self._cleaned_at >= _CLEAN_EVERY_S:
-            asked += cost.clean_up(self.objects, round(self.windows_a_second * (now - self._cleaned_at)))
+            self._old += round(self.windows_a_second * (now - self._cleaned_at))
             self._cleaned_at = now
+        if self._old:
+            # Two entries of each firing; in one cycle no more than some thousand of them.
+            cleaned = min(self._old, _PAGES_AT_ONCE * 1000 // 2)
+            self._old -= cleaned
+            swept = cost.clean_up(self.objects, cleaned)
+            asked += swept
+            lists = swept.requests["storage.objects.list"]
+            seconds += (lists + ceil((swept.requests.total() - lists) / THREADS)) * self.setup.batch
         self.cost += asked
-        return now + asked.requests.total() * self.setup.batch
+        return now + seconds
 
     def _dag_run(self, begin: float) -> float:
         """One run of the sample DAG: the sensor, a task for each lane and worker, the report."""

@@ -57,6 +57,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 THREADS = 8
+READERS = 32
+"""Objects that are read side by side: what one of them says takes a request of its own."""
+
 ROUND = 10_000
 """Traces that are written down, and then moved, at a time."""
 
@@ -106,6 +109,7 @@ class Dispatcher:
         self._teller = story.Teller(log)
         self._told: set[str] = set()
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
+        self._readers = ThreadPoolExecutor(READERS, "bqdispatch-read")
         _widen(self._client._http)
         _widen(self.session)
         self.board = JobBoard(self.session)
@@ -123,7 +127,7 @@ class Dispatcher:
         self.mover = Mover(self.store, self.config, self._threads)
         self.intents = Intents(self.store, self.mover.owner, self._threads)
         self.ledger = Ledger(self.store, self.config.async_task_url, self.mover.owner)
-        self.evidence = Evidence(self.store, self.board, self.ledger, self.config, self._threads)
+        self.evidence = Evidence(self.store, self.board, self.ledger, self.config, self._readers)
         self._firings = OpenFirings(self.board, self.evidence)
         self._looked_at_orphans = self._clean_until = -math.inf
         self._lacks: list[str] | None = None
@@ -132,6 +136,7 @@ class Dispatcher:
         """Wait for what was begun, say what is completed, and let the threads go."""
         self.intents.close()
         self._threads.shutdown()
+        self._readers.shutdown()
         self.store.close()
 
     def __enter__(self) -> Dispatcher:
@@ -290,10 +295,11 @@ class Dispatcher:
             self.board.look, listing.traces, self._threads, lambda trace: overdue(trace, self.config, now)
         )
         noted, findings = self._noted(listing)
-        orphans = self._orphans(listing)
+        orphans, undecided = self._now_and_then(listing)
         keys = {firing.key for intent in noted.windows for firing in intent.firings}
-        self.evidence.keep({name for name, _ in keys}.union(orphans, (each.object.name for each in listing.windows)))
-        firings, hidden = self.ledger.look(listing.windows, now, keys, orphans)
+        others = [*orphans, *undecided]
+        self.evidence.keep({name for name, _ in keys}.union(others, (each.object.name for each in listing.windows)))
+        firings, hidden = self.ledger.look(listing.windows, now, keys, others)
         if findings and limited:
             hidden |= dict.fromkeys((window.object.name for window in listing.windows), findings[0])
         sighting = looking.result()
@@ -321,9 +327,10 @@ class Dispatcher:
             hidden |= unread
         missed = {name: firings.get(name, {}) for name in orphans}
         lost = self.evidence.orphans(listing, missed) if missed else Judged()
+        settled = self.evidence.settled(listing, firings) if undecided else []
         tidy = Tidy(
             tuple(opened.dropped),
-            (*lost.stale, *noted.spent, *opened.spent),
+            (*lost.stale, *settled, *noted.spent, *opened.spent),
             tuple(opened.fired),
             tuple(dict.fromkeys((*opened.gone, *judged.gone, *lost.gone))),
         )
@@ -354,17 +361,21 @@ class Dispatcher:
             said = f"what dispatchers wrote down under {self._url(INTENTS)} cannot be read: {in_words(error)}"
             return Noted(), (said,)
 
-    def _orphans(self, listing: Listing) -> list[str]:
-        """Windows that are gone, and whose folders are still named: looked at now and then."""
+    def _now_and_then(self, listing: Listing) -> tuple[list[str], list[str]]:
+        """Windows that are looked at once a run, and then every ten minutes.
+
+        :returns: those that are gone while their folders are still named, and those that wait for a decision.
+        """
         if time.monotonic() - self._looked_at_orphans < _ORPHANS_EVERY_S:
-            return []
+            return [], []
         self._looked_at_orphans = time.monotonic()
-        old = [
+        orphans = [
             name
             for name, locations in listing.locations.items()
             if all(listing.now - each.created > GONE_FOR for each in locations) and _is_window(name)
         ]
-        return old[:AT_ONCE]
+        waiting = (each.name.removeprefix(UNDECIDED).rpartition(".")[0] for each in listing.undecided)
+        return orphans[:AT_ONCE], [name for name in waiting if _is_window(name)][:AT_ONCE]
 
     def _loads(
         self, waiting: Sequence[Window], abandoned: Sequence[OpenFiring]
@@ -647,7 +658,7 @@ class Dispatcher:
         if age is None or age > every:
             present = {window.name.name for window in self.listing().windows}
             for _ in range(_PAGES_AT_ONCE):
-                if not self.ledger.clean_up(self.store.now(), present):
+                if not self.ledger.clean_up(self.store.now(), present, self._threads):
                     break
             else:
                 return
@@ -770,10 +781,11 @@ def _counter_of(event: Event) -> str:
 
 def _widen(session: requests.Session) -> None:
     """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away."""
+    most = 2 * THREADS + READERS
     for scheme in ("https://", "http://"):
         adapter = session.adapters.get(scheme)
-        if type(adapter) is requests.adapters.HTTPAdapter and getattr(adapter, "_pool_maxsize", 0) < 2 * THREADS:
-            session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=2 * THREADS))
+        if type(adapter) is requests.adapters.HTTPAdapter and getattr(adapter, "_pool_maxsize", 0) < most:
+            session.mount(scheme, requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=most))
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

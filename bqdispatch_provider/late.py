@@ -20,7 +20,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.jobs import REFUSED, JobBoard, LoadJob
 from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import Event, Firing, Firings, Key, Lane, Late, Listing, Load, StoredObject, Verdict
-from bqdispatch_provider.names import TraceName, WindowName, as_job_id, in_words
+from bqdispatch_provider.names import UNDECIDED, TraceName, WindowName, as_job_id, in_words
 from bqdispatch_provider.planning import GONE_FOR, other_target, target_of
 from bqdispatch_provider.storage import STORAGE_ERRORS, TaskStore
 
@@ -351,6 +351,31 @@ class Evidence:
                         )
             except (*STORAGE_ERRORS, *REFUSED) as error:
                 found.findings.append(f"whether the folders of window {window!r} were loaded: {in_words(error)}")
+        return found
+
+    def settled(self, listing: Listing, firings: Mapping[str, Firings]) -> list[Key]:
+        """The windows that wait for a decision although a later firing has loaded all that they are about.
+
+        :param listing: of the task folder.
+        :param firings: what the ledger says of these windows, by name.
+        :returns: what lies under ``undecided/``, by name and generation.
+        """
+        found: list[Key] = []
+        for marker in listing.undecided:
+            window, _, generation = marker.name.removeprefix(UNDECIDED).rpartition(".")
+            others = {g: firing for g, firing in firings.get(window, {}).items() if str(g) != generation}
+            try:
+                fates = [self.fate((window, g), firing, listing) for g, firing in others.items()]
+                if not fates or any(fate.waits for fate in fates):
+                    continue
+                body = Body.parse(self._store.read(self._store.task_url(marker.name)), self._config.project_id or "")
+                loaded = frozenset[str]().union(*(fate.loaded for fate in fates))
+                folders = {folder_of(uri) for uri in loaded}
+                named = self.folders(listing.locations.get(window, ()))
+                if body.source in loaded and folders.issuperset(named.values()):
+                    found.append((marker.name, marker.generation))
+            except (*STORAGE_ERRORS, *REFUSED) as error:
+                log.warning("Whether %r is settled cannot be told: %s", marker.name, in_words(error))
         return found
 
     def _has_files(self, folder: str) -> bool:

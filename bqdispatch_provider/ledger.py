@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
 
@@ -139,13 +140,14 @@ class Ledger:
     def _entry(self, key: Key, what: str) -> str:
         return entry_name(*key, what, self._task_url)
 
-    def clean_up(self, now: datetime, present: Collection[str]) -> bool:
+    def clean_up(self, now: datetime, present: Collection[str], threads: Executor) -> bool:
         """Delete the oldest entries, at most a thousand: one list, and a batch for each hundred.
 
         A window that was claimed and not fired, or that lies there, is not forgotten.
 
         :param now: the storage server's time.
         :param present: names of windows that lie in the task folder.
+        :param threads: where entries are deleted side by side.
         :returns: whether there may be more of them.
         :raises google.api_core.exceptions.GoogleAPIError: when they cannot be listed.
         """
@@ -161,8 +163,8 @@ class Ledger:
                     old[name.what != "claim"].append((entry.name, entry.generation))
         # A claim that is left alone would seem to be of a window that was never fired.
         for entries in old:
-            for start in range(0, len(entries), BATCH_SIZE):
-                self._store.delete(entries[start : start + BATCH_SIZE])
+            chunks = [entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)]
+            list(threads.map(self._store.delete, chunks))
         return any(old)
 
 

@@ -263,6 +263,24 @@ def test_a_firing_that_bqtail_dropped_is_set_aside_and_replayed(world, rule):
     assert world.cycle().errors == []
 
 
+def test_what_a_later_firing_has_loaded_waits_for_no_decision(world, rule):
+    rule.fired()
+    for minutes in (1, 11):
+        world.control.advance(60 * minutes)
+        world.cycle()
+    assert world.cycle().errors
+    event = rule.arrive(f"{A}/1.json")
+    assert world.cycle().dispatched == 1
+    assert rule.take() == event
+    rule.load(event, f"{A}/1.json")
+    rule.finished()
+    world.control.advance(60)
+    world.cycle()
+    world.control.advance(5)
+    assert world.cycle().errors == []
+    assert [name for name in world.names() if name.startswith("undecided/")] == []
+
+
 def test_a_firing_without_files_is_no_error(world, rule):
     rule.fired()
     world.client.bucket(TRIGGER).delete_blob("data/a/1.json")
