@@ -8,6 +8,7 @@ ms late. ``--write`` puts the table into ``README.md`` beside this file, and its
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,12 +116,17 @@ HEAD = ["work", "each request", "from start to end", "CPU", "memory", "requests"
 def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run:
     """One process, from its start to its end."""
     environment = {**os.environ, "STORAGE_EMULATOR_HOST": url, "BIGQUERY_EMULATOR_HOST": url}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, and so is this one by now
     control.reset_counters()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
         began = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
+        kilobytes = 0
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            kilobytes = max(kilobytes, peak(process.pid))
+            time.sleep(0.01)
         seconds = time.perf_counter() - began
+        _, status, usage = ended
         process.returncode = os.waitstatus_to_exitcode(status)
         for file in (out, said):
             file.seek(0)
@@ -129,7 +136,18 @@ def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run
     # Airflow logs to standard output, too.
     answer = json.loads(printed if printed.startswith("{") else printed.splitlines()[-1])
     cpu = usage.ru_utime + usage.ru_stime
-    return Run(seconds, cpu, usage.ru_maxrss / 1024, control.requests_by_method(), answer)
+    return Run(seconds, cpu, kilobytes / 1024, control.requests_by_method(), answer)
+
+
+def peak(pid: int) -> int:
+    """The most memory that a process itself has had, in KiB; 0 once it has ended.
+
+    What ``wait4`` tells includes the process that it was forked from.
+    """
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return 0
 
 
 def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
@@ -139,8 +157,10 @@ def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
     if name == "idle":  # a run writes performance.json besides
         command = [sys.executable, "-c", CYCLE, config.as_uri()]
     with stand_in() as (url, control):
-        for _ in range(work.runs):
-            fill(work, control)
+        for number in range(work.runs):
+            if work.changes or not number:
+                control.set_latency(0)
+                fill(work, control)
             control.set_latency(latency)
             done = run(command, url, control)
             dispatched = done.answer["Outcomes"].get("dispatched", 0)
@@ -221,6 +241,7 @@ def main() -> None:
     if unknown := set(options.names) - set(known):
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     names = options.names or known
+    compileall.compile_dir(HERE.parent / "bqdispatch_provider", quiet=2)
     console, notes = Console(width=None if sys.stdout.isatty() else 200), Console(stderr=True)
     rows: list[Row] = []
     more: list[str] = []

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Any
 
+from bqdispatch_provider.planning import entry_name
 from bqdispatch_provider.testing.standin import StandInControl
 
+TASKS = "gs://ops/tasks/"
 DOCUMENT = {
     "ProjectID": "p",
-    "AsyncTaskURL": "gs://ops/tasks/",
+    "AsyncTaskURL": TASKS,
     "JournalURL": "gs://journal/journal/",
     "ErrorURL": "gs://journal/errors/",
 }
@@ -29,6 +32,7 @@ class Workload:
     :param fill: fills the task folder.
     :param target: what must be reached at 30 ms a request: seconds, requests, and perhaps CPU milliseconds an event
         or megabytes.
+    :param changes: whether a cycle changes the folder, so that it has to be filled anew for each.
     """
 
     title: str
@@ -37,6 +41,7 @@ class Workload:
     fill: Callable[[StandInControl, int, int], None]
     target: str
     runs: int = 5
+    changes: bool = True
 
 
 def traces(projects: int) -> Callable[[StandInControl, int, int], None]:
@@ -49,7 +54,7 @@ def traces(projects: int) -> Callable[[StandInControl, int, int], None]:
             for number in range(listed):
                 project = f"p{number % projects}" if projects > 1 else "p"
                 name = f"ds.t{number % 100}--{10**15 + number}_00001_load--dispatch"
-                yield project, name, now - 60 - HOUR * (1 - number / listed), number % every == 0
+                yield project, name, now - 60 - HOUR * (1 - number / listed), bool(every) and number % every == 0
 
         for chunk in _chunks(each()):
             control.seed_objects(
@@ -89,10 +94,47 @@ def windows(control: StandInControl, listed: int, finished: int) -> None:
         )
 
 
+def behind(days: int) -> Callable[[StandInControl, int, int], None]:
+    """Traces whose jobs run, in two projects, and so many days of 100 tables behind them, in the ledger and as the
+    windows that were fired in the last two minutes."""
+    a_day, waiting = 120_000, traces(2)
+
+    def fill(control: StandInControl, listed: int, finished: int) -> None:
+        now, kept = control.now(), listed - WAITING
+        every = 86_400 / a_day
+
+        def fired() -> Iterator[tuple[str, float]]:
+            for number in range(a_day * days):
+                end = now - 10 - number * every
+                yield f"ds.t{number % 100}_{10**9 + number}_{int(end)}.win", end + 8
+
+        there = control.seed_objects(
+            "ops",
+            [{"name": f"tasks/{name}", "content": BODY, "timeCreated": at - 90} for name, at in islice(fired(), kept)],
+        )
+        control.seed_objects("journal", ["journal/ledger.json"])  # nobody has to clean up within the hour
+        generations = chain(there, repeat(1))
+        for chunk in _chunks(fired()):
+            control.seed_objects(
+                "ops",
+                [
+                    {"name": f"tasks/{entry_name(name, generation, what, TASKS)}", "content": BODY, "timeCreated": at}
+                    for (name, at), generation in zip(chunk, generations, strict=False)
+                    for what in ("claim", "fired")
+                ],
+            )
+        waiting(control, WAITING, finished)
+
+    return fill
+
+
 def nothing(control: StandInControl, listed: int, finished: int) -> None:
     """An empty folder."""
     control.seed_objects("ops", [])
 
+
+WAITING, KEPT = 200, 160
+"""Traces that wait in a folder with days behind it, and windows that were fired in the last two minutes."""
 
 BODY = json.dumps({"Actions": [{"Action": "delete", "Request": {"URLs": [f"gs://data/{n}.csv" for n in range(10)]}}]})
 
@@ -106,6 +148,10 @@ WORKLOADS = {
         "100,000 waiting, 1 % finished", 100_000, 1_000, traces(1), "10 s, 300 requests, 300 MB", runs=3
     ),
     "windows": Workload("2,000 due windows", 2_000, 2_000, windows, "5 s, 250 requests"),
+    "day": Workload(
+        "200 waiting traces, a day of 100 tables behind them", 360, 0, behind(1), "0.5 s, 8 requests", changes=False
+    ),
+    "week": Workload("the same, eight days behind them", 360, 0, behind(8), "0.5 s, 8 requests", changes=False),
     "idle": Workload("an idle cycle", 0, 0, nothing, "1 request"),
 }
 

@@ -625,16 +625,17 @@ class Dispatcher:
         for act, undecided in ((self.mover.set_aside, False), (self.mover.set_undecided, True)):
             for chunk in _chunks([each for each in tidy.quarantines if each.undecided is undecided]):
                 self._set_aside(chunk, act, report)
+        # Another process may have fired what is removed here.
+        self.ledger.used = self.ledger.used or any(name.endswith(".win") for name, _ in tidy.stale)
+        cleaned = self._threads.submit(self._cleaned)
         self.ledger.note((key, "fired") for key in tidy.fired)
         self.ledger.note((key, f"gone-{step:05}") for key, step in tidy.gone)
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
                     self._error(report, f"{self._url(name)} is not needed any more, but was not deleted: {result}")
-        # Another process may have fired what is removed here.
-        self.ledger.used = self.ledger.used or any(name.endswith(".win") for name, _ in tidy.stale)
         try:
-            self._clean_up()
+            self._clean_up(cleaned.result())
         except STORAGE_ERRORS as error:
             self._error(report, f"old entries of the ledger {self._url(LEDGER)} are not deleted: {in_words(error)}")
         return report
@@ -649,22 +650,31 @@ class Dispatcher:
         aside = (one.event.key for one in done if one.outcome is Outcome.QUARANTINED)
         self.ledger.note((key, "aside") for key in aside if of[key].dropped)
 
-    def _clean_up(self) -> None:
-        """Delete old entries of the ledger: at once where there are many, else an hour after there were none."""
+    def _cleaned(self) -> timedelta | None:
+        """How long ago there was nothing old left in the ledger; nothing at all where nobody has to know."""
         if time.monotonic() < self._clean_until or not self.ledger.used:
-            return
-        url, every = f"{self.config.journal_url.rstrip('/')}/ledger.json", timedelta(seconds=_CLEAN_EVERY_S)
-        age = self.store.age(url)
-        if age is None or age > every:
+            return timedelta()
+        return self.store.age(self._cleaned_url)
+
+    def _clean_up(self, cleaned: timedelta | None) -> None:
+        """Delete old entries of the ledger: at once where there are many, else an hour after there were none."""
+        every = timedelta(seconds=_CLEAN_EVERY_S)
+        if cleaned is None or cleaned > every:
             present = {window.name.name for window in self.listing().windows}
             for _ in range(_PAGES_AT_ONCE):
                 if not self.ledger.clean_up(self.store.now(), present, self._threads):
                     break
             else:
                 return
-            self.store.claim(url, {"Cleaned": self.store.now().isoformat(), "By": self.mover.owner}, every)
-            age = timedelta()
-        self._clean_until = time.monotonic() + (every - age).total_seconds()
+            told = {"Cleaned": self.store.now().isoformat(), "By": self.mover.owner}
+            self.store.claim(self._cleaned_url, told, every)
+            cleaned = timedelta()
+        if self.ledger.used:
+            self._clean_until = max(self._clean_until, time.monotonic() + (every - cleaned).total_seconds())
+
+    @property
+    def _cleaned_url(self) -> str:
+        return f"{self.config.journal_url.rstrip('/')}/ledger.json"
 
     def write_performance(self, report: Report) -> None:
         """Write ``performance.json``, from which BqTail's balancer takes how busy each project is."""

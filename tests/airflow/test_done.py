@@ -3,10 +3,12 @@
 import asyncio
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import requests
+from google.api_core.exceptions import GoogleAPIError
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.model import Only
@@ -150,6 +152,27 @@ def test_a_look_takes_three_lists_and_asks_for_no_job(world):
     world.control.reset_counters()
     assert seen(world) == []
     assert world.control.calls() == {"storage.objects.list": 3}
+
+
+def test_a_look_at_due_windows_takes_a_list_of_each_minute_in_which_they_ended(world):
+    due = [world.window("sales.orders", due=minutes * 60) for minutes in (2, 3, 4)]
+    fired = world.window("sales.orders", due=7200)
+    with world.dispatcher() as dispatcher:
+        (share,) = dispatcher.look().plan.shares({})
+        dispatcher.dispatch([replace(share, events=share.events[:1])])
+    world.delete(f"_batch_/{fired}", TRIGGER)
+    world.control.reset_counters()
+    assert seen(world) == sorted(due)
+    assert world.control.calls()["storage.objects.list"] == 3 + 4
+    assert world.control.requests() == 3 + 1
+
+
+def test_a_ledger_that_cannot_be_read_is_not_taken_for_done(world):
+    for minutes in (2, 3):
+        world.window("sales.orders", due=minutes * 60)
+    world.control.add_fault("storage.batch", "status", status=403)
+    with pytest.raises(GoogleAPIError, match="~ledger"):
+        seen(world)
 
 
 @pytest.mark.parametrize("mode", ["poked", "rescheduled", "deferred"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.names import TraceName
+from bqdispatch_provider.names import INTENTS, LEDGER, LedgerName, TraceName
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "dags" / "examples").glob("*.py"))
 
@@ -103,12 +103,12 @@ class SetUpOfATest:
         )
 
     def waiting(self):
-        """Events in the task folder, sentinels beside their windows not among them."""
-        names = self.world.names(TASKS, f"{self.name}/Tasks/")
-        fired = {name.replace(".wis", ".win") for name in names if name.endswith(".wis")}
-        return {name.rpartition("/Tasks/")[2] for name in names if not name.endswith(".wis")} - {
-            name.rpartition("/Tasks/")[2] for name in fired
-        }
+        """Events in the task folder, windows that were fired not among them."""
+        folder = f"{self.name}/Tasks/"
+        names = {name.removeprefix(folder) for name in self.world.names(TASKS, folder)}
+        entries = [LedgerName.parse(name) for name in names if name.startswith(LEDGER)]
+        fired = {entry.window for entry in entries if entry.what == "fired"}
+        return {name for name in names if not name.startswith((LEDGER, INTENTS))} - fired
 
     def delivered(self):
         return self.world.names(f"{self.name}_bqtail")

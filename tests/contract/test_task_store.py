@@ -10,7 +10,8 @@ from backends import FAKE_GCS_SERVER, WITHOUT_BATCHES
 from google.api_core.exceptions import Forbidden, NotFound
 
 from bqdispatch_provider import courtesy
-from bqdispatch_provider.model import Sentinel
+from bqdispatch_provider.model import CLAIMED, OWNER
+from bqdispatch_provider.names import LEDGER, UNLISTED
 from bqdispatch_provider.storage import BATCH_SIZE
 from bqdispatch_provider.testing import standin_api
 
@@ -83,8 +84,15 @@ def statuses(results):
     return [result.status for result in results]
 
 
-def sentinel(window, generation, replaces=0, **metadata):
-    return (window, generation, window.removesuffix(".win") + ".wis", replaces, metadata)
+MINUTE = f"{LEDGER}2023-11-14_22-13/"
+
+
+def entry(window, what="claim"):
+    return f"{MINUTE}{window}.7.{what}"
+
+
+def claim(window, generation, replaces=0, **metadata):
+    return (window, generation, entry(window), replaces, metadata)
 
 
 # Listing
@@ -363,63 +371,133 @@ def test_a_delete_of_what_is_gone_is_not_found(storage, store):
 
 def test_a_stamp_has_the_content_of_its_object_and_metadata_of_its_own(storage, store):
     generation = storage.put("a.win", "123456789", metadata={"not": "this"})
-    metadata = Sentinel.claim(generation, "owner", datetime(2026, 3, 1, tzinfo=UTC))
-    stamped = only(store.stamp([sentinel("a.win", generation, **metadata, other="ü")]))
-    there = store.look("a.wis")
+    metadata = {OWNER: "me", CLAIMED: "1767323045.000001", "other": "ü"}
+    stamped = only(store.stamp([claim("a.win", generation, **metadata)]))
+    there = store.look(entry("a.win"))
     assert stamped.ok and stamped.generation == there.generation
-    assert there.metadata == {**metadata, "other": "ü"} and there.crc32c == "4waSgw=="
-    assert (Sentinel.of(there).window, Sentinel.of(there).owner) == (generation, "owner")
+    assert there.metadata == metadata and there.crc32c == "4waSgw=="
+    assert storage.content(entry("a.win")) == "123456789"
     assert store.look("a.win").generation == generation
 
 
 def test_a_stamp_replaces_a_given_generation_and_all_of_its_metadata(storage, store):
     generation = storage.put("a.win")
-    claimed = only(store.stamp([sentinel("a.win", generation, k="1", owner="me")]))
+    first = only(store.stamp([claim("a.win", generation, k="1", owner="me")]))
     storage.rest()
-    fired = only(store.stamp([sentinel("a.win", generation, claimed.generation, k="2")]))
-    there = store.look("a.wis")
-    assert claimed.generation < fired.generation == there.generation
+    second = only(store.stamp([claim("a.win", generation, first.generation, k="2")]))
+    there = store.look(entry("a.win"))
+    assert first.generation < second.generation == there.generation
     assert there.metadata == {"k": "2"}
 
 
 @needs("compose onto a free name only")
 def test_only_the_first_of_two_claims_succeeds(storage, store):
     generation = storage.put("a.win")
-    assert statuses(store.stamp([sentinel("a.win", generation, owner="first")])) == [200]
-    assert statuses(store.stamp([sentinel("a.win", generation, owner="second")])) == [412]
-    assert store.look("a.wis").metadata == {"owner": "first"}
+    assert statuses(store.stamp([claim("a.win", generation, owner="first")])) == [200]
+    assert statuses(store.stamp([claim("a.win", generation, owner="second")])) == [412]
+    assert store.look(entry("a.win")).metadata == {"owner": "first"}
 
 
 @needs("compose onto exactly a generation")
 def test_only_the_first_of_two_that_take_a_claim_over_succeeds(storage, store):
+    """Each composes it onto itself, also where the window is gone."""
+    generation = storage.put("a.win", "123456789")
+    claimed = only(store.stamp([claim("a.win", generation, owner="gone")])).generation
+    store.delete([("a.win", generation)])
+    over = [(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": owner}) for owner in ("first", "second")]
+    assert statuses(store.stamp(over[:1])) == [200]
+    assert statuses(store.stamp(over[1:])) == [412]
+    there = store.look(entry("a.win"))
+    assert there.metadata == {"owner": "first"} and there.crc32c == "4waSgw=="
+
+
+@needs("copy of exactly a generation")
+@needs("compose onto exactly a generation")
+def test_a_claim_that_was_taken_over_is_not_copied_by_its_former_owner(storage, store):
     generation = storage.put("a.win")
-    claimed = only(store.stamp([sentinel("a.win", generation, owner="gone")])).generation
+    claimed = only(store.stamp([claim("a.win", generation, owner="former")])).generation
     storage.rest()
-    assert statuses(store.stamp([sentinel("a.win", generation, claimed, owner="first")])) == [200]
-    assert statuses(store.stamp([sentinel("a.win", generation, claimed, owner="second")])) == [412]
-    assert store.look("a.wis").metadata == {"owner": "first"}
+    assert only(store.stamp([(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": "next"})])).ok
+    assert statuses(store.copy([(entry("a.win"), claimed, "_batch_/a.win")])) == [412]
+    assert storage.names(storage.trigger) == []
+
+
+def test_a_claim_is_noted_as_fired_in_whatever_generation_it_is(storage, store):
+    generation = storage.put("a.win", "123456789")
+    only(store.stamp([claim("a.win", generation, owner="me")]))
+    fired = only(store.stamp([(entry("a.win"), 0, entry("a.win", "fired"), 0, {"owner": "me"})]))
+    assert fired.ok and store.look(entry("a.win", "fired")).crc32c == "4waSgw=="
 
 
 @needs("compose of exactly a generation")
 def test_an_object_that_was_written_again_is_not_stamped(storage, store):
     generation = storage.put("a.win", "old")
     storage.put("a.win", "new")
-    assert statuses(store.stamp([sentinel("a.win", generation)])) == [412]
-    assert store.look("a.wis") is None
+    assert statuses(store.stamp([claim("a.win", generation)])) == [412]
+    assert store.look(entry("a.win")) is None
 
 
 def test_an_object_that_is_gone_leaves_no_stamp(storage, store):
     generation = storage.put("a.win")
     store.delete([("a.win", generation)])
-    assert not only(store.stamp([sentinel("a.win", generation)])).ok
-    assert store.look("a.wis") is None
+    assert not only(store.stamp([claim("a.win", generation)])).ok
+    assert store.look(entry("a.win")) is None
 
 
 @needs("compose of a gone object is not found")
 def test_a_stamp_of_what_is_gone_is_not_found(storage, store):
     generation = storage.put("a.win")
     store.delete([("a.win", generation)])
-    assert statuses(store.stamp([sentinel("a.win", generation)])) == [404]
+    assert statuses(store.stamp([claim("a.win", generation)])) == [404]
+
+
+# The ledger
+
+
+def test_a_listing_leaves_the_ledger_out_and_holds_all_that_sorts_before_it(storage, store):
+    for name in ("a.win", "intents/x", "undecided/a.win.7", "zz.win", entry("a.win"), f"{LEDGER}x"):
+        storage.put(name)
+    assert [each.name for each in store.listing()[1]] == ["a.win", "intents/x", "undecided/a.win.7", "zz.win"]
+    assert [each.name for each in store.listing("intents/")[1]] == ["intents/x"]
+
+
+def test_a_whole_bucket_is_listed_without_the_ledger_too(storage, store):
+    storage.put("a", bucket=storage.tasks)
+    storage.put(f"{LEDGER}x", bucket=storage.tasks)
+    with storage.store("") as whole:
+        assert [each.name for each in whole.listing()[1]] == ["a"]
+        (entries,) = whole.entries([LEDGER])
+        assert [each.name for each in entries] == [f"{LEDGER}x"]
+
+
+def test_minutes_of_the_ledger_are_listed_each_by_itself_and_to_the_end(storage, store):
+    generation = storage.put("a.win")
+    minutes = [f"{LEDGER}2023-11-14_22-{n:02}/" for n in range(3)]
+    many = [("a.win", generation, f"{minutes[1]}{n:04}.7.claim", 0, {}) for n in range(1001)]
+    few = [("a.win", generation, f"{minutes[2]}a.7.fired", 0, {})]
+    for start in range(0, len(many), BATCH_SIZE):
+        assert all(result.ok for result in store.stamp(many[start : start + BATCH_SIZE]))
+    fired = only(store.stamp(few))
+    none, all_of_them, one = store.entries(minutes)
+    assert none == []
+    assert [each.name for each in all_of_them] == [name for _, _, name, _, _ in many]
+    assert (only(one).name, only(one).generation) == (few[0][2], fired.generation)
+    assert abs(only(one).created - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@needs("batch calls")
+def test_a_hundred_minutes_of_the_ledger_are_one_request(storage, store):
+    storage.answers.clear()
+    assert store.entries([f"{LEDGER}{n:03}/" for n in range(100)]) == [[]] * 100
+    assert len(storage.answers) == 1
+
+
+def test_the_oldest_entries_are_listed_up_to_a_minute(storage, store):
+    storage.put("a.win")
+    for minute in ("2023-11-14_22-13", "2023-11-14_22-14", "2023-11-14_22-15"):
+        storage.put(f"{LEDGER}{minute}/a.7.claim")
+    listed = store.oldest(LEDGER, f"{LEDGER}2023-11-14_22-15/")
+    assert [each.name for each in listed] == [f"{LEDGER}2023-11-14_22-{n}/a.7.claim" for n in (13, 14)]
 
 
 # Many at once
@@ -432,7 +510,7 @@ def test_a_hundred_calls_are_one_request(storage, store, act):
     calls = {
         "copy": [(name, generation, name) for name, generation in generations.items()],
         "delete": list(generations.items()),
-        "stamp": [sentinel(name, generation, k="v") for name, generation in generations.items()],
+        "stamp": [claim(name, generation, k="v") for name, generation in generations.items()],
     }[act]
     storage.answers.clear()
     results = getattr(store, act)(calls)
@@ -458,11 +536,12 @@ def test_each_of_a_hundred_copies_and_deletes_has_its_own_answer(storage, store)
 
 def test_each_of_a_hundred_stamps_has_its_own_metadata(storage, store):
     generations = {f"{n}.win": storage.put(f"{n}.win") for n in range(BATCH_SIZE)}
-    stamps = [sentinel(name, generation, of=name) for name, generation in generations.items()]
+    stamps = [claim(name, generation, of=name) for name, generation in generations.items()]
     results = store.stamp(stamps)
-    there = {each.name: each for each in store.listing()[1] if each.name.endswith(".wis")}
-    assert [there[target].generation for _, _, target, _, _ in stamps] == [result.generation for result in results]
-    assert [there[target].metadata for _, _, target, _, _ in stamps] == [{"of": name} for name in generations]
+    (entries,) = store.entries([MINUTE])
+    there = {each.name: each.generation for each in entries}
+    assert [there[target] for _, _, target, _, _ in stamps] == [result.generation for result in results]
+    assert [store.look(target).metadata for _, _, target, _, _ in stamps] == [{"of": name} for name in generations]
 
 
 @needs("copy onto a free name only")
@@ -515,21 +594,23 @@ def test_a_name_that_was_just_changed_waits_for_its_second_and_no_other_does(sto
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 def test_odd_names_are_taken_as_they_are(storage, store, together):
     generations = {name: storage.put(name, name) for name in ODD_NAMES}
-    assert {each.name: each.generation for each in store.listing()[1]} == generations
+    listed = {name for name in ODD_NAMES if name < UNLISTED}
+    assert {each.name: each.generation for each in store.listing()[1]} == {name: generations[name] for name in listed}
     assert all(store.look(name).generation == generation for name, generation in generations.items())
 
     def call(act, calls):
         return act(calls) if together else [only(act([each])) for each in calls]
 
-    stamps = [(name, generation, f"{name}.wis", 0, {"of": "x"}) for name, generation in generations.items()]
+    stamps = [(name, generation, f"{name}.again", 0, {"of": "x"}) for name, generation in generations.items()]
     assert all(result.ok for result in call(store.stamp, stamps))
-    assert all(store.look(f"{name}.wis").metadata == {"of": "x"} for name in generations)
+    assert all(store.look(f"{name}.again").metadata == {"of": "x"} for name in generations)
     copies = [(name, generation, f"_bqjob_/{name}.json") for name, generation in generations.items()]
     assert all(result.ok for result in call(store.copy, copies))
     assert [store.read(f"gs://{storage.trigger}/_bqjob_/{name}.json").decode() for name in generations] == ODD_NAMES
     assert all(store.look_at_target(f"_bqjob_/{name}.json") for name in generations)
     assert all(result.ok for result in call(store.delete, list(generations.items())))
-    assert sorted(each.name for each in store.listing()[1]) == sorted(f"{name}.wis" for name in ODD_NAMES)
+    assert {each.name for each in store.listing()[1]} == {f"{name}.again" for name in listed}
+    assert all(store.look(f"{name}.again") for name in ODD_NAMES)
 
 
 # The journal

@@ -74,7 +74,7 @@ def test_every_event_ends_in_one_finished_chain(two):
     assert [error for report in reports for error in report.errors] == []
     fired = [url.rpartition("/")[2] for report in reports for url in report.batched]
     assert sorted(fired) == sorted({file.window for file in files if file.window})
-    assert two.storage.names(two.storage.journal) == ["journal/performance.json"]
+    assert two.storage.names(two.storage.journal) == ["journal/ledger.json", "journal/performance.json"]
 
 
 @pytest.mark.parametrize("consumed", [False, True])

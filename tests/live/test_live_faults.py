@@ -17,15 +17,18 @@ BATCHED = ("ds.a", "q:ds.b$20260101", "ds.c--d", "example.com:legacy.ds.e")
 KILLS = 15
 MOMENTS = [
     ("storage.objects.insert", {"bucket": JOURNAL, "name": "*/detect.json"}),
-    ("storage.objects.insert", {"bucket": TASKS, "name": "*/intents/*"}),
-    ("storage.objects.copy", {"bucket": TRIGGER}),
+    ("storage.objects.insert", {"bucket": TASKS, "name": "*/intents/*[0-9].json"}),
+    ("storage.objects.copy", {"bucket": TRIGGER, "name": "_bqjob_/*"}),
     ("storage.objects.delete", {"bucket": TASKS, "name": "*--dispatch"}),
-    ("storage.objects.compose", {"bucket": TASKS, "name": "*.wis"}),
+    ("storage.objects.insert", {"bucket": TASKS, "name": "*/intents/*-windows.json"}),
+    ("storage.objects.compose", {"bucket": TASKS, "name": "*.claim"}),
+    ("storage.objects.copy", {"bucket": TRIGGER, "name": "_batch_/*"}),
+    ("storage.objects.compose", {"bucket": TASKS, "name": "*.fired"}),
     ("storage.objects.insert", {"bucket": JOURNAL, "name": "*/dispatch_jobs.json"}),
     ("storage.objects.insert", {"bucket": JOURNAL, "name": "*/performance.json"}),
 ]
-"""Calls of tasks alone: what the sensor saw, what is to move, a move or a firing, its end, a claim or its mark, a part
-of the report, and the end of the run."""
+"""Calls of tasks alone: what the sensor saw, what is to move, a move, its end, what is to be fired, a claim, its copy,
+the note of the firing, a part of the report, and the end of the run."""
 VICTIMS = ({"task"}, {"task"}, {"worker", "task"}, {"task"}, {"worker"})
 """A worker is the executor's process that looks after a task; without it, a task goes on while its next try begins."""
 
