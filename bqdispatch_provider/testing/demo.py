@@ -56,7 +56,7 @@ RULES = {
 LATE_S = 40.0
 """Longer than a window waits to be fired: then comes the event of a folder's first file, now and then."""
 FIRST_EVENTS = 60
-_PATIENCE_S = 900.0
+_PATIENCE_S = 1800.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """What a user, a closed window and a supervisor send; none of them may leave a process behind."""
 _STARTING = "Starting the stand-ins and Airflow (about a minute) …"

@@ -20,7 +20,7 @@ from typing import IO, Any
 import psutil
 import requests
 
-_START_S = 240.0
+_START_S = 600.0
 _STOP_S = 20.0
 _POLL_S = 0.1
 _TRIES = 5

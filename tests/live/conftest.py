@@ -24,7 +24,7 @@ from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
 from bqdispatch_provider.testing.live import LiveAirflow
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 240
+PATIENCE_S = 600
 
 
 @pytest.fixture(scope="session")

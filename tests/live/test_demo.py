@@ -52,7 +52,7 @@ def logs(folder):
 
 
 def test_sixty_events_go_through_exactly_once_within_the_limits(start, tmp_path):
-    shown, _ = (demo := start("--once")).communicate(timeout=900)
+    shown, _ = (demo := start("--once")).communicate(timeout=4 * PATIENCE_S)
     assert demo.returncode == 0, shown[-4000:] + logs(tmp_path)
     assert "every event exactly once" in shown
     assert "60 of 60 events finished" in (tmp_path / "stderr").read_text()

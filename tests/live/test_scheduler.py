@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import psutil
 import pytest
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 from world import JOURNAL, TRIGGER
 
 from bqdispatch_provider.pools import pools_of
@@ -45,7 +45,7 @@ def live(world, document, tmp_path):
 
 def wait_for_runs(live, number, seen):
     """Wait until so many runs have ended, and note the pools' slots that are taken meanwhile."""
-    until = time.monotonic() + 240
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until:
         runs = live.get("dags/bqdispatch/dagRuns", order_by="run_after")["dag_runs"]
         for pool in live.get("pools")["pools"]:
