@@ -88,7 +88,7 @@ class OpenFirings:
         intents = list(intents)
         wanted = {firing.key: firing for intent in intents for firing in intent.firings}
         present = {window.key for window in listing.windows}
-        traces = [trace for trace in listing.traces if trace.job in jobs]
+        traces = [trace for trace in listing.traces if trace.job in jobs] if wanted else []
         seen = self._seen(wanted, replace(listing, traces=tuple(traces)), firings, found, limited=limited)
         closed: set[Key] = set()
         for key, firing in wanted.items():
@@ -172,7 +172,8 @@ class OpenFirings:
     ) -> set[Key]:
         """The firings whose loads can be seen: by their traces, else in the list of jobs."""
         loads = self._loads(wanted, firings, listing.now)
-        visible = loads_seen(listing.traces, ())
+        events = {as_job_id(load.event_id) for load in loads.values() if load}
+        visible = loads_seen(listing.traces, (), events)
         seen = {key for key, load in loads.items() if load and _known_as(key, load) in visible}
         asked = {key: load for key, load in loads.items() if load is not None and key not in seen}
         old = any(listing.now - wanted[key].since > _SLOW for key in asked)
@@ -184,7 +185,7 @@ class OpenFirings:
             since[load.project] = min(wanted[key].since, since.get(load.project, listing.now))
         for project, at in since.items():
             try:
-                visible |= loads_seen((), self._board.recent(project, at - MIN_AGE))
+                visible |= loads_seen((), self._board.recent(project, at - MIN_AGE), events)
             except REFUSED as error:
                 found.errors[project] = in_words(error)
         return {key for key, load in loads.items() if load and _known_as(key, load) in visible}
@@ -207,4 +208,4 @@ class OpenFirings:
 
 
 def _known_as(key: Key, load: Load) -> tuple[str, str]:
-    return (as_job_id(WindowName.parse(key[0]).dest), load.event_id)
+    return (as_job_id(WindowName.parse(key[0]).dest), as_job_id(load.event_id))

@@ -342,7 +342,7 @@ class Evidence:
                     continue
                 folders = {folder_of(uri) for fate in fates for uri in fate.loaded | fate.tried}
                 for key, folder in self.folders(beside).items():
-                    if folder in folders:
+                    if folder in folders or not self._has_files(folder):
                         found.stale.append(key)
                     else:
                         found.findings.append(
@@ -352,6 +352,12 @@ class Evidence:
             except (*STORAGE_ERRORS, *REFUSED) as error:
                 found.findings.append(f"whether the folders of window {window!r} were loaded: {in_words(error)}")
         return found
+
+    def _has_files(self, folder: str) -> bool:
+        """Tell whether a folder holds files; where it lies elsewhere than in the trigger bucket, it does."""
+        if not folder.startswith(f"gs://{self._config.trigger_bucket}/"):
+            return True
+        return next(self._store.names(folder), None) is not None
 
     def source_is_there(self, key: Key) -> bool:
         """Tell whether the file whose event made a window is still there; where that cannot be told, it is."""

@@ -10,6 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 _FOLDER = re.compile(r"proj:(?P<project>.*\w.*):(?P<region>[^:]*)", re.DOTALL)
 _TRACE = re.compile(
@@ -41,7 +42,8 @@ _ENTRY = re.compile(
     rf"{re.escape(LEDGER)}[^/]+/(?P<window>.+)\.(?P<generation>[1-9][0-9]*)\.(?P<what>claim|fired|aside|gone-[0-9]{{5}})",
     re.DOTALL,
 )
-_TO_UNDERSCORE = str.maketrans("$:.", "___")
+_REMEMBERED = 100_000
+"""Names that are read once, however often they are met: more than a cycle dispatches at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,10 @@ class TraceName:
         :param name: path below the task folder.
         :raises ValueError: when this is not the name of a trace.
         """
+        return _trace_name(name)
+
+    @classmethod
+    def _parse(cls, name: str) -> TraceName:
         folder, slash, base = name.rpartition("/")
         project = region = None
         if slash:
@@ -227,6 +233,11 @@ class TableName:
         return cls(parts["project"], parts["dataset"], parts["table"])
 
 
+@lru_cache(_REMEMBERED)
+def _trace_name(name: str) -> TraceName:
+    return TraceName._parse(name)
+
+
 def cut(name: str, room: int) -> str:
     """Return a name that fits: a longer one is cut, and ends in a hash of the whole.
 
@@ -241,7 +252,7 @@ def cut(name: str, room: int) -> str:
 
 def as_job_id(text: str) -> str:
     """What becomes of a name's text in a job ID (docs/protocol.md, "From a trace name to a BigQuery job ID")."""
-    return text.replace("/", "--").translate(_TO_UNDERSCORE)
+    return text.replace("/", "--").replace("$", "_").replace(":", "_").replace(".", "_")
 
 
 def in_one_line(text: str) -> str:

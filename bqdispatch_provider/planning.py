@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -263,17 +263,19 @@ def _undecided(marker: StoredObject) -> str:
     )
 
 
-def loads_seen(traces: Iterable[Trace], recent: Iterable[str]) -> set[tuple[str, str]]:
-    """Return the loads that can be seen, each by its destination as in job IDs and by its event.
+def loads_seen(traces: Iterable[Trace], recent: Iterable[str], events: Collection[str]) -> set[tuple[str, str]]:
+    """Return the loads that can be seen, each by its destination and its event as in job IDs.
 
     :param traces: in the task folder.
     :param recent: IDs of jobs that were listed.
+    :param events: that are asked for, as in job IDs.
     """
     names = [trace.name for trace in traces]
     for job_id in recent:
         with suppress(ValueError):
             names.append(TraceName.parse(job_id))
-    return {(as_job_id(each.dest), each.event_id) for each in names if each.action in LOADS}
+    loads = ((each, as_job_id(each.event_id)) for each in names if each.action in LOADS)
+    return {(as_job_id(each.dest), event) for each, event in loads if event in events}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Report:
     so that the outcomes add up to it after one cycle as after many.
 
     :param oldest: when the oldest trace was created that was left waiting; ``None`` when none was.
+    :param late: how many windows had returned for files that were loaded, and are removed.
     :param balanced: when ``performance.json`` was written, by this process; it does not go into the document.
     """
 
@@ -51,6 +52,7 @@ class Report:
     get_count: int = 0
     list_ms: int = 0
     oldest: datetime | None = None
+    late: int = 0
     balanced: datetime | None = None
 
     @classmethod
@@ -62,7 +64,7 @@ class Report:
         report.unknown = dict(list(plan.unknown.items())[:_MAX_NAMED])
         report.traces = Counter(plan.projects)
         report.not_found = Counter(plan.not_found)
-        report.oldest = plan.oldest
+        report.oldest, report.late = plan.oldest, plan.late
         for project, gauges in plan.counts.items():
             for gauge, counters in gauges.items():
                 report.counts[project][gauge].update(counters)
@@ -136,6 +138,7 @@ class Report:
         self.quarantined.update(other.quarantined)
         self.unknown.update(other.unknown)
         self.regions.update(other.regions)
+        self.late += other.late
         self.get_count += other.get_count
         self.list_ms += other.list_ms
         for message in other.errors:
@@ -176,6 +179,7 @@ class Report:
             "Outcomes": {str(each): self.outcomes[each] for each in Outcome if self.outcomes[each]},
             "Quarantined": self.quarantined,
             "Unknown": self.unknown,
+            "Late": self.late,
             "Started": _time(self.started),
             "Oldest": _time(self.oldest),
             "TimeTakenMs": self.time_taken_ms,
@@ -209,6 +213,7 @@ class Report:
                 not_found=Counter({project: each["NoFound"] for project, each in performance.items()}),
                 get_count=document["GetCount"],
                 list_ms=document["ListTime"],
+                late=document.get("Late", 0),
                 oldest=datetime.fromisoformat(document["Oldest"]) if document.get("Oldest") else None,
             )
             for project, each in performance.items():

@@ -2,10 +2,11 @@
 
 import select
 import socket
+import threading
 
 
 class StatsdListener:
-    """Keeps what arrives as ``(name, value, kind)``."""
+    """Keep what arrives as ``(name, value, kind)``, at once: what does not fit the socket's buffer would be lost."""
 
     def __init__(self):
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -16,14 +17,29 @@ class StatsdListener:
             "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
             "AIRFLOW__METRICS__STATSD_PORT": str(self._socket.getsockname()[1]),
         }
+        self._lines, self._lock, self._closed = [], threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self):
+        while not self._closed.is_set():
+            select.select([self._socket], [], [], 0.1)
+            with self._lock:
+                self._receive()
+
+    def _receive(self):
+        while select.select([self._socket], [], [], 0)[0]:
+            self._lines += self._socket.recv(65536).decode().splitlines()
 
     def ours(self):
         """What has arrived since the last time, of this provider."""
-        lines = []
-        while select.select([self._socket], [], [], 0)[0]:
-            lines += self._socket.recv(65536).decode().splitlines()
+        with self._lock:
+            self._receive()
+            lines, self._lines = self._lines, []
         split = (line.replace("|", ":").split(":")[:3] for line in lines)
         return [(name, float(value), kind) for name, value, kind in split if name.startswith("airflow.bqdispatch.")]
 
     def close(self):
+        self._closed.set()
+        self._thread.join()
         self._socket.close()

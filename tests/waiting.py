@@ -4,6 +4,8 @@ import time
 
 PATIENCE_S = 240
 """So long that only what never happens takes longer."""
+HELD_MS = 1000 * PATIENCE_S
+"""How late a call is answered that a test holds up; clearing the faults ends it."""
 
 
 def wait_until(is_so, what="it is so"):

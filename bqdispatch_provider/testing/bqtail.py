@@ -104,6 +104,8 @@ _PATIENTLY = Retry(initial=0.1, maximum=2.0, timeout=30.0)
 _ON_A_FAULT = Retry(
     if_exception_type(ServerError, requests.ConnectionError, requests.Timeout), initial=0.1, maximum=2.0, timeout=30.0
 )
+_SAME_NAME_S = 1.0
+"""Seconds between two changes of one object name (Cloud Storage, "Quotas & limits")."""
 _TIMEOUT_S = 60
 _TOLD_EVERY = 10
 
@@ -439,16 +441,24 @@ class StandInBqTail:
                     return False
             self._acted.add(key)
         try:
-            # Exactly this generation: what was put in its place meanwhile is to be consumed too. It is a condition and
-            # not the generation to delete, by which a bucket with versioning would keep nothing.
-            with suppress(NotFound, PreconditionFailed):
-                self._trigger.delete_blob(blob.name, if_generation_match=blob.generation, retry=_PATIENTLY)
+            try:
+                self._delete_delivered(blob)
+            except TooManyRequests:
+                # It was delivered less than a second ago. Once it may go, so may all others that this step has listed.
+                time.sleep(_SAME_NAME_S)
+                self._delete_delivered(blob)
             self._acted.discard(key)
         except (GoogleAPIError, requests.RequestException) as error:
             log.warning("%s is deleted in the next step: %s", blob.name, error)
             self._ledger.failed_call(f"{blob.name}: {error}")
             return False
         return True
+
+    def _delete_delivered(self, blob: Blob) -> None:
+        # Exactly this generation: what was put in its place meanwhile is to be consumed too. It is a condition and not
+        # the generation to delete, by which a bucket with versioning would keep nothing.
+        with suppress(NotFound, PreconditionFailed):
+            self._trigger.delete_blob(blob.name, if_generation_match=blob.generation, retry=_ON_A_FAULT)
 
     def _give_up(self, blob: Blob, error: Exception) -> bool:
         """Return whether an object is done with although it failed: at once, or after its last retry."""

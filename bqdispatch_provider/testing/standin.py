@@ -114,14 +114,24 @@ class Server:
         done: Reply | None = None
         for fault in self.state.faults.strike(operation) if self.state.faults.rules else ():
             if fault.after and done is None:
-                done = await _run(operation)
+                done = await self._run(operation)
             if fault.kind == "slow":
                 await self.state.faults.delay(fault)
             elif fault.kind == "reset":
                 raise ConnectionLost
             else:
                 return ApiError(fault.status, "The stand-in was asked to fail this call.", fault.reason).reply()
-        return await _run(operation) if done is None else done
+        return await self._run(operation) if done is None else done
+
+    async def _run(self, operation: Operation) -> Reply:
+        try:
+            reply = operation.run()
+            reply = reply if isinstance(reply, Reply) else await reply
+        except ApiError as error:
+            reply = error.reply()
+        if reply.status == 429:
+            self.state.refused[operation.call] += 1
+        return reply
 
     async def _batch(self, request: Request) -> Reply:
         """Do the calls of a batch, one after the other; each has an answer of its own."""
@@ -136,14 +146,6 @@ class Server:
                 reply = error.reply()
             replies.append((identity, reply))
         return batch_reply(replies, self.state.clock.http_date())
-
-
-async def _run(operation: Operation) -> Reply:
-    try:
-        reply = operation.run()
-        return reply if isinstance(reply, Reply) else await reply
-    except ApiError as error:
-        return error.reply()
 
 
 def batch_parts(request: Request) -> list[tuple[str, Request]]:
@@ -254,13 +256,16 @@ class StandIn:
     :param port: where to listen; a free port when left out.
     :param host: the address to listen on.
     :param latency_ms: how much later every HTTP request is answered, in milliseconds.
+    :param name_limit: whether an object's name can be changed only once a second, as in the service.
     """
 
     url: str
 
-    def __init__(self, port: int = 0, *, host: str = "127.0.0.1", latency_ms: float = 0) -> None:
+    def __init__(
+        self, port: int = 0, *, host: str = "127.0.0.1", latency_ms: float = 0, name_limit: bool = True
+    ) -> None:
         self._address = host, port
-        self.state = State(latency_ms)
+        self.state = State(latency_ms, name_limit=name_limit)
 
     def __enter__(self) -> StandIn:
         sock, self.url = _bind(*self._address)
@@ -323,7 +328,8 @@ class StandInControl:
         """Create jobs.
 
         :param jobs: ``{"project", "jobId", "location"?, "type"?, "pendingMs"?, "runningMs"?, "error"?, "creationTime"?,
-            "userEmail"?, "labels"?}``; location US and type load when left out, the time in seconds of the epoch.
+            "userEmail"?, "labels"?, "sourceUris"?}``; location US and type load when left out, the time in seconds of
+            the epoch.
         """
         self._call("POST", "jobs", {"jobs": [dict(job) for job in jobs]})
 
@@ -368,7 +374,7 @@ class StandInControl:
         return dict(self._call("GET", "counters")["calls"])
 
     def refused(self) -> dict[str, int]:
-        """How many calls of each method were too many for :meth:`set_limits` since the last reset."""
+        """How many calls of each method were too many since the last reset, for :meth:`set_limits` or for one name."""
         return dict(self._call("GET", "counters")["refused"])
 
     def reset_counters(self) -> None:
@@ -389,6 +395,14 @@ class StandInControl:
         :param jobs: calls of ``jobs.get``, and of ``jobs.list``, a second (403 ``rateLimitExceeded``); 0: no limit.
         """
         self._call("POST", "limits", {"writes": writes, "jobs": jobs})
+
+    def set_name_limit(self, on: bool) -> None:
+        """Enforce the service's limit of one change a second for each object name, or do not.
+
+        :param on: whether a name that was created, overwritten, patched or deleted less than a second ago by the
+            stand-in's clock can be changed again only after that (429 ``rateLimitExceeded``).
+        """
+        self._call("POST", "name-limit", {"on": on})
 
     def add_fault(self, call: str, kind: str, **more: Any) -> None:
         """Break calls.
@@ -462,7 +476,7 @@ class StandInControl:
         self._call("POST", "log-sink", {"topic": topic})
 
     def reset(self) -> None:
-        """Empty everything: buckets, jobs, faults, refusals, counters; clock and latency are as at the start."""
+        """Empty everything: buckets, jobs, faults, refusals, counters; clock, latency, name limit are as at first."""
         self._call("POST", "reset")
 
     def _call(self, method: str, path: str, body: Json | None = None) -> Json:
@@ -483,12 +497,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="where to listen (default: a free port)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--latency-ms", type=float, default=0, help="answer every request this much later")
+    parser.add_argument(
+        "--no-name-limit",
+        dest="name_limit",
+        action="store_false",
+        help="let an object's name be changed more than once a second",
+    )
     options = parser.parse_args(arguments)
     try:
         sock, url = _bind(options.host, options.port)
     except OSError as error:
         parser.exit(1, f"{parser.prog}: cannot listen on {options.host}:{options.port}: {error}\n")
-    asyncio.run(_serve_until_stopped(State(options.latency_ms), sock, url))
+    state = State(options.latency_ms, name_limit=options.name_limit)
+    asyncio.run(_serve_until_stopped(state, sock, url))
     return 0
 
 

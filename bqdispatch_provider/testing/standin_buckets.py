@@ -71,11 +71,13 @@ class Buckets:
 
     :param clock: the time.
     :param permissions: what the caller lacks; asked only where what is needed depends on what there is.
+    :param name_limit: whether a name can be changed only once a second, as it is in the service.
     """
 
-    def __init__(self, clock: Clock, permissions: Permissions) -> None:
+    def __init__(self, clock: Clock, permissions: Permissions, *, name_limit: bool = True) -> None:
         self.clock = clock
         self.permissions = permissions
+        self.name_limit = name_limit
         self._last_generation = 0
         self.clear()
 
@@ -205,6 +207,7 @@ class Buckets:
         if live is not None:
             self.permissions.require("storage.objects.delete", bucket, name)
             check_may_go(live, now, for_good=False)
+        self._change_name(home, name, now)
         stored = StoredObject(home, name, content, self._generation(), now, now, properties, components=components)
         home.put(stored, now)
         return stored
@@ -235,8 +238,11 @@ class Buckets:
         properties = merge({} if whole else stored.properties, writable(body))
         check_protection(stored.home, properties)
         check_retention_change(stored.properties, properties, override=override_retention)
+        released = stored.released
         if stored.properties.get("eventBasedHold") and not properties.get("eventBasedHold"):
-            stored.released = now
+            released = now
+        self._change_name(stored.home, stored.name, now)
+        stored.released = released
         stored.properties = properties
         stored.metageneration += 1
         stored.updated = now
@@ -246,6 +252,7 @@ class Buckets:
         """Delete the live generation, or for good the one that is named."""
         stored, now = self.get(bucket, name, generation, conditions), self.clock.millis()
         check_may_go(stored, now, for_good=generation is not None)
+        self._change_name(stored.home, stored.name, now)
         stored.home.remove(stored, now, for_good=generation is not None)
 
     def copy(self, source: StoredObject, bucket: str, name: str, conditions: Conditions, body: Json) -> StoredObject:
@@ -318,8 +325,17 @@ class Buckets:
         for name, content, created, properties in prepared:
             stored = StoredObject(home, name, content, self._generation(), created, created, properties)
             home.put(stored, millis)
+            home.changed(name, created, millis)
             generations.append(stored.generation)
         return generations
+
+    def _change_name(self, home: Bucket, name: str, now: int) -> None:
+        """Note a change of a name, or refuse it: last of all checks, for what is refused changes nothing."""
+        if self.name_limit and home.changed_recently(name, now):
+            operations = "object mutation operations (create, update, and delete)"
+            message = f"The object {home.name}/{name} exceeded the rate limit for {operations}."
+            raise ApiError(429, f"{message} Please reduce your request rate.", "rateLimitExceeded")
+        home.changed(name, now, now)
 
     def _generation(self) -> int:
         self._last_generation = max(self._last_generation + 1, int(self.clock.now() * 1_000_000))

@@ -165,12 +165,13 @@ class State:
     """Everything that one stand-in keeps.
 
     :param latency_ms: how much later every HTTP request is answered, in milliseconds.
+    :param name_limit: whether an object's name can be changed only once a second.
     """
 
-    def __init__(self, latency_ms: float = 0) -> None:
+    def __init__(self, latency_ms: float = 0, *, name_limit: bool = True) -> None:
         self.clock = Clock()
         self.permissions = Permissions()
-        self.buckets = Buckets(self.clock, self.permissions)
+        self.buckets = Buckets(self.clock, self.permissions, name_limit=name_limit)
         self.jobs = Jobs(self.clock)
         self.pubsub = PubSub(self.clock, self.jobs)
         self.faults = Faults()
@@ -179,12 +180,14 @@ class State:
         self.calls: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.latency_ms = self._first_latency_ms = latency_ms
+        self._first_name_limit = name_limit
         # In the order in which they are asked for an operation: paths of buckets come last.
         self.services = JobsApi(self.jobs, self.permissions), PubSubApi(self.pubsub), StorageApi(self.buckets)
 
     def reset(self) -> None:
-        """Empty everything, stop faults and refusals, and bring clock and latency back to their start."""
+        """Empty everything, stop faults and refusals; clock, latency and name limit are as at the start."""
         self.latency_ms = self._first_latency_ms
+        self.buckets.name_limit = self._first_name_limit
         self.buckets.clear()
         self.jobs.clear()
         self.pubsub.clear()
@@ -218,6 +221,7 @@ class Control:
             ("POST", "counters/reset"): self._reset_counters,
             ("POST", "latency"): self._latency,
             ("POST", "limits"): self._limits,
+            ("POST", "name-limit"): self._name_limit,
             ("GET", "faults"): self._list_faults,
             ("POST", "faults"): self._add_faults,
             ("DELETE", "faults"): self._clear_faults,
@@ -287,6 +291,13 @@ class Control:
         limits.clear()
         limits.writes, limits.jobs = _number(body, "writes", 0), _number(body, "jobs", 0)
         return {"writes": limits.writes, "jobs": limits.jobs}
+
+    def _name_limit(self, request: Request) -> Json:
+        on = _body(request, "on").get("on")
+        if not isinstance(on, bool):
+            raise ApiError(400, "on must be true or false.")
+        self.state.buckets.name_limit = on
+        return {"on": on}
 
     def _list_faults(self, request: Request) -> Json:
         return {"faults": [asdict(rule) for rule in self.state.faults.rules]}

@@ -20,6 +20,9 @@ from bqdispatch_provider.testing.standin_api import PAGE, ApiError, Json, Reques
 NAME_BYTES: Final = 1024
 """Longest object name in UTF-8 ("About Cloud Storage objects", naming requirements)."""
 
+CHANGE_MILLIS: Final = 1000
+"""How long a name cannot be changed again after a change ("Quotas & limits", writes to the same object name)."""
+
 Version = tuple[str, int]
 """Name and generation."""
 K = TypeVar("K", str, Version)
@@ -227,6 +230,7 @@ class Bucket:
         self.noncurrent: Index[Version] = Index()
         self.soft_deleted: Index[Version] = Index()
         self._ends: list[tuple[int, Version]] = []
+        self._changed: dict[str, int] = {}
 
     @property
     def versioned(self) -> bool:
@@ -253,6 +257,25 @@ class Bucket:
         if generation is None or (stored is not None and stored.generation == generation):
             return stored
         return self.noncurrent.entries.get((name, generation))
+
+    def changed(self, name: str, at: int, now: int) -> None:
+        """Note a change of a name.
+
+        :param name: the object's name.
+        :param at: when it was changed, in milliseconds since the epoch.
+        :param now: the time, in milliseconds since the epoch.
+        """
+        # The oldest notes come first, so keeping only the last second's costs next to nothing a change.
+        while self._changed and not _recent(self._changed[oldest := next(iter(self._changed))], now):
+            del self._changed[oldest]
+        self._changed.pop(name, None)
+        if _recent(at, now):
+            self._changed[name] = at
+
+    def changed_recently(self, name: str, now: int) -> bool:
+        """Whether the name was changed so short a while ago that the service refuses another change."""
+        at = self._changed.get(name)
+        return at is not None and _recent(at, now)
 
     def put(self, stored: StoredObject, now: int) -> None:
         """Make it the live generation of its name."""
@@ -371,6 +394,11 @@ class Listing:
         # The live generation is known by its name alone, and may have been on the page before.
         rest = dropwhile(lambda stored: stored.version < start, live)
         return merge(rest, bucket.noncurrent.between(start, last), key=lambda stored: stored.version)
+
+
+def _recent(at: int, now: int) -> bool:
+    # What lies ahead was noted before somebody moved the clock back.
+    return 0 <= now - at < CHANGE_MILLIS
 
 
 def successor(prefix: str) -> str:

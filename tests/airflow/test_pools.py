@@ -6,7 +6,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import airflow
 import psutil
 import pytest
 import requests
+from waiting import wait_until
 
 BIN = Path(sys.executable).parent
 COMMANDS = [["bqdispatch"]]
@@ -109,11 +109,8 @@ def page(database, tmp_path):
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 120
-        while not is_up(url):
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < until, (tmp_path / "log").read_text()
-            time.sleep(0.2)
+        wait_until(lambda: server.poll() is not None or is_up(url), "it answers")
+        assert server.poll() is None, (tmp_path / "log").read_text()
         yield url
     finally:
         family = [server, *server.children(recursive=True)]

@@ -6,11 +6,13 @@ import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import requests
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
+from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider import compat
@@ -41,11 +43,24 @@ async def event_of(waiting):
     return (await events_of(waiting))[0].payload
 
 
+async def cancelled(world, waiting, call):
+    """Cancel a trigger while a call is held up, for which it waits all the same."""
+    task = asyncio.create_task(events_of(waiting))
+    await asyncio.to_thread(wait_until, lambda: world.control.calls().get(call))
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done()
+    world.control.clear_faults()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 def no_thread_is_left():
     """None of the trigger's own, and none of its dispatcher's."""
     left = [each for each in threading.enumerate() if each.name.startswith(("bqdispatch-trigger", "bqdispatch_"))]
     for each in left:
-        each.join(1)
+        each.join(PATIENCE_S)
     return not any(each.is_alive() for each in left)
 
 
@@ -111,17 +126,15 @@ def test_a_jobs_end_is_told_by_its_subscription_in_the_middle_of_a_long_pause(wo
     world.control.reset_counters()
 
     def end_the_job_while_it_is_waited_for():
-        until = time.monotonic() + 30
-        while not (calls := world.control.calls()).get("pubsub.subscriptions.pull"):
-            assert time.monotonic() < until, "it waits for no message"
-            time.sleep(0.05)
+        wait_until(lambda: world.control.calls().get("pubsub.subscriptions.pull"), "it waits for a message")
+        looked = world.control.calls()["storage.objects.list"]
         world.control.advance(61)
-        return calls["storage.objects.list"]
+        return looked
 
     async def both():
         waiting = asyncio.create_task(event_of(trigger(600, poll_interval=600.0)))
         looked = await asyncio.to_thread(end_the_job_while_it_is_waited_for)
-        return looked, await asyncio.wait_for(waiting, 60)
+        return looked, await asyncio.wait_for(waiting, PATIENCE_S)
 
     looked, event = asyncio.run(both())
     assert event["status"] == "work"
@@ -166,12 +179,22 @@ def test_a_dispatching_trigger_wakes_a_worker_only_where_something_was_done(worl
     assert event == {"status": "done", "message": "", "document": f"gs://{JOURNAL}/journal/runs/{PLACE}.json"}
 
 
-def test_a_dispatching_trigger_goes_on_until_its_time_to_live_is_over(world, connect):
+def test_a_dispatching_trigger_goes_on_until_its_time_to_live_is_over(world, connect, monkeypatch):
+    over = threading.Event()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600 * over.is_set())
+    monkeypatch.setattr("bqdispatch_provider.dispatcher.time", clock)
+
+    def looks():
+        return world.control.calls().get("storage.objects.list", 0)
+
     async def dispatch():
-        task = asyncio.create_task(events_of(dispatch_trigger(1.0)))
-        while not world.control.calls().get("storage.objects.list"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        task = asyncio.create_task(events_of(dispatch_trigger(3600.0)))
+        await asyncio.to_thread(wait_until, looks)
         world.trace()
+        await asyncio.to_thread(wait_until, lambda: not world.names())
+        so_far = looks()
+        await asyncio.to_thread(wait_until, lambda: looks() > so_far + 1)
+        over.set()
         return (await task)[0].xcoms["return_value"]
 
     counts = asyncio.run(dispatch())
@@ -187,17 +210,8 @@ def test_a_dispatching_trigger_that_is_started_again_goes_on_until_the_same_end(
 
 def test_a_cancelled_dispatching_trigger_finishes_what_was_begun_and_the_next_one_adds_to_its_document(world, connect):
     first = world.traces(2)
-    world.control.add_fault("storage.objects.rewrite", "slow", bucket=TRIGGER, ms=500, times=1)
-
-    async def cancel():
-        task = asyncio.create_task(events_of(dispatch_trigger(60.0)))
-        while not world.control.calls().get("storage.objects.rewrite"):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancel())
+    world.control.add_fault("storage.objects.rewrite", "slow", bucket=TRIGGER, ms=HELD_MS, times=1)
+    asyncio.run(cancelled(world, dispatch_trigger(3600.0), "storage.objects.rewrite"))
     assert no_thread_is_left()
     through = set(written(world)["Jobs"])
     assert through
@@ -270,35 +284,37 @@ def test_a_broken_connection_becomes_an_event(connect):
 
 
 def test_a_cancelled_trigger_waits_for_the_look_that_was_begun(world, connect):
-    world.control.add_fault("storage.objects.list", "slow", bucket=TASKS, ms=500)
-
-    async def cancel():
-        task = asyncio.create_task(event_of(trigger(30)))
-        while world.control.calls().get("storage.objects.list", 0) == 0:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        return world.control.calls()["storage.objects.list"]
-
-    assert asyncio.run(cancel()) == 1
+    world.control.add_fault("storage.objects.list", "slow", bucket=TASKS, ms=HELD_MS)
+    asyncio.run(cancelled(world, trigger(3600), "storage.objects.list"))
+    assert world.control.calls()["storage.objects.list"] == 1
     assert no_thread_is_left()
 
 
-def test_the_event_loop_is_never_blocked(world, connect):
-    world.control.add_fault("storage.objects.list", "slow", bucket=TASKS, ms=400)
-
-    async def longest_pause():
-        task = asyncio.create_task(event_of(trigger()))
-        longest = 0.0
-        while not task.done():
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest = max(longest, time.monotonic() - before)
-        return longest
-
+def test_the_event_loop_is_never_blocked(world, connect, monkeypatch):
+    """It goes on while a call is under way; no call is made in its thread, and next to nothing computed."""
     asyncio.run(event_of(trigger()))  # whatever is imported the first time
-    assert asyncio.run(longest_pause()) < 0.3
+    world.control.add_fault("storage.objects.list", "slow", bucket=TASKS, ms=30_000)
+    world.control.reset_counters()
+    send, callers = requests.Session.send, set()
+
+    def noting(*arguments, **more):
+        callers.add(threading.get_ident())
+        return send(*arguments, **more)
+
+    monkeypatch.setattr(requests.Session, "send", noting)
+
+    async def look():
+        computed = time.thread_time()
+        task = asyncio.create_task(event_of(trigger()))
+        await asyncio.to_thread(wait_until, lambda: world.control.calls().get("storage.objects.list"))
+        assert not task.done()
+        await asyncio.to_thread(world.control.clear_faults)
+        await task
+        return time.thread_time() - computed
+
+    assert asyncio.run(look()) < 0.3
+    assert callers
+    assert threading.get_ident() not in callers
 
 
 def test_a_task_begins_in_the_triggerer_where_airflow_can_know_its_arguments_there():

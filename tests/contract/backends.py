@@ -4,7 +4,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 import uuid
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,8 +11,10 @@ from pathlib import Path
 import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
+from waiting import wait_until
 
 from bqdispatch_provider.storage import TaskStore
+from bqdispatch_provider.testing.standin import StandInControl
 
 STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER = "stand-in", "stand-in without batches", "fake-gcs-server"
 STORAGES = (STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER)
@@ -42,11 +43,21 @@ class Storage:
         return closing(TaskStore(self.client, url, self.trigger))
 
     def put(self, name, content="{}", bucket=None, metadata=None):
-        """Write an object, below the task folder when no bucket is named; gives its generation."""
+        """Write an object, below the task folder when no bucket is named; gives its generation.
+
+        Nobody has to wait before the name can be changed again.
+        """
         blob = self.client.bucket(bucket or self.tasks).blob(name if bucket else self.folder + name)
         blob.metadata = metadata
         blob.upload_from_string(content)
+        self.rest()
         return blob.generation
+
+    def rest(self):
+        """Let the second pass for which a name that was changed cannot be changed again."""
+        if self.kind != FAKE_GCS_SERVER:  # which knows no such limit
+            with StandInControl(self.url) as control:
+                control.advance(1)
 
     def content(self, name, bucket=None):
         """What an object holds; ``None`` when it is not there."""
@@ -79,12 +90,13 @@ def running_fake_gcs_server(binary):
 
 
 def _wait_for(server, url):
-    for _ in range(200):
-        try:
-            requests.get(url, timeout=5).raise_for_status()
-            return
-        except requests.ConnectionError:
-            if server.poll() is not None:
-                break
-            time.sleep(0.05)
-    raise RuntimeError(f"{server.args[0]} does not answer at {url}")
+    wait_until(lambda: server.poll() is not None or _answers(url), f"an answer of {server.args[0]} at {url}")
+    if server.poll() is not None:
+        raise RuntimeError(f"{server.args[0]} has ended with {server.returncode}")
+
+
+def _answers(url):
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False

@@ -33,6 +33,8 @@ CHAIN_JOBS = {"copy with a trace": 1, "load with a trace": 1, "query with a trac
 
 @pytest.fixture
 def control(control):
+    # The hand that plays the dispatcher is faster than any dispatcher.
+    control.set_name_limit(False)
     control.set_clock(NOON + 5)
     for bucket in (TASKS, TRIGGER):
         control.seed_objects(bucket, [])
@@ -747,6 +749,22 @@ def test_a_trace_whose_job_is_unknown_is_dropped(deploy, control):
     assert "BigQuery knows no job" in only(bqtail.account().dropped)
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_was_delivered_less_than_a_second_ago_is_consumed_in_the_same_step(deploy, control, workers):
+    bqtail, hand = deploy(window_s=0, chain=("load",), then=(), workers=workers)
+    for _ in range(5):
+        bqtail.put_file("ds.t")
+    control.set_name_limit(True)
+    control.advance(2)
+    for trace in hand.waiting():
+        hand.move(trace)
+    assert bqtail.step() == 5
+    assert hand.arrived() == []
+    assert bqtail.account().ok
+    # Only the first of each worker is in the way of the others, and for a second.
+    assert control.refused().get("storage.objects.delete", 0) <= workers
+
+
 def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy, control):
     bqtail, hand = deploy(window_s=0, chain=("load",))
     bqtail.put_file("ds.t")
@@ -759,7 +777,7 @@ def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy
 def test_a_name_that_was_changed_a_moment_ago_is_changed_again_later(deploy, control):
     bqtail, hand = deploy(window_s=0, chain=("load",))
     bqtail.put_file("ds.t")
-    control.add_fault("storage.objects.delete", "status", status=429, times=2, name="_bqjob_/*")
+    control.add_fault("storage.objects.delete", "status", status=429, times=1, name="_bqjob_/*")
     control.add_fault("storage.objects.insert", "status", status=429, times=1, name="*--dispatch")
     bqtail.put_file("ds.t")
     hand.move_all_until_done(bqtail)
@@ -1003,8 +1021,7 @@ def test_the_process_feeds_events_and_exits_zero_when_all_went_through_once(proc
 def test_the_process_ends_its_feed_on_a_signal_and_waits_for_what_is_on_its_way(process, storage):
     hand = DispatcherByHand(storage)
     feeding = process("--window-s", "0", "--dest", "ds.t")
-    while len(hand.waiting("--dispatch")) < 3:
-        time.sleep(0.05)
+    wait_until(lambda: len(hand.waiting("--dispatch")) >= 3, "three events wait")
     feeding.send_signal(signal.SIGUSR1)
     account = served(feeding, hand)
     assert feeding.returncode == 0
@@ -1015,8 +1032,7 @@ def test_the_process_makes_the_buckets_that_are_missing(process, storage):
     for bucket in (TASKS, TRIGGER):
         storage.bucket(bucket).delete(force=True)
     feeding = process("--every", "60", "--dest", "ds.t")
-    while not (storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win")):
-        time.sleep(0.05)
+    wait_until(lambda: storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win"), "a window waits")
     feeding.terminate()
     feeding.communicate(timeout=120)
     assert storage.lookup_bucket(TRIGGER) is not None
@@ -1026,8 +1042,7 @@ def test_the_process_makes_the_buckets_that_are_missing(process, storage):
 def test_the_process_ends_cleanly_on_a_signal_and_tells_what_is_missing(process, storage, number):
     hand = DispatcherByHand(storage)
     feeding = process("--every", "60", "--dest", "ds.t")
-    while not hand.waiting(".win"):
-        time.sleep(0.05)
+    wait_until(lambda: hand.waiting(".win"), "a window waits")
     feeding.send_signal(number)
     account = json.loads(feeding.communicate(timeout=120)[0])
     assert feeding.returncode == 1 and account["missing"] == 1

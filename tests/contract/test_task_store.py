@@ -1,15 +1,19 @@
 """What the dispatcher relies on in the task store, on every Cloud Storage that can be had."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 
 import pytest
 from backends import FAKE_GCS_SERVER, WITHOUT_BATCHES
-from google.api_core.exceptions import NotFound
+from google.api_core.exceptions import Forbidden, NotFound
 
+from bqdispatch_provider import courtesy
 from bqdispatch_provider.model import CLAIMED, OWNER
 from bqdispatch_provider.names import LEDGER, UNLISTED
 from bqdispatch_provider.storage import BATCH_SIZE
+from bqdispatch_provider.testing import standin_api
 
 IGNORED = "does it regardless: generation preconditions are read on uploads alone"
 LACKS = {
@@ -21,6 +25,13 @@ LACKS = {
     "compose onto exactly a generation": {FAKE_GCS_SERVER: IGNORED},
     "compose of exactly a generation": {FAKE_GCS_SERVER: IGNORED},
     "compose of a gone object is not found": {FAKE_GCS_SERVER: "answers 500, which looks as if it might pass"},
+    "offsets apply to the objects below a prefix": {FAKE_GCS_SERVER: "compares the prefix itself with them"},
+    "versions": {FAKE_GCS_SERVER: "keeps none in memory"},
+    "a default event-based hold": {FAKE_GCS_SERVER: "takes it and forgets it"},
+    "a retention policy": {FAKE_GCS_SERVER: "takes it and forgets it"},
+    "selection of a bucket's fields": {FAKE_GCS_SERVER: "tells all that it knows"},
+    "lifecycle rules": {FAKE_GCS_SERVER: "takes them and forgets them"},
+    "one change a second for each name": {FAKE_GCS_SERVER: "changes a name as often as it is told to"},
 }
 """Feature -> back end -> what it does instead (of fake-gcs-server, release 1.56.1).
 
@@ -149,6 +160,136 @@ def test_a_look_tells_what_the_listing_tells(storage, store):
     assert store.look("b") is None
 
 
+# Listing between names, as `Objects: list` has it
+
+
+BETWEEN = {
+    "all": ({}, ["a", "b/1", "b/2", "b/3", "c", "~l/1", "~l/2"], []),
+    "from a name on": ({"start": "b/2"}, ["b/2", "b/3", "c", "~l/1", "~l/2"], []),
+    "up to a name": ({"end": "b/2"}, ["a", "b/1"], []),
+    "without what is behind a character": ({"end": "~"}, ["a", "b/1", "b/2", "b/3", "c"], []),
+    "both": ({"start": "b/1", "end": "b/3"}, ["b/1", "b/2"], []),
+    "the name itself and nothing more": ({"start": "c", "end": "c\0"}, ["c"], []),
+    "an end before the start": ({"start": "c", "end": "b"}, [], []),
+    "an end that is the start": ({"start": "b/1", "end": "b/1"}, [], []),
+    "names that are not there": ({"start": "a0", "end": "b/20"}, ["b/1", "b/2"], []),
+    "an end before the prefix": ({"under": "b/", "end": "b"}, [], []),
+    "a start behind the prefix": ({"under": "b/", "start": "c"}, [], []),
+    "below a prefix": ({"under": "b/", "start": "a", "end": "b/3"}, ["b/1", "b/2"], []),
+    "rolled up": ({"end": "~", "delimiter": "/"}, ["a", "c"], ["b/"]),
+    "to the middle of what is rolled up": ({"end": "b/2", "delimiter": "/"}, ["a"], ["b/"]),
+    "from behind what is rolled up": ({"start": "b/4", "delimiter": "/"}, ["c"], ["~l/"]),
+}
+
+
+ROLLED_UP_BETWEEN = {
+    "from the middle of what is rolled up": ({"start": "b/3", "delimiter": "/"}, ["c"], ["b/", "~l/"]),
+    "to before what is rolled up": ({"end": "b/1", "delimiter": "/"}, ["a"], []),
+}
+
+
+@pytest.fixture
+def between(storage):
+    """Names and rolled-up names of a list, below the task folder."""
+
+    def between(under="", start=None, end=None, **more):
+        listed = storage.client.list_blobs(
+            storage.tasks,
+            prefix=f"{storage.folder}{under}",
+            start_offset=None if start is None else f"{storage.folder}{start}",
+            end_offset=None if end is None else f"{storage.folder}{end}",
+            **more,
+        )
+        names = [blob.name.removeprefix(storage.folder) for blob in listed]
+        return names, sorted(prefix.removeprefix(storage.folder) for prefix in listed.prefixes)
+
+    return between
+
+
+@pytest.mark.parametrize("size", [None, 1, 2])
+@pytest.mark.parametrize("case", BETWEEN)
+def test_a_list_goes_from_a_name_to_before_another(storage, store, between, case, size):
+    list_between(storage, between, *BETWEEN[case], size)
+
+
+@needs("offsets apply to the objects below a prefix")
+@pytest.mark.parametrize("size", [None, 1, 2])
+@pytest.mark.parametrize("case", ROLLED_UP_BETWEEN)
+def test_a_list_rolls_up_what_lies_from_a_name_to_before_another(storage, store, between, case, size):
+    list_between(storage, between, *ROLLED_UP_BETWEEN[case], size)
+
+
+def list_between(storage, between, asked, names, prefixes, size):
+    for name in ("a", "b/1", "b/2", "b/3", "c", "~l/1", "~l/2"):
+        storage.put(name)
+    storage.put("BqDispatch/Tasks2/a", bucket=storage.tasks)
+    assert between(page_size=size, **asked) == (names, prefixes)
+
+
+@needs("versions")
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_a_list_of_versions_goes_from_a_name_to_before_another(storage, store, between, size):
+    bucket = storage.client.bucket(storage.tasks)
+    bucket.versioning_enabled = True
+    bucket.patch()
+    for name in "abca":
+        storage.put(name)
+    storage.put("b")
+    assert between(versions=True, page_size=size) == (["a", "a", "b", "b", "c"], [])
+    assert between(versions=True, page_size=size, start="b") == (["b", "b", "c"], [])
+    assert between(versions=True, page_size=size, end="b") == (["a", "a"], [])
+    assert between(versions=True, page_size=size, start="a\0", end="c") == (["b", "b"], [])
+
+
+# What a bucket says of itself
+
+
+@needs("a retention policy")
+def test_a_bucket_tells_its_retention_policy_and_keeps_to_it(storage, store):
+    bucket = storage.client.bucket(storage.tasks)
+    bucket.retention_period = 60
+    bucket.patch()
+    generation, source = storage.put("a"), storage.put("b")
+    assert settings(storage, "retentionPolicy").get("retentionPolicy", {}).get("retentionPeriod") == "60"
+    assert statuses(store.delete([("a", generation)])) == [403]
+    assert statuses(store.stamp([("b", source, "a", generation, {})])) == [403]
+    with pytest.raises(Forbidden):
+        bucket.blob(f"{storage.folder}a").rewrite(bucket.blob(f"{storage.folder}b"))
+    assert store.look("a").generation == generation
+
+
+@needs("a default event-based hold")
+def test_a_bucket_tells_its_default_hold_and_keeps_to_it(storage, store):
+    bucket = storage.client.bucket(storage.tasks)
+    bucket.default_event_based_hold = True
+    bucket.patch()
+    generation = storage.put("a")
+    assert settings(storage, "defaultEventBasedHold") == {"defaultEventBasedHold": True}
+    assert statuses(store.delete([("a", generation)])) == [403]
+
+
+@needs("lifecycle rules")
+def test_a_bucket_tells_its_lifecycle_rules(storage, store):
+    bucket = storage.client.bucket(storage.tasks)
+    bucket.add_lifecycle_delete_rule(age=3, matches_prefix=["BqDispatch/"])
+    bucket.patch()
+    rule = {"action": {"type": "Delete"}, "condition": {"age": 3, "matchesPrefix": ["BqDispatch/"]}}
+    assert settings(storage, "lifecycle") == {"lifecycle": {"rule": [rule]}}
+
+
+def settings(storage, fields):
+    return storage.client._connection.api_request("GET", f"/b/{storage.tasks}", query_params={"fields": fields})
+
+
+@needs("selection of a bucket's fields")
+def test_of_a_buckets_settings_only_those_are_told_that_are_asked_for_and_there(storage, store):
+    asked = "retentionPolicy,defaultEventBasedHold,lifecycle,softDeletePolicy,versioning"
+    told = settings(storage, asked)
+    assert told.keys() <= {*asked.split(",")}
+    for name in ("retentionPolicy", "lifecycle"):
+        assert not told.get(name)
+
+
 # Copies
 
 
@@ -242,6 +383,7 @@ def test_a_stamp_has_the_content_of_its_object_and_metadata_of_its_own(storage, 
 def test_a_stamp_replaces_a_given_generation_and_all_of_its_metadata(storage, store):
     generation = storage.put("a.win")
     first = only(store.stamp([claim("a.win", generation, k="1", owner="me")]))
+    storage.rest()
     second = only(store.stamp([claim("a.win", generation, first.generation, k="2")]))
     there = store.look(entry("a.win"))
     assert first.generation < second.generation == there.generation
@@ -262,6 +404,7 @@ def test_only_the_first_of_two_that_take_a_claim_over_succeeds(storage, store):
     generation = storage.put("a.win", "123456789")
     claimed = only(store.stamp([claim("a.win", generation, owner="gone")])).generation
     store.delete([("a.win", generation)])
+    storage.rest()
     over = [(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": owner}) for owner in ("first", "second")]
     assert statuses(store.stamp(over[:1])) == [200]
     assert statuses(store.stamp(over[1:])) == [412]
@@ -274,6 +417,7 @@ def test_only_the_first_of_two_that_take_a_claim_over_succeeds(storage, store):
 def test_a_claim_that_was_taken_over_is_not_copied_by_its_former_owner(storage, store):
     generation = storage.put("a.win")
     claimed = only(store.stamp([claim("a.win", generation, owner="former")])).generation
+    storage.rest()
     assert only(store.stamp([(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": "next"})])).ok
     assert statuses(store.copy([(entry("a.win"), claimed, "_batch_/a.win")])) == [412]
     assert storage.names(storage.trigger) == []
@@ -428,6 +572,26 @@ def test_more_calls_than_a_batch_takes_are_refused_before_any_is_made(storage, s
 # Names
 
 
+@needs("one change a second for each name")
+def test_a_name_that_was_just_changed_waits_for_its_second_and_no_other_does(storage, store, monkeypatch):
+    now, waits = time.time(), []
+    monkeypatch.setattr(standin_api, "time", SimpleNamespace(time=lambda: now))  # however slow this machine is
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 30.0)
+    objects = [(f"{n}", storage.put(f"{n}")) for n in range(20)]
+    objects[3] = ("3", only(store.stamp([("4", objects[4][1], "3", objects[3][1], {})])).generation)
+
+    def sleep(seconds):
+        if seconds > 0.5:  # not to keep the pace
+            waits.append((seconds, storage.names(storage.tasks)))
+            storage.rest()
+
+    monkeypatch.setattr(courtesy, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    assert all(result.ok for result in store.delete(objects))
+    assert [left for _, left in waits] == [["BqDispatch/Tasks/3"]]
+    assert all(seconds <= 1.0 for seconds, _ in waits)
+    assert storage.names(storage.tasks) == []
+
+
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "together"])
 def test_odd_names_are_taken_as_they_are(storage, store, together):
     generations = {name: storage.put(name, name) for name in ODD_NAMES}
@@ -463,6 +627,27 @@ def test_documents_are_written_over_read_named_and_removed(storage, store):
     store.remove(f"{folder}/performance.json")
     assert list(store.names(folder)) == []
     store.remove(f"{folder}/performance.json")
+
+
+@pytest.mark.parametrize("again", ["written", "removed"])
+def test_a_document_that_was_just_written_is_changed_again_without_a_refusal(storage, store, monkeypatch, again):
+    url, waits = f"gs://{storage.journal}/journal/performance.json", []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        storage.rest()
+
+    monkeypatch.setattr(courtesy, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    store.write_json(url, {"a": 1})
+    store.write_json(f"{url}.other", {"a": 1})
+    assert waits == []
+    storage.answers.clear()
+    if again == "written":
+        store.write_json(url, {"a": 2})
+    else:
+        store.remove(url)
+    assert {answer.status_code for answer in storage.answers} <= {200, 204}
+    assert len(waits) <= 1  # none where this machine took more than a second
 
 
 def test_reading_what_is_not_there_is_not_found(storage, store):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 from terminal import on_a_terminal
+from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider.testing.standin import StandInControl
@@ -53,7 +54,7 @@ def test_a_seeded_stand_in_is_dispatched_whole_and_then_there_is_nothing_to_do(t
                 assert (second["Jobs"], second["Batched"], second["Dispatched"]) == ({}, {}, {})
         finally:
             standin.terminate()
-        assert standin.wait(timeout=20) == 0
+        assert standin.wait(PATIENCE_S) == 0
 
 
 def test_standard_output_holds_the_document_alone(world, config):
@@ -66,7 +67,7 @@ def test_standard_output_holds_the_document_alone(world, config):
 def test_a_run_without_once_lasts_for_its_time_to_live(world, config):
     document = json.loads(bqdispatch("run", "--config", config(TimeToLiveInMin=0.14)).stdout)
     assert document["Cycles"] > 1
-    assert 1000 < document["TimeTakenMs"] < 8000
+    assert 1000 < document["TimeTakenMs"] < 60_000
 
 
 def test_an_error_exits_with_one_and_still_prints_the_document(world, config):
@@ -277,14 +278,14 @@ def test_standin_serves_with_latency(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_finishes_what_was_begun_and_prints_the_document(world, config, number):
     world.traces(300)
-    world.control.add_fault("storage.objects.delete", "slow", ms=800)
+    world.control.add_fault("storage.objects.delete", "slow", ms=HELD_MS)
     command = [BIN / "bqdispatch", "run", "--config", config()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        while not world.names(TRIGGER):
-            assert run.poll() is None
+        wait_until(lambda: run.poll() is not None or world.names(TRIGGER), "it dispatches")
         run.send_signal(number)
-        document, said = run.communicate(timeout=60)
-    assert "what was begun is finished" in said
+        assert any("what was begun is finished" in line for line in run.stderr)
+        world.control.clear_faults()
+        document, _ = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0
     moved = {name.rpartition("/")[2].removesuffix(".json") for name in world.names(TRIGGER)}
     assert moved.isdisjoint(name.rpartition("/")[2] for name in world.names())

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from test_move import put_target, share_of, target
+from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
 
 from bqdispatch_provider.model import CREATED
@@ -95,18 +96,27 @@ def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_la
 
 def test_an_interrupted_dispatcher_finishes_what_was_begun_and_leaves_the_rest_to_whoever_tries_again(world):
     names = world.traces(3000)
-    world.control.add_fault("storage.batch", "slow", ms=500)
-    main = threading.current_thread().ident
+    for later in ("*--1[1-9]??_*", "*--[234]???_*"):  # than the first batch, which goes alone
+        world.control.add_fault("storage.objects.copy", "slow", name=later, ms=HELD_MS, after=True)
+    main, interrupted = threading.current_thread().ident, threading.Event()
 
     def interrupt():
-        while world.control.calls().get("storage.objects.copy", 0) < 200:
-            time.sleep(0.01)
+        wait_until(lambda: world.control.calls().get("storage.objects.copy", 0) > 100, "it copies")
         signal.pthread_kill(main, signal.SIGINT)
+        assert interrupted.wait(PATIENCE_S)
+        world.control.clear_faults()
 
-    with ThreadPoolExecutor(1) as aside, pytest.raises(KeyboardInterrupt):
-        aside.submit(interrupt)
-        world.cycle()
-    world.control.clear_faults()
+    def note(number, frame):
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        with ThreadPoolExecutor(1) as aside, pytest.raises(KeyboardInterrupt):
+            aside.submit(interrupt)
+            world.cycle()
+    finally:
+        signal.signal(signal.SIGINT, before)
     left = traces_of(world)
     assert 0 < len(left) < len(names)
     assert len(world.names(TRIGGER, "_bqjob_/")) == len(names) - len(left)

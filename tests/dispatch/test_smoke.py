@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from terminal import on_a_terminal
+from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider import smoke
@@ -333,13 +333,13 @@ def test_the_command_shows_a_table_on_a_terminal_and_exits_with_one(world, confi
 def test_a_stop_signal_cleans_up(world, config):
     world.trace()
     before = world.names()
-    with subprocess.Popen(
-        [BIN / "bqdispatch", "smoke", "--config", config], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as running:
-        while not any(name.endswith(".win") for name in world.names()):
-            assert running.poll() is None
-            time.sleep(0.05)
+    world.control.add_fault("storage.objects.insert", "slow", name="*.win", ms=HELD_MS, after=True)
+    command = [BIN / "bqdispatch", "smoke", "--config", config]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: running.poll() is not None or any(".win" in name for name in world.names()), "its window")
         running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=60)
+        assert any("what was begun is finished" in line for line in running.stderr)
+        world.control.clear_faults()
+        running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130
     assert world.names() == before

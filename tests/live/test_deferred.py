@@ -1,6 +1,7 @@
 """A dispatcher that lives in the triggerer of a real Airflow: killed, and woken by an event."""
 
 from runs import has_ended, kill, returned, trigger
+from waiting import HELD_MS
 from world import JOURNAL, TASKS, TRIGGER
 
 AFTER_A_CRASH = 200
@@ -9,15 +10,15 @@ AFTER_A_CRASH = 200
 
 def test_a_killed_triggerer_loses_and_doubles_nothing_and_the_document_is_complete(live, world, wait_until, unpaused):
     world.control.add_fault(
-        "storage.objects.delete", "slow", bucket=TASKS, name="*--dispatch", ms=4000, times=1, after=True
+        "storage.objects.delete", "slow", bucket=TASKS, name="*--dispatch", ms=HELD_MS, times=1, after=True
     )
     names = world.traces(30)
     with unpaused("alone"):
         run = trigger(live, "alone", "killed")
         wait_until(lambda: world.control.faults()[0]["times"] == 0, "it has moved a trace")
         assert kill(live, "triggerer") > 0
-        world.control.clear_faults()
         assert world.names() != []
+        world.control.clear_faults()
         live.start("triggerer")
         world.control.advance(AFTER_A_CRASH)
         wait_until(lambda: not [name for name in world.names() if name in names], "all is dispatched")

@@ -1,14 +1,14 @@
 """A real Airflow whose processes are killed (SIGKILL), or asked to end, or two of whose runs overlap.
 
-When to kill is told by calls that the stand-in gets, never by a time: the answer to one of them comes late, and who
+When to kill is told by calls that the stand-in gets, never by a time: the answer to one of them is held back, and who
 waits for it is killed.
 """
 
 import itertools
 import signal
-from contextlib import contextmanager
 
 from runs import UNBATCHED, has_ended, is_all_finished, kill, put_files, returned, states, trigger
+from waiting import HELD_MS
 from world import JOURNAL, TASKS, TRIGGER
 
 POOLS = ("bqdispatch_sql", "bqdispatch_jobs")
@@ -32,33 +32,33 @@ the note of the firing, a part of the report, and the end of the run."""
 VICTIMS = ({"task"}, {"task"}, {"worker", "task"}, {"task"}, {"worker"})
 """A worker is the executor's process that looks after a task; without it, a task goes on while its next try begins."""
 
-LATE_MS = 2000
 AFTER_A_CRASH = 200
 """Seconds after which everybody takes up what a dispatcher has left: more than ``CLAIM_TIMEOUT``."""
 
 
 class Killer:
-    """Kills processes of an Airflow while they wait for an answer, and counts them."""
+    """Kill processes of an Airflow while they wait for an answer, and count them."""
 
     def __init__(self, live, control, wait_until):
         self.live, self.control, self.wait_until = live, control, wait_until
         self.killed = {"task": 0, "worker": 0, "triggerer": 0}
 
-    @contextmanager
-    def waiting_for(self, call, after=False, **where):
-        """Afterwards such a call has come, and its answer is late.
+    def kill(self, kinds, begin, call, after=False, later=0, **where):
+        """Kill while such a call waits for its answer, which comes when all are dead.
 
-        :param after: whether it was carried out already.
+        :param kinds: what to kill.
+        :param begin: leads to the call.
+        :param after: whether the call was carried out already.
+        :param later: seconds by which the clock is moved before the answer comes.
         """
-        self.control.add_fault(call, "slow", ms=LATE_MS, times=1, after=after, **where)
-        yield
+        self.control.add_fault(call, "slow", ms=HELD_MS, times=1, after=after, **where)
+        begin()
         self.wait_until(lambda: self.control.faults()[0]["times"] == 0, f"{call} of {where}")
-        self.control.clear_faults()
-
-    def kill(self, kinds):
         # Workers first: they would tell of their tasks' end.
         for kind in sorted(kinds, reverse=True):
             self.killed[kind] += kill(self.live, kind)
+        self.control.advance(later)
+        self.control.clear_faults()
 
 
 def test_killed_tasks_workers_and_triggerers_lose_and_double_nothing(live, world, bqtail, wait_until, unpaused, trials):
@@ -66,17 +66,17 @@ def test_killed_tasks_workers_and_triggerers_lose_and_double_nothing(live, world
     with unpaused("bqdispatch"):
         wait_until(lambda: "deferred" in states(live, "bqdispatch", task_id="detect"), "the sensor is deferred")
         for _ in range(3):
-            with killer.waiting_for("storage.objects.list", bucket=TASKS):
-                put_files(bqtail, *BATCHED)
-            killer.kill({"triggerer"})
+            killer.kill({"triggerer"}, lambda: put_files(bqtail, *BATCHED), "storage.objects.list", bucket=TASKS)
             live.start("triggerer")
+
+        def more_events():
+            put_files(bqtail, *BATCHED[:2], *UNBATCHED)
+            control.advance(40)
+
         for at in itertools.count():
             call, where = MOMENTS[at % len(MOMENTS)]
-            with killer.waiting_for(call, after=bool(at % 2), **where):
-                put_files(bqtail, *BATCHED[:2], *UNBATCHED)
-                control.advance(40)
-            killer.kill(VICTIMS[at % len(VICTIMS)])
-            control.advance(AFTER_A_CRASH)
+            victims = VICTIMS[at % len(VICTIMS)]
+            killer.kill(victims, more_events, call, after=bool(at % 2), later=AFTER_A_CRASH, **where)
             if at + 1 >= len(MOMENTS) and sum(killer.killed.values()) >= KILLS:
                 break
         wait_until(lambda: control.advance(1) and is_all_finished(bqtail), "all events are through")
@@ -110,11 +110,12 @@ def test_a_task_that_is_asked_to_end_finishes_what_it_has_begun_and_the_next_run
     live, world, wait_until, unpaused
 ):
     names = set(world.traces(1700))
-    world.control.add_fault("storage.batch", "slow", ms=3000, after=True)
+    world.control.add_fault("storage.batch", "slow", ms=HELD_MS, after=True)
     with unpaused("on_a_worker"):
         run = trigger(live, "on_a_worker", "asked")
         wait_until(lambda: world.names(TRIGGER), "it dispatches")
         assert kill(live, "task", signal.SIGTERM) == 1
+        wait_until(lambda: (live.home / "asked_to_end").exists(), "it has heard that")
         world.control.clear_faults()
         dispatched = document_of(live, world, wait_until, run)
         left = names & set(world.names())

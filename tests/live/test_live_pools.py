@@ -1,8 +1,9 @@
 """Pools of five and three slots, and five hundred events: neither a pool nor a limit is ever passed.
 
-Three DAGs are in the pools at once, two of which dispatch from one task folder. Airflow's own statistics tell of the
-pools, which hold what tasks do; the stand-in's account tells of jobs with a trace, which the dispatcher's limits hold,
-and which go on when the tasks that began them have ended.
+Three DAGs are in the pools at once, two of which dispatch from one task folder. Each has its turns; how much it
+dispatches in them is not promised, since another may have dispatched what it has found. Airflow's own statistics tell
+of the pools, which hold what tasks do. The stand-in's account tells of jobs with a trace, which the dispatcher's limits
+hold, and which go on when the tasks that began them have ended.
 """
 
 import json
@@ -13,10 +14,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import requests
-from world import JOURNAL
+from runs import is_all_finished, states
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.dispatcher import Dispatcher
@@ -97,6 +99,8 @@ def watched(live):
     def watch():
         while not stopped.wait(0.1):
             answer = session.get(f"{live.url}/api/v2/pools", params={"pool_name_pattern": "bqdispatch_limited"})
+            if answer.status_code == 500:  # SQLite lets one write at a time, and gives up waiting for it
+                continue
             answer.raise_for_status()
             for pool in answer.json()["pools"]:
                 seen[pool["name"]].append(pool)
@@ -129,27 +133,34 @@ def test_neither_pools_nor_limits_are_passed_by_three_dags_and_five_hundred_even
             going_on.enter_context(unpaused(dag_id))
         for number in range(STEP, EVENTS + 1, STEP):
             wait_until(lambda number=number: backlog.counters().finished >= number, f"{number} events are through")
+        for dag_id in (*DISPATCHING, OTHER):
+            for pool in POOLS:
+                wait_until(partial(has_had_its_turn, live, backlog, dag_id, pool), f"{dag_id} has its turn in {pool}")
+        wait_until(lambda: is_all_finished(backlog), "all events are through")
 
     account = backlog.account()
     assert account.ok, str(account)
-    assert (account.events, account.early) == (EVENTS, ())
+    assert account.events >= EVENTS
+    assert account.early == ()
 
     for name, slots in POOLS.items():
         assert {pool["slots"] for pool in seen[name]} == {slots}
         assert max(pool["occupied_slots"] for pool in seen[name]) == slots
         assert max(pool["running_slots"] + pool["queued_slots"] for pool in seen[name]) == slots
-        # What one task alone takes was seen, too: the DAG with jobs of its own had its turns.
-        assert min(pool["occupied_slots"] for pool in seen[name] if pool["occupied_slots"]) < slots
 
     traced, own = (world.control.peaks(label)["p"] for label in (TRACE_LABEL, "jobs-of-its-own"))
     assert {lane: traced[lane] for lane in LIMITS} == LIMITS
     assert all(1 <= own[lane] <= limit for lane, limit in LIMITS.items())
 
-    documents = [name for name in world.names(JOURNAL, "journal/runs/") if name.endswith(".json")]
-    for dag_id in DISPATCHING:
-        dispatched = [
-            sum(json.loads(world.blob(name, JOURNAL).download_as_bytes())["Dispatched"].values())
-            for name in documents
-            if f"/{dag_id}/" in name
-        ]
-        assert sum(dispatched) > 0, dag_id
+
+def has_had_its_turn(live, backlog, dag_id, pool):
+    """Whether a task of the DAG has done its work in a pool. Until then there is more to do than the limits allow."""
+    if states(live, dag_id, pool=pool, state=["success"]):
+        return True
+    most = sum(LIMITS.values())
+    if backlog.counters().running < 2 * most:
+        for dest, chain in (("ds.q", ("load", "query")), ("ds.l", ("load",))):
+            backlog.settings = replace(backlog.settings, chain=chain)
+            for _ in range(most):
+                backlog.put_file(dest)
+    return False

@@ -37,7 +37,6 @@ def carry_out(cells: list[Cell], kills: bool, every: int) -> tuple[list[Result],
     :param every: which of their calls: all, every second, …
     :returns: the results without kills, a text for each bad one with them, and how many there were and were as good.
     """
-    logging.disable(logging.WARNING)
     results, bad, counts = [], [], [0, 0]
     with StandIn() as cloud, StandInControl(cloud.url) as control:
         os.environ["STORAGE_EMULATOR_HOST"] = os.environ["BIGQUERY_EMULATOR_HOST"] = cloud.url
@@ -112,7 +111,7 @@ def main() -> int:
     options = parser.parse_args()
     cells = CELLS[:: options.cells_every]
     parts = [part for start in range(options.processes * 4) if (part := cells[start :: options.processes * 4])]
-    with ProcessPoolExecutor(options.processes) as pool:
+    with ProcessPoolExecutor(options.processes, initializer=logging.disable, initargs=(logging.WARNING,)) as pool:
         done = list(pool.map(carry_out, parts, repeat(options.kills), repeat(options.points_every)))
     results = sorted(chain.from_iterable(results for results, _, _ in done), key=lambda result: result.cell)
     bad = [*(str(result) for result in results if not result.ok), *chain.from_iterable(bad for _, bad, _ in done)]

@@ -1,0 +1,361 @@
+"""Windows that return, and firings that load nothing: decided by what was loaded, or named until somebody acts."""
+
+import json
+import zlib
+
+import pytest
+from world import TASKS, TRIGGER
+
+from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.quarantine import ReplayError
+from bqdispatch_provider.replay import Decisions
+
+A, B, C = (f"gs://{TRIGGER}/data/{each}" for each in "abc")
+
+
+class Rule:
+    """A rule that batches the files of ``ds.t``, as BqTail sees it: events, loads, and what lies in the task folder.
+
+    :param many: whether a window has many folders.
+    """
+
+    def __init__(self, world, many):
+        self.world, self.many = world, many
+        self.name = WindowName.parse(f"ds.t_{zlib.crc32(b'ds.t')}_{int(world.control.now()) - 60}.win").name
+        self.event = 0
+
+    def arrive(self, uri, age=20):
+        """The storage event of a file; its event ID, where it made the window."""
+        lies_there = self.world.blob(self.name) is not None
+        self.event += 1
+        self.world.client.bucket(TRIGGER).blob(uri.removeprefix(f"gs://{TRIGGER}/")).upload_from_string("{}")
+        if not lies_there:
+            body = {
+                "Source": {"URL": uri},
+                "EventID": f"e{self.event}",
+                "ProcessURL": f"gs://j/Running/e{self.event}.run",
+            }
+            self.world.put(self.name, age=age, content=json.dumps(body))
+        if self.many:
+            self.locate(uri.rpartition("/")[0], age)
+        return None if lies_there else f"e{self.event}"
+
+    def locate(self, folder, age=20):
+        self.world.put(self.location(folder), age=age, content=folder)
+
+    def location(self, folder):
+        return f"{self.name[:-4]}/{zlib.crc32(folder.encode())}.loc"
+
+    def take(self):
+        """BqTail takes what was fired, and says for which event that was."""
+        (fired,) = self.world.names(TRIGGER, "_batch_/")
+        event = json.loads(self.world.blob(fired, TRIGGER).download_as_bytes())["EventID"]
+        self.world.delete(fired, TRIGGER)
+        return event
+
+    def load(self, event, *uris, state="DONE", error=None, step=1, action="load"):
+        job = f"ds_t--{event}_{step:05}_{action}--dispatch"
+        self.world.control.seed_jobs(
+            [
+                {
+                    "project": "p",
+                    "location": "US",
+                    "jobId": job,
+                    "type": "load",
+                    "creationTime": self.world.control.now() - 1,
+                    "sourceUris": list(uris),
+                    **({} if state == "DONE" else {"runningMs": 10**9}),
+                    **({"error": error} if error else {}),
+                }
+            ]
+        )
+
+    def fired(self, *uris, **more):
+        """The first firing, of the file of its first folder, and its load."""
+        self.arrive(f"{A}/1.json")
+        assert self.world.cycle().dispatched == 1
+        event = self.take()
+        if uris:
+            self.load(event, *uris, **more)
+        self.world.control.advance(200)
+        self.world.cycle()
+        assert self.world.blob(self.name) is None
+        return event
+
+    def finished(self):
+        """BqTail removes the location objects that a load has used."""
+        for name in self.world.names():
+            if name.endswith(".loc"):
+                self.world.delete(name)
+
+
+@pytest.fixture(params=[False, True], ids=["one folder", "many folders"])
+def rule(world, request):
+    return Rule(world, request.param)
+
+
+@pytest.fixture
+def one(world):
+    return Rule(world, many=False)
+
+
+@pytest.fixture
+def many(world):
+    return Rule(world, many=True)
+
+
+def test_a_window_of_many_folders_is_removed_before_it_is_fired(world, many):
+    many.arrive(f"{A}/1.json")
+    assert world.cycle().dispatched == 1
+    assert world.names() == [many.location(A)]
+
+
+def test_the_late_event_of_a_loaded_file_is_counted_and_loads_nothing(world, rule):
+    rule.fired(f"{A}/1.json")
+    rule.finished()
+    rule.arrive(f"{A}/1.json")
+    report = world.cycle()
+    assert (report.dispatched, report.late, report.errors) == (0, 1, [])
+    assert report.to_dict()["Late"] == 1
+    assert world.names() == []
+    assert world.names(TRIGGER, "_batch_/") == []
+
+
+def test_a_late_file_of_a_new_folder_is_loaded_and_no_folder_twice(world, many):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(A)  # a late event of the known folder, whose window was dropped
+    assert many.arrive(f"{B}/2.json")
+    assert world.cycle().dispatched == 1
+    assert world.names() == [many.location(B)]
+    assert many.take() == "e2"
+
+
+def test_it_waits_while_the_first_load_runs(world, rule):
+    rule.fired(f"{A}/1.json", state="RUNNING")
+    rule.arrive(f"{C}/3.json")
+    assert world.cycle().to_dict()["Outcomes"]["pending"] == 1
+    assert world.names(TRIGGER, "_batch_/") == []
+
+
+def test_it_is_fired_if_bqtail_dropped_the_first_firing(world, rule):
+    rule.fired()
+    rule.arrive(f"{A}/1.json")
+    for minutes in (0, 5, 4):
+        world.control.advance(60 * minutes)
+        assert world.cycle().dispatched == 0
+    world.control.advance(90)
+    assert world.cycle().dispatched == 1
+    assert rule.take() == "e2"
+
+
+def test_it_is_fired_if_the_first_load_has_failed_for_good(world, rule):
+    rule.fired(f"{A}/1.json", error="invalid")
+    rule.arrive(f"{A}/1.json")
+    assert world.cycle().dispatched == 0
+    world.control.advance(630)
+    assert world.cycle().dispatched == 1
+
+
+def test_a_failed_load_whose_trace_waits_may_be_followed_by_another(world, rule):
+    event = rule.fired(f"{A}/1.json", f"{A}/0.json", error="invalid")
+    rule.arrive(f"{A}/1.json")
+    world.put(f"proj:p:US/ds.t--{event}_00001_load--dispatch")
+    with world.dispatcher() as dispatcher:
+        for _ in range(3):
+            assert not dispatcher.look().plan.events["windows"]
+            world.control.advance(700)
+    world.cycle()
+    (trace,) = world.names(TRIGGER, "_bqjob_/")
+    world.control.advance(700)
+    assert world.cycle().dispatched == 0, "BqTail has not taken the trace"
+    world.delete(trace, TRIGGER)
+    assert world.cycle().dispatched == 0
+    rule.load(event, f"{A}/1.json", step=3, action="reload")
+    world.control.advance(700)
+    report = world.cycle()
+    assert (report.dispatched, report.late) == (0, 1)
+
+
+def test_a_load_that_began_again_under_another_event_counts(world, rule):
+    """BqTail does so after an error of BigQuery's own."""
+    rule.fired(f"{A}/1.json", error="backendError")
+    rule.load("another", f"{A}/1.json", step=5)
+    rule.arrive(f"{A}/1.json")
+    assert world.cycle().late == 1
+
+
+def test_what_cannot_be_decided_is_an_error_of_every_report_until_it_is_replayed(world, many):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(B)
+    many.arrive(f"{A}/1.json")
+    report = world.cycle()
+    assert "was loaded and" in report.quarantined[world.url_of(many.name)]
+    assert report.outcomes["quarantined"] == 1
+    (marker,) = [name for name in world.names() if name.startswith("undecided/")]
+    for _ in range(2):
+        document = world.cycle().to_dict()
+        assert document["Status"] == "error"
+        assert marker in document["Error"]
+        assert "bqdispatch replay" in document["Error"]
+    assert world.names(TRIGGER, "_batch_/") == []
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        (found,) = decisions.listing()
+        said = decisions.fire(found)
+    assert B in said
+    assert world.names() == sorted([many.location(B), many.name])
+    world.control.advance(5)
+    report = world.cycle()
+    assert (report.dispatched, report.errors) == (1, [])
+    (fired,) = world.names(TRIGGER, "_batch_/")
+    body = json.loads(world.blob(fired, TRIGGER).download_as_bytes())
+    assert body["Source"]["URL"] == f"{B}/1.json"
+    assert body["EventID"].isdecimal()
+    assert body["ProcessURL"] == f"gs://j/Running/{body['EventID']}.run"
+
+
+def test_a_replay_waits_while_a_load_may_come_and_leaves_out_what_was_loaded(world, one):
+    one.fired(f"{A}/0.json", f"{A}/1.json")
+    one.arrive(f"{A}/late.json")
+    world.cycle()
+    (marker,) = world.names()
+    assert marker.startswith("undecided/")
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        (found,) = decisions.listing()
+        assert "other files of its folder were" in found.reason
+        assert "will be fired" in decisions.fire(found)
+        assert decisions.listing() == []
+        assert "is back" in decisions.fire(found), "a second try finds the first"
+    world.control.advance(5)
+    assert world.cycle().dispatched == 1
+
+
+def test_a_replay_is_refused_while_another_window_of_that_name_lies_there(world, one):
+    one.fired(f"{A}/0.json", f"{A}/1.json")
+    one.arrive(f"{A}/late.json")
+    world.cycle()
+    one.arrive(f"{A}/later.json")
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        with pytest.raises(ReplayError, match="lies there"):
+            decisions.fire(decisions.listing()[0])
+
+
+def test_a_firing_that_bqtail_dropped_is_set_aside_and_replayed(world, rule):
+    event = rule.fired()
+    for minutes in (1, 11):
+        world.control.advance(60 * minutes)
+        report = world.cycle()
+    assert "BqTail has submitted no load" in report.quarantined[world.url_of(rule.name)]
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        (found,) = decisions.listing()
+        decisions.fire(found)
+    world.control.advance(5)
+    assert world.cycle().dispatched == 1
+    assert rule.take() == event
+    rule.load(event, f"{A}/1.json")
+    world.control.advance(300)
+    world.cycle()
+    assert world.cycle().errors == []
+
+
+def test_a_firing_without_files_is_no_error(world, rule):
+    rule.fired()
+    world.client.bucket(TRIGGER).delete_blob("data/a/1.json")
+    for minutes in (1, 11, 1):
+        world.control.advance(60 * minutes)
+        assert world.cycle().errors == []
+    assert [name for name in world.intents() if not name.endswith(".done")] == []
+
+
+def test_a_folder_that_was_never_loaded_is_named_once_a_run_and_replayed(world, many):
+    """BqTail takes a 429 on creating the window for "it is there", and writes nothing but the folder's name."""
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(B, age=700)
+    world.client.bucket(TRIGGER).blob("data/b/2.json").upload_from_string("{}")
+    world.control.advance(700)
+    with world.dispatcher() as dispatcher:
+        (error,) = dispatcher.cycle().errors
+        assert B in error
+        assert dispatcher.cycle().errors == []
+        url = world.url_of(many.location(B))
+        assert url in error
+        decisions = Decisions(dispatcher)
+        assert B in decisions.fire(decisions.missed(url))
+    world.control.advance(5)
+    assert world.cycle().dispatched == 1
+
+
+def test_a_name_of_a_loaded_folder_that_nobody_removes_goes(world, many):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(A, age=700)
+    world.control.advance(700)
+    assert world.cycle().errors == []
+    assert world.names() == []
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[1]", "{}", "[" * 100_000, '{"EventID": 1e400}', ""])
+def test_a_window_whose_content_says_nothing_is_fired_and_judged_as_undecided(world, content):
+    name = world.window(content=content)
+    assert world.cycle(MaxConcurrentJobs=5).dispatched == 1
+    world.control.advance(200)
+    world.cycle()
+    world.put(name, content=content, age=10)
+    report = world.cycle(MaxConcurrentJobs=5)
+    assert report.dispatched == 0
+    assert "does not say" in report.quarantined[world.url_of(name)]
+
+
+def test_a_returned_window_waits_while_jobs_cannot_be_asked_for(world, monkeypatch, rule):
+    monkeypatch.setattr("bqdispatch_provider.jobs._RETRY", lambda call: call)
+    rule.fired(f"{A}/1.json")
+    rule.arrive(f"{A}/1.json")
+    world.control.add_fault("bigquery.*", "status", status=503)
+    document = world.cycle().to_dict()
+    assert document["Outcomes"]["pending"] == 1
+    assert "has returned and waits" in document["Error"]
+    world.control.clear_faults()
+    assert world.cycle().late == 1
+
+
+def test_fourteen_windows_whose_loads_run_elsewhere_never_pass_the_limit(world):
+    for n in range(14):
+        world.window(f"ds.t{n}", content=json.dumps({"ProjectID": "other-proj", "EventID": f"e{n}"}))
+    fired = 0
+    for _ in range(20):
+        world.cycle(MaxConcurrentJobs=2)
+        there = world.names(TRIGGER, "_batch_/")
+        fired += len(there)
+        assert len(there) <= 2
+        for name in there:
+            event = json.loads(world.blob(name, TRIGGER).download_as_bytes())["EventID"]
+            world.delete(name, TRIGGER)
+            dest = WindowName.parse(name.removeprefix("_batch_/")).dest.replace(".", "_")
+            world.jobs([f"{dest}--{event}_00001_load--dispatch"], project="other-proj", age=0)
+    assert fired == 14
+
+
+def test_a_bucket_that_keeps_what_it_was_given_for_a_minute_fires_each_window_once(world):
+    """A retention policy forbids to overwrite and to delete: nothing of a firing is overwritten."""
+    name = world.window(due=200)
+    trace = world.trace(age=200)
+    world.session.patch(f"{world.url}/storage/v1/b/{TASKS}", json={"retentionPolicy": {"retentionPeriod": "60"}})
+    delivered = []
+    for _ in range(6):
+        report = world.cycle()
+        delivered += world.names(TRIGGER)
+        for each in world.names(TRIGGER):
+            world.delete(each, TRIGGER)
+        world.control.advance(30)
+    assert sorted(delivered) == sorted({*delivered})
+    assert len(delivered) == 2
+    assert report.errors == []
+    assert trace not in world.names()
+    assert name in delivered[0] + delivered[1]
+    assert sorted(world.ledger(name)) == ["claim", "fired"]
