@@ -82,7 +82,7 @@ def look(objects: int, traces: int, projects: int = 1, *, minutes: int = 0, bodi
 def dispatch(traces: int, windows: int, *, first: bool = True, limited: bool = False) -> Cost:
     """Move traces and fire windows.
 
-    What completed intents cost that a process leaves is part of :func:`end`.
+    Completed intents are deleted a second later (:func:`tidy`), or noted by a process that ends before (:func:`end`).
 
     :param first: whether this process has not asked for its permissions, nor seen a delete work, before.
     :param limited: whether windows have a limit, so that it is looked who else has written down that it fires some.
@@ -106,7 +106,6 @@ def dispatch(traces: int, windows: int, *, first: bool = True, limited: bool = F
             moved, first = moved - 1, False
         cost.together("storage.objects.copy", moved)
         cost.together("storage.objects.delete", moved)
-        cost.together("storage.objects.delete", intents)
     return cost
 
 

@@ -222,6 +222,7 @@ class Folder:
             done[kind == "window"] += number
             self._delivered(ready, kind, number, at)
         self.cost += cost.dispatch(done[False], done[True], first=first)
+        self.cost += cost.tidy(ceil(done[False] / MOST))
         self._begun += done[True]
         self.cpu += cpu
         return begun + seconds * min(1.0, sum(done.values()) / max(1, sum(numbers)))

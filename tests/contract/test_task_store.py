@@ -404,6 +404,7 @@ def test_only_the_first_of_two_that_take_a_claim_over_succeeds(storage, store):
     generation = storage.put("a.win", "123456789")
     claimed = only(store.stamp([claim("a.win", generation, owner="gone")])).generation
     store.delete([("a.win", generation)])
+    storage.rest()
     over = [(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": owner}) for owner in ("first", "second")]
     assert statuses(store.stamp(over[:1])) == [200]
     assert statuses(store.stamp(over[1:])) == [412]

@@ -17,9 +17,9 @@ from bqdispatch_provider.planning import entry_name
 
 
 @pytest.fixture(autouse=True)
-def deletes_intents_at_once(monkeypatch):
-    """A second later or in the next cycle otherwise, by how long this machine takes."""
-    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", -1.0)
+def keeps_completed_intents(monkeypatch):
+    """They are deleted in this cycle or in the next one otherwise, by how long this machine takes."""
+    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
 
 
 def counted(world, cycle):
@@ -123,8 +123,17 @@ def test_a_cycle_that_follows_costs_what_the_model_says(world):
     assert real == model
 
 
-def test_a_process_that_ends_at_once_notes_what_it_has_completed(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
+def test_completed_intents_cost_what_the_model_says(world, monkeypatch):
+    world.traces(2100)
+    with world.dispatcher() as dispatcher:
+        dispatcher.cycle()
+        monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 0.0)
+        world.control.advance(2)
+        _, real = counted(world, dispatcher.intents.remove)
+    assert real == cost.tidy(3)
+
+
+def test_a_process_that_ends_at_once_notes_what_it_has_completed(world):
     world.traces(2100)
     dispatcher = world.dispatcher()
     assert dispatcher.cycle().dispatched == 2100

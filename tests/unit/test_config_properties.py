@@ -166,6 +166,8 @@ TASKS = "gs://ops/BqDispatch/Tasks/"
         ({"JournalURL": TASKS}, ["JournalURL"]),
         ({"JournalURL": f"{TASKS}journal"}, ["JournalURL"]),
         ({"ErrorURL": f"{TASKS}intents"}, ["ErrorURL"]),
+        ({"ErrorURL": f"{TASKS}undecided/"}, ["ErrorURL"]),
+        ({"JournalURL": f"{TASKS}~ledger"}, ["JournalURL"]),
         ({"AsyncTaskURL": "gs://ops"}, ["JournalURL", "ErrorURL"]),
         ({"ErrorURL": "gs://ops/BqDispatch"}, ["AsyncTaskURL"]),
         ({"ErrorURL": "gs://ops"}, ["AsyncTaskURL"]),
