@@ -5,7 +5,7 @@ FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-matrix test-compose soak trials soak-deferral contract bench latency check lock dist clean
+.PHONY: help setup demo test test-matrix test-compose soak trials late soak-deferral fake-gcs contract bench latency check lock dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -49,6 +49,7 @@ test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celer
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
 	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak \
 	  $(BIN)/pytest tests/faults tests/unit
+	$(BIN)/python tests/tools/late.py --kills
 
 soak-deferral: setup ## deferred sensors in a live triggerer for ten minutes (VERSION=3.1.8, MINUTES=…)
 	$(BIN)/python tests/matrix.py soak $(or $(VERSION),3.1.8) --minutes $(or $(MINUTES),10)
@@ -56,8 +57,19 @@ soak-deferral: setup ## deferred sensors in a live triggerer for ten minutes (VE
 trials: setup ## run the fault tests and write what came of them into docs/reliability.md
 	$(BIN)/pytest tests/faults tests/airflow/test_timeouts.py tests/live/test_live_faults.py --trials docs/reliability.md
 
-contract: setup ## the stores against every back end that can be had (Go builds fake-gcs-server)
-	@GOBIN=$(CURDIR)/.work/bin go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS) || echo "fake-gcs-server cannot be built here"
+late: setup ## carry out each case of a late storage event and write the table into docs/reliability.md (a minute)
+	$(BIN)/python tests/tools/late.py --write docs/reliability.md
+
+# A Cloud Storage of somebody else's, for the tests; built once for each version, where Go is.
+.work/bin/fake-gcs-server-$(FAKE_GCS):
+	@mkdir -p $(@D)
+	@if ! command -v go >/dev/null; then echo "No Go here to build fake-gcs-server: its tests are skipped."; \
+	elif GOBIN=$(CURDIR)/$(@D) go install github.com/fsouza/fake-gcs-server@$(FAKE_GCS); then touch $@; \
+	else echo "Go cannot build fake-gcs-server $(FAKE_GCS) here: its tests are skipped."; fi
+
+fake-gcs: .work/bin/fake-gcs-server-$(FAKE_GCS)
+
+contract: setup fake-gcs ## the stores against every back end that can be had (Go builds fake-gcs-server)
 	$(BIN)/pytest tests/contract -rxXs
 
 bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (under ten minutes)

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -108,10 +109,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     pools.set_defaults(act=_pools, verbose=False)
     replay = commands.add_parser(
         "replay",
-        help="list what is in quarantine, or put it back",
+        help="list what is in quarantine or undecided, or put it back",
         description="List what was set aside under ErrorURL: URL, since when it waits, and why. With URLs, put these "
         "back into the task folder, where they are dispatched as any other: a window is fired although one of its name "
-        "was fired before. Exits with 1 when something could not be put back.",
+        "was fired before, for those of its folders that were not loaded. Windows that wait for a decision are listed "
+        "and put back too, and a location object (.loc) that an error names. Exits with 1 when something could not be "
+        "put back.",
     )
     replay.add_argument("urls", nargs="*", metavar="URL", help="as it is listed, or the object's in the task folder")
     replay.add_argument("--all", action="store_true", help="put everything back")
@@ -286,40 +289,57 @@ def _replay(options: argparse.Namespace) -> int:
     from google.api_core.exceptions import GoogleAPIError  # noqa: PLC0415
     from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
-    from bqdispatch_provider.dispatcher import default_storage_client  # noqa: PLC0415
+    from bqdispatch_provider.dispatcher import Dispatcher, default_storage_client  # noqa: PLC0415
     from bqdispatch_provider.quarantine import QuarantineStore, ReplayError  # noqa: PLC0415
+    from bqdispatch_provider.replay import Decisions  # noqa: PLC0415
 
     with _credentials():
         client = default_storage_client(config)
     refused = (GoogleAPIError, GoogleAuthError, requests.RequestException)
-    with QuarantineStore(client, config.for_project(client.project)) as store:
+    with (
+        QuarantineStore(client, config.for_project(client.project)) as store,
+        Dispatcher(config, client) as dispatcher,
+    ):
+        decisions = Decisions(dispatcher)
         try:
             found = store.listing()
+            undecided = decisions.listing()
         except refused as error:
-            print(f"{config.error_url!r} cannot be listed: {type(error).__name__}: {error}", file=sys.stderr)
+            said = (
+                f"{config.error_url!r} or {config.async_task_url!r} cannot be listed: {type(error).__name__}: {error}"
+            )
+            print(_printable(said), file=sys.stderr)
             return FAILED
         if not options.urls and not options.all:
             rows = [(each.url, f"{each.since:%Y-%m-%d %H:%M:%S}", each.reason) for each in found]
+            rows += [(each.url, f"{each.there.created:%Y-%m-%d %H:%M:%S}", each.reason) for each in undecided]
             _show(("in quarantine", "since (UTC)", "why"), rows)
             if not rows:
                 print("Nothing is in quarantine.", file=sys.stderr)
             return OK
-        chosen = list(found) if options.all else []
+        acts: dict[str, Callable[[], str]] = {}
+        if options.all:
+            acts = {each.url: partial(store.put_back, each) for each in found}
+            acts |= {each.url: partial(decisions.fire, each) for each in undecided}
         code = OK
-        for url in options.urls:
+        for url in dict.fromkeys(options.urls):
             asked = [each for each in found if url in (each.url, _printable(each.url), store.task_url(each))]
-            chosen += [each for each in asked if each not in chosen]
-            if not asked:
+            waiting = [each for each in undecided if url in (each.url, _printable(each.url))]
+            if not asked and not waiting and (missed := decisions.missed(url)) is not None:
+                waiting = [missed]
+            acts |= {each.url: partial(store.put_back, each) for each in asked}
+            acts |= {each.url: partial(decisions.fire, each) for each in waiting}
+            if not asked and not waiting:
                 print(f"{_printable(url)}: nothing of that URL is in quarantine; list what is there", file=sys.stderr)
                 code = FAILED
-        for each in chosen:
+        for url, act in acts.items():
             try:
-                print(_printable(store.put_back(each)))
+                print(_printable(act()))
             except ReplayError as error:
                 print(_printable(str(error)), file=sys.stderr)
                 code = FAILED
             except refused as error:
-                said = f"{each.url!r} was not put back, try again: {type(error).__name__}: {error}"
+                said = f"{url!r} was not put back, try again: {type(error).__name__}: {error}"
                 print(_printable(said), file=sys.stderr)
                 code = FAILED
     return code

@@ -6,6 +6,10 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Hashable, Sequence
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 _FIRST = 0.2
 _LONGEST = 8.0
@@ -82,3 +86,48 @@ class Pace:
             if refused and now >= self._told:  # what was under way when it was told first says nothing new
                 self.rate = max(self._floor, self.rate * (1 - max(_SLOWER, 0.9 * refused / calls)))
                 self._told = now + _AT_ONCE
+
+
+SAME_NAME_S = 1.0
+"""Seconds between two changes of one object name (Cloud Storage, "Quotas & limits": writes to the same name)."""
+
+_FEW_REFUSED = 0.05
+
+
+def too_many(refused: int, calls: int) -> bool:
+    """Return whether refusals say that a bucket takes fewer writes, and not that a few names were changed too often.
+
+    Cloud Storage answers both with the same 429.
+
+    :param refused: calls of a batch that were answered with 429.
+    :param calls: calls that the batch began with, also when only those that were refused are tried again.
+    """
+    return refused > 1 and refused > _FEW_REFUSED * calls
+
+
+class NameRest(Generic[K]):
+    """What changes an object name waits until a second after the last change of that name; all else goes on.
+
+    Keys stand for names: URLs, or positions in a batch.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until: dict[K, float] = {}
+
+    def rest(self, keys: Sequence[K]) -> None:
+        """Note that names were changed a moment ago, or are known to have been by a refusal."""
+        with self._lock:
+            now = time.monotonic()
+            self._until = {key: until for key, until in self._until.items() if until > now}
+            self._until.update(dict.fromkeys(keys, now + SAME_NAME_S))
+
+    def due(self, keys: Sequence[K]) -> list[K]:
+        """Return those whose names may be changed now; wait first if none may be."""
+        with self._lock:
+            now = time.monotonic()
+            until = [self._until.get(key, now) for key in keys]
+        begin = max(now, min(until, default=now))
+        if begin > now:
+            time.sleep(begin - now)
+        return [key for key, end in zip(keys, until, strict=True) if end <= begin]

@@ -3,41 +3,52 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 import google.auth
 import requests
+from google.api_core.exceptions import GoogleAPIError
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
 from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
-from bqdispatch_provider.intents import Intents
-from bqdispatch_provider.jobs import REFUSED, JobBoard
+from bqdispatch_provider.firings import OpenFirings
+from bqdispatch_provider.intents import Intent, Intents, Noted
+from bqdispatch_provider.jobs import JobBoard, Sighting
+from bqdispatch_provider.late import AT_ONCE, Evidence, Judged
+from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import (
     BATCH_JOBS,
     EVERYTHING,
     Event,
+    Firing,
+    Key,
     Lane,
     Listing,
+    Load,
     Only,
+    OpenFiring,
     Outcome,
     Plan,
+    Quarantine,
     Share,
     Snapshot,
-    StoredObject,
     Tidy,
+    Window,
     counter_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
-from bqdispatch_provider.names import INTENTS, TraceName, WindowName, in_one_line, in_words
-from bqdispatch_provider.planning import MIN_AGE, classify, limits, overdue, plan, traced, unseen
+from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, WindowName, in_one_line, in_words
+from bqdispatch_provider.planning import GONE_FOR, classify, limits, overdue, plan, returned, unfired
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
@@ -48,6 +59,15 @@ T = TypeVar("T")
 THREADS = 8
 ROUND = 10_000
 """Traces that are written down, and then moved, at a time."""
+
+_ORPHANS_EVERY_S = 600.0
+"""How often it is looked whether folders were missed of windows that are gone."""
+
+_CLEAN_EVERY_S = 3600.0
+"""How often old entries of the ledger are looked for where there are none."""
+
+_PAGES_AT_ONCE = 5
+"""Thousands of old entries that are deleted in a cycle at most."""
 
 SHARE_LIFE = timedelta(minutes=2)
 """How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
@@ -102,10 +122,15 @@ class Dispatcher:
         )
         self.mover = Mover(self.store, self.config, self._threads)
         self.intents = Intents(self.store, self.mover.owner, self._threads)
+        self.ledger = Ledger(self.store, self.config.async_task_url, self.mover.owner)
+        self.evidence = Evidence(self.store, self.board, self.ledger, self.config, self._threads)
+        self._firings = OpenFirings(self.board, self.evidence)
+        self._looked_at_orphans = self._clean_until = -math.inf
         self._lacks: list[str] | None = None
 
     def close(self) -> None:
-        """Wait for what was begun, and let the threads go."""
+        """Wait for what was begun, say what is completed, and let the threads go."""
+        self.intents.close()
         self._threads.shutdown()
         self.store.close()
 
@@ -183,7 +208,8 @@ class Dispatcher:
         try:
             changed = self._given.again(self._client)
             if changed != self._given:
-                former = self.store
+                former, intents = self.store, self.intents
+                intents.close()
                 self._use(changed)
                 former.close()
                 self._given = changed
@@ -226,6 +252,18 @@ class Dispatcher:
         now, objects = self.store.listing()
         return classify(objects, self.config.project_id or "", now)
 
+    def unfired(self, listing: Listing) -> list[tuple[Window, Firing | None]]:
+        """The windows that have not been fired, with what the ledger says of those that were claimed.
+
+        :param listing: of the task folder.
+        :raises google.api_core.exceptions.GoogleAPIError: when the ledger cannot be read.
+        """
+        firings, hidden = self.ledger.look(listing.windows, listing.now)
+        if hidden:
+            raise GoogleAPIError(next(iter(hidden.values())))
+        own = [(each, firings.get(each.object.name, {}).get(each.object.generation)) for each in listing.windows]
+        return [(window, firing) for window, firing in own if window.sentinel is None and not _is_fired(firing)]
+
     def look(self) -> Sight:
         """Observe and plan, and touch nothing.
 
@@ -233,15 +271,11 @@ class Dispatcher:
         """
         began = time.monotonic()
         listing = self.listing()
-        now, listed = listing.now, time.monotonic()
-        sighting = self.board.look(listing.traces, self._threads, lambda trace: overdue(trace, self.config, now))
-        recent = self._jobs_since_firing(listing) if self.config.max_concurrent_jobs else {}
-        spent, unknown = self._spent(listing), frozenset(sighting.unknown)
-        planned = plan(
-            Snapshot(listing, sighting.jobs, sighting.errors, recent, unknown, spent), self.config, now, self._only
-        )
+        listed = time.monotonic()
+        snapshot, sighting = self._observe(listing)
+        planned = plan(snapshot, self.config, listing.now, self._only)
         report = Report.of_plan(planned)
-        report.started = now
+        report.started = listing.now
         report.get_count = sighting.got
         report.list_ms = round((listed - began) * 1000) + sighting.list_ms
         for key, job in sighting.jobs.items():
@@ -249,29 +283,96 @@ class Dispatcher:
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         return Sight(planned, report)
 
-    def _spent(self, listing: Listing) -> tuple[StoredObject, ...]:
+    def _observe(self, listing: Listing) -> tuple[Snapshot, Sighting]:
+        """Find out what a listing does not say: how the jobs stand, and what became of windows."""
+        now, limited = listing.now, bool(self.config.max_concurrent_jobs)
+        looking = self._threads.submit(
+            self.board.look, listing.traces, self._threads, lambda trace: overdue(trace, self.config, now)
+        )
+        noted, findings = self._noted(listing)
+        orphans = self._orphans(listing)
+        keys = {firing.key for intent in noted.windows for firing in intent.firings}
+        firings, hidden = self.ledger.look(listing.windows, now, keys, orphans)
+        if findings and limited:
+            hidden |= dict.fromkeys((window.object.name for window in listing.windows), findings[0])
+        sighting = looking.result()
+        opened = self._firings.look(noted.windows, listing, firings, sighting.jobs, limited=limited)
+        waiting = [
+            window
+            for window in listing.windows
+            if window.object.name not in hidden and unfired(window, firings.get(window.object.name, {}), now)
+        ]
+        beside = {window.object.name: window.locations for window in listing.windows} | dict(listing.locations)
+        late = {
+            window.key: beside[window.object.name]
+            for window in waiting
+            if returned(window, firings.get(window.object.name, {}))
+        }
+        late |= {
+            firing.key: beside.get(firing.window, ())
+            for firing in opened.abandoned
+            if firings.get(firing.window, {}).keys() - {firing.generation}
+        }
+        judged = self.evidence.judge(late, listing, firings)
+        loads: dict[Key, Load] = {}
+        if limited:
+            loads, unread = self._loads(waiting, opened.abandoned)
+            hidden |= unread
+        missed = {name: firings.get(name, {}) for name in orphans}
+        lost = self.evidence.orphans(listing, missed) if missed else Judged()
+        tidy = Tidy(
+            tuple(opened.dropped),
+            (*lost.stale, *noted.spent, *opened.spent),
+            tuple(opened.fired),
+            tuple(dict.fromkeys((*opened.gone, *judged.gone, *lost.gone))),
+        )
+        errors = {**opened.errors, **sighting.errors}
+        snapshot = Snapshot(
+            listing,
+            sighting.jobs,
+            errors,
+            frozenset(sighting.unknown),
+            firings,
+            hidden,
+            loads,
+            judged.verdicts,
+            tuple(opened.open) if limited else (),
+            tuple(opened.abandoned),
+            noted.unread,
+            tidy,
+            (*findings, *judged.findings, *lost.findings),
+        )
+        return snapshot, sighting
+
+    def _noted(self, listing: Listing) -> tuple[Noted, tuple[str, ...]]:
+        """What dispatchers have written down, and why that cannot be read."""
         present = {(trace.object.name, trace.object.generation) for trace in listing.traces}
         try:
-            return tuple(self.intents.spent(listing.intents, present, listing.now))
+            return self.intents.look(listing.intents, present, listing.now), ()
         except STORAGE_ERRORS as error:
-            log.warning("What earlier dispatchers wrote down cannot be read: %s", in_words(error))
-            return ()
+            said = f"what dispatchers wrote down under {self._url(INTENTS)} cannot be read: {in_words(error)}"
+            return Noted(), (said,)
 
-    def _jobs_since_firing(self, listing: Listing) -> dict[str, datetime]:
-        """The jobs of projects whose windows were fired a moment ago, since a load's trace may be gone already."""
-        since: dict[str, datetime] = {}
-        for window in unseen(listing, {}, listing.now):
-            fired = window.sentinel.fired if window.sentinel and window.sentinel.fired else listing.now
-            since[window.project] = min(fired, since.get(window.project, fired))
-        recent: dict[str, datetime] = {}
-        for project, fired in since.items():
-            try:
-                recent |= self.board.recent(project, fired - MIN_AGE)
-            except REFUSED as error:
-                log.warning(
-                    "Windows of project %r count as active, its jobs cannot be listed: %s", project, in_words(error)
-                )
-        return recent
+    def _orphans(self, listing: Listing) -> list[str]:
+        """Windows that are gone, and whose folders are still named: looked at now and then."""
+        if time.monotonic() - self._looked_at_orphans < _ORPHANS_EVERY_S:
+            return []
+        self._looked_at_orphans = time.monotonic()
+        old = [
+            name
+            for name, locations in listing.locations.items()
+            if all(listing.now - each.created > GONE_FOR for each in locations) and _is_window(name)
+        ]
+        return old[:AT_ONCE]
+
+    def _loads(
+        self, waiting: Sequence[Window], abandoned: Sequence[OpenFiring]
+    ) -> tuple[dict[Key, Load], dict[str, str]]:
+        """Where the loads of windows will run, and those of which that cannot be read."""
+        bodies, unread = self.evidence.bodies([window.key for window in waiting])
+        claimed, gone = self.evidence.bodies([firing.key for firing in abandoned], claimed=True)
+        refused = {name: said for (name, _), said in {**unread, **gone}.items()}
+        return {key: body.load for key, body in {**bodies, **claimed}.items()}, refused
 
     def dispatch(self, shares: Iterable[Share]) -> Report:
         """Move the traces and fire the windows of shares, each exactly in the generation that was planned.
@@ -290,21 +391,28 @@ class Dispatcher:
             self.mover.refused = 0
         events: list[Event] = []
         windows: list[Event] = []
+        limited = False
         for share in self._counted_anew(shares, report):
             if share.limit and self.store.now() - share.planned > SHARE_LIFE:
                 log.warning("A share of %d events is too old to be within its limit: they wait", len(share.events))
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
+            elif share.lane is Lane.WINDOWS:
+                windows.extend(share.events)
+                limited = limited or bool(share.limit)
             else:
-                (windows if share.lane is Lane.WINDOWS else events).extend(share.events)
+                events.extend(share.events)
         if (events or windows) and (lacking := self._lacking()):
             self._error(report, f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
             self._note(report, [Done(event, Outcome.PENDING) for event in (*events, *windows)])
             return report
+        firings, windows = self._announce_firings(windows, report, limited=limited)
         work: list[_Work] = [(self.mover.fire, chunk) for chunk in _chunks(windows)]
+        fired: list[Done] = []
         for start in range(0, len(events), ROUND):
-            self._move(events[start : start + ROUND], work, report)
+            fired += self._move(events[start : start + ROUND], work, report)
             work = []
-        self._do(work, report)
+        fired += self._do(work, report)
+        self._settle_firings(firings, windows, fired)
         if self.mover.refused:
             why = "the account needs storage.objects.delete, and no retention policy or hold may stand against it"
             self._error(
@@ -319,6 +427,49 @@ class Dispatcher:
             raise interrupted
         return report
 
+    def _announce_firings(
+        self, windows: Sequence[Event], report: Report, *, limited: bool
+    ) -> tuple[list[Intent], list[Event]]:
+        """Write down which windows are about to be fired; gives these intents, and the windows that may be fired."""
+        if not windows:
+            return [], []
+        try:
+            firings = self.intents.announce_firings(windows)
+        except STORAGE_ERRORS as error:
+            said = f"what is to be fired could not be written down under {self._url(INTENTS)}, so it waits"
+            self._error(report, f"{said}: {in_words(error)}")
+            self._note(report, [Done(event, Outcome.ERROR) for event in windows])
+            return [], []
+        if not limited:
+            return firings, list(windows)
+        # Another dispatcher may have looked as this one has, and found the same room at the limit.
+        try:
+            taken = Counter(firing.project for firing in self.intents.firings_since())
+        except STORAGE_ERRORS as error:
+            said = f"whether others are firing windows under {self._url(INTENTS)} cannot be told, so these wait"
+            self._error(report, f"{said}: {in_words(error)}")
+            self._note(report, [Done(event, Outcome.ERROR) for event in windows])
+            self.intents.settle_firings(firings, [])
+            return [], []
+        fitting: list[Event] = []
+        waiting: list[Event] = []
+        for event in reversed(windows):  # the youngest wait
+            project = self._project_of(event)
+            taken[project] -= 1
+            (waiting if taken[project] >= 0 else fitting).append(event)
+        for event in waiting:
+            report.count(self._project_of(event), "Throttled", _counter_of(event))
+        self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
+        return firings, fitting[::-1]
+
+    def _settle_firings(self, firings: Sequence[Intent], windows: Sequence[Event], done: Sequence[Done]) -> None:
+        """Keep written down what was claimed, and tell the ledger what it need not be asked."""
+        mine = {event.key for event in windows}
+        results = [one for one in done if one.event.key in mine]
+        self.ledger.remember(one.event.key for one in results if one.outcome is Outcome.DISPATCHED)
+        self.ledger.forget(one.event.key for one in results if one.outcome is not Outcome.DISPATCHED)
+        self.intents.settle_firings(firings, [one.event for one in results if one.open])
+
     def done_meanwhile(self, shares: Iterable[Share]) -> Report:
         """Which events of shares have been dispatched, by whoever had them in hand when it was killed.
 
@@ -327,13 +478,17 @@ class Dispatcher:
         """
         listing = self.listing()
         waiting = {(trace.object.name, trace.object.generation) for trace in listing.traces}
+        events = [event for share in shares for event in share.events]
+        windows = [event.name for event in events if event.name.endswith(".win")]
+        firings, hidden = self.ledger.look((), listing.now, names=windows)
         waiting |= {
-            (window.object.name, window.object.generation)
-            for window in listing.windows
-            if window.sentinel is None or window.sentinel.fired is None
+            event.key
+            for event in events
+            if event.name in hidden
+            or (event.name.endswith(".win") and not _is_fired(firings.get(event.name, {}).get(event.generation)))
         }
         report = Report(cycles=1)
-        events = [event for share in shares for event in share.events if event.key not in waiting]
+        events = [event for event in events if event.key not in waiting]
         self._note(report, [Done(event, Outcome.DISPATCHED) for event in events])
         report.listed = len(events)
         return report
@@ -344,19 +499,32 @@ class Dispatcher:
         What was planned in another task has waited for this one, and for a pool: another dispatcher may have filled the
         limit meanwhile.
         """
+        seen: Snapshot | None = None
+        active: Mapping[tuple[str, bool], int] = {}
         room: dict[tuple[str, bool], int] = {}
         for share in shares:
             if not share.limit or (self._plan is not None and share.planned == self._plan.now):
                 yield share
                 continue
+            try:
+                if seen is None:
+                    seen, _ = self._observe(self.listing())
+                    active = plan(seen, self.config, seen.listing.now, self._only).active
+            except STORAGE_ERRORS as error:
+                said = f"the limits cannot be counted again, so {len(share.events)} events wait: {in_words(error)}"
+                self._error(report, said)
+                self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
+                continue
             fitting: list[Event] = []
             waiting: list[Event] = []
             for event in share.events:
-                project, is_sql = self._project_of(event), share.lane is Lane.SQL
-                if (project, is_sql) not in room:
-                    room[project, is_sql] = share.limit - self._active(project, is_sql, share.limit, report)
-                room[project, is_sql] -= 1
-                (fitting if room[project, is_sql] >= 0 else waiting).append(event)
+                key = (self._project_of(event), share.lane is Lane.SQL)
+                if key not in room and (why := seen.errors.get(key[0])) is not None:
+                    self._error(report, f"the jobs of project {key[0]!r} cannot be looked at, so it waits: {why}")
+                    room[key] = 0
+                room.setdefault(key, share.limit - active.get(key, 0))
+                room[key] -= 1
+                (fitting if room[key] >= 0 else waiting).append(event)
             if waiting:
                 log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
                 self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
@@ -364,15 +532,9 @@ class Dispatcher:
                 report.count(self._project_of(event), "Throttled", _counter_of(event))
             yield replace(share, events=tuple(fitting))
 
-    def _active(self, project: str, is_sql: bool, limit: int, report: Report) -> int:
-        """How many jobs with a trace are pending or running; the limit itself where that cannot be told."""
-        try:
-            return sum(is_query == is_sql for is_query in traced(self.board.active(project, self.store.now())))
-        except REFUSED as error:
-            self._error(report, f"the jobs of project {project!r} cannot be looked at, so it waits: {in_words(error)}")
-            return limit
-
     def _project_of(self, event: Event) -> str:
+        if event.load is not None:
+            return event.load.project
         if event.name.endswith(".win"):
             return WindowName.parse(event.name).dest_project or self.config.project_id or ""
         return TraceName.parse(event.name).project or self.config.project_id or ""
@@ -382,10 +544,11 @@ class Dispatcher:
             self._lacks = self.store.lacking()
         return self._lacks
 
-    def _move(self, events: Sequence[Event], beside: Sequence[_Work], report: Report) -> None:
+    def _move(self, events: Sequence[Event], beside: Sequence[_Work], report: Report) -> list[Done]:
         """Move traces, once it is written down and nobody else is about to.
 
         :param beside: other work that is done meanwhile.
+        :returns: what became of all of it.
         """
         until = time.monotonic() + AT_MOST
         try:
@@ -394,8 +557,12 @@ class Dispatcher:
             said = f"what is to be moved could not be written down under {self._url(INTENTS)}, so it waits"
             self._error(report, f"{said}: {in_words(error)}")
             self._note(report, [Done(event, Outcome.ERROR) for event in events])
-            self._do(beside, report)
-            return
+            return self._do(beside, report)
+        unread = {event.key: why for event in events for at, why in announced.unread[:1] if event.created <= at}
+        for why in dict.fromkeys(unread.values()):
+            self._error(report, why)
+        self._note(report, [Done(event, Outcome.ERROR) for event in events if event.key in unread])
+        events = [event for event in events if event.key not in unread]
         self._note(report, [Done(event, Outcome.PENDING) for event in events if event.name in announced.held])
         mine = todo = [
             replace(event, doubted=True) if event.key in announced.doubtful else event
@@ -416,6 +583,7 @@ class Dispatcher:
         done += self._do([*beside, *((move, chunk) for chunk in _chunks(todo))], report)
         traces = {event.key for event in mine}
         self.intents.withdraw(announced, [one.event for one in done if one.open and one.event.key in traces])
+        return done
 
     def _do(self, work: Iterable[_Work], report: Report) -> list[Done]:
         everything: list[Done] = []
@@ -437,21 +605,52 @@ class Dispatcher:
         return begun.result()
 
     def tidy(self, tidy: Tidy) -> Report:
-        """Set aside what must not be dispatched, and delete windows and sentinels that were kept long enough.
+        """Set aside what must not be dispatched, note what was found out, and delete what nobody needs any more.
 
         :param tidy: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
-        aside = {Event(each.name, each.generation, each.created): each for each in tidy.quarantines}
-        for events in _chunks(list(aside)):
-            done = self._unless_over(lambda chunk: self.mover.set_aside([aside[each] for each in chunk]), events)
-            self._note(report, done)
-        # Windows come before sentinels: a sentinel outlives its window.
+        for act, undecided in ((self.mover.set_aside, False), (self.mover.set_undecided, True)):
+            for chunk in _chunks([each for each in tidy.quarantines if each.undecided is undecided]):
+                self._set_aside(chunk, act, report)
+        self.ledger.note((key, "fired") for key in tidy.fired)
+        self.ledger.note((key, f"gone-{step:05}") for key, step in tidy.gone)
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
-                    self._error(report, f"{self._url(name)} was fired and kept, but could not be deleted: {result}")
+                    self._error(report, f"{self._url(name)} is not needed any more, but was not deleted: {result}")
+        try:
+            self._clean_up()
+        except STORAGE_ERRORS as error:
+            self._error(report, f"old entries of the ledger {self._url(LEDGER)} are not deleted: {in_words(error)}")
         return report
+
+    def _set_aside(
+        self, quarantines: Sequence[Quarantine], act: Callable[[Sequence[Quarantine]], list[Done]], report: Report
+    ) -> None:
+        of = {(each.name, each.generation): each for each in quarantines}
+        events = [Event(each.name, each.generation, each.created) for each in quarantines]
+        done = self._unless_over(lambda chosen: act([of[event.key] for event in chosen]), events)
+        self._note(report, done)
+        aside = (one.event.key for one in done if one.outcome is Outcome.QUARANTINED)
+        self.ledger.note((key, "aside") for key in aside if of[key].dropped)
+
+    def _clean_up(self) -> None:
+        """Delete old entries of the ledger: at once where there are many, else an hour after there were none."""
+        if time.monotonic() < self._clean_until or not self.ledger.used:
+            return
+        url, every = f"{self.config.journal_url.rstrip('/')}/ledger.json", timedelta(seconds=_CLEAN_EVERY_S)
+        age = self.store.age(url)
+        if age is None or age > every:
+            present = {window.name.name for window in self.listing().windows}
+            for _ in range(_PAGES_AT_ONCE):
+                if not self.ledger.clean_up(self.store.now(), present):
+                    break
+            else:
+                return
+            self.store.claim(url, {"Cleaned": self.store.now().isoformat(), "By": self.mover.owner}, every)
+            age = timedelta()
+        self._clean_until = time.monotonic() + (every - age).total_seconds()
 
     def write_performance(self, report: Report) -> None:
         """Write ``performance.json``, from which BqTail's balancer takes how busy each project is."""
@@ -495,7 +694,8 @@ class Dispatcher:
                 self._note_dispatched(report, one)
             elif one.outcome is Outcome.QUARANTINED:
                 report.quarantined[self.store.task_url(one.event.name)] = one.reason
-                log.warning("Set aside under %r: %s, %s", self.config.error_url, self._url(one.event.name), one.reason)
+                where = self.config.error_url if one.target else self.store.task_url(UNDECIDED)
+                log.warning("Set aside under %r: %s, %s", where, self._url(one.event.name), one.reason)
 
     def _note_dispatched(self, report: Report, one: Done) -> None:
         event = one.event
@@ -529,6 +729,18 @@ class Sight:
 
     plan: Plan
     report: Report
+
+
+def _is_window(name: str) -> bool:
+    try:
+        WindowName.parse(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_fired(firing: Firing | None) -> bool:
+    return firing is not None and firing.fired is not None
 
 
 _Act = Callable[[Sequence[Event]], list[Done]]

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from bqdispatch_provider.dispatcher import Dispatcher
-    from bqdispatch_provider.model import Window
 
 BETWEEN = 2.0
 """Seconds between two looks while nothing is to be seen: a trace is left for 3 s at least, so none passes unseen."""
@@ -45,7 +44,8 @@ _LONGEST_MESSAGE = 2000
 def left(dispatcher: Dispatcher, only: Only) -> Iterator[str]:
     """The URLs of what waits in the task folder, and of what was delivered and not consumed yet.
 
-    A list of the task folder, and one of each prefix in the trigger bucket; no job is asked for.
+    A list of the task folder, one of each minute in which windows were due, and one of each prefix in the trigger
+    bucket; no job is asked for.
 
     :param dispatcher: of the task folder.
     :param only: which events. A window's load is still to come, so a window is left of any ``actions`` that have
@@ -57,8 +57,8 @@ def left(dispatcher: Dispatcher, only: Only) -> Iterator[str]:
     for trace in listing.traces:
         if only.takes(trace.project, trace.name):
             yield store.task_url(trace.object.name)
-    for window in listing.windows:
-        if not _fired(window) and _takes(only, window.project, window.name):
+    for window, _ in dispatcher.unfired(listing):
+        if _takes(only, window.project, window.name):
             yield store.task_url(window.object.name)
     for prefix in (config.post_job_prefix, config.batch_prefix):
         folder = f"gs://{config.trigger_bucket}{prefix}"
@@ -268,12 +268,6 @@ class BqDispatchDoneTrigger(BaseTrigger):
         finally:
             await finished(thread, held.close, self._cancelled)
             thread.shutdown(wait=False)
-
-
-def _fired(window: Window) -> bool:
-    """Whether a window was delivered, in this generation; it is kept for an hour after."""
-    sentinel = window.sentinel
-    return sentinel is not None and sentinel.fired is not None and sentinel.window in (None, window.object.generation)
 
 
 def _takes(only: Only, project: str, name: TraceName | WindowName) -> bool:

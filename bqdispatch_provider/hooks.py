@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from bqdispatch_provider import compat
+from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
@@ -325,6 +326,12 @@ def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[lis
     looked_at(f"gs://{trigger}{config.post_job_prefix}")
     looked_at(config.journal_url)
     looked_at(config.error_url)
+    notes = []
+    for name, found in store.settings().items():
+        if isinstance(found, BucketSettings):
+            findings |= {("", said): said for said in found.in_the_way(config, store.now())}
+        elif ("", f"bucket {name}") not in findings:
+            notes.append(f"; {cannot_be_checked(name, found.status, str(found))}")
     projects = sorted({config.project_id or "", *_projects(tasks, store.task_url(""))})
     for project in projects:
         attempt(
@@ -338,7 +345,7 @@ def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[lis
             findings[permission, where] = f"{permission} on {where} is missing"
     return list(findings.values()), (
         f"{config.async_task_url}, {trigger}, {config.journal_url}, {config.error_url} "
-        f"and the jobs of {', '.join(projects)} can be read"
+        f"and the jobs of {', '.join(projects)} can be read{''.join(notes)}"
     )
 
 

@@ -1,10 +1,16 @@
-"""Intents: what a dispatcher writes down before it moves traces, so that nobody else moves them, now or after its end.
+"""Intents: what a dispatcher writes down before it dispatches, so that everybody knows of it, now and after its end.
 
 A move is two calls, and BqTail deletes what it is given, so a copy that is not there proves nothing. An intent is a
-small object in the task folder, for up to 1,000 traces. Whoever is about to move first writes down what, then looks at
-what the others wrote: of two that want the same trace at least one sees the other, and leaves it. An intent that
-outlives its dispatcher tells that its traces may have been delivered: they are in doubt
+small object in the task folder, for up to 1,000 events. Whoever is about to move traces first writes down which, then
+looks at what the others wrote: of two that want the same trace at least one sees the other, and leaves it. An intent
+that outlives its dispatcher tells that its traces may have been delivered: they are in doubt
 (:mod:`bqdispatch_provider.moves`).
+
+Who fires windows is decided by their claims. Their intent tells of firings whose load has not been seen, and stays
+until all loads have been.
+
+An intent is deleted no sooner than a second after it was written, since a name may be changed once a second. A
+dispatcher that ends earlier writes a second object beside it: completed.
 """
 
 from __future__ import annotations
@@ -13,22 +19,27 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from google.api_core.exceptions import NotFound
 
-from bqdispatch_provider.model import Event, StoredObject
-from bqdispatch_provider.names import INTENTS, in_words
+from bqdispatch_provider.courtesy import SAME_NAME_S
+from bqdispatch_provider.model import Event, Key, OpenFiring, StoredObject
+from bqdispatch_provider.names import INTENTS, WindowName, in_one_line, in_words
 from bqdispatch_provider.planning import CLAIM_TIMEOUT
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
 
 MOST = 1000
-"""Traces in an intent at most."""
+"""Events in an intent at most."""
+
+VERSION = 1
+"""The form of an intent; one of another version holds back what it may be about."""
 
 _WAIT = 20.0
 """Seconds for which a dispatcher waits for those that leave it the traces, or are through with them."""
@@ -37,23 +48,32 @@ _PAUSE = 0.3
 _LEFT = "-left.json"
 """How the name ends of an intent that tells what its dispatcher has begun, and not brought to its end yet."""
 
+_WINDOWS = "-windows.json"
+"""How the name ends of an intent that tells of firings."""
 
-Key = tuple[str, int]
-"""Name and generation of a trace."""
+_DONE = ".done"
+"""What is added to the name of an intent by the object that says that it is completed."""
+
+_SETTLED = timedelta(seconds=2)
+"""What was written by others is deleted no sooner: the server's clock is told in whole seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What one dispatcher was, or is, about to move.
+    """What one dispatcher was, or is, about to dispatch.
 
     :param object: the intent itself.
     :param owner: which dispatcher wrote it.
-    :param moves: names and generations of the traces.
+    :param moves: names and generations of traces.
+    :param firings: windows that were to be fired, as long as their loads have not been seen.
+    :param problem: why it cannot be read; empty where it can.
     """
 
     object: StoredObject
     owner: str
-    moves: frozenset[Key]
+    moves: frozenset[Key] = frozenset()
+    firings: tuple[OpenFiring, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +83,27 @@ class Announced:
     :param mine: the intents that were written.
     :param held: names of traces that another dispatcher is moving right now.
     :param doubtful: traces that were to be moved before, by a dispatcher that did not come to its end.
+    :param unread: what holds back the traces that are older than it, with the reason: intents that cannot be read.
     """
 
     mine: tuple[Intent, ...]
     held: Collection[str]
     doubtful: Collection[Key]
+    unread: tuple[tuple[datetime, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What a look finds written down.
+
+    :param windows: intents that tell of firings.
+    :param unread: as in :class:`Announced`.
+    :param spent: intents, and what says that they are completed, which nobody needs any more.
+    """
+
+    windows: tuple[Intent, ...] = ()
+    unread: tuple[tuple[datetime, str], ...] = ()
+    spent: tuple[Key, ...] = ()
 
 
 class Intents:
@@ -84,8 +120,12 @@ class Intents:
         self._threads = threads
         self._number = 0
         self._known: dict[Key, Intent] = {}
-        self._withdrawn: set[str] = set()
-        """This dispatcher's intents that are answered for but could not be removed: they cast no doubt here."""
+        self._completed: dict[Key, float] = {}
+        """This dispatcher's intents that are answered for, and when they were written, by the monotonic clock."""
+
+        self._written: dict[str, float] = {}
+        self._looked: frozenset[str] = frozenset()
+        """Names of the intents that the last look has found."""
 
     def announce(self, events: Sequence[Event]) -> Announced:
         """Write down what is about to move, then see who else is about to move it: one request per 1,000 and one list.
@@ -95,17 +135,68 @@ class Intents:
         :raises google.api_core.exceptions.GoogleAPIError: when that cannot be done, and nothing may be moved.
         """
         chunks = [events[start : start + MOST] for start in range(0, len(events), MOST)]
-        writing = [self._threads.submit(self._write, self._next_name(), chunk) for chunk in chunks]
+        writing = [self._threads.submit(self._write_moves, self._next_name(), chunk) for chunk in chunks]
         try:
             return self._seen(tuple(each.result() for each in writing), {event.name for event in events})
         except BaseException:
             wait(writing)
-            self._remove([each.result() for each in writing if each.exception() is None])
+            self.complete([each.result() for each in writing if each.exception() is None])
             raise
+
+    def announce_firings(self, events: Sequence[Event]) -> list[Intent]:
+        """Write down which windows are about to be fired: one request per 1,000.
+
+        :raises google.api_core.exceptions.GoogleAPIError: when that cannot be done, and none of them may be fired.
+        """
+        chunks = [events[start : start + MOST] for start in range(0, len(events), MOST)]
+        writing = [self._threads.submit(self._write_firings, chunk) for chunk in chunks]
+        try:
+            return [each.result() for each in writing]
+        except BaseException:
+            wait(writing)
+            self.complete([each.result() for each in writing if each.exception() is None])
+            raise
+
+    def firings_since(self) -> list[OpenFiring]:
+        """The firings that others have written down since the last look: one list.
+
+        :raises google.api_core.exceptions.GoogleAPIError: when that cannot be told.
+        """
+        _, listed = self._store.listing(INTENTS)
+        names = {stored.name for stored in listed}
+        asked = [
+            stored
+            for stored in listed
+            if stored.name.endswith(_WINDOWS)
+            and stored.name not in self._looked
+            and not stored.name.startswith(f"{INTENTS}{self._owner}-")
+            and f"{stored.name}{_DONE}" not in names
+        ]
+        read = [intent for intent in self._threads.map(self._read, asked) if intent is not None]
+        return [firing for intent in read for firing in intent.firings]
+
+    def settle_firings(self, intents: Iterable[Intent], open_events: Sequence[Event]) -> None:
+        """Keep written down what was fired, or may have been, and nothing else.
+
+        :param intents: as :meth:`announce_firings` gave them.
+        :param open_events: those of them whose loads are to be waited for.
+        """
+        left = {event.key for event in open_events}
+        over = [intent for intent in intents if not {firing.key for firing in intent.firings} <= left]
+        if not over:
+            return
+        kept = {firing.key for intent in over for firing in intent.firings} & left
+        try:
+            if kept:
+                self.announce_firings([event for event in open_events if event.key in kept])
+        except STORAGE_ERRORS as error:
+            log.warning("%d windows stay written down as to be fired: %s", len(kept), in_words(error))
+            return
+        self.complete(over)
 
     def _seen(self, mine: tuple[Intent, ...], wanted: Set[str]) -> Announced:
         """See who else is about to move the same, and perhaps wait for them."""
-        answered_for = self._withdrawn.union(intent.object.name for intent in mine)
+        answered_for = {name for name, _ in self._completed}.union(intent.object.name for intent in mine)
         now, others = self._others(lambda name: name not in answered_for)
         rivals = self._rivals(others, wanted, now)
         # Of those that see each other the first waits, and the others leave it all: somebody goes on. Whoever is not
@@ -121,7 +212,7 @@ class Intents:
         if held:
             log.info("%d traces are being moved by another dispatcher: they are left to it", len(held))
         doubtful = {key for intent in others if self._is_over(intent, now) for key in intent.moves}
-        return Announced(mine, held, doubtful)
+        return Announced(mine, held, doubtful, self._unread(others))
 
     def _rivals(self, others: Iterable[Intent], wanted: Set[str], now: datetime) -> list[Intent]:
         """The intents of other dispatchers that may be moving some of the traces right now, or have to finish them."""
@@ -137,52 +228,141 @@ class Intents:
         moving = [intent.owner for intent in rivals if not intent.object.name.endswith(_LEFT)]
         return bool(moving) and self._owner < min(moving)
 
-    def withdraw(self, announced: Announced, left: Sequence[Event]) -> None:
-        """Remove the intents of this dispatcher; one that stays costs a look later on, and no more.
+    def _unread(self, intents: Iterable[Intent]) -> tuple[tuple[datetime, str], ...]:
+        return tuple(
+            (
+                intent.object.created,
+                f"what is older than {self._store.task_url(intent.object.name)!r} waits, since that cannot be read "
+                f"({intent.problem}): upgrade this dispatcher, or delete the object once no other dispatcher runs",
+            )
+            for intent in intents
+            if intent.problem
+        )
 
-        :param left: events whose delivery is still in doubt, or not followed by the delete: they stay written down.
+    def withdraw(self, announced: Announced, left: Sequence[Event]) -> None:
+        """Complete the intents of this dispatcher.
+
+        :param left: events whose delivery is still in doubt, or not followed by the delete: they stay written down,
+            where no other intent says so.
         """
+        left = [event for event in left if event.key not in announced.doubtful]
         if left:
             try:
-                self._write(self._next_name(_LEFT), left)
+                self._write_moves(self._next_name(_LEFT), left)
             except STORAGE_ERRORS as error:
                 log.warning("%d traces stay written down as to be moved: %s", len(left), in_words(error))
                 return
-        self._remove(announced.mine)
+        self.complete(announced.mine)
 
-    def _remove(self, intents: Iterable[Intent]) -> None:
-        gone = [(intent.object.name, intent.object.generation) for intent in intents]
-        for start in range(0, len(gone), BATCH_SIZE):
-            chunk = gone[start : start + BATCH_SIZE]
-            for (name, _), result in zip(chunk, self._store.delete(chunk), strict=True):
-                if not result.ok and not result.doubtful:
-                    self._withdrawn.add(name)
-                    log.warning("%r could not be deleted, it will be later on: %s", self._store.task_url(name), result)
+    def complete(self, intents: Iterable[Intent]) -> None:
+        """Note that intents of this dispatcher are answered for, and delete those that may be deleted by now."""
+        for intent in intents:
+            key = (intent.object.name, intent.object.generation)
+            self._completed[key] = self._written.pop(intent.object.name, time.monotonic())
+        self.remove()
 
-    def spent(self, intents: Iterable[StoredObject], present: Collection[Key], now: datetime) -> list[StoredObject]:
-        """Those of left intents of which nothing is there any more: they can be deleted, whoever they belong to.
+    def remove(self) -> None:
+        """Delete the completed intents of this dispatcher that are older than a second; others later on."""
+        old = [key for key, at in self._completed.items() if time.monotonic() - at > SAME_NAME_S]
+        for start in range(0, len(old), BATCH_SIZE):
+            chunk = old[start : start + BATCH_SIZE]
+            for key, result in zip(chunk, self._store.delete(chunk), strict=True):
+                if result.ok or result.doubtful:
+                    del self._completed[key]
+                else:
+                    # Asked again with the next ones, and answered for all the same.
+                    log.warning(
+                        "%r could not be deleted, it will be later on: %s", self._store.task_url(key[0]), result
+                    )
 
-        :param intents: from a listing of the task folder.
+    def close(self) -> None:
+        """Delete what is completed, or say beside it that it is."""
+        self.remove()
+        for name, _ in self._completed:
+            try:
+                self._store.write(f"{self._store.task_url(name)}{_DONE}", b"")
+            except STORAGE_ERRORS as error:
+                # It casts doubt on nothing that is still there: a look more, later on.
+                log.warning(
+                    "%r is completed, which could not be noted: %s", self._store.task_url(name), in_words(error)
+                )
+        self._completed = {}
+
+    def look(self, intents: Sequence[StoredObject], present: Collection[Key], now: datetime) -> Noted:
+        """Read what is written down in a task folder.
+
+        :param intents: from a listing of it.
         :param present: names and generations of the traces in it.
         :param now: the storage server's time of the listing.
         """
-        old = [stored for stored in intents if now - stored.created > CLAIM_TIMEOUT]
-        read = self._threads.map(self._read, old)
-        return [intent.object for intent in read if intent is not None and intent.moves.isdisjoint(present)]
+        names = {stored.name for stored in intents}
+        self._looked = frozenset(names)
+        spent: list[Key] = []
+        asked: list[StoredObject] = []
+        for stored in intents:
+            key = (stored.name, stored.generation)
+            settled = now - stored.created > _SETTLED and not stored.held
+            old = now - stored.created > CLAIM_TIMEOUT
+            if stored.name.endswith(_DONE):
+                # After its intent: alone, that would seem to be of a dispatcher which did not come to its end.
+                if settled and stored.name.removesuffix(_DONE) not in names:
+                    spent.append(key)
+            elif f"{stored.name}{_DONE}" in names:
+                if settled:
+                    spent.append(key)
+            elif key not in self._completed and (old or stored.name.endswith(_WINDOWS)):
+                asked.append(stored)
+        read = [intent for intent in self._threads.map(self._read, asked) if intent is not None]
+        spent += [
+            (intent.object.name, intent.object.generation)
+            for intent in read
+            if not (intent.problem or intent.firings or intent.object.held) and intent.moves.isdisjoint(present)
+        ]
+        self._known = {(i.object.name, i.object.generation): i for i in self._known.values() if i.object.name in names}
+        windows = tuple(intent for intent in read if intent.firings)
+        return Noted(windows, self._unread(read), tuple(spent))
 
     def _next_name(self, ending: str = ".json") -> str:
         self._number += 1
         return f"{INTENTS}{self._owner}-{self._number:06}{ending}"
 
-    def _write(self, name: str, events: Sequence[Event]) -> Intent:
+    def _write_moves(self, name: str, events: Sequence[Event]) -> Intent:
         moves = [event.key for event in events]
-        generation = self._store.write_json(self._store.task_url(name), {"owner": self._owner, "moves": moves})
-        return Intent(StoredObject(name, generation, self._store.now()), self._owner, frozenset(moves))
+        stored = self._write(name, {"moves": moves})
+        return Intent(stored, self._owner, frozenset(moves))
+
+    def _write_firings(self, events: Sequence[Event]) -> Intent:
+        firings = [
+            {
+                "window": event.name,
+                "generation": event.generation,
+                "project": event.load.project if event.load else "",
+                "event": event.load.event_id if event.load else "",
+                "many": event.many,
+            }
+            for event in events
+        ]
+        stored = self._write(self._next_name(_WINDOWS), {"firings": firings})
+        intent = Intent(stored, self._owner, firings=tuple(_firing(each, stored.created) for each in firings))
+        self._known[stored.name, stored.generation] = intent
+        return intent
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> StoredObject:
+        document = {"version": VERSION, "owner": self._owner, **content}
+        generation = self._store.write_json(self._store.task_url(name), document)
+        self._written[name] = time.monotonic()
+        return StoredObject(name, generation, self._store.now())
 
     def _others(self, of: Callable[[str], bool]) -> tuple[datetime, list[Intent]]:
-        """The intents that are there, of those names that are looked at."""
+        """The intents that are there, of those names that are looked at, and that are not completed."""
         now, listed = self._store.listing(INTENTS)
-        read = self._threads.map(self._read, [stored for stored in listed if of(stored.name)])
+        names = {stored.name for stored in listed}
+        asked = [
+            stored
+            for stored in listed
+            if of(stored.name) and not stored.name.endswith((_DONE, _WINDOWS)) and f"{stored.name}{_DONE}" not in names
+        ]
+        read = self._threads.map(self._read, asked)
         return now, [intent for intent in read if intent is not None]
 
     def _read(self, stored: StoredObject) -> Intent | None:
@@ -194,10 +374,31 @@ class Intents:
             except NotFound:
                 return None
             try:
-                document = json.loads(content)
-                moves = frozenset((str(name), int(generation)) for name, generation in document["moves"])
-                self._known[key] = Intent(stored, str(document["owner"]), moves)
-            except (ValueError, KeyError, TypeError):
-                log.warning("%r is no intent and says nothing", self._store.task_url(stored.name))
-                self._known[key] = Intent(stored, "", frozenset())
+                self._known[key] = _intent(stored, content)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+                self._known[key] = Intent(stored, "", problem=in_one_line(f"{type(error).__name__}: {error}")[:200])
         return self._known[key]
+
+
+def _intent(stored: StoredObject, content: bytes) -> Intent:
+    document = json.loads(content)
+    if document["version"] != VERSION:
+        raise ValueError(f"its version is {document['version']!r}; this dispatcher knows {VERSION}")
+    return Intent(
+        stored,
+        str(document["owner"]),
+        frozenset((str(name), int(generation)) for name, generation in document.get("moves", ())),
+        tuple(_firing(each, stored.created) for each in document.get("firings", ())),
+    )
+
+
+def _firing(document: Mapping[str, Any], since: datetime) -> OpenFiring:
+    WindowName.parse(document["window"])
+    return OpenFiring(
+        document["window"],
+        int(document["generation"]),
+        str(document["project"]),
+        str(document["event"]),
+        bool(document["many"]),
+        since,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 
 from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import Job, JobKey, Trace
-from bqdispatch_provider.names import in_words
+from bqdispatch_provider.names import as_job_id, in_words
 from bqdispatch_provider.refusals import refused
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ _BEFORE = timedelta(minutes=5)
 
 _LONGEST = timedelta(days=2)
 """No job is pending and running for longer (BigQuery, "Quotas")."""
+
+_SOON = timedelta(minutes=15)
+"""BqTail submits a load so soon after it is given a window, but for an outage."""
 
 _LONG_BEFORE = timedelta(days=1)
 """A trace may be written again long after its job was submitted, which matters before it is called unknown."""
@@ -79,6 +83,20 @@ REFUSED = (
     _RateLimited,
 )
 """What asking for jobs may raise, once all patience is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadJob:
+    """A job that loads the files of a fired window.
+
+    :param created: when it was submitted.
+    :param sources: URIs of its files.
+    """
+
+    job_id: str
+    job: Job
+    created: datetime
+    sources: frozenset[str]
 
 
 @dataclass
@@ -326,13 +344,71 @@ class JobBoard:
             for listed in page.get("jobs", [])
         }
 
-    def active(self, project: str, now: datetime) -> list[str]:
+    def active(self, project: str, now: datetime) -> set[str]:
         """The IDs of a project's jobs that are pending or running.
 
         :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
         """
         pages = self._pages(project, now - _LONGEST, stateFilter=["pending", "running"])
-        return [listed["jobReference"]["jobId"] for page in pages for listed in page.get("jobs", [])]
+        return {listed["jobReference"]["jobId"] for page in pages for listed in page.get("jobs", [])}
+
+    def loads(self, project: str, dest: str, event_id: str, since: datetime, now: datetime) -> list[LoadJob]:
+        """The load of a fired window, and those that BqTail has submitted in its place since it failed, oldest first.
+
+        BqTail loads the files that are not corrupt again, and after an error of BigQuery's own it begins again with an
+        event that the window does not name: so what has taken the same files belongs to it.
+
+        :param project: in which they run.
+        :param dest: destination, as the window's name has it.
+        :param event_id: of the event that made the window.
+        :param since: when the window was fired.
+        :param now: the storage server's time.
+        :raises google.api_core.exceptions.GoogleAPICallError: when that cannot be told.
+        """
+        first = self._first_load(project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
+        if first is None or not first.job.error:
+            return [] if first is None else [first]
+        any_load = re.compile(rf"{re.escape(as_job_id(dest))}--.+_[0-9]{{5}}_(re)?load--dispatch")
+        found = [first]
+        for key, _ in self.seen(project, first.created):
+            if any_load.fullmatch(key.job_id) and key.job_id != first.job_id:
+                load = self._load(key)
+                if load is not None and load.created >= first.created and load.sources & first.sources:
+                    found.append(load)
+        return sorted(found, key=lambda load: load.created)
+
+    def _first_load(self, project: str, stem: str, since: datetime, now: datetime) -> LoadJob | None:
+        first = re.compile(rf"{re.escape(stem)}[0-9]{{5}}_load--dispatch")
+        # Nearly always it was submitted at once; only the whole list proves that there is none.
+        soon = since + _SOON
+        for begin, end in ((since - _BEFORE, soon), (soon, None)):
+            if end is None and begin > now:
+                break
+            for page in self._pages(project, begin, end):
+                for listed in page.get("jobs", ()):
+                    reference = listed["jobReference"]
+                    if first.fullmatch(reference["jobId"]):
+                        key = JobKey(project, reference.get("location") or None, reference["jobId"])
+                        return self._load(key)
+        return None
+
+    def _load(self, key: JobKey) -> LoadJob | None:
+        """A load job with the files that it was given; ``None`` when there is none."""
+        job = "jobReference(location),status(state,errorResult(reason)),statistics(creationTime,endTime)"
+        query = {
+            "fields": f"{job},configuration(load(sourceUris))",
+            **({"location": key.location} if key.location else {}),
+        }
+        try:
+            answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
+        except exceptions.NotFound:
+            return None
+        statistics = answer.get("statistics", {})
+        location = answer.get("jobReference", {}).get("location", key.location or "")
+        created = datetime.fromtimestamp(int(statistics.get("creationTime", 0)) / 1000, UTC)
+        uris = answer.get("configuration", {}).get("load", {}).get("sourceUris", ())
+        job_now = _job({**answer.get("status", {}), "statistics": statistics}, location)
+        return LoadJob(key.job_id, job_now, created, frozenset(map(str, uris)))
 
     def _pages(
         self, project: str, since: datetime, until: datetime | None = None, **more: Any

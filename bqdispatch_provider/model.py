@@ -71,6 +71,9 @@ def lane_of(action: str) -> Lane:
 CREATED = "bqdispatch-created"
 """Metadata of an object that was given a new generation: when its first one was created, in Unix seconds."""
 
+REPLAYED = "bqdispatch-replayed"
+"""Metadata of a window that was put back from quarantine: it is fired whatever is known of earlier firings."""
+
 OWNER = "bqdispatch-owner"
 """Metadata of what a dispatcher wrote into the task folder: which one it was."""
 
@@ -78,8 +81,18 @@ REPLAY = "bqdispatch-replay"
 """Metadata of an object that is on its way back from quarantine, and must not be dispatched yet: the generation under
 which it was set aside."""
 
+CLAIMED = "bqdispatch-claimed"
+"""Metadata of a claim: when its window was claimed first, in Unix seconds."""
+
+REASON = "bqdispatch-reason"
+"""Metadata of what names a returned window in quarantine: why it was set aside, for people."""
+
 SINCE = "bqdispatch-since"
 """Metadata of an object that came back from quarantine: when it was first written, in Unix seconds."""
+
+
+Key = tuple[str, int]
+"""The name and the generation of an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,70 +153,93 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A batch window in the task folder; ``project`` is its destination's, or the configured one."""
+    """A batch window in the task folder.
+
+    :param project: its destination's, or the configured one.
+    :param sentinel: the Go dispatcher's, which says that it has been fired; ``None`` where there is none.
+    :param locations: what names the data folders of a window that has many.
+    """
 
     object: StoredObject
     name: WindowName
     project: str
-    sentinel: Sentinel | None = None
+    sentinel: StoredObject | None = None
+    locations: tuple[StoredObject, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        """The name and the generation."""
+        return (self.object.name, self.object.generation)
 
 
 @dataclass(frozen=True, slots=True)
-class Sentinel:
-    """The object beside a window that says that it was claimed, or has been fired.
+class Firing:
+    """What the ledger says of one generation of a window.
 
-    :param object: the sentinel itself.
-    :param window: generation of the window that it is about; ``None`` in one that the Go dispatcher wrote.
-    :param claimed: when somebody began to fire it.
-    :param fired: when the copy into the trigger bucket was proven; ``None`` until then.
-    :param owner: who claimed it.
+    :param claimed: when somebody last claimed it.
+    :param fired: when its copy into the trigger bucket was proven; ``None`` until then.
+    :param gone: when it was first seen that nothing of it is on its way any more, by the step of the last load that was
+        seen then; 0: none was.
+    :param aside: whether it was set aside, for BqTail has dropped it.
     """
 
-    object: StoredObject
-    window: int | None
     claimed: datetime
-    fired: datetime | None
-    owner: str = ""
+    fired: datetime | None = None
+    gone: Mapping[int, datetime] = field(default_factory=dict)
+    aside: bool = False
 
-    @classmethod
-    def of(cls, stored: StoredObject) -> Sentinel:
-        """Read a sentinel's metadata.
 
-        One without ours was left by the Go dispatcher, whose body is a dot, and counts as fired; any other has lost its
-        metadata, so it proves no more than that somebody claimed the window.
-        """
-        said = stored.metadata
-        try:
-            window = int(said["bqdispatch-window"])
-            claimed = datetime.fromtimestamp(float(said["bqdispatch-claimed"]), UTC)
-            fired = said.get("bqdispatch-fired")
-            return cls(
-                stored,
-                window,
-                claimed,
-                datetime.fromtimestamp(float(fired), UTC) if fired else None,
-                said.get(OWNER, ""),
-            )
-        except (KeyError, ValueError, OverflowError, OSError):
-            return cls(stored, None, stored.created, stored.created if stored.size <= 1 else None)
+Firings = Mapping[int, Firing]
+"""The firings of one window name, by the window's generation."""
 
-    @staticmethod
-    def claim(window: int, owner: str, now: datetime) -> dict[str, str]:
-        """The metadata of a sentinel that claims a window's generation."""
-        return {
-            "bqdispatch-window": str(window),
-            OWNER: owner,
-            "bqdispatch-claimed": f"{now.timestamp():.3f}",
-        }
 
-    def fire(self, window: int, target: int, now: datetime) -> dict[str, str]:
-        """The metadata of this sentinel once its window's generation has been copied to ``target``, a generation."""
-        return {
-            **self.object.metadata,
-            "bqdispatch-window": str(window),
-            "bqdispatch-fired": f"{now.timestamp():.3f}",
-            "bqdispatch-target": str(target),
-        }
+@dataclass(frozen=True, slots=True)
+class OpenFiring:
+    """A firing whose load has not been seen yet, as the dispatcher wrote it down that fires it.
+
+    :param window: name of the window.
+    :param generation: of the window.
+    :param project: in which its load runs; empty where nobody had to know.
+    :param event_id: by which its load is known; empty where nobody had to know.
+    :param many: whether the window has many folders, and is removed before it is fired.
+    :param since: when it was written down.
+    """
+
+    window: str
+    generation: int
+    project: str
+    event_id: str
+    many: bool
+    since: datetime
+
+    @property
+    def key(self) -> Key:
+        """The window's name and generation."""
+        return (self.window, self.generation)
+
+
+class Late(StrEnum):
+    """What becomes of a window that has returned: BqTail made it anew after one of its name had been fired."""
+
+    WAIT = "wait"
+    DROP = "drop"
+    FIRE = "fire"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of a returned window, by the evidence of the loads of its earlier firings.
+
+    :param reason: for people.
+    :param stale: location objects, by name and generation, that are removed first: their folders were loaded.
+    :param beside: location objects that stay.
+    """
+
+    late: Late
+    reason: str
+    stale: tuple[Key, ...] = ()
+    beside: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +271,10 @@ class Listing:
     """The task folder's objects by kind.
 
     :param now: the storage server's time of the listing.
-    :param orphans: sentinels whose window is not there.
-    :param intents: what dispatchers have written down before they moved it.
+    :param orphans: the Go dispatcher's sentinels whose window is not there.
+    :param intents: what dispatchers have written down before they dispatched it, and what says that they are through.
+    :param undecided: windows that wait there for somebody to act.
+    :param locations: by the name of a window that is not there, what names its data folders.
     :param ignored: how many are BqTail's bookkeeping, or sentinels that stand beside their window.
     :param unknown: names that are none of these, with the reason.
     """
@@ -244,8 +282,10 @@ class Listing:
     now: datetime
     traces: tuple[Trace, ...] = ()
     windows: tuple[Window, ...] = ()
-    orphans: tuple[Sentinel, ...] = ()
+    orphans: tuple[StoredObject, ...] = ()
     intents: tuple[StoredObject, ...] = ()
+    undecided: tuple[StoredObject, ...] = ()
+    locations: Mapping[str, tuple[StoredObject, ...]] = field(default_factory=dict)
     ignored: int = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
 
@@ -255,6 +295,7 @@ class Listing:
             + len(self.windows)
             + len(self.orphans)
             + len(self.intents)
+            + len(self.undecided)
             + self.ignored
             + len(self.unknown)
         )
@@ -266,17 +307,43 @@ class Snapshot:
 
     :param jobs: the jobs that were found, by key.
     :param errors: projects whose jobs could not be looked at, with what BigQuery said.
-    :param recent: IDs of jobs created since the windows that are not accounted for yet were fired, with their creation.
     :param unknown: jobs that BigQuery is proven not to know; one that was merely not found is not among them.
-    :param spent: intents of which nothing is left to move.
+    :param firings: what the ledger says of the windows that are due, by name.
+    :param hidden: windows of which the ledger could not be read, with the reason.
+    :param loads: of windows that may be fired, by key: the project in which the load will run, and its event.
+    :param verdicts: of windows that have returned, by key.
+    :param open: firings whose load has not been seen, which count as active.
+    :param abandoned: windows of many folders that were claimed, removed and not fired.
+    :param held: what holds events back that are older than it, with the reason: intents that cannot be read.
+    :param tidy: what is to be put in order, as far as it does not follow from the rest.
+    :param findings: what was found out while looking that somebody has to act on, one sentence each.
     """
 
     listing: Listing
     jobs: Mapping[JobKey, Job] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
-    recent: Mapping[str, datetime] = field(default_factory=dict)
     unknown: frozenset[JobKey] = frozenset()
-    spent: tuple[StoredObject, ...] = ()
+    firings: Mapping[str, Firings] = field(default_factory=dict)
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    loads: Mapping[Key, Load] = field(default_factory=dict)
+    verdicts: Mapping[Key, Verdict] = field(default_factory=dict)
+    open: tuple[OpenFiring, ...] = ()
+    abandoned: tuple[OpenFiring, ...] = ()
+    held: tuple[tuple[datetime, str], ...] = ()
+    tidy: Tidy | None = None
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Where the load of a window will run, and how its job will be known.
+
+    :param project: in which it runs.
+    :param event_id: of the storage event that made the window; empty where its body does not say.
+    """
+
+    project: str
+    event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +356,11 @@ class Event:
     :param ended: when that job was done, by BigQuery's clock; ``None`` for a window.
     :param error: the reason why that job ended badly; empty otherwise.
     :param doubted: whether an earlier delivery of it has to be excluded first.
+    :param load: of a window where a limit is set: the project in which its load will run, and its event.
+    :param claimed: whether somebody has claimed this window, and not fired it.
+    :param many: whether this window has many folders, and is removed before it is fired.
+    :param stale: location objects of this window, by name and generation, that are removed before it is fired.
+    :param beside: of a window that has returned, the location objects that stay: with others it is judged anew.
     """
 
     name: str
@@ -298,16 +370,26 @@ class Event:
     ended: datetime | None = None
     error: str = ""
     doubted: bool = False
+    load: Load | None = None
+    claimed: bool = False
+    many: bool = False
+    stale: tuple[Key, ...] = ()
+    beside: tuple[Key, ...] | None = None
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """The name and the generation: what makes two events the same."""
         return (self.name, self.generation)
 
     def to_json(self) -> list[Any]:
         """A compact form for XCom."""
         ended = self.ended.timestamp() if self.ended else 0
-        more = [self.error, self.doubted] if self.error or self.doubted else []
+        more: list[Any] = [self.error, self.doubted] if self.error or self.doubted else []
+        if self.load or self.claimed or self.many or self.beside is not None:
+            load = [self.load.project, self.load.event_id] if self.load else None
+            beside = None if self.beside is None else [list(key) for key in self.beside]
+            stale = [list(key) for key in self.stale]
+            more = [self.error, self.doubted, load, self.claimed, self.many, stale, beside]
         return [self.name, self.generation, self.created.timestamp(), self.location, ended, *more]
 
     @classmethod
@@ -318,7 +400,8 @@ class Event:
         """
         try:
             name, generation, created, location, ended, *more = document
-            error, doubted = more or ("", False)
+            given: list[Any] = [*more, *["", False, None, False, False, (), None][len(more) :]]
+            error, doubted, load, claimed, many, stale, beside = given
             return cls(
                 str(name),
                 int(generation),
@@ -327,6 +410,11 @@ class Event:
                 datetime.fromtimestamp(float(ended), UTC) if ended else None,
                 str(error),
                 bool(doubted),
+                None if load is None else Load(*map(str, load)),
+                bool(claimed),
+                bool(many),
+                tuple((str(each), int(number)) for each, number in stale),
+                None if beside is None else tuple((str(each), int(number)) for each, number in beside),
             )
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -445,6 +533,9 @@ class Quarantine:
     :param created: when it was created, which gives the day of its folder under ``ErrorURL``.
     :param reason: for people.
     :param asked: what was looked at to find out, for the note that is left beside it.
+    :param undecided: whether it is set aside in the task folder, where every look finds and names it until somebody
+        acts.
+    :param dropped: whether it is a firing of which BqTail has loaded nothing.
     """
 
     name: str
@@ -452,6 +543,8 @@ class Quarantine:
     created: datetime
     reason: str
     asked: Mapping[str, Any] = field(default_factory=dict)
+    undecided: bool = False
+    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,20 +552,27 @@ class Tidy:
     """What is to be put in order beside dispatching.
 
     :param quarantines: what to set aside under ``ErrorURL``.
-    :param stale: windows, then sentinels, that have been fired and kept long enough, then intents of which nothing is
-        left to move, as name and generation.
+    :param stale: what to delete, by name and generation: fired windows that were kept long enough, returned windows
+        whose files are loaded, location objects and intents that nobody needs any more.
+    :param fired: windows whose loads prove that they were fired, for the ledger.
+    :param gone: fired windows of which nothing is on its way any more, and the step of the last load, for the ledger.
     """
 
     quarantines: tuple[Quarantine, ...] = ()
-    stale: tuple[tuple[str, int], ...] = ()
+    stale: tuple[Key, ...] = ()
+    fired: tuple[Key, ...] = ()
+    gone: tuple[tuple[Key, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A form for the journal."""
         return {
             "quarantines": [
-                [q.name, q.generation, q.created.timestamp(), q.reason, dict(q.asked)] for q in self.quarantines
+                [q.name, q.generation, q.created.timestamp(), q.reason, dict(q.asked), q.undecided, q.dropped]
+                for q in self.quarantines
             ],
             "stale": [list(each) for each in self.stale],
+            "fired": [list(each) for each in self.fired],
+            "gone": [[list(key), step] for key, step in self.gone],
         }
 
     @classmethod
@@ -480,10 +580,12 @@ class Tidy:
         """Read what :meth:`to_dict` wrote."""
         return cls(
             tuple(
-                Quarantine(name, generation, datetime.fromtimestamp(created, UTC), reason, asked)
-                for name, generation, created, reason, asked in document["quarantines"]
+                Quarantine(name, generation, datetime.fromtimestamp(created, UTC), reason, asked, undecided, dropped)
+                for name, generation, created, reason, asked, undecided, dropped in document["quarantines"]
             ),
             tuple((name, generation) for name, generation in document["stale"]),
+            tuple((name, generation) for name, generation in document["fired"]),
+            tuple(((name, generation), step) for (name, generation), step in document["gone"]),
         )
 
 
@@ -507,6 +609,8 @@ class Plan:
     :param oldest: when the oldest trace was created that goes on waiting; ``None`` when none does.
     :param awaited: how many of the objects wait for a job that runs, or is about to.
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
+    :param late: how many returned windows are removed, since their files were loaded before.
+    :param active: jobs, and open firings, that take a place at a limit, by project and whether it is that of queries.
     """
 
     now: datetime
@@ -522,6 +626,8 @@ class Plan:
     oldest: datetime | None = None
     awaited: int = 0
     due_in: timedelta | None = None
+    late: int = 0
+    active: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
         """The plan's events in pieces small enough for XCom.

@@ -1,9 +1,12 @@
-"""How a trace is moved and a window fired: copy, prove, and only then delete or mark (docs/protocol.md).
+"""How a trace is moved and a window fired: copy, prove, and only then delete or note it (docs/protocol.md).
+
+A trace is copied itself. Of a window the claim is copied, which lies in the ledger and holds the window's content.
 
 Where it is not known whether an event was delivered - the answer to its copy was lost, or a dispatcher ended in
 between - it is in doubt, and settled in this order:
 
-1. It is given a new generation. A copy that is still under way names the old one, so it can no longer be made.
+1. What is copied is given a new generation. A copy that is still under way names the old one, so it can no longer be
+   made.
 2. The trigger bucket is searched for a copy, live, noncurrent or soft-deleted, that is younger than the event: then it
    was delivered, and only the rest is left to do.
 3. Otherwise it was not, where the bucket keeps what is deleted. Where it does not, ``OnDoubt`` of the configuration
@@ -15,22 +18,44 @@ So nothing rests on clocks: a dispatcher that was stopped for an hour between tw
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from google.api_core.exceptions import PreconditionFailed
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import CREATED, OWNER, Event, Lane, Outcome, Quarantine, Sentinel, StoredObject
+from bqdispatch_provider.courtesy import SAME_NAME_S
+from bqdispatch_provider.model import (
+    CLAIMED,
+    CREATED,
+    OWNER,
+    REASON,
+    Event,
+    Key,
+    Lane,
+    Outcome,
+    Quarantine,
+    StoredObject,
+)
 from bqdispatch_provider.names import WindowName, in_words
-from bqdispatch_provider.planning import CLAIM_TIMEOUT, aside_path, is_target, other_target, target_of
+from bqdispatch_provider.planning import (
+    CLAIM_TIMEOUT,
+    aside_path,
+    entry_name,
+    is_target,
+    marker_name,
+    other_target,
+    target_of,
+)
 from bqdispatch_provider.quarantine import NOTE, note_of
-from bqdispatch_provider.storage import STORAGE_ERRORS, Result, Stamp, TaskStore
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, Result, Stamp, TaskStore
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +87,24 @@ class _Move:
     """An event on its way.
 
     :param usual: the target that follows from the event alone.
-    :param generation: of its object, as it is now.
+    :param source: name of what is copied: the trace, or the claim of the window.
+    :param generation: of the source, as it is now.
+    :param created: the trace's creation, or the window's first claim: no copy of it is older.
     :param doubtful: whether it may have been delivered before.
+    :param content: the source, once no copy that was under way before can be made any more.
+    :param changed: when this process has changed the source, by the monotonic clock.
     :param copy: generation of its copy, once that is proven.
     :param warning: what is to be reported although it was delivered.
     """
 
     event: Event
     usual: str
+    source: str
     generation: int
+    created: datetime
     doubtful: bool = False
+    content: StoredObject | None = None
+    changed: float = -math.inf
     copy: int = 0
     warning: str = ""
     target: str = field(init=False)
@@ -79,9 +112,29 @@ class _Move:
     def __post_init__(self) -> None:
         self.target = self.usual
 
+    @classmethod
+    def of_trace(cls, event: Event, target: str) -> _Move:
+        return cls(event, target, event.name, event.generation, event.created, event.doubted)
+
     @property
-    def key(self) -> tuple[str, int]:
-        return (self.event.name, self.generation)
+    def key(self) -> Key:
+        """What is known of its copy goes by the trace's generation as it is now, or by the window's."""
+        return (self.event.name, self.generation) if self.source == self.event.name else self.event.key
+
+
+def _claim_of(owner: str, since: datetime) -> dict[str, str]:
+    """The metadata of a claim.
+
+    :param since: when the window was claimed first: no copy of it is older.
+    """
+    return {OWNER: owner, CLAIMED: f"{since.timestamp():.6f}"}
+
+
+def _wait_for_change(moves: Sequence[_Move]) -> None:
+    """Wait until the sources may be changed again: a name takes one change a second (Cloud Storage, "Quotas")."""
+    pause = max((move.changed for move in moves), default=-math.inf) + SAME_NAME_S - time.monotonic()
+    if pause > 0:
+        time.sleep(pause)
 
 
 _Finish = Callable[[Sequence[_Move]], list[Done]]
@@ -106,14 +159,14 @@ class Mover:
         self.refused = 0
         """The status of a delete that was refused; 0 when none was."""
         # What was copied but could not be deleted or marked: only that is still to be done.
-        self._unfinished: dict[tuple[str, int], int] = {}
+        self._unfinished: dict[Key, int] = {}
 
     def move(self, events: Sequence[Event], until: float) -> list[Done]:
         """Move traces.
 
         :param until: when no more copies are begun, by the monotonic clock.
         """
-        moves = [_Move(e, target_of(e, Lane.JOBS, self.config), e.generation, e.doubted) for e in events]
+        moves = [_Move.of_trace(event, target_of(event, Lane.JOBS, self.config)) for event in events]
         return self._carry_out(moves, self._delete, until)
 
     def set_aside(self, quarantines: Sequence[Quarantine]) -> list[Done]:
@@ -128,7 +181,7 @@ class Mover:
             if one.error:
                 done.append(one)
             else:
-                moves.append(_Move(one.event, path, one.event.generation))
+                moves.append(_Move.of_trace(one.event, path))
         for one in self._carry_out(moves, self._delete, float("inf"), self.config.error_url):
             aside = one.outcome is Outcome.DISPATCHED
             done.append(replace(one, outcome=Outcome.QUARANTINED, reason=reasons[one.event.name]) if aside else one)
@@ -151,32 +204,159 @@ class Mover:
         return aside_path(event.created, event.name, event.generation, self.config.error_url)
 
     def fire(self, events: Sequence[Event]) -> list[Done]:
-        """Fire windows: claim each by its sentinel, copy it, and mark the sentinel as fired once that is proven."""
-        done: dict[str, Done] = {}
-        claims: dict[str, Sentinel] = {}
+        """Fire windows: claim each in the ledger, copy the claim, and note the firing once the copy is proven.
+
+        A window of many folders is removed once it is claimed: a late event of a new folder makes it anew then, and
+        would be lost beside it.
+        """
+        until = time.monotonic() + AT_MOST
+        done = self._without_stale(events)
         moves: list[_Move] = []
-        until, now, owner = time.monotonic() + AT_MOST, self.store.now(), uuid.uuid4().hex
-        stamps: list[Stamp] = [
-            (
-                each.name,
-                each.generation,
-                WindowName.parse(each.name).sentinel,
-                0,
-                Sentinel.claim(each.generation, owner, now),
-            )
-            for each in events
-        ]
-        for event, stamp, result in zip(events, stamps, self.store.stamp(stamps), strict=True):
-            claim, taken_over = self._claimed(event, stamp, result, now)
+        for claim in self._claims([each for each in events if each.name not in done]):
             if isinstance(claim, Done):
-                done[event.name] = claim
+                done[claim.event.name] = claim
             else:
-                claims[event.name] = claim
-                target = target_of(event, Lane.WINDOWS, self.config)
-                moves.append(_Move(event, target, event.generation, taken_over or event.doubted))
-        fired = self._carry_out(moves, lambda copied: self._mark(copied, claims), until)
-        done.update((one.event.name, one) for one in fired)
+                moves.append(claim)
+        if many := [move.event.key for move in moves if move.event.many and not move.copy]:
+            for (name, _), result in zip(many, self.store.delete(many), strict=True):
+                if not result.ok and not result.doubtful:
+                    log.warning("%s has many folders and could not be removed yet: %s", self._url(name), result)
+        for one in self._carry_out(moves, self._note_fired, until):
+            # What was claimed stays written down until the ledger says that it was fired.
+            done[one.event.name] = replace(one, open=one.outcome is not Outcome.QUARANTINED)
         return [done[event.name] for event in events]
+
+    def set_undecided(self, quarantines: Sequence[Quarantine]) -> list[Done]:
+        """Set windows aside in the task folder, where every look finds them, each with the reason.
+
+        :param quarantines: windows in the task folder, or such as are gone and were claimed; at most 100.
+        """
+        done: list[Done] = []
+        stamps: list[Stamp] = []
+        for each in quarantines:
+            url = self.config.async_task_url
+            marker = marker_name(each.name, each.generation, url)
+            claim = entry_name(each.name, each.generation, "claim", url)
+            source, generation = (claim, 0) if each.dropped else (each.name, each.generation)
+            stamps.append((source, generation, marker, 0, {OWNER: self.owner, REASON: each.reason}))
+        for each, stamp, result in zip(quarantines, stamps, self.store.stamp(stamps), strict=True):
+            event = Event(each.name, each.generation, each.created)
+            said = f"{self._url(each.name)} could not be set aside as {self._url(stamp[2])}: {result}"
+            try:
+                # It may lie there from an earlier try.
+                there = result.ok or (result.doubtful and self.store.look(stamp[2]) is not None)
+                gone = not there and result.doubtful and self.store.look(stamp[0]) is None
+            except STORAGE_ERRORS as error:
+                there, gone, said = False, False, f"{said}; {in_words(error)}"
+            if there:
+                done.append(Done(event, Outcome.QUARANTINED, reason=each.reason))
+            else:
+                done.append(Done(event, Outcome.IGNORED) if gone else Done(event, Outcome.ERROR, said))
+        kept = [index for index, one in enumerate(done) if one.outcome is Outcome.QUARANTINED]
+        deleted = self.store.delete([done[index].event.key for index in kept]) if kept else []
+        for index, result in zip(kept, deleted, strict=True):
+            if not result.ok and not result.doubtful:
+                event = done[index].event
+                done[index] = Done(event, Outcome.ERROR, f"{self._url(event.name)} could not be set aside: {result}")
+        return done
+
+    def _without_stale(self, events: Sequence[Event]) -> dict[str, Done]:
+        """Remove what names folders that were loaded, beside windows that have returned; gives those that must wait.
+
+        What lies there is listed again first: a name of such a folder may have come since the window was judged.
+        """
+        judged = [event for event in events if event.beside is not None]
+        done: dict[str, Done] = {}
+        folders = [WindowName.parse(event.name).locations for event in judged]
+        for event, found in zip(judged, self.store.entries(folders) if folders else (), strict=True):
+            if isinstance(found, Result):
+                said = f"{self._url(event.name)} waits, since what names its folders cannot be listed: {found}"
+                done[event.name] = Done(event, Outcome.ERROR, said)
+            elif not {(each.name, each.generation) for each in found} <= {*event.stale, *(event.beside or ())}:
+                done[event.name] = Done(event, Outcome.PENDING)
+        stale = [(event, key) for event in judged if event.name not in done for key in event.stale]
+        for start in range(0, len(stale), BATCH_SIZE):
+            chunk = stale[start : start + BATCH_SIZE]
+            for (event, (name, _)), result in zip(chunk, self.store.delete([key for _, key in chunk]), strict=True):
+                if result.status == 412:  # written again: the window is judged anew
+                    done[event.name] = Done(event, Outcome.PENDING)
+                elif not result.ok and result.status != 404:
+                    said = f"{self._url(event.name)} waits, since {self._url(name)} could not be removed: {result}"
+                    done[event.name] = Done(event, Outcome.ERROR, said)
+        return done
+
+    def _claims(self, events: Sequence[Event]) -> list[_Move | Done]:
+        """Claim windows, or take their claims over from whoever is gone."""
+        owner = uuid.uuid4().hex
+        known = {event.key: self._window_move(event) for event in events if event.key in self._unfinished}
+        fresh = [event for event in events if event.key not in known and not event.claimed]
+        now = self.store.now()  # it is never ahead
+        stamps: list[Stamp] = [
+            (each.name, each.generation, self._entry(each, "claim"), 0, _claim_of(owner, now)) for each in fresh
+        ]
+        results = {
+            event.key: self._claimed(event, owner, result, now)
+            for event, result in zip(fresh, self.store.stamp(stamps) if stamps else (), strict=True)
+        }
+        return [known.get(event.key) or results.get(event.key) or self._taken_over(event, owner) for event in events]
+
+    def _entry(self, event: Event, what: str) -> str:
+        return entry_name(event.name, event.generation, what, self.config.async_task_url)
+
+    def _window_move(self, event: Event, claimed: datetime | None = None) -> _Move:
+        target = target_of(event, Lane.WINDOWS, self.config)
+        return _Move(event, target, self._entry(event, "claim"), 0, claimed or event.created)
+
+    def _claimed(self, event: Event, owner: str, result: Result, now: datetime) -> _Move | Done:  # noqa: PLR0911  (one per case)
+        """A window that is ours to fire, or what became of it instead."""
+        move = self._window_move(event, now)
+        said = f"{self._url(event.name)} could not be claimed for firing: {result}"
+        if result.ok:
+            move.generation, move.changed = result.generation, time.monotonic()
+            return move
+        if not result.doubtful:
+            return Done(event, Outcome.ERROR, said)
+        try:
+            claim = self.store.look(move.source)
+            if claim is None:
+                window = self.store.look(event.name)
+                same = window is not None and window.generation == event.generation
+                return Done(event, Outcome.ERROR, said) if same else Done(event, Outcome.IGNORED)
+        except STORAGE_ERRORS as error:
+            return Done(event, Outcome.ERROR, f"{said}; and it cannot be looked into: {in_words(error)}")
+        if claim.metadata.get(OWNER) == owner:  # the answer to a first try was lost
+            move.generation, move.changed = claim.generation, time.monotonic()
+            return move
+        if self.store.now() - claim.created < CLAIM_TIMEOUT:
+            return Done(event, Outcome.IGNORED)
+        return self._taken_over(event, owner)
+
+    def _taken_over(self, event: Event, owner: str) -> _Move | Done:
+        """A window whose claim somebody left: from now on nobody else can deliver it, but it may have been."""
+        move = self._window_move(event)
+        said = f"{self._url(event.name)} was claimed and not fired, and its claim cannot be taken over"
+        try:
+            claim = self.store.look(move.source)
+            if claim is None or self.store.now() - claim.created < CLAIM_TIMEOUT:
+                return Done(event, Outcome.IGNORED)
+            with suppress(KeyError, ValueError, OverflowError, OSError):
+                move.created = datetime.fromtimestamp(float(claim.metadata[CLAIMED]), UTC)
+            metadata = _claim_of(owner, move.created)
+            (result,) = self.store.stamp([(move.source, claim.generation, move.source, claim.generation, metadata)])
+            if not result.ok and not result.doubtful:
+                return Done(event, Outcome.ERROR, f"{said}: {result}")
+            again = self.store.look(move.source)
+            if again is None or again.metadata.get(OWNER) != owner:
+                same = again is not None and again.generation == claim.generation
+                return Done(event, Outcome.ERROR, f"{said}: {result}") if same else Done(event, Outcome.IGNORED)
+            if self.store.look(self._entry(event, "fired")) is not None:
+                return Done(event, Outcome.IGNORED)
+        except STORAGE_ERRORS as error:
+            return Done(event, Outcome.ERROR, f"{said}: {in_words(error)}")
+        log.info("%s was claimed at %s and not fired: taking it up again", self._url(event.name), claim.created)
+        move.generation, move.content, move.changed = again.generation, again, time.monotonic()
+        move.doubtful = True
+        return move
 
     def _carry_out(self, moves: Sequence[_Move], finish: _Finish, until: float, to: str | None = None) -> list[Done]:
         """Copy each event to its target, finish exactly what is proven to be copied, and look into what was refused.
@@ -191,9 +371,11 @@ class Mover:
         def finished(copied: Sequence[_Move]) -> None:
             self._unfinished.update({move.key: move.copy for move in copied})
             for one, move in zip(finish(copied) if copied else [], copied, strict=True):
-                done[one.event.name] = replace(one, error=one.error or move.warning)
                 if not one.open:
                     self._unfinished.pop(move.key, None)
+                # In a new generation it says itself that it is in doubt.
+                is_open = one.open and move.generation == one.event.generation
+                done[one.event.name] = replace(one, error=one.error or move.warning, open=is_open)
 
         left: list[_Move] = []
         for move in moves:
@@ -212,7 +394,7 @@ class Mover:
             left = []
             for move, result in refused:
                 if result.lost and to is None:
-                    move.doubtful = True
+                    move.doubtful, move.content = True, None
                     left.append(move)
                 elif (found := self._look_into(move, result, to)) is not None:
                     done[move.event.name] = found
@@ -229,7 +411,7 @@ class Mover:
         """Copy and finish; those that were not copied come back, with what was said."""
         copied: list[_Move] = []
         refused: list[tuple[_Move, Result]] = []
-        results = self.store.copy([(move.event.name, move.generation, move.target) for move in moves], to)
+        results = self.store.copy([(move.source, move.generation, move.target) for move in moves], to)
         for move, result in zip(moves, results, strict=True):
             if result.ok:
                 move.copy = result.generation
@@ -245,14 +427,13 @@ class Mover:
         doubtful = [move for move in moves if move.doubtful]
         if not doubtful:
             return left
-        content: dict[str, StoredObject] = {}
-        fenced: list[_Move] = []
-        for move, result in zip(doubtful, self._fence(doubtful), strict=True):
+        fenced: list[_Move] = [move for move in doubtful if move.content is not None]
+        unfenced = [move for move in doubtful if move.content is None]
+        for move, result in zip(unfenced, self._fence(unfenced) if unfenced else (), strict=True):
             if isinstance(result, Done):
                 done[move.event.name] = result
             else:
-                content[move.event.name] = result
-                move.generation = result.generation
+                move.content, move.generation, move.changed = result, result.generation, time.monotonic()
                 fenced.append(move)
         delivered: list[_Move] = []
         stems = [move.usual.rpartition(".")[0] for move in fenced]
@@ -260,22 +441,27 @@ class Mover:
             event = move.event
             if isinstance(found, Result):
                 said = f"it cannot be told whether {self._url(event.name)} was delivered, so it waits: {found}"
-                done[event.name] = Done(event, Outcome.ERROR, said, open=True)
+                done[event.name] = Done(event, Outcome.ERROR, said)
                 continue
             copies = [
                 each
                 for each in found
                 if is_target(each.name, move.usual)
-                and each.same_content(content[event.name])
-                and each.created > event.created
+                and move.content is not None
+                and each.same_content(move.content)
+                and each.created > move.created
             ]
             if copies:
                 log.info("%s was delivered before: only the rest is done", self._url(event.name))
                 move.copy = copies[-1].generation
                 delivered.append(move)
-            elif self.store.keeps_deleted(event.created):
+            elif self.store.keeps_deleted(move.created):
                 move.doubtful = False
                 left.append(move)
+            elif move.source != event.name and not event.claimed:
+                # In three minutes its load tells, or it is taken up again: a second delivery may delete files unloaded.
+                said = f"whether {self._url(event.name)} was delivered cannot be told, so its load is waited for"
+                done[event.name] = Done(event, Outcome.PENDING, said)
             elif self.config.on_doubt == "quarantine":
                 done[event.name] = self._set_aside_doubtful(move, finished, done)
             else:
@@ -292,22 +478,49 @@ class Mover:
 
     def _set_aside_doubtful(self, move: _Move, finished: _Finished, done: Mapping[str, Done]) -> Done:
         if move.event.name.endswith(".win"):
-            finished([move])  # its sentinel says that it was fired, so that it is known should it come again
+            finished([move])  # the ledger says that it was fired, so that it is known should it come again
             if done[move.event.name].outcome is not Outcome.DISPATCHED:
                 return done[move.event.name]
         reason = (
             "it may have been delivered already: that could neither be proven nor excluded, for bucket "
             f"{self.config.trigger_bucket!r} does not keep what is deleted"
         )
+        if move.source != move.event.name:
+            return self._set_claim_aside(move, reason)
         (one,) = self.set_aside([Quarantine(move.event.name, move.generation, move.event.created, reason)])
         return replace(one, event=move.event)
 
+    def _set_claim_aside(self, move: _Move, reason: str) -> Done:
+        """Set a window aside by its claim, since the window itself may be gone."""
+        event = move.event
+        noted = self._write_note(Quarantine(event.name, event.generation, move.created, reason))
+        if noted.error:
+            return replace(noted, event=event)
+        path = self._aside_path(replace(event, created=move.created))
+        aside = _Move(event, path, move.source, move.generation, move.created)
+        (one,) = self._carry_out([aside], self._remove_window, float("inf"), self.config.error_url)
+        return replace(one, outcome=Outcome.QUARANTINED, reason=reason) if one.outcome is Outcome.DISPATCHED else one
+
+    def _remove_window(self, copied: Sequence[_Move]) -> list[Done]:
+        done: list[Done] = []
+        for move, result in zip(copied, self.store.delete([move.event.key for move in copied]), strict=True):
+            said = "" if result.ok or result.doubtful else f"{self._url(move.event.name)} was not deleted: {result}"
+            done.append(Done(move.event, Outcome.DISPATCHED, said, target=move.target))
+        return done
+
     def _fence(self, moves: Sequence[_Move]) -> list[StoredObject | Done]:
-        """Give objects a new generation, which no copy that is still under way can name."""
+        """Give what is copied a new generation, which no copy that is still under way can name."""
+        _wait_for_change(moves)
         stamps: list[Stamp] = []
+        owner = uuid.uuid4().hex
         for move in moves:
-            metadata = {CREATED: f"{move.event.created.timestamp():.6f}", OWNER: self.owner}
-            stamps.append((move.event.name, move.generation, move.event.name, move.generation, metadata))
+            is_trace = move.source == move.event.name
+            metadata = (
+                {CREATED: f"{move.created.timestamp():.6f}", OWNER: owner}
+                if is_trace
+                else _claim_of(owner, move.created)
+            )
+            stamps.append((move.source, move.generation, move.source, move.generation, metadata))
         fenced: list[StoredObject | Done] = []
         for move, result in zip(moves, self.store.stamp(stamps), strict=True):
             event = move.event
@@ -317,21 +530,27 @@ class Mover:
                 continue
             if result.body.get("crc32c"):
                 size = int(result.body.get("size", 0))
-                fenced.append(StoredObject(event.name, result.generation, event.created, result.body["crc32c"], size))
+                fenced.append(StoredObject(move.source, result.generation, move.created, result.body["crc32c"], size))
                 continue
             try:
                 # One's own under a 412 is the answer to a first try that was lost.
-                now = self.store.look(event.name)
+                now = self.store.look(move.source)
             except STORAGE_ERRORS as error:
                 fenced.append(Done(event, Outcome.ERROR, f"{said}; {in_words(error)}", open=True))
                 continue
-            mine = now is not None and now.metadata.get(OWNER) == self.owner
-            fenced.append(now if now is not None and mine else Done(event, Outcome.IGNORED))
+            if now is not None and now.metadata.get(OWNER) == owner:
+                fenced.append(now)
+            elif now is not None and now.generation == move.generation:
+                fenced.append(Done(event, Outcome.ERROR, said, open=True))
+            else:
+                fenced.append(Done(event, Outcome.IGNORED))
         return fenced
 
     def _delete(self, copied: Sequence[_Move]) -> list[Done]:
+        _wait_for_change(copied)
         done: list[Done] = []
-        for move, result in zip(copied, self.store.delete([move.key for move in copied]), strict=True):
+        keys = [(move.source, move.generation) for move in copied]
+        for move, result in zip(copied, self.store.delete(keys), strict=True):
             # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
             if result.ok or result.doubtful:
                 self.may_delete = True
@@ -353,7 +572,7 @@ class Mover:
         if not result.doubtful:
             return Done(event, Outcome.ERROR, said)
         try:
-            source = self.store.look(event.name)
+            source = self.store.look(move.source)
             there = self.store.look_at_target(move.target, to)
         except STORAGE_ERRORS as error:
             return Done(event, Outcome.ERROR, f"{said}; and it cannot be looked into: {in_words(error)}")
@@ -366,62 +585,35 @@ class Mover:
         if source.same_content(there):
             move.copy = there.generation
             return None
-        other = other_target(move.usual, move.generation)
+        other = other_target(move.usual, move.key[1])
         if move.target == other:
             return Done(event, Outcome.ERROR, said)
         # Another trace of the same name lies there, not consumed yet: this one goes out beside it.
         move.target = other
         return None
 
-    def _mark(self, copied: Sequence[_Move], claims: Mapping[str, Sentinel]) -> list[Done]:
-        """Write into the sentinels that, and when, their windows were fired."""
+    def _note_fired(self, copied: Sequence[_Move]) -> list[Done]:
+        """Note in the ledger that, and when, windows were fired."""
         stamps: list[Stamp] = []
-        now = self.store.now()
         for move in copied:
-            claim = claims[move.event.name]
-            fired = claim.fire(move.generation, move.copy, now)
-            stamps.append((move.event.name, move.generation, claim.object.name, claim.object.generation, fired))
+            metadata = {OWNER: self.owner, "bqdispatch-target": move.target, "bqdispatch-copy": str(move.copy)}
+            # The claim may be another's by now, whose generation is not known: the copy is proven all the same.
+            stamps.append((move.source, 0, self._entry(move.event, "fired"), 0, metadata))
         done: list[Done] = []
         for move, result in zip(copied, self.store.stamp(stamps), strict=True):
-            if result.ok or (result.doubtful and self._is_marked(move)):
+            if result.ok or (result.doubtful and self._is_noted(move)):
                 done.append(Done(move.event, Outcome.DISPATCHED, target=move.target))
             else:
-                said = f"{self._url(move.event.name)} was fired, but its sentinel could not say so: {result}"
+                said = f"{self._url(move.event.name)} was fired, but the ledger could not say so: {result}"
                 done.append(Done(move.event, Outcome.ERROR, said, open=True))
         return done
 
-    def _claimed(self, event: Event, stamp: Stamp, result: Result, now: datetime) -> tuple[Sentinel | Done, bool]:
-        """The sentinel by which a window is ours to fire, or what became of the window instead; and whether somebody
-        else had claimed it before."""
-        name, generation, target, replaces, metadata = stamp
-        if result.ok:
-            written = StoredObject(target, result.generation, event.created, metadata=metadata)
-            return Sentinel.of(written), bool(replaces)
-        said = f"{self._url(name)} could not be claimed for firing: {result}"
-        if not result.doubtful:
-            return Done(event, Outcome.ERROR, said), False
+    def _is_noted(self, move: _Move) -> bool:
+        """Whether the ledger says already that a window was fired."""
         try:
-            there = self.store.look(target)
-        except STORAGE_ERRORS as error:
-            return Done(event, Outcome.ERROR, f"{said}; and it cannot be looked into: {in_words(error)}"), False
-        sentinel = None if there is None else Sentinel.of(there)
-        if sentinel is not None and sentinel.owner == metadata[OWNER]:
-            return sentinel, bool(replaces)  # one's own under a 412 is the answer to a first try that was lost
-        if sentinel is None or sentinel.fired is not None or now - sentinel.claimed < CLAIM_TIMEOUT or replaces:
-            return Done(event, Outcome.IGNORED), False
-        log.info("%s was claimed at %s and not fired: taking it up again", self._url(name), sentinel.claimed)
-        take_over = (name, generation, target, sentinel.object.generation, metadata)
-        (again,) = self.store.stamp([take_over])
-        return self._claimed(event, take_over, again, now)
-
-    def _is_marked(self, move: _Move) -> bool:
-        """Whether the answer that a window was marked has been lost."""
-        try:
-            there = self.store.look(WindowName.parse(move.event.name).sentinel)
+            return self.store.look(self._entry(move.event, "fired")) is not None
         except STORAGE_ERRORS:
             return False
-        sentinel = None if there is None else Sentinel.of(there)
-        return sentinel is not None and sentinel.window == move.generation and sentinel.fired is not None
 
     def _url(self, name: str) -> str:
         """An object of the task folder for a message: names are untrusted text."""

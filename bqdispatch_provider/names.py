@@ -6,6 +6,7 @@ untrusted text; destinations may contain every separator that the names use, so 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,9 +22,25 @@ _TABLE = re.compile(r"(?:(?P<project>.+)[.:])?(?P<dataset>[^.:]+)\.(?P<table>[^.
 ACTIONS = ("load", "reload", "copy", "query", "export")
 """What BqTail's jobs do (docs/protocol.md, first section); a name that holds another word is a trace all the same."""
 
-INTENTS = "intents/"
-"""Folder in the task folder where dispatchers write down what they are about to move."""
+LOADS = ("load", "reload")
+"""Actions of the jobs that load files."""
 
+INTENTS = "intents/"
+"""Folder in the task folder where dispatchers write down what they are about to dispatch."""
+
+UNDECIDED = "undecided/"
+"""Folder in the task folder where windows wait that cannot be decided on, until somebody does."""
+
+LEDGER = "~ledger/"
+"""Folder in the task folder that remembers fired windows."""
+
+UNLISTED = "~"
+"""A look lists no name of the task folder from here on: no name of BqTail's sorts behind it."""
+
+_ENTRY = re.compile(
+    rf"{re.escape(LEDGER)}[^/]+/(?P<window>.+)\.(?P<generation>[1-9][0-9]*)\.(?P<what>claim|fired|aside|gone-[0-9]{{5}})",
+    re.DOTALL,
+)
 _TO_UNDERSCORE = str.maketrans("$:.", "___")
 
 
@@ -134,14 +151,57 @@ class WindowName:
 
     @property
     def sentinel(self) -> str:
-        """The name of the object that says that this window has been fired."""
+        """The name of the object by which the Go dispatcher says that this window has been fired."""
         return f"{self._stem}.wis"
+
+    @property
+    def locations(self) -> str:
+        """The folder in which BqTail names the data folders of a window that has many: ``*.loc`` objects."""
+        return f"{self._stem}/"
 
     @property
     def dest_project(self) -> str | None:
         """The destination's project; ``None`` when it names none, and the configured project is meant."""
         in_project = _DEST_PROJECT.fullmatch(self.dest)
         return in_project["project"] if in_project else None
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerName:
+    """The name of an entry in the ledger of fired windows: what was done with one generation of a window.
+
+    Rules: docs/protocol.md, section "The ledger of fired windows".
+
+    :param window: name of the window; a long one is cut and ends in a hash.
+    :param generation: of the window.
+    :param what: ``claim``, ``fired``, ``aside``, or ``gone-<step of the last load>``.
+    """
+
+    window: str
+    generation: int
+    what: str
+
+    @classmethod
+    def parse(cls, name: str) -> LedgerName:
+        """Read an entry's name.
+
+        :param name: path below the task folder.
+        :raises ValueError: when this is not the name of an entry.
+        """
+        parts = _ENTRY.fullmatch(name)
+        if parts is None:
+            raise ValueError(
+                f"{name!r} is not an entry of the ledger: expected {LEDGER}<minute>/<window>.<generation>.<what>"
+            )
+        return cls(parts["window"], int(parts["generation"]), parts["what"])
+
+    @staticmethod
+    def folder(end: datetime) -> str:
+        """The folder of the windows that end in the same minute.
+
+        :param end: when the window ends (aware).
+        """
+        return f"{LEDGER}{end.astimezone(UTC):%Y-%m-%d_%H-%M}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +225,18 @@ class TableName:
         if parts is None:
             raise ValueError(f"{dest!r} is not a table: expected [project.]dataset.table")
         return cls(parts["project"], parts["dataset"], parts["table"])
+
+
+def cut(name: str, room: int) -> str:
+    """Return a name that fits: a longer one is cut, and ends in a hash of the whole.
+
+    :param name: any text.
+    :param room: bytes that it may take.
+    """
+    if len(name.encode()) <= room:
+        return name
+    mark = f"~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name.encode()[: max(room - len(mark), 0)].decode(errors="ignore") + mark
 
 
 def as_job_id(text: str) -> str:

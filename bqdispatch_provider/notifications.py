@@ -153,12 +153,11 @@ class BqDispatchNotifier(BaseNotifier):
     def _stuck(self, dispatcher: Dispatcher) -> Iterator[Cause]:
         listing = dispatcher.listing()
         long_ago = listing.now - timedelta(minutes=self.stuck_after)
-        for window in listing.windows:
-            sentinel = window.sentinel
-            if sentinel is None and due(window, long_ago):
+        for window, firing in dispatcher.unfired(listing):
+            if firing is None and due(window, long_ago):
                 said = f"was due {window.name.end:%Y-%m-%d %H:%M} UTC, and nobody has fired it"
-            elif sentinel is not None and sentinel.fired is None and sentinel.claimed < long_ago:
-                said = f"was claimed {sentinel.claimed:%Y-%m-%d %H:%M} UTC, and not fired"
+            elif firing is not None and firing.claimed < long_ago:
+                said = f"was claimed {firing.claimed:%Y-%m-%d %H:%M} UTC, and not fired"
             else:
                 continue
             yield Cause(

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import (
     BATCH_JOBS,
     EVERYTHING,
+    REASON,
     REPLAY,
+    REPLAYED,
     Event,
+    Firings,
     Job,
+    Key,
     Lane,
+    Late,
     Listing,
     Only,
+    OpenFiring,
     Outcome,
     Plan,
     Quarantine,
-    Sentinel,
     Snapshot,
     StoredObject,
     Tidy,
     Trace,
+    Verdict,
     Window,
     counter_of,
     lane_of,
 )
-from bqdispatch_provider.names import INTENTS, TraceName, WindowName, as_job_id, is_bookkeeping
+from bqdispatch_provider.names import (
+    INTENTS,
+    LOADS,
+    UNDECIDED,
+    LedgerName,
+    TraceName,
+    WindowName,
+    as_job_id,
+    cut,
+    is_bookkeeping,
+)
 
 MIN_AGE = timedelta(seconds=3)
 """A younger object waits for the next cycle: BqTail writes the trace before it submits (docs/protocol.md, "Timing")."""
@@ -40,23 +55,29 @@ DUE_AFTER = timedelta(seconds=7)
 """A window is due once this has passed since its end (docs/protocol.md, "Timing")."""
 
 UNSEEN_FOR = timedelta(minutes=1)
-"""How long a fired window, or a trace without its job, counts as an active job that is not to be seen yet."""
+"""How long a trace without its job counts as an active job that is not to be seen yet."""
 
 CLAIM_TIMEOUT = timedelta(minutes=3)
 """After this a window that was claimed and not fired, or a trace that was to be moved, is taken up again by whoever
 sees it first: longer than a dispatcher goes on without asking. Only patience rests on it (``moves``)."""
 
-KEEP_WINDOW = timedelta(hours=1)
-"""How long a fired window is kept, so that a late storage event finds it and does nothing."""
+KEEP_ENTRY = timedelta(days=8)
+"""How long the ledger remembers a firing: a storage event is retried for seven days."""
 
-KEEP_SENTINEL = timedelta(days=1)
-"""How long a sentinel outlives its window, so that a late twin is known for one."""
+GONE_FOR = timedelta(minutes=10)
+"""A load that is not seen so long after BqTail took the fired window does not come: no function runs for longer."""
+
+_SETTLED = timedelta(seconds=2)
+"""An intent is deleted no sooner: a name may be changed once a second, and the server's clock is told in seconds."""
 
 JOBS_KEPT = timedelta(days=175)
 """BigQuery forgets jobs after half a year: what it does not know of an older trace proves nothing."""
 
-_LONGEST = 1024
+MAX_OBJECT_NAME_BYTES = 1024
 """Bytes that the name of an object may have (Cloud Storage, "Object names")."""
+
+_LONGEST_ENDING = f".{2**63 - 1}.gone-99999"
+"""What is the longest that stands behind a window's name in the ledger."""
 
 
 def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Listing:
@@ -68,8 +89,10 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
     """
     traces: list[Trace] = []
     windows: list[tuple[StoredObject, WindowName]] = []
-    sentinels: dict[str, Sentinel] = {}
+    sentinels: dict[str, StoredObject] = {}
     intents: list[StoredObject] = []
+    undecided: list[StoredObject] = []
+    locations: defaultdict[str, list[StoredObject]] = defaultdict(list)
     ignored = 0
     unknown: dict[str, str] = {}
     for stored in objects:
@@ -77,29 +100,82 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
         try:
             if name.startswith(INTENTS):
                 intents.append(stored)
+            elif name.startswith(UNDECIDED):
+                undecided.append(stored)
             elif is_bookkeeping(name):
                 ignored += 1
+                folder, _, base = name.rpartition("/")
+                if base.endswith(".loc"):
+                    locations[f"{folder}.win"].append(stored)
+            elif name.endswith(".wis") or _is_go_sentinel(stored):
+                sentinels[WindowName.parse(_fired_by_go(name)).name] = stored
             elif name.endswith(".win"):
                 windows.append((stored, WindowName.parse(name)))
-            elif name.endswith(".wis"):
-                WindowName.parse(f"{name[:-4]}.win")
-                sentinels[name] = Sentinel.of(stored)
             else:
                 trace = TraceName.parse(name)
                 traces.append(Trace(stored, trace, trace.project or project))
         except ValueError as error:
             unknown[name] = str(error)
-    with_sentinels = tuple(
-        Window(stored, parsed, parsed.dest_project or project, sentinels.pop(parsed.sentinel, None))
+    found = tuple(
+        Window(
+            stored,
+            parsed,
+            parsed.dest_project or project,
+            # Whoever has put it back has decided that it is fired, whatever the Go dispatcher says.
+            None if REPLAYED in stored.metadata else sentinels.pop(stored.name, None),
+            tuple(locations.pop(stored.name, ())),
+        )
         for stored, parsed in windows
     )
-    ignored += sum(window.sentinel is not None for window in with_sentinels)
-    return Listing(now, tuple(traces), with_sentinels, tuple(sentinels.values()), tuple(intents), ignored, unknown)
+    return Listing(
+        now,
+        tuple(traces),
+        found,
+        tuple(sentinels.values()),
+        tuple(intents),
+        tuple(undecided),
+        {window: tuple(each) for window, each in locations.items()},
+        ignored + sum(window.sentinel is not None for window in found),
+        unknown,
+    )
+
+
+def _is_go_sentinel(stored: StoredObject) -> bool:
+    """Tell whether an object that is named like a window is a sentinel of the Go dispatcher: of ``ds.windows_1_2.win``
+    it writes ``ds.wisdows_1_2.win``, for it replaces the first ``.win``. A window's content is no single dot."""
+    return ".wis" in stored.name and stored.name.endswith(".win") and stored.size == 1
+
+
+def _fired_by_go(sentinel: str) -> str:
+    """The window of a sentinel of the Go dispatcher."""
+    return f"{sentinel[:-4]}.win" if sentinel.endswith(".wis") else sentinel.replace(".wis", ".win", 1)
 
 
 def due(window: Window, now: datetime) -> bool:
     """Tell whether a window may be fired as far as time goes."""
     return now - DUE_AFTER > window.name.end
+
+
+def unfired(window: Window, firings: Firings, now: datetime) -> bool:
+    """Tell whether a window may be fired as far as is known of its own firing.
+
+    :param firings: of its name, by generation.
+    """
+    firing = firings.get(window.object.generation)
+    return (
+        window.sentinel is None
+        and REPLAY not in window.object.metadata
+        and due(window, now)
+        and (firing is None or (firing.fired is None and now - firing.claimed >= CLAIM_TIMEOUT))
+    )
+
+
+def returned(window: Window, firings: Firings) -> bool:
+    """Tell whether a window was made anew after one of its name had been fired: then the evidence decides.
+
+    :param firings: of its name, by generation.
+    """
+    return bool(firings.keys() - {window.object.generation}) and REPLAYED not in window.object.metadata
 
 
 def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
@@ -111,99 +187,93 @@ def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
 def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only = EVERYTHING) -> Plan:
     """Decide what is dispatched, held back or set aside.
 
-    Per project, events dispatched plus jobs active never pass the limits; the oldest go first; where each object
-    ends does not depend on the order of the listing (docs/protocol.md, "Configuration document").
+    Per project, events dispatched plus jobs active never pass the limits. Firings that somebody has begun go first,
+    then the oldest. Where each object ends does not depend on the order of the listing (docs/protocol.md,
+    "Configuration document").
 
     :param snapshot: what lies in the task folder, and how the jobs stand.
     :param config: the limits, how long fired windows are kept, and how long a trace may wait for an unknown job.
     :param now: the storage server's time.
     :param only: which events may be dispatched; the others are pending.
     """
-    planning = _Planning(now, only)
-    planning.outcomes[Outcome.UNKNOWN] += len(snapshot.listing.unknown)
-    planning.outcomes[Outcome.IGNORED] += snapshot.listing.ignored + len(snapshot.listing.intents)
-    for trace in snapshot.listing.traces:
+    tidy = snapshot.tidy or Tidy()
+    limited, project = bool(config.max_concurrent_jobs), config.project_id or ""
+    planning = _Planning(now, only, snapshot, limited, project, frozenset(tidy.fired))
+    listing = snapshot.listing
+    planning.outcomes[Outcome.UNKNOWN] += len(listing.unknown)
+    planning.outcomes[Outcome.IGNORED] += listing.ignored + len(listing.intents) + len(listing.undecided)
+    planning.outcomes[Outcome.IGNORED] += len(listing.orphans)
+    for trace in listing.traces:
         lost = trace.job in snapshot.unknown and overdue(trace, config, now)
         planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors, lost)
-    blind = snapshot.errors.keys() if config.max_concurrent_jobs else set()
-    keep = max(KEEP_WINDOW, timedelta(milliseconds=config.max_trigger_delay_ms))
-    for window in snapshot.listing.windows:
-        planning.window(window, window.project in blind, keep)
-    for sentinel in snapshot.listing.orphans:
-        planning.orphan(sentinel, keep + KEEP_SENTINEL)
-    for window in unseen(snapshot.listing, snapshot.recent, now):
-        planning.active[window.project, False] += 1
+    keep = timedelta(milliseconds=config.max_trigger_delay_ms)
+    for window in listing.windows:
+        planning.window(window, keep)
+    for firing in snapshot.abandoned:
+        planning.take_over(firing)
+    candidates = {candidate.event.key for candidate in planning.candidates}
+    for firing in snapshot.open:
+        if firing.key not in candidates:
+            planning.active[firing.project, False] += 1
+    active = dict(planning.active)
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
     gone = {each.key for events in planning.events.values() for each in events}
     gone |= {(each.name, each.generation) for each in planning.quarantines}
-    waiting = (each.object for each in snapshot.listing.traces)
-    spent = ((intent.name, intent.generation) for intent in snapshot.spent)
+    waiting = (each.object for each in listing.traces)
     return Plan(
         now=now,
         events={lane: tuple(planning.events[lane]) for lane in Lane},
-        listed=len(snapshot.listing),
-        tidy=Tidy(tuple(planning.quarantines), (*planning.stale_windows, *planning.stale_sentinels, *spent)),
+        listed=len(listing) + len(snapshot.abandoned) + len(tidy.quarantines),
+        tidy=replace(
+            tidy,
+            quarantines=(*tidy.quarantines, *planning.quarantines),
+            stale=tuple(dict.fromkeys((*planning.stale, *tidy.stale))),
+        ),
         outcomes={outcome: number for outcome, number in planning.outcomes.items() if number},
         counts={
             project: {gauge: dict(counter) for gauge, counter in gauges.items()}
             for project, gauges in planning.counts.items()
         },
-        projects=dict(Counter(trace.project for trace in snapshot.listing.traces)),
+        projects=dict(Counter(trace.project for trace in listing.traces)),
         not_found=dict(planning.not_found),
-        unknown=snapshot.listing.unknown,
+        unknown=listing.unknown,
         errors=(
             *(
                 f"the jobs of project {project!r} cannot be looked at, so its traces wait: {said}"
                 for project, said in sorted(snapshot.errors.items())
             ),
-            *sorted(planning.held),
+            *dict.fromkeys(sorted(planning.held)),
+            *snapshot.findings,
+            *(_undecided(each) for each in listing.undecided),
         ),
         oldest=min((each.created for each in waiting if (each.name, each.generation) not in gone), default=None),
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
+        late=planning.late,
+        active=active,
     )
 
 
-def unseen(listing: Listing, recent: Mapping[str, datetime], now: datetime) -> list[Window]:
-    """The windows that were fired a moment ago and whose load job is not to be seen yet: they count as active.
+def _undecided(marker: StoredObject) -> str:
+    window, _, _ = marker.name.removeprefix(UNDECIDED).rpartition(".")
+    reason = marker.metadata.get(REASON, "it could not be decided on")
+    return (
+        f"window {window!r} waits as {marker.name!r} since {marker.created:%Y-%m-%d %H:%M} UTC: {reason}; "
+        "`bqdispatch replay` fires it, or delete that object if its files are loaded"
+    )
 
-    :param listing: its load traces are loads that can be seen.
-    :param recent: jobs that have been created since; those whose traces have been moved already are only there.
-    :param now: the storage server's time.
+
+def loads_seen(traces: Iterable[Trace], recent: Iterable[str]) -> set[tuple[str, str]]:
+    """Return the loads that can be seen, each by its destination as in job IDs and by its event.
+
+    :param traces: in the task folder.
+    :param recent: IDs of jobs that were listed.
     """
-    fired: defaultdict[str, list[tuple[datetime, str, Window]]] = defaultdict(list)
-    for window in listing.windows:
-        at = window.sentinel.fired if window.sentinel else None
-        if at is not None and now - at < UNSEEN_FOR:
-            fired[as_job_id(window.name.dest)].append((at, window.object.name, window))
-    if not fired:
-        return []
-    loads: defaultdict[str, dict[str, datetime]] = defaultdict(dict)
-    for job_id, created in [*recent.items(), *((each.name.job_id, each.object.created) for each in listing.traces)]:
+    names = [trace.name for trace in traces]
+    for job_id in recent:
         with suppress(ValueError):
-            job = TraceName.parse(job_id)
-            if job.action in ("load", "reload"):
-                loads[job.dest][job_id] = created
-    left: list[Window] = []
-    for dest, windows in fired.items():
-        times = sorted(loads[dest].values(), reverse=True)
-        for at, _, window in sorted(windows, key=lambda each: each[:2]):
-            while times and times[-1] < at - MIN_AGE:
-                times.pop()
-            if times:
-                times.pop()
-            else:
-                left.append(window)
-    return left
-
-
-def traced(job_ids: Iterable[str]) -> Iterator[bool]:
-    """For each of the jobs that has a trace, whether it is a query: limits count no others."""
-    for job_id in job_ids:
-        with suppress(ValueError):
-            name = TraceName.parse(job_id)
-            if name.mode == "dispatch":
-                yield lane_of(name.action) is Lane.SQL
+            names.append(TraceName.parse(job_id))
+    return {(as_job_id(each.dest), each.event_id) for each in names if each.action in LOADS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,15 +300,19 @@ class _Planning:
     """A plan while it is made: first everything is counted, then decided."""
 
     now: datetime
-    only: Only = EVERYTHING
+    only: Only
+    seen: Snapshot
+    limited: bool
+    project: str
+    proven: frozenset[Key]
     active: Counter[tuple[str, bool]] = field(default_factory=Counter)
     candidates: list[_Candidate] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     counts: defaultdict[str, defaultdict[str, Counter[str]]] = field(default_factory=lambda: defaultdict(_zero))
     not_found: Counter[str] = field(default_factory=Counter)
     quarantines: list[Quarantine] = field(default_factory=list)
-    stale_windows: list[tuple[str, int]] = field(default_factory=list)
-    stale_sentinels: list[tuple[str, int]] = field(default_factory=list)
+    stale: list[Key] = field(default_factory=list)
+    late: int = 0
     held: list[str] = field(default_factory=list)
     awaited: int = 0
     due_in: list[timedelta] = field(default_factory=list)
@@ -281,71 +355,151 @@ class _Planning:
         self.outcomes[Outcome.RUNNING if gauge == "Running" else Outcome.PENDING] += 1
         self.counts[project][gauge][counter] += 1
 
-    def window(self, window: Window, blind: bool, keep: timedelta) -> None:
-        stored, sentinel = window.object, window.sentinel
+    def window(self, window: Window, keep: timedelta) -> None:
+        stored = window.object
+        firings = self.seen.firings.get(stored.name, {})
+        firing = firings.get(stored.generation)
         until_due = window.name.end - self.now + DUE_AFTER
         if REPLAY in stored.metadata:
             self._wait(window.project, "Pending", BATCH_JOBS)
-        elif sentinel is not None and sentinel.fired is not None:
-            if not self._is_twin(window, sentinel):
-                if sentinel.window is not None and self.now - sentinel.fired > keep and not stored.held:
-                    self.stale_windows.append((stored.name, stored.generation))
-                self.outcomes[Outcome.IGNORED] += 1
-            else:
-                fired = sentinel.fired.isoformat(timespec="seconds")
-                self.quarantines.append(
-                    Quarantine(
-                        stored.name,
-                        stored.generation,
-                        stored.created,
-                        f"a late twin: a window of this name was fired at {fired} as generation {sentinel.window}, "
-                        "and firing it again could load its files twice",
-                        {"Sentinel": sentinel.object.name, "Fired": fired, "Window": sentinel.window},
-                    )
-                )
-        elif sentinel is not None and self.now - sentinel.claimed < CLAIM_TIMEOUT:
-            # Somebody is firing it now: its load is about to appear.
-            self._wait(window.project, "Pending", BATCH_JOBS)
-            self.active[window.project, False] += 1
+        elif window.sentinel is not None:
+            self._fired_by_go(window, window.sentinel)
+        elif firing is not None and firing.fired is not None:
+            # Beside the names of its folders it would swallow late events of new ones.
+            if (self.now - firing.fired > keep or window.locations) and not stored.held:
+                self.stale.append(window.key)
+            self.outcomes[Outcome.IGNORED] += 1
+        elif window.key in self.proven:
+            self.outcomes[Outcome.IGNORED] += 1
         elif self.now - stored.created < MIN_AGE:
             self.outcomes[Outcome.TOO_YOUNG] += 1
             self.due_in.append(max(MIN_AGE - (self.now - stored.created), until_due))
         elif not due(window, self.now):
             self._wait(window.project, "Pending", BATCH_JOBS)
             self.due_in.append(until_due)
-        elif blind:
+        elif stored.name in self.seen.hidden:
+            self._refuse(f"window {stored.name!r} waits: {self.seen.hidden[stored.name]}")
+        elif not unfired(window, firings, self.now):
+            self._wait(window.project, "Pending", BATCH_JOBS)  # somebody is firing it now
+        elif returned(window, firings):
+            self._returned(window, self.seen.verdicts.get(window.key), claimed=firing is not None)
+        else:
+            self._fire(window, claimed=firing is not None)
+
+    def _fired_by_go(self, window: Window, sentinel: StoredObject) -> None:
+        """The Go dispatcher's sentinel says nothing, but was written before the copy."""
+        stored = window.object
+        if stored.created <= sentinel.created:
+            self.outcomes[Outcome.IGNORED] += 1
+            return
+        fired = sentinel.created.isoformat(timespec="seconds")
+        reason = (
+            f"a late twin: the Go dispatcher fired a window of this name at {fired}, and nothing else is known of it: "
+            "firing it again could load its files twice"
+        )
+        asked = {"Sentinel": sentinel.name, "Fired": fired}
+        self.quarantines.append(
+            Quarantine(stored.name, stored.generation, stored.created, reason, asked, undecided=True)
+        )
+
+    def _returned(self, window: Window, verdict: Verdict | None, *, claimed: bool) -> None:
+        stored = window.object
+        if verdict is None or verdict.late is Late.WAIT:
+            self._wait(window.project, "Pending", BATCH_JOBS)
+            self.awaited += 1
+        elif verdict.late is Late.FIRE:
+            self._fire(window, claimed=claimed, verdict=verdict)
+        elif stored.held:
+            self._refuse(f"{stored.name!r} waits until it may be deleted: it is under {stored.held}")
+        elif verdict.late is Late.DROP:
+            self.stale += [window.key, *verdict.stale]
+            self.late += 1
+            self.outcomes[Outcome.IGNORED] += 1
+        else:
+            self.quarantines.append(
+                Quarantine(stored.name, stored.generation, stored.created, verdict.reason, undecided=True)
+            )
+
+    def _fire(self, window: Window, *, claimed: bool = False, verdict: Verdict | None = None) -> None:
+        stored, load = window.object, self.seen.loads.get(window.key)
+        if load is None and self.limited:
+            self._wait(window.project, "Pending", BATCH_JOBS)  # its body is read by the next look
+            return
+        if load is not None and load.project in self.seen.errors:
+            self.outcomes[Outcome.ERROR] += 1
+            return
+        event = Event(
+            stored.name,
+            stored.generation,
+            stored.created,
+            load=load,
+            claimed=claimed,
+            many=bool(window.locations),
+            stale=verdict.stale if verdict else (),
+            beside=verdict.beside if verdict else None,
+        )
+        self._candidate(
+            _Candidate(window.name.end, event, load.project if load else window.project, Lane.WINDOWS, BATCH_JOBS),
+            window.name,
+            stored.held,
+            window.project,
+        )
+
+    def take_over(self, firing: OpenFiring) -> None:
+        """Fire a window that is gone, since whoever had claimed it went away."""
+        name = WindowName.parse(firing.window)
+        verdict, load = self.seen.verdicts.get(firing.key), self.seen.loads.get(firing.key)
+        project = name.dest_project or self.project
+        had_returned = bool(self.seen.firings.get(firing.window, {}).keys() - {firing.generation})
+        if firing.window in self.seen.hidden:
+            self._refuse(f"window {firing.window!r} waits: {self.seen.hidden[firing.window]}")
+        elif (had_returned and (verdict is None or verdict.late is Late.WAIT)) or (load is None and self.limited):
+            self._wait(project, "Pending", BATCH_JOBS)
+        elif verdict is not None and verdict.late is not Late.FIRE:
+            self._refuse(f"window {firing.window!r} was claimed, and must not be fired: {verdict.reason}")
+        elif load is not None and load.project in self.seen.errors:
             self.outcomes[Outcome.ERROR] += 1
         else:
-            event = Event(stored.name, stored.generation, stored.created, doubted=stored.doubted)
-            candidate = _Candidate(window.name.end, event, window.project, Lane.WINDOWS, BATCH_JOBS)
-            self._candidate(candidate, window.name, stored.held)
+            event = Event(
+                firing.window,
+                firing.generation,
+                firing.since,
+                load=load,
+                claimed=True,
+                many=True,
+                stale=verdict.stale if verdict else (),
+                beside=verdict.beside if verdict else None,
+            )
+            candidate = _Candidate(name.end, event, load.project if load else project, Lane.WINDOWS, BATCH_JOBS)
+            self._candidate(candidate, name, "", project)
 
-    def _candidate(self, candidate: _Candidate, name: TraceName | WindowName, held: str) -> None:
-        if not self.only.takes(candidate.project, name):
+    def _refuse(self, why: str) -> None:
+        self.outcomes[Outcome.ERROR] += 1
+        self.held.append(why)
+
+    def _candidate(
+        self, candidate: _Candidate, name: TraceName | WindowName, held: str, project: str | None = None
+    ) -> None:
+        blocked = next((why for at, why in self.seen.held if candidate.event.created <= at), None)
+        if not self.only.takes(candidate.project if project is None else project, name):
             self._wait(candidate.project, "Pending", candidate.counter)
         elif held:
             # What cannot be deleted would be delivered again and again.
-            self.outcomes[Outcome.ERROR] += 1
-            self.held.append(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")
+            self._refuse(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")
+        elif blocked:
+            self._refuse(blocked)
         else:
             self.candidates.append(candidate)
 
-    @staticmethod
-    def _is_twin(window: Window, sentinel: Sentinel) -> bool:
-        if sentinel.window is None:  # the Go dispatcher's says nothing, but was written before the copy
-            return window.object.created > sentinel.object.created
-        return sentinel.window != window.object.generation
-
-    def orphan(self, sentinel: Sentinel, keep: timedelta) -> None:
-        if self.now - (sentinel.fired or sentinel.claimed) > keep:
-            self.stale_sentinels.append((sentinel.object.name, sentinel.object.generation))
-        self.outcomes[Outcome.IGNORED] += 1
-
     def dispatch(self, max_sql: int, max_jobs: int) -> None:
-        for candidate in sorted(self.candidates, key=lambda candidate: candidate.key):
+        begun = {firing.key for firing in self.seen.open}
+        begun |= {candidate.event.key for candidate in self.candidates if candidate.event.claimed}
+        # What somebody has begun to fire goes first, and takes a place even if it has to wait: it may be delivered.
+        for candidate in sorted(self.candidates, key=lambda each: (each.event.key not in begun, each.key)):
             is_sql = candidate.lane is Lane.SQL
             limit = max_sql if is_sql else max_jobs
             if limit and self.active[candidate.project, is_sql] >= limit:
+                self.active[candidate.project, is_sql] += candidate.event.key in begun
                 self.outcomes[Outcome.THROTTLED] += 1
                 self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.counter] += 1
@@ -391,6 +545,37 @@ def target_of(event: Event, lane: Lane, config: DispatchConfig) -> str:
     return f"{config.post_job_prefix[1:]}{hour}/{event.name.removesuffix('.json')}.json"
 
 
+def entry_name(window: str, generation: int, what: str, task_url: str) -> str:
+    """Where the ledger remembers what was done with a window: a function of the window alone.
+
+    Rule: docs/protocol.md, "The ledger of fired windows".
+
+    :param window: its name.
+    :param generation: of the window.
+    :param what: ``claim``, ``fired``, or ``gone-<step of the last load>``.
+    :param task_url: ``gs://bucket/folder``.
+    :returns: path below the task folder.
+    """
+    folder = task_url.removeprefix("gs://").partition("/")[2].strip("/")
+    minute = LedgerName.folder(WindowName.parse(window).end)
+    # The same for all generations, and whatever was done: by its name all that is said of a window is found.
+    room = MAX_OBJECT_NAME_BYTES - len(f"{folder}/{minute}{_LONGEST_ENDING}".encode())
+    return f"{minute}{cut(window, room)}.{generation}.{what}"
+
+
+def marker_name(window: str, generation: int, task_url: str) -> str:
+    """Where a window waits that cannot be decided on.
+
+    :param window: its name.
+    :param generation: of the window.
+    :param task_url: ``gs://bucket/folder``.
+    :returns: path below the task folder.
+    """
+    folder = task_url.removeprefix("gs://").partition("/")[2].strip("/")
+    room = MAX_OBJECT_NAME_BYTES - len(f"{folder}/{UNDECIDED}.{generation}".encode())
+    return f"{UNDECIDED}{cut(window, room)}.{generation}"
+
+
 def other_target(target: str, generation: int) -> str:
     """The name for an event whose usual target is taken by other content."""
     stem, dot, ending = target.rpartition(".")
@@ -420,8 +605,4 @@ def aside_path(created: datetime, name: str, generation: int, error_url: str) ->
     day = created.astimezone(UTC).strftime("%Y-%m-%d")
     folder = error_url.removeprefix("gs://").partition("/")[2].strip("/")
     around = f"{folder}/{day}/.{generation}.json"
-    room = _LONGEST - len(around.encode())
-    if len(name.encode()) > room:
-        mark = f"~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        name = name.encode()[: max(room - len(mark), 0)].decode(errors="ignore") + mark
-    return f"{day}/{name}.{generation}"
+    return f"{day}/{cut(name, MAX_OBJECT_NAME_BYTES - len(around.encode()))}.{generation}"

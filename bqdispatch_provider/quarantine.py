@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,8 @@ from google.api_core.exceptions import NotFound
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import CREATED, OWNER, REPLAY, SINCE, Quarantine, StoredObject
+from bqdispatch_provider.courtesy import SAME_NAME_S
+from bqdispatch_provider.model import CREATED, OWNER, REPLAY, REPLAYED, SINCE, Quarantine, StoredObject
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.planning import aside_path
 from bqdispatch_provider.storage import Result, TaskStore
@@ -90,6 +91,8 @@ class QuarantineStore:
         self._tasks = TaskStore(client, config.async_task_url, config.trigger_bucket or "")
         # The same calls, with the place of quarantine for the folder.
         self._aside = TaskStore(client, config.error_url, config.trigger_bucket or "")
+        self._changed: dict[str, float] = {}
+        """When objects were put back, by the monotonic clock: a name may be changed once a second."""
 
     def close(self) -> None:
         """Take back what was attached to the client."""
@@ -149,8 +152,8 @@ class QuarantineStore:
     def put_back(self, aside: Aside) -> str:
         """Put an object back into the task folder, then take it and its note out of quarantine; says what was done.
 
-        It goes back only where its name is free. With a window goes the sentinel that says that it was fired: it will
-        be fired again. Whatever an earlier try has begun is finished.
+        It goes back only where its name is free. A window is fired then, whatever is known of earlier firings. Whatever
+        an earlier try has begun is finished.
 
         :raises ReplayError: when it was not put back, or not all the way.
         :raises google.api_core.exceptions.GoogleAPIError: when it cannot be looked at.
@@ -187,6 +190,7 @@ class QuarantineStore:
         kept = {key: each for key, each in there.metadata.items() if key not in (CREATED, OWNER)}
         mark = {**kept, REPLAY: str(aside.generation), SINCE: f"{since.timestamp():.3f}"}
         copied = self._aside.copy_with(aside.path, there.generation, aside.name, self._config.async_task_url, mark)
+        self._changed[aside.name] = time.monotonic()
         if not copied.ok:
             live = self._tasks.look(aside.name)
             # One's own under a 412 is what an earlier try has left, or the answer to a first try that was lost.
@@ -198,18 +202,16 @@ class QuarantineStore:
         self._check(deleted, aside, f"{aside.url!r} cannot be deleted")
 
     def _let_go(self, aside: Aside) -> None:
-        """Take the mark off an object that is back, so that it is dispatched; and before that, a window's sentinel."""
+        """Take the mark off an object that is back, so that it is dispatched, and a window fired without judgement."""
         name = aside.name
-        sentinel = WindowName.parse(name).sentinel if name.endswith(".win") else None
-        # The sentinel is looked at first: while the mark is there nobody fires the window, so it is no newer one.
-        fired = self._tasks.look(sentinel) if sentinel else None
         live = self._tasks.look(name)
         if live is None or not self._is_held(aside, live):
             return
-        if fired is not None:
-            (deleted,) = self._tasks.delete([(fired.name, fired.generation)])
-            self._check(deleted, aside, f"its sentinel {self._tasks.task_url(fired.name)!r} cannot be deleted")
-        metadata: Mapping[str, str] = {key: each for key, each in live.metadata.items() if key != REPLAY}
+        if (since := self._changed.pop(name, None)) is not None:
+            time.sleep(max(since + SAME_NAME_S - time.monotonic(), 0.0))
+        metadata = {key: each for key, each in live.metadata.items() if key != REPLAY}
+        if name.endswith(".win"):
+            metadata[REPLAYED] = str(aside.generation)
         (stamped,) = self._tasks.stamp([(name, live.generation, name, live.generation, metadata)])
         if not stamped.ok and self._is_held(aside, self._tasks.look(name)):
             self._check(stamped, aside, "the mark that holds it cannot be taken off")

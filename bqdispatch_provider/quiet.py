@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import OWNER, StoredObject
+from bqdispatch_provider.ledger import Ledger
+from bqdispatch_provider.model import StoredObject
 from bqdispatch_provider.names import in_words
 from bqdispatch_provider.planning import classify
 from bqdispatch_provider.smoke import Check, Verdict
@@ -56,19 +57,39 @@ class Quiet:
         yield self._last("a run has written performance.json", [there] if there else [], store.now())
 
     def _task_folder(self, store: TaskStore) -> Iterator[tuple[Verdict, str]]:
+        config = self._config
         now, objects = store.listing()
-        listing = classify(objects, self._config.project_id or "", now)
+        listing = classify(objects, config.project_id or "", now)
         sentinels = [*listing.orphans, *(window.sentinel for window in listing.windows if window.sentinel)]
-        yield self._last("a window was fired", [sentinel.object for sentinel in sentinels], now)
-        yield self._last("a dispatcher has written down what it moves", listing.intents, now)
-        beside = [(window.object.name, window.sentinel) for window in listing.windows if window.sentinel]
-        if old := [name for name, sentinel in beside if OWNER not in sentinel.object.metadata]:
+        yield self._last("the Go dispatcher has fired a window", sentinels, now)
+        yield self._last("a dispatcher has written down what it dispatches", listing.intents, now)
+        if old := [window.object.name for window in listing.windows if window.sentinel]:
             yield (
                 Verdict.WARNING,
                 f"{len(old)} windows, such as {old[0]!r}, lie beside sentinels of the Go dispatcher: they are taken "
                 "for fired, and stay; docs/migration.md says how to tell whether they were",
             )
-        claimed = [name for name, sentinel in beside if sentinel.fired is None]
+        firings, hidden = Ledger(store, config.async_task_url, "").look(listing.windows, now)
+        own = {
+            window.key: firings.get(window.object.name, {}).get(window.object.generation) for window in listing.windows
+        }
+        fired = [name for (name, _), firing in own.items() if firing is not None and firing.fired is not None]
+        if fired:
+            yield (
+                Verdict.FAILED,
+                f"{len(fired)} windows, such as {fired[0]!r}, were fired and lie there still: the Go dispatcher would "
+                f"fire them again. They go {config.max_trigger_delay_ms / 1000:.0f} s after their firing, by "
+                "`bqdispatch run --once`",
+            )
+        if hidden:
+            yield Verdict.FAILED, next(iter(hidden.values()))
+        if listing.undecided:
+            yield (
+                Verdict.WARNING,
+                f"{len(listing.undecided)} windows, such as {listing.undecided[0].name!r}, wait for a decision: "
+                "`bqdispatch replay` lists them, and the Go dispatcher never looks there",
+            )
+        claimed = [name for (name, _), firing in own.items() if firing is not None and firing.fired is None]
         if left := [*claimed, *(intent.name for intent in listing.intents)]:
             yield (
                 Verdict.WARNING,

@@ -22,7 +22,9 @@ from itertools import islice
 import requests
 from google.cloud.storage import Client
 
+from bqdispatch_provider.bucket_settings import cannot_be_checked
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.jobs import REFUSED
 from bqdispatch_provider.model import JobKey, Trace
@@ -129,6 +131,7 @@ class Smoke:
         with Dispatcher(self._config, self._client, self._session) as dispatcher:
             yield from self._folders(dispatcher.store)
             yield from self._trigger_bucket(dispatcher.store)
+            yield from self._settings(dispatcher.store)
             yield from self._consumed()
             yield from self._projects(dispatcher)
         yield from self._common()
@@ -169,6 +172,25 @@ class Smoke:
             said = f"the bucket keeps nothing that is deleted, so {doubt}: give it soft delete"
             command = f"gcloud storage buckets update gs://{bucket} --soft-delete-duration=7d"
             yield Check(what, where, Verdict.WARNING, f"{said} (`{command}`), or versions")
+
+    def _settings(self, store: TaskStore) -> Iterator[Check]:
+        """Check what the buckets do to objects by themselves, before it loses or repeats events."""
+        tasks, _ = place(self._client, self._config.async_task_url)
+        settings, now = store.settings(), store.now()
+        for name, found in settings.items():
+            where = f"gs://{name}"
+            what = "settings of the task bucket" if name == tasks.name else "settings of the trigger bucket"
+            if isinstance(found, Result):
+                yield Check(what, where, Verdict.LEFT_OUT, cannot_be_checked(name, found.status, str(found)))
+                continue
+            findings = found.in_the_way(self._config, now)
+            for said in findings:
+                yield Check(what, where, Verdict.FAILED, said)
+            if name == tasks.name and found.keeps_deleted:
+                self._may_try = False  # the trial could not be removed
+            if not findings:
+                said = "no retention policy, default hold or lifecycle rule is in the way"
+                yield Check(what, where, Verdict.OK, said)
 
     def _rights(self, store: TaskStore, at: _Place) -> Check:
         """The permissions on a folder: by asking for them, and by calls in the folder itself, for conditions of IAM."""
@@ -291,7 +313,8 @@ class Smoke:
     def _trials(self) -> Iterator[Check]:
         home = f"{self._config.async_task_url.rstrip('/')}/{FOLDER}"
         if not self._may_try:
-            yield Check("trial", home, Verdict.LEFT_OUT, "needs the permissions on the task folder first")
+            said = "needs the permissions on the task folder first, and a task bucket from which objects can be deleted"
+            yield Check("trial", home, Verdict.LEFT_OUT, said)
             return
         everything = TaskStore(self._client, home, self._config.trigger_bucket or "")
         with closing(everything):
@@ -372,6 +395,9 @@ class Smoke:
                 for each in objects
                 if each.name.startswith(f"{self._id}/") or now - each.created > _ABANDONED
             ]
+            # What was delivered a moment ago cannot be deleted before its second is over.
+            youngest = min((now - each.created for each in objects), default=_ABANDONED)
+            time.sleep(min(max(SAME_NAME_S - youngest.total_seconds(), 0.0), SAME_NAME_S))
             results = [
                 result
                 for start in range(0, len(old), BATCH_SIZE)

@@ -28,9 +28,10 @@ from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
-from bqdispatch_provider.courtesy import Courtesy, Pace
+from bqdispatch_provider.bucket_settings import FIELDS, BucketSettings
+from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
 from bqdispatch_provider.model import CREATED, StoredObject
-from bqdispatch_provider.names import in_one_line, in_words
+from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
 
 # The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
 # storage.buckets.get, which nothing here needs.
@@ -147,6 +148,7 @@ class TaskStore:
         self._batches = True
         self._courtesy = Courtesy()
         self._paces: defaultdict[str, Pace] = defaultdict(lambda: Pace(most_writes or _ANY_RATE, _LEAST_WRITES))
+        self._names: NameRest[str] = NameRest()
         self._settings: Mapping[str, Any] | None = None
         self._lists_soft_deleted = True
         self._clock: tuple[float, float] | None = None
@@ -179,17 +181,68 @@ class TaskStore:
     def listing(self, under: str = "") -> tuple[datetime, list[StoredObject]]:
         """Everything in the task folder, and the server's time when the listing began: one request per 1,000 objects.
 
+        What is kept for memory sorts behind all else, and is left out.
+
         :param under: a folder in it; by default all.
         :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
         """
-        query = {"prefix": f"{self._folder}{under}"} if self._folder or under else {}
+        query = {"endOffset": f"{self._folder}{UNLISTED}"}
+        if self._folder or under:
+            query["prefix"] = f"{self._folder}{under}"
         began: datetime | None = None
         found: list[StoredObject] = []
         skip = len(self._folder)
         for page in self._pages(self._tasks, {**query, "fields": f"items({_FIELDS},{_HOLDS}),nextPageToken"}):
             began = began or self.now()
-            found.extend(_task(item, skip, began) for item in page.get("items", ()))
+            items = (item for item in page.get("items", ()) if not item["name"].startswith(UNLISTED, skip))
+            found.extend(_task(item, skip, began) for item in items)
         return began or self.now(), found
+
+    def entries(self, folders: Sequence[str]) -> list[list[StoredObject] | Result]:
+        """What the ledger holds in folders of the task folder; a :class:`Result` where that cannot be told.
+
+        :param folders: any number of them; a hundred take one request.
+        """
+        fields = "items(name,generation,timeCreated),nextPageToken"
+        asked = [{"prefix": f"{self._folder}{each}", "fields": fields, "maxResults": _PAGE} for each in folders]
+        found: list[list[StoredObject] | Result] = []
+        for start in range(0, len(asked), BATCH_SIZE):
+            found += self._listed(self._tasks, asked[start : start + BATCH_SIZE], len(self._folder))
+        return found
+
+    def oldest(self, under: str, until: str) -> list[StoredObject]:
+        """The first objects of a folder of the task folder by their names: one request, at most 1,000 objects.
+
+        :param under: the folder.
+        :param until: no name from here on.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
+        """
+        query = {
+            "prefix": f"{self._folder}{under}",
+            "endOffset": f"{self._folder}{until}",
+            "fields": "items(name,generation,timeCreated),nextPageToken",
+        }
+        page = next(self._pages(self._tasks, query))
+        return [_stored(item, len(self._folder)) for item in page.get("items", ())]
+
+    def _listed(self, bucket: Bucket, asked: Sequence[dict[str, Any]], skip: int) -> list[list[StoredObject] | Result]:
+        """Carry out lists side by side, all of their pages."""
+        found: list[list[StoredObject] | Result] = [[] for _ in asked]
+        left = list(range(len(asked)))
+        while left:
+            calls = [Call("GET", f"{bucket.path}/o", asked[each]) for each in left]
+            going_on: list[int] = []
+            for index, result in zip(left, self._run(calls), strict=True):
+                before = found[index]
+                if not result.ok or isinstance(before, Result):
+                    found[index] = result
+                    continue
+                before.extend(_stored(item, skip) for item in result.body.get("items", ()))
+                if result.body.get("nextPageToken"):
+                    asked[index]["pageToken"] = result.body["nextPageToken"]
+                    going_on.append(index)
+            left = going_on
+        return found
 
     def _pages(self, bucket: Bucket, query: Body) -> Iterator[Body]:
         """The pages of a list of objects ("Objects: list"); from the second on, the next is on its way already."""
@@ -271,26 +324,16 @@ class TaskStore:
         """
         found: list[list[StoredObject] | Result] = [[] for _ in names]
         for which in ("versions", "softDeleted"):
-            asked = [{"prefix": name, which: "true", "fields": f"items({_FIELDS}),nextPageToken"} for name in names]
-            left = list(range(len(names)))
-            while left:
-                token: list[int] = []
-                calls = [Call("GET", f"{self._trigger.path}/o", asked[each]) for each in left]
-                for index, result in zip(left, self._run(calls), strict=True):
-                    before = found[index]
-                    if isinstance(before, Result):
-                        continue
-                    if which == "softDeleted" and result.status in (400, 412, 501):
-                        self._lists_soft_deleted = False
-                        continue
-                    if not result.ok:
-                        found[index] = result
-                        continue
-                    before.extend(_stored(item) for item in result.body.get("items", ()))
-                    if result.body.get("nextPageToken"):
-                        asked[index]["pageToken"] = result.body["nextPageToken"]
-                        token.append(index)
-                left = token
+            fields = f"items({_FIELDS}),nextPageToken"
+            asked: list[dict[str, Any]] = [{"prefix": name, which: "true", "fields": fields} for name in names]
+            for index, listed in enumerate(self._listed(self._trigger, asked, 0)):
+                before = found[index]
+                if isinstance(listed, Result) and which == "softDeleted" and listed.status in (400, 412, 501):
+                    self._lists_soft_deleted = False
+                elif isinstance(listed, Result) or isinstance(before, Result):
+                    found[index] = listed if isinstance(listed, Result) else before
+                else:
+                    before.extend(listed)
         return found
 
     def keeps_deleted(self, since: datetime) -> bool:
@@ -313,6 +356,17 @@ class TaskStore:
         if seconds and age < timedelta(seconds=seconds) and self._lists_soft_deleted:
             return datetime.fromisoformat(policy.get("effectiveTime") or "1970-01-01T00:00:00Z") <= since
         return bool((self._settings.get("versioning") or {}).get("enabled")) and age < _KEPT_NONCURRENT
+
+    def settings(self) -> dict[str, BucketSettings | Result]:
+        """Return the settings of the task bucket and of the trigger bucket, or a :class:`Result` where they cannot be
+        read (``storage.buckets.get``).
+        """
+        names = dict.fromkeys([self._tasks.name, self._trigger.name])
+        calls = [Call("GET", self._client.bucket(name).path, {"fields": FIELDS}) for name in names]
+        return {
+            name: BucketSettings(name, result.body) if result.ok else result
+            for name, result in zip(names, self._run(calls), strict=True)
+        }
 
     def lacking(self) -> list[str]:
         """The permissions that the account needs to dispatch and has not, in words; empty when it has all.
@@ -383,12 +437,14 @@ class TaskStore:
         They are composed of the one object, since a compose carries metadata in a batch call and an overwrite needs no
         ``storage.objects.update``.
 
-        :param stamps: at most 100.
+        :param stamps: at most 100; a source of generation 0 is taken as it is.
         """
         return self._run([self._stamp_call(*each) for each in stamps], self._tasks)
 
     def _stamp_call(self, name: str, generation: int, target: str, replaces: int, metadata: Mapping[str, str]) -> Call:
-        source = {"name": f"{self._folder}{name}", "objectPreconditions": {"ifGenerationMatch": generation}}
+        source: dict[str, Any] = {"name": f"{self._folder}{name}"}
+        if generation:
+            source["objectPreconditions"] = {"ifGenerationMatch": generation}
         body = {"sourceObjects": [source], "destination": {"metadata": dict(metadata), "contentType": _JSON}}
         return Call("POST", f"{self._path(target)}/compose", {"ifGenerationMatch": replaces, "fields": _WRITTEN}, body)
 
@@ -402,18 +458,25 @@ class TaskStore:
             raise ValueError(f"{len(calls)} calls in one batch; Cloud Storage takes {BATCH_SIZE}")
         results = [Result(0)] * len(calls)
         left = list(range(len(calls)))
+        names: NameRest[int] = NameRest()
 
         def attempt() -> None:
+            due = names.due(left)
             self._courtesy.wait()
             pace = None if into is None else self._paces[into.name]
             if pace is not None:
-                pace.take(len(left))
-            for index, result in zip(left, self._once([calls[index] for index in left]), strict=True):
+                pace.take(len(due))
+            for index, result in zip(due, self._once([calls[index] for index in due]), strict=True):
                 results[index] = result
-            busy = sum(results[index].status in (429, 503) for index in left)
-            self._courtesy.note(busy=bool(left) and 2 * busy > len(left))
+            refused = [index for index in due if results[index].status == 429]
+            busy = sum(results[index].status == 503 for index in due)
+            if too_many(len(refused), len(calls)):
+                busy += len(refused)
+            else:
+                names.rest(refused)
+            self._courtesy.note(busy=2 * busy > len(due))
             if pace is not None:
-                pace.note(len(left), busy)
+                pace.note(len(due), busy)
             left[:] = [index for index in left if results[index].status in retried]
             if left:
                 log.debug("%d of %d calls to Cloud Storage go again: %s", len(left), len(calls), results[left[0]])
@@ -454,18 +517,43 @@ class TaskStore:
         return read_object(url, self._client)
 
     def write_json(self, url: str, document: Any, *, replaces: int | None = None) -> int:
-        """Write a JSON document, and give its generation.
+        """Write a JSON document, and give its generation; wait before a name that was just changed here.
 
         :param replaces: the generation that it is to take the place of, 0 for none; another one that is there stays as
             it is, which is a failed precondition; by default whatever is there is replaced.
         :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
         """
+        return self.write(url, json.dumps(document, indent=1, ensure_ascii=False), replaces=replaces)
+
+    def write(self, url: str, content: str | bytes, *, replaces: int | None = None) -> int:
+        """Write an object, and give its generation.
+
+        :param replaces: as :meth:`write_json` takes it.
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
+        """
         bucket, name = place(self._client, url, folder=False)
-        text = json.dumps(document, indent=1, ensure_ascii=False)
         blob = bucket.blob(name)
         upload = _RETRY(blob.upload_from_string)
-        upload(text, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
+        self._names.due([url])
+        upload(content, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
+        self._names.rest([url])
         return int(blob.generation)
+
+    def create(self, url: str, content: bytes, metadata: Mapping[str, str]) -> bool:
+        """Write an object with metadata where there is none; tells whether it was written.
+
+        :raises google.api_core.exceptions.GoogleAPICallError: when it cannot be written.
+        """
+        bucket, name = place(self._client, url, folder=False)
+        blob = bucket.blob(name)
+        blob.metadata = dict(metadata)
+        upload = _RETRY(blob.upload_from_string)
+        try:
+            upload(content, content_type=_JSON, if_generation_match=0, timeout=_TIMEOUT, retry=None)
+        except PreconditionFailed:
+            there = _look(bucket, name)  # one's own is the answer to a first try that was lost
+            return there is not None and dict(there.get("metadata") or {}) == dict(metadata)
+        return True
 
     def claim(self, url: str, document: Mapping[str, Any], every: timedelta) -> int | None:
         """Write a JSON document unless one was written there a short while ago: of many who try, one succeeds.
@@ -485,6 +573,11 @@ class TaskStore:
             there = _look(bucket, name)
             return int(there["generation"]) if there and json.loads(self.read(url)) == document else None
 
+    def age(self, url: str) -> timedelta | None:
+        """How long ago an object was written, by the server's clock; ``None`` when it is not there."""
+        there = _look(*place(self._client, url, folder=False))
+        return None if there is None else self.now() - datetime.fromisoformat(there["timeCreated"])
+
     def names(self, url: str) -> Iterator[str]:
         """The URLs of the objects in a folder."""
         bucket, prefix = place(self._client, url)
@@ -492,11 +585,12 @@ class TaskStore:
             yield from (f"gs://{bucket.name}/{item['name']}" for item in page.get("items", ()))
 
     def remove(self, url: str, generation: int | None = None) -> None:
-        """Delete an object that this project wrote; one that is gone is fine.
+        """Delete an object that this project wrote; one that is gone is fine. Wait if it was written just now.
 
         :param generation: delete this one alone, and let another one be.
         """
         bucket, name = place(self._client, url, folder=False)
+        self._names.due([url])
         try:
             bucket.delete_blob(name, if_generation_match=generation, timeout=_TIMEOUT, retry=_RETRY)
         except (NotFound, PreconditionFailed):

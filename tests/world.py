@@ -8,7 +8,9 @@ from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.names import TraceName, WindowName
+from bqdispatch_provider.model import CLAIMED, OWNER
+from bqdispatch_provider.names import LedgerName, TraceName, WindowName
+from bqdispatch_provider.planning import entry_name
 
 TASKS, TRIGGER, JOURNAL = "ops", "p_bqtail", "journal"
 FOLDER = "BqDispatch/Tasks/"
@@ -126,10 +128,38 @@ class World:
         self.put(name, age=max(due + 30.0, 10.0) if age is None else age, content=content)
         return name
 
+    def claim(self, name, ago):
+        """What somebody left in the ledger who claimed a window and went away."""
+        blob = self.blob(name)
+        self.put(
+            entry_name(name, int(blob.generation), "claim", self.config().async_task_url),
+            age=ago,
+            content=blob.download_as_bytes().decode(),
+            metadata={OWNER: "gone", CLAIMED: str(self.control.now() - ago)},
+        )
+
     def names(self, bucket=TASKS, prefix=None):
-        """What lies in a bucket; of the task folder, below it."""
-        prefix = FOLDER if prefix is None and bucket == TASKS else prefix or ""
-        return sorted(blob.name.removeprefix(FOLDER) for blob in self.client.list_blobs(bucket, prefix=prefix))
+        """What lies in a bucket; of the task folder, below it, all but the ledger and what is completed or open."""
+        listed = FOLDER if prefix is None and bucket == TASKS else prefix or ""
+        found = {blob.name.removeprefix(FOLDER) for blob in self.client.list_blobs(bucket, prefix=listed)}
+        if prefix is None and bucket == TASKS:
+            done = {name for name in found if name.endswith(".done")}
+            found -= done | {name.removesuffix(".done") for name in done}
+            found = {name for name in found if not name.startswith("~") and not name.endswith("-windows.json")}
+        return sorted(found)
+
+    def intents(self):
+        """Everything that dispatchers have written down, also what is completed."""
+        return [name.removeprefix(FOLDER) for name in self.names(TASKS, f"{FOLDER}intents/")]
+
+    def ledger(self, window, generation=None):
+        """What the ledger says of a window, by what is said: claim, fired, gone-…; of one generation, or of all."""
+        found = {}
+        for blob in self.client.list_blobs(TASKS, prefix=f"{FOLDER}~ledger/"):
+            entry = LedgerName.parse(blob.name.removeprefix(FOLDER))
+            if entry.window == window and generation in (None, entry.generation):
+                found[entry.what] = blob
+        return found
 
     def deleted(self, bucket=TRIGGER):
         """What was deleted from a bucket, each as often as it was; not all clients that are supported can ask."""

@@ -12,15 +12,17 @@ import itertools
 import json
 import logging
 import os
+import posixpath
 import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -29,8 +31,17 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from google.api_core.exceptions import Conflict, GoogleAPIError, NotFound, PreconditionFailed, from_http_response
-from google.api_core.retry import Retry
+from google.api_core.exceptions import (
+    Conflict,
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    RetryError,
+    ServerError,
+    TooManyRequests,
+    from_http_response,
+)
+from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Blob, Client
 
@@ -46,7 +57,19 @@ from bqdispatch_provider.testing.bqtail_account import (
     SubmittedJob,
     whereabouts,
 )
-from bqdispatch_provider.testing.bqtail_bodies import KINDS, TraceBody, UnreadableBodyError, WindowBody, split_dest
+from bqdispatch_provider.testing.bqtail_bodies import (
+    KINDS,
+    OTHER_ACTIONS,
+    Document,
+    Process,
+    Rule,
+    TraceBody,
+    UnreadableBodyError,
+    WindowBody,
+    load_action,
+    location_name,
+    submitted,
+)
 
 __all__ = [
     "TRACE_LABEL",
@@ -56,6 +79,7 @@ __all__ = [
     "Counters",
     "DataFile",
     "Problem",
+    "Rule",
     "StandInBqTail",
     "SubmittedJob",
     "main",
@@ -66,9 +90,20 @@ log = logging.getLogger(__name__)
 TRACE_LABEL = "bqtail-trace"
 """Label of a job that has a trace: others do not count (docs/protocol.md, "Configuration document", the limits)."""
 
-_OTHER_ACTIONS = {"delete", "insert", "notify"}
-_LISTED = "items(name,generation,timeCreated),nextPageToken"
+LISTING_DELAY_S = 7
+"""Seconds after a window's end before which BqTail does not list its files."""
+
+MAX_TRIES = 4
+"""Tries after which BqTail moves a delivered trace out of the way."""
+
+REPLAYED = ("backendError", "internalError")
+"""Reasons of a failed load for which BqTail loads the same files again, as the chain of another event."""
+
+_LISTED = "items(name,generation,timeCreated,updated),nextPageToken"
 _PATIENTLY = Retry(initial=0.1, maximum=2.0, timeout=30.0)
+_ON_A_FAULT = Retry(
+    if_exception_type(ServerError, requests.ConnectionError, requests.Timeout), initial=0.1, maximum=2.0, timeout=30.0
+)
 _TIMEOUT_S = 60
 _TOLD_EVERY = 10
 
@@ -79,20 +114,23 @@ class BqTailSettings:
 
     :param task_url: task folder, ``gs://bucket/folder`` (``AsyncTaskURL``).
     :param trigger_bucket: bucket that it watches.
-    :param project: project of the jobs of destinations that name none.
+    :param project: project of the jobs where neither a rule nor its balancer names one, whatever the destination says.
     :param location: location of all jobs; empty: none is given, and the region in trace names is empty.
     :param data_prefix: where data files land in the trigger bucket; below it, a folder per destination.
     :param window_s: length of a batch window in seconds; 0: no batching.
     :param unbatched: destinations without batching.
+    :param rules: by destination, how its files are ingested; without an entry as :class:`Rule` has it.
     :param post_job_prefix: where traces arrive in the trigger bucket.
     :param batch_prefix: where windows arrive in the trigger bucket.
+    :param journal_url: where it keeps its journal; beside the task folder when left out.
     :param chain: actions whose jobs have a trace, in order.
     :param then: actions after the last of them, each once: jobs without a trace, ``delete`` (of the loaded data files),
-        ``insert`` (of one streamed row) and ``notify`` (one message).
-    :param on_failure: actions after a failed job.
+        ``insert`` (of one streamed row), and ``notify`` or ``call`` (one message).
+    :param on_failure: actions after a failed copy, query or export. After a failed load none are run.
     :param pending_ms: least and most milliseconds for which a job is PENDING; ``None``: as BigQuery has it.
     :param running_ms: least and most milliseconds for which it is RUNNING; ``None``: as BigQuery has it.
     :param failing: share of the jobs with a trace that end in an error, 0 to 1.
+    :param failing_by: the reason of that error.
     :param seed: the same seed gives the same job the same durations and the same end.
     :param delay_s: seconds between seeing an object in the trigger bucket and handling it.
     :param workers: how many objects are handled at one time.
@@ -106,31 +144,37 @@ class BqTailSettings:
     data_prefix: str = "data/"
     window_s: int = 60
     unbatched: frozenset[str] = frozenset()
+    rules: Mapping[str, Rule] = field(default_factory=dict)
     post_job_prefix: str = "/_bqjob_/"
     batch_prefix: str = "/_batch_/"
+    journal_url: str = ""
     chain: tuple[str, ...] = ("load", "copy", "query")
     then: tuple[str, ...] = ("query", "delete", "insert", "notify")
     on_failure: tuple[str, ...] = ("notify",)
     pending_ms: tuple[int, int] | None = None
     running_ms: tuple[int, int] | None = None
     failing: float = 0.0
+    failing_by: str = "invalid"
     seed: int = 0
     delay_s: float = 0.0
     workers: int = 1
 
     def __post_init__(self) -> None:
-        kinds = [KINDS.get(action) for action in (*self.chain, *self.then, *self.on_failure)]
-        if not self.chain or kinds[0] != "load" or kinds.count("load") > 1:
-            raise ValueError(f"chain is {self.chain!r}: it begins with load or reload, which come nowhere else")
-        unknown = {*self.chain} - KINDS.keys() | {*self.then, *self.on_failure} - KINDS.keys() - _OTHER_ACTIONS
-        if unknown:
-            raise ValueError(f"unknown actions {sorted(unknown)}: jobs are {sorted(KINDS)}, the rest {_OTHER_ACTIONS}")
-        if len({*self.then}) < len(self.then):
-            raise ValueError(f"then is {self.then!r}: a row or message sent twice could not be told from a fault")
+        for rule in (Rule(), *self.rules.values()):
+            _check_steps(*self.steps(rule))
+
+    def steps(self, rule: Rule) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Return a rule's chain, the actions after it, and those after a failed job.
+
+        :param rule: the rule.
+        """
+        chain = self.chain if rule.chain is None else rule.chain
+        then = self.then if rule.then is None else rule.then
+        return chain, then, self.on_failure if rule.on_failure is None else rule.on_failure
 
     @classmethod
     def for_dispatcher(cls, config: DispatchConfig, **more: Any) -> BqTailSettings:
-        """The settings of the BqTail that a dispatcher with this configuration serves.
+        """Return the settings of the BqTail that a dispatcher with this configuration serves.
 
         :param config: the dispatcher's configuration.
         :param more: settings that a dispatcher does not know.
@@ -143,15 +187,29 @@ class BqTailSettings:
             project=str(known.project_id),
             post_job_prefix=known.post_job_prefix,
             batch_prefix=known.batch_prefix,
+            journal_url=known.journal_url,
             **more,
         )
+
+
+def _check_steps(chain: Sequence[str], then: Sequence[str], on_failure: Sequence[str]) -> None:
+    kinds = [KINDS.get(action) for action in (*chain, *then, *on_failure)]
+    if not chain or kinds[0] != "load" or kinds.count("load") > 1:
+        raise ValueError(f"chain is {chain!r}: it begins with load or reload, which come nowhere else")
+    unknown = {*chain} - KINDS.keys() | {*then, *on_failure} - KINDS.keys() - OTHER_ACTIONS
+    if unknown:
+        raise ValueError(
+            f"unknown actions {sorted(unknown)}: jobs are {sorted(KINDS)}, the rest {sorted(OTHER_ACTIONS)}"
+        )
+    if len({*then}) < len(then):
+        raise ValueError(f"then is {then!r}: a row or message sent twice could not be told from a fault")
 
 
 class StandInBqTail:
     """A BqTail that is driven from outside, because emulators send no storage events and it looks for itself.
 
-    :meth:`put_file` and :meth:`late_event` are the events of data files, :meth:`step` and :meth:`run` consume what a
-    dispatcher delivers, :meth:`account` tells what became of it all (docs/protocol.md, "The flow").
+    :meth:`put_file`, :meth:`deliver` and :meth:`late_event` are the events of data files, :meth:`step` and :meth:`run`
+    consume what a dispatcher delivers, :meth:`account` tells what became of it all (docs/protocol.md, "The flow").
 
     :param storage_client: client for both buckets.
     :param session: session for BigQuery, with credentials where they are needed.
@@ -169,6 +227,8 @@ class StandInBqTail:
         task_bucket, _, folder = settings.task_url.removeprefix("gs://").partition("/")
         self._task_bucket = storage_client.bucket(task_bucket)
         self._folder = f"{folder.strip('/')}/" if folder.strip("/") else ""
+        self._task_url = f"gs://{task_bucket}/{self._folder}"
+        self._journal_url = (settings.journal_url or f"gs://{task_bucket}/BqTail/Journal").rstrip("/")
         self._trigger = storage_client.bucket(settings.trigger_bucket)
         self._data_prefix = settings.data_prefix.lstrip("/")
         self._batch_prefix = settings.batch_prefix.lstrip("/")
@@ -177,49 +237,90 @@ class StandInBqTail:
         self._stepping = threading.Lock()
         # What was acted on but could not be deleted: acting on it again would be a fault of ours, not the dispatcher's.
         self._acted: set[tuple[str, int]] = set()
+        self._tries: Counter[tuple[str, int]] = Counter()
+        self._held: list[tuple[float, DataFile]] = []
+        self._corrupt: set[str] = set()
+        self._unknown_rules: Counter[str] = Counter()
 
-    def put_file(self, dest: str, rows: int = 1) -> DataFile:
+    def put_file(
+        self,
+        dest: str,
+        rows: int = 1,
+        *,
+        folder: str = "",
+        event_delay: float | None = 0.0,
+        corrupt: bool = False,
+    ) -> DataFile:
         """A data file lands: its batch window is opened, if nobody has yet, or without batching its load job submitted.
 
         :param dest: destination table, ``[project(:|.)]dataset.table``, perhaps with a ``$partition``.
         :param rows: number of rows in the file.
+        :param folder: folder of the file, below that of its destination.
+        :param event_delay: seconds by the storage server's clock after which its event comes, with a :meth:`step`;
+            ``None``: not before :meth:`deliver` or :meth:`late_event`.
+        :param corrupt: whether a load of it fails: BqTail then moves it away and loads the others again.
         """
         event_id = self._ledger.new_event_id()
-        blob = self._trigger.blob(f"{self._data_prefix}{dest}/{event_id}.json")
+        blob = self._trigger.blob(posixpath.join(f"{self._data_prefix}{dest}", folder, f"{event_id}.json"))
         blob.upload_from_string("".join(f'{{"event": "{event_id}", "row": {i}}}\n' for i in range(rows)))
-        window = self._window(event_id, dest, blob.time_created) if self._is_batched(dest) else None
-        file = DataFile(event_id, dest, blob.name, blob.time_created, window.name if window else None)
-        self._ledger.landed(file, self._uri(file.name))
-        self._deliver_event(file, event_id, window)
+        uri = self._uri(blob.name)
+        window = self._window(event_id, dest, uri, blob.updated)
+        location = location_name(window.name, window.process.folder) if window and self._rule(dest).multi_path else None
+        file = DataFile(event_id, dest, blob.name, blob.updated, window.name if window else None, location)
+        self._ledger.landed(file, uri)
+        if corrupt:
+            self._corrupt.add(uri)
+        if event_delay == 0:
+            self._ledger.heard_of(uri, late=False)
+            self._deliver_event(file, event_id)
+        else:
+            due = float("inf") if event_delay is None else file.time.timestamp() + event_delay
+            self._held.append((due, file))
         return file
 
-    def late_event(self, file: DataFile) -> None:
-        """The storage event of a file comes once more, late and with an ID of its own.
+    def deliver(self, file: DataFile) -> None:
+        """The storage event of a file comes now, with the ID that it always had: held back, or sent again.
 
-        The window that still lies there makes it harmless; otherwise the same window is opened again. Without batching,
-        a file that still lies there is loaded again (docs/protocol.md, "Timing").
+        :param file: the file.
         """
-        event_id = self._ledger.new_event_id(late=True)
-        window = self._window(event_id, file.dest, file.time) if file.window else None
-        if window or self._trigger.blob(file.name).exists():
-            self._deliver_event(file, event_id, window)
+        self._late_event(file, file.event_id)
+
+    def late_event(self, file: DataFile) -> None:
+        """The storage event of a file comes late: the one that was held back, or another, with an ID of its own.
+
+        The window that still lies there makes it harmless, as does a file that is gone; otherwise the same window is
+        opened again, or without batching the file is loaded again (docs/protocol.md, "Late events").
+
+        :param file: the file.
+        """
+        held = any(file is each for _, each in self._held)
+        self._late_event(file, file.event_id if held else self._ledger.new_event_id(late=True))
+
+    def forget_rule(self, dest: str, firings: int = 1) -> None:
+        """Make BqTail drop windows that are fired: its rules are out of date.
+
+        :param dest: destination of the windows.
+        :param firings: how many of them find no rule.
+        """
+        self._unknown_rules[dest] += firings
 
     def step(self) -> int:
-        """Look at the trigger bucket once and handle all that has arrived there.
+        """Look at the trigger bucket once and handle all that has arrived there, and events that are due.
 
-        :returns: how many objects were handled; those that have to wait are not counted.
+        :returns: how many objects and events were handled; those that have to wait are not counted.
         """
         with self._stepping:
+            events = self._deliver_due_events()
             arrived = [
                 blob
                 for prefix in (self._batch_prefix, self._post_job_prefix)
                 for blob in self._client.list_blobs(self._trigger, prefix=prefix, fields=_LISTED)
             ]
             if not arrived:
-                return 0
+                return events
             time.sleep(self.settings.delay_s)
             with ThreadPoolExecutor(self.settings.workers) as pool:
-                return sum(pool.map(self._handle, arrived))
+                return events + sum(pool.map(self._handle, arrived))
 
     def run(self, stop_event: threading.Event, interval: float = 0.2) -> None:
         """Step until told to stop.
@@ -235,64 +336,137 @@ class StandInBqTail:
             stop_event.wait(interval)
 
     def counters(self) -> Counters:
-        """How far things are; cheap enough to ask every second."""
+        """Return how far things are; cheap enough to ask every second."""
         return self._ledger.counters()
 
     def account(self) -> Account:
-        """What became of every event; looks at both buckets and at BigQuery to say where the missing ones stand."""
+        """Return what became of every event; looks at both buckets and at BigQuery to say where missing ones stand."""
+        for trace in self._ledger.loads_in_question():
+            status = self._job_status(trace)
+            if status.get("state") == "DONE":
+                self._ledger.load_ended(trace, failed="errorResult" in status)
         account, missing = self._ledger.account()
+        account = replace(account, peaks=self._peaks())
         if not missing:
             return account
-        places, job_state = self._places(), cache(self._job_in_words)
+        places, job_state = self._places(), _once_for_each_job(self._job_in_words)
         found = (Problem(m.file.event_id, m.file.name, "missing", whereabouts(m, places, job_state)) for m in missing)
         return replace(account, problems=(*account.problems, *found))
 
     # Events
 
-    def _is_batched(self, dest: str) -> bool:
-        return self.settings.window_s > 0 and dest not in self.settings.unbatched
+    def _rule(self, dest: str) -> Rule:
+        return self.settings.rules.get(dest, _RULE)
 
-    def _window(self, event_id: str, dest: str, at: datetime) -> WindowBody:
+    def _process(self, event_id: str, dest: str, source: str, at: datetime) -> Process:
+        return Process(
+            event_id, dest, source, at, self._project(dest, event_id), self._journal_url, self._rule_url(dest)
+        )
+
+    def _rule_url(self, dest: str) -> str:
+        return f"gs://{self._task_bucket.name}/BqTail/Rules/{dest}.json"
+
+    def _project(self, dest: str, event_id: str) -> str | None:
+        """Return what a body says of the project: nothing where a transient table lies in that of the configuration."""
+        rule = self._rule(dest)
+        if rule.balancer:
+            return random.Random(f"{self.settings.seed}:{event_id}").choice(rule.balancer)
+        chain, _, _ = self.settings.steps(rule)
+        if rule.transient_project or (rule.transient_dataset and len(chain) > 1):
+            return rule.transient_project
+        return self.settings.project
+
+    def _window(self, event_id: str, dest: str, source: str, at: datetime) -> WindowBody | None:
         length = self.settings.window_s
+        if not length or dest in self.settings.unbatched:
+            return None
         start = int(at.timestamp()) // length * length
-        return WindowBody(event_id, dest, start, start + length, self._uri(f"{self._data_prefix}{dest}/"))
+        process = self._process(event_id, dest, source, at)
+        return WindowBody.of(process, self._task_url, start, start + length, self._rule(dest).multi_path)
 
-    def _deliver_event(self, file: DataFile, event_id: str, window: WindowBody | None) -> None:
+    def _late_event(self, file: DataFile, event_id: str) -> None:
+        self._held = [(due, each) for due, each in self._held if each is not file]
+        self._ledger.heard_of(self._uri(file.name), late=True)
+        if self._trigger.blob(file.name).exists():
+            self._deliver_event(file, event_id)
+
+    def _deliver_due_events(self) -> int:
+        if all(due == float("inf") for due, _ in self._held):
+            return 0
+        now = self._server_time()
+        files = [file for due, file in self._held if due <= now]
+        for file in files:
+            self.deliver(file)
+        return len(files)
+
+    def _deliver_event(self, file: DataFile, event_id: str) -> None:
+        uri = self._uri(file.name)
+        window = self._window(event_id, file.dest, uri, file.time)
         if window is None:
-            self._start_chain(event_id, file.dest, (self._uri(file.name),))
+            self._start_chain(self._process(event_id, file.dest, uri, file.time), (uri,))
             return
         blob = self._task_bucket.blob(self._folder + window.name)
         try:
-            blob.upload_from_string(window.to_json(), content_type="application/json", if_generation_match=0)
-        except PreconditionFailed:
-            return  # another file opened it
-        self._ledger.opened(window)
+            _ON_A_FAULT(blob.upload_from_string)(
+                window.to_json(), content_type="application/json", if_generation_match=0, retry=None
+            )
+            self._ledger.opened(window)
+        except (PreconditionFailed, TooManyRequests):
+            log.debug("%s is taken to be there", window.name)
+        if self._rule(file.dest).multi_path:
+            self._tell_folder(window)
+
+    def _tell_folder(self, window: WindowBody) -> None:
+        folder = window.process.folder
+        blob = self._task_bucket.blob(self._folder + location_name(window.name, folder))
+        try:
+            _ON_A_FAULT(blob.upload_from_string)(folder, if_generation_match=0, retry=None)
+        except (GoogleAPIError, requests.RequestException) as error:
+            log.debug("%s is not written, which BqTail does not mind: %s", blob.name, error)
 
     # Deliveries
 
     def _handle(self, blob: Blob) -> bool:
         """Act on an object, then delete it; ``False`` when it is left for a later step."""
         key = (blob.name, blob.generation)
-        try:
-            if key not in self._acted:
+        if key not in self._acted:
+            try:
                 body = self._read(blob)
                 if body is None or not self._act(blob.name, body):
                     return False
-                self._acted.add(key)
+            except (GoogleAPIError, requests.RequestException) as error:
+                if not self._give_up(blob, error):
+                    return False
+            self._acted.add(key)
+        try:
             # Exactly this generation: what was put in its place meanwhile is to be consumed too. It is a condition and
             # not the generation to delete, by which a bucket with versioning would keep nothing.
             with suppress(NotFound, PreconditionFailed):
-                self._trigger.delete_blob(blob.name, if_generation_match=blob.generation)
+                self._trigger.delete_blob(blob.name, if_generation_match=blob.generation, retry=_PATIENTLY)
             self._acted.discard(key)
         except (GoogleAPIError, requests.RequestException) as error:
-            log.warning("%s is left for the next step: %s", blob.name, error)
+            log.warning("%s is deleted in the next step: %s", blob.name, error)
             self._ledger.failed_call(f"{blob.name}: {error}")
             return False
         return True
 
+    def _give_up(self, blob: Blob, error: Exception) -> bool:
+        """Return whether an object is done with although it failed: at once, or after its last retry."""
+        if _is_worth_a_retry(error):
+            log.warning("%s is left for the next step: %s", blob.name, error)
+            self._ledger.failed_call(f"{blob.name}: {error}")
+            key = (blob.name, blob.generation)
+            self._tries[key] += 1
+            if blob.name.startswith(self._batch_prefix) or self._tries[key] < MAX_TRIES:
+                return False
+            aside = f"{self._journal_url}/retry/data/{self._ledger.new_event_id()}/{blob.name}"
+            self._copy(self._trigger.name, blob.name, aside)
+        self._ledger.dropped(f"{blob.name}: {error}")
+        return True
+
     @staticmethod
     def _read(blob: Blob) -> bytes | None:
-        """The body as it was listed; ``None`` when it is gone or replaced."""
+        """Return the body as it was listed; ``None`` when it is gone or replaced."""
         try:
             return bytes(blob.download_as_bytes(if_generation_match=blob.generation))
         except (NotFound, PreconditionFailed):
@@ -310,65 +484,117 @@ class StandInBqTail:
             return True
 
     def _load_window(self, window: WindowBody) -> bool:
-        if self._server_time() < window.end:
+        if self._unknown_rules[window.dest] > 0:
+            self._unknown_rules[window.dest] -= 1
+            self._ledger.dropped(f"window {window.name}: rule was empty for {window.process.rule_url}")
+        elif self._server_time() < window.end + LISTING_DELAY_S:
             return False
-        listed = self._client.list_blobs(self._trigger, prefix=f"{self._data_prefix}{window.dest}/", fields=_LISTED)
-        sources = tuple(self._uri(b.name) for b in listed if window.start <= b.time_created.timestamp() < window.end)
-        if sources:
-            self._start_chain(window.event_id, window.dest, sources)
+        else:
+            try:
+                self._load_files(window)
+            except GoogleAPIError as error:
+                if _is_worth_a_retry(error):
+                    raise
+                self._ledger.dropped(f"window {window.name}: {error}")
         self._ledger.window_arrived(window)
         return True
 
-    def _start_chain(self, event_id: str, dest: str, sources: tuple[str, ...]) -> None:
-        first, *chain = self.settings.chain
-        project = split_dest(dest)[0] or self.settings.project
-        self._submit_traced(
-            TraceBody(
-                event_id=event_id,
-                dest=dest,
-                step=1,
-                action=first,
-                project=project,
-                location=self.settings.location,
-                sources=sources,
-                chain=tuple(chain),
-                then=self.settings.then,
-                on_failure=self.settings.on_failure,
-            )
-        )
+    def _load_files(self, window: WindowBody) -> None:
+        folders, locations = {window.process.folder}, []
+        if self._rule(window.dest).multi_path:
+            bucket, beside = _split(window.url.removesuffix(".win"))
+            for blob in self._client.list_blobs(bucket, prefix=f"{beside}/", delimiter="/", fields=_LISTED):
+                if blob.name.endswith(".loc"):
+                    folders.add(blob.download_as_bytes().decode())
+                    locations.append(f"gs://{bucket}/{blob.name}")
+        sources = [
+            f"gs://{bucket}/{blob.name}"
+            for bucket, folder in map(_split, sorted(folders))
+            for blob in self._client.list_blobs(bucket, prefix=f"{folder}/", delimiter="/", fields=_LISTED)
+            if window.start <= blob.updated.timestamp() < window.end
+        ]
+        if sources:
+            self._start_chain(window.process, sources, locations)
+
+    def _start_chain(self, process: Process, sources: Sequence[str], locations: Sequence[str] = ()) -> None:
+        rule = self._rule(process.dest)
+        self._submit(load_action(process, rule, self.settings.steps(rule), sources, locations))
 
     def _run_post_actions(self, trace: TraceBody, arrived_as: str) -> bool:
         status = self._job_status(trace)
-        if status.get("state") != "DONE":
+        failure = status.get("errorResult")
+        if not status:
+            self._ledger.dropped(f"{arrived_as}: BigQuery knows no job {trace.job_id}")
+        elif status.get("state") != "DONE":
             self._ledger.arrived_early(arrived_as)
             return False
-        failure = status.get("errorResult")
-        if failure:
-            text = f"{trace.action} job {trace.job_id()} failed: {failure.get('message') or failure.get('reason')}"
-            self._finish(trace, trace.on_failure, text, failed=True)
-        elif trace.chain:
-            self._submit_traced(trace.next())
+        elif failure and trace.is_load:
+            self._ledger.load_ended(trace, failed=True)
+            self._recover(trace, failure.get("reason"))
+        elif failure:
+            text = f"{trace.action} job {trace.job_id} failed: {failure.get('message') or failure.get('reason')}"
+            self._run_actions(trace, trace.on_failure, text, failed=True)
         else:
-            self._finish(trace, trace.then, f"{trace.dest} is loaded")
+            self._ledger.load_ended(trace, failed=False)
+            self._run_actions(trace, trace.on_success, f"{trace.dest} is loaded")
         self._ledger.trace_arrived(trace)
         return True
 
-    def _finish(self, trace: TraceBody, actions: Iterable[str], message: str, failed: bool = False) -> None:
+    def _recover(self, trace: TraceBody, reason: str | None) -> None:
+        """Load again without the files that are corrupt, or all under another ID when BigQuery itself had failed.
+
+        Otherwise the chain ends, and the files stay where they are.
+        """
+        if reason in REPLAYED:
+            self._submit(trace.replay(self._ledger.new_event_id()))
+            return
+        corrupt = [uri for uri in trace.sources if uri in self._corrupt]
+        for uri in corrupt:
+            bucket, name = _split(uri)
+            with suppress(NotFound):
+                self._copy(bucket, name, f"{self._journal_url}/corrupted/{name}")
+                self._delete([uri])
+            self._ledger.set_aside(uri)
+        left = [uri for uri in trace.sources if uri not in corrupt and self._exists(uri)]
+        if corrupt and left:
+            self._submit(trace.reload(left))
+        else:
+            self._ledger.finished(trace, failed=True)
+
+    def _run_actions(self, trace: TraceBody, actions: Iterable[Document], message: str, failed: bool = False) -> None:
+        goes_on = False
         for action in actions:
-            if action == "delete":
-                prefix = self._uri("")
-                names = [source.removeprefix(prefix) for source in trace.sources]
-                self._trigger.delete_blobs(names, on_error=lambda blob: None, retry=_PATIENTLY)
-            elif action == "insert":
+            what = action["Action"]
+            if what in KINDS:
+                goes_on |= self._submit(action)
+            elif what == "delete":
+                self._delete(action["Request"]["URLs"])
+            elif what == "insert":
                 self._ledger.streamed_row(trace)
-            elif action == "notify":
+            elif what in ("notify", "call"):
                 self._ledger.sent_message(trace, message)
-            else:
-                self._submit(trace.next(action), traced=False)
-        self._ledger.finished(trace, failed)
+        if not goes_on:
+            self._ledger.finished(trace, failed)
+
+    # Cloud Storage
 
     def _uri(self, name: str) -> str:
         return f"gs://{self.settings.trigger_bucket}/{name}"
+
+    def _exists(self, uri: str) -> bool:
+        bucket, name = _split(uri)
+        return bool(self._client.bucket(bucket).blob(name).exists())
+
+    def _copy(self, bucket: str, name: str, target: str) -> None:
+        to_bucket, to_name = _split(target)
+        source = self._client.bucket(bucket)
+        source.copy_blob(source.blob(name), self._client.bucket(to_bucket), to_name, retry=_PATIENTLY)
+
+    def _delete(self, urls: Iterable[str]) -> None:
+        for bucket, names in itertools.groupby(sorted(map(_split, urls)), key=lambda each: each[0]):
+            self._client.bucket(bucket).delete_blobs(
+                [name for _, name in names], on_error=lambda blob: None, retry=_PATIENTLY
+            )
 
     def _places(self) -> Places:
         # In the direction in which objects move: the other way round, one on its way would be seen nowhere.
@@ -383,41 +609,55 @@ class StandInBqTail:
 
     # BigQuery
 
-    def _submit_traced(self, trace: TraceBody) -> None:
-        """Write the trace, *then* submit its job, so that no job can end unseen (docs/protocol.md, "Timing")."""
-        blob = self._task_bucket.blob(self._folder + trace.name)
-        blob.upload_from_string(trace.to_json(), content_type="application/json")
-        self._ledger.wrote_trace(trace)
-        self._submit(trace, traced=True)
+    def _submit(self, action: Document) -> bool:
+        """Write the trace, *then* submit its job, so that no job can end unseen (docs/protocol.md, "Timing").
 
-    def _submit(self, trace: TraceBody, traced: bool) -> None:
-        job_id = trace.job_id(traced)
-        reference = {"projectId": trace.project, "jobId": job_id, **_location(trace)}
-        labels = self._schedule(job_id, traced)
-        job = {"jobReference": reference, "configuration": {**trace.configuration(), "labels": labels}}
+        :returns: whether it has a trace, and the chain goes on with it.
+        """
+        trace = submitted(action, self.settings.project, self._location_of(action))
+        if trace.is_traced:
+            blob = self._task_bucket.blob(self._folder + trace.name)
+            _PATIENTLY(blob.upload_from_string)(trace.to_json(), content_type="application/json", retry=None)
+            self._ledger.wrote_trace(trace)
+        labels = self._schedule(trace.job_id, trace.is_traced)
+        if self._corrupt.intersection(trace.sources):
+            labels["standin-error"] = "invalid"
+        job = trace.document["Job"]
+        job = {**job, "configuration": {**job["configuration"], "labels": labels}}
         try:
-            self._call("POST", self._jobs_url(trace), json=job)
+            self._call("POST", self._jobs_url(trace.project), json=job)
             refused = False
         except Conflict:
             refused = True  # BqTail takes this for success: so a second delivery runs the chain on
-        self._ledger.submitted(trace, traced, refused)
+        self._ledger.submitted(trace, refused)
+        return trace.is_traced
+
+    def _location_of(self, action: Document) -> str:
+        """Return where a job runs: where its destination lies, and nowhere in particular when it has none."""
+        kind, rule = KINDS[action["Action"]], self._rule(action["Meta"]["DestTable"])
+        if kind == "extract" or (kind == "query" and "Dest" not in action["Request"]):
+            return ""
+        if kind == "load" and rule.transient_location:
+            return rule.transient_location
+        return self.settings.location
 
     def _schedule(self, job_id: str, traced: bool) -> dict[str, str]:
-        """Labels that tell the stand-in Google how the job goes; another BigQuery takes no notice."""
+        """Return labels that tell the stand-in Google how the job goes; another BigQuery takes no notice."""
         chance = random.Random(f"{self.settings.seed}:{job_id}")
         ranges = {"standin-pending-ms": self.settings.pending_ms, "standin-running-ms": self.settings.running_ms}
         labels = {label: str(chance.randint(*limits)) for label, limits in ranges.items() if limits is not None}
         if traced:
             labels[TRACE_LABEL] = "1"
             if chance.random() < self.settings.failing:
-                labels["standin-error"] = "invalid"
+                labels["standin-error"] = self.settings.failing_by
         return labels
 
     def _job_status(self, trace: TraceBody) -> dict[str, Any]:
-        """As BigQuery tells it; empty when it knows no such job."""
-        url = f"{self._jobs_url(trace)}/{quote(trace.job_id(), safe='')}"
+        """Return the status as BigQuery tells it; empty when it knows no such job."""
+        url = f"{self._jobs_url(trace.project)}/{quote(trace.job_id, safe='')}"
+        where = {"location": trace.location} if trace.location else {}
         try:
-            return dict(self._call("GET", url, params=_location(trace)).json().get("status", {}))
+            return dict(self._call("GET", url, params=where).json().get("status", {}))
         except NotFound:
             return {}
 
@@ -426,8 +666,41 @@ class StandInBqTail:
         state = f"is {status['state']}" if status else "is unknown to BigQuery"
         return f"its job {state}{' with an error' if 'errorResult' in status else ''}"
 
-    def _jobs_url(self, trace: TraceBody) -> str:
-        return f"{self._bigquery}/{quote(trace.project, safe='')}/jobs"
+    def _peaks(self) -> dict[str, dict[str, int]]:
+        """Return by project the most jobs with a trace that were active at one time; empty where none can be listed."""
+        traced = {(project, job_id): kind for (project, _, job_id), kind in self._ledger.traced_jobs().items()}
+        peaks: dict[str, dict[str, int]] = {}
+        for project in sorted({project for project, _ in traced}):
+            edges: dict[str, list[tuple[int, int]]] = {each: [] for each in (*_GROUPS, "jobs", "sql")}
+            try:
+                for job in self._list_jobs(project):
+                    kind = traced.get((project, job["jobReference"]["jobId"]))
+                    begin, end = (int(job["statistics"].get(at, 0)) for at in ("creationTime", "endTime"))
+                    if kind and begin != end:
+                        for each in (kind, _GROUPS[kind]):
+                            # At the same instant an end (-1) sorts before a beginning (+1): they do not overlap.
+                            edges[each] += [(begin, 1), (end or sys.maxsize, -1)]
+            except (GoogleAPIError, KeyError, ValueError) as error:
+                log.warning("The jobs of %s cannot be listed: %s", project, error)
+                continue
+            peaks[project] = {
+                each: max(itertools.accumulate((step for _, step in sorted(steps)), initial=0))
+                for each, steps in edges.items()
+            }
+        return peaks
+
+    def _list_jobs(self, project: str) -> Iterator[Document]:
+        fields = "nextPageToken,jobs(jobReference/jobId,statistics(creationTime,endTime))"
+        asked = {"allUsers": "true", "maxResults": "1000", "fields": fields}
+        while True:
+            page = self._call("GET", self._jobs_url(project), params=asked).json()
+            yield from page.get("jobs", ())
+            if "nextPageToken" not in page:
+                return
+            asked["pageToken"] = page["nextPageToken"]
+
+    def _jobs_url(self, project: str) -> str:
+        return f"{self._bigquery}/{quote(project, safe='')}/jobs"
 
     def _server_time(self) -> float:
         """Seconds since the epoch by the storage server; asked by hand, as the client shows no ``Date`` header."""
@@ -435,7 +708,7 @@ class StandInBqTail:
         return parsedate_to_datetime(self._call("GET", url, params={"fields": "name"}).headers["Date"]).timestamp()
 
     def _call(self, method: str, url: str, **arguments: Any) -> requests.Response:
-        """A good answer; a passing failure is tried again, any other is raised as the Google clients raise it."""
+        """Return a good answer; retry a passing failure, and raise any other as the Google clients do."""
 
         def once() -> requests.Response:
             response = self._session.request(method, url, timeout=_TIMEOUT_S, **arguments)
@@ -447,8 +720,34 @@ class StandInBqTail:
         return answer
 
 
-def _location(trace: TraceBody) -> dict[str, str]:
-    return {"location": trace.location} if trace.location else {}
+_RULE = Rule()
+_GROUPS = {"load": "jobs", "copy": "jobs", "extract": "jobs", "query": "sql"}
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Return bucket and name of a ``gs://`` URL."""
+    bucket, _, name = url.removeprefix("gs://").partition("/")
+    return bucket, name
+
+
+def _is_worth_a_retry(error: Exception) -> bool:
+    """Return whether BqTail takes an error, after tries of its own, for one that passes.
+
+    It reads the error's text, in which it finds lost connections and exceeded rates, but no status.
+    """
+    cause = error.cause if isinstance(error, RetryError) else error
+    reasons = [each.get("reason") for each in getattr(cause, "errors", ())]
+    return not isinstance(cause, GoogleAPIError) or "rateLimitExceeded" in reasons
+
+
+def _once_for_each_job(tell: Callable[[TraceBody], str]) -> Callable[[TraceBody], str]:
+    """Return what tells of a trace's job, asking once for each job.
+
+    :param tell: asks BigQuery.
+    """
+    traces: dict[str, TraceBody] = {}
+    told = cache(lambda name: tell(traces[name]))
+    return lambda trace: told(traces.setdefault(trace.name, trace).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

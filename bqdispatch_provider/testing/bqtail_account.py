@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from bqdispatch_provider.names import WindowName
 from bqdispatch_provider.testing.bqtail_bodies import KINDS, TraceBody, WindowBody
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ class DataFile:
     :param name: the object's name in the trigger bucket.
     :param time: when it landed, by the storage server's clock.
     :param window: name of its batch window; ``None`` without batching.
+    :param location: path of the ``.loc`` object that names its folder; ``None`` unless its window gathers many folders.
     """
 
     event_id: str
@@ -38,6 +38,7 @@ class DataFile:
     name: str
     time: datetime
     window: str | None
+    location: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class ChainAccount:
 
     :param event_id: event that began it.
     :param dest: destination table.
-    :param files: URIs that its accepted load jobs read.
+    :param files: URIs that its accepted load jobs read, those of failed ones left out.
     :param rows: how often its row was streamed; BigQuery does not deduplicate them.
     :param messages: what it sent.
     :param finished: how often it ran to an end.
@@ -131,14 +132,17 @@ class Account:
 
     :param events: all of them; the sum of ``finished``, ``missing`` and ``doubled``.
     :param late_events: storage events that came again; they are not counted in ``events``.
+    :param late_files: files whose first storage event was held back.
     :param finished: events in exactly one finished chain, loaded once, each row and message sent once at most.
     :param missing: events without a finished chain.
     :param doubled: events that were loaded, or whose row or message was sent, more than once.
-    :param failed: those of the finished whose chain was ended by a failed job.
-    :param loads: by URI of a data file, how many accepted load jobs read it.
+    :param failed: those of the finished whose chain was ended by a failed job, and files that were corrupt.
+    :param loads: by URI of a data file, how many accepted load jobs read it, failed ones left out.
     :param chains: every chain that began.
     :param jobs: every job, in the order of submission.
     :param problems: a sentence for each missing or doubled event.
+    :param dropped: what was consumed without an effect: a firing whose rule was unknown, an action that was refused.
+    :param peaks: by project and group (``jobs``, ``sql``) or kind of job, the most jobs with a trace at one time.
     :param unreadable: objects that were consumed although their body meant nothing.
     :param early: traces that arrived before their job was done; they are left until it is.
     :param errors: calls that failed; what they were for is tried again in the next step.
@@ -146,6 +150,7 @@ class Account:
 
     events: int
     late_events: int
+    late_files: int
     finished: int
     missing: int
     doubled: int
@@ -154,6 +159,8 @@ class Account:
     chains: tuple[ChainAccount, ...]
     jobs: tuple[SubmittedJob, ...]
     problems: tuple[Problem, ...]
+    dropped: tuple[str, ...]
+    peaks: Mapping[str, Mapping[str, int]]
     unreadable: tuple[str, ...]
     early: tuple[str, ...]
     errors: tuple[str, ...]
@@ -213,14 +220,21 @@ class Account:
             "missing": self.missing,
             "doubled": self.doubled,
             "late events": self.late_events,
+            "late files": self.late_files,
             "chains": len(self.chains),
             "rows": self.rows,
             "messages": self.messages,
             **{f"jobs: {what}": number for what, number in self.job_counts().items()},
+            **{f"most loads at one time in {project}": peaks["load"] for project, peaks in self.peaks.items()},
+            "dropped": len(self.dropped),
             "unreadable": len(self.unreadable),
             "early traces": len(self.early),
             "failed calls": len(self.errors),
         }
+
+
+JobKey = tuple[str, str, str]
+"""Project, location and ID of a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +244,13 @@ class Missing:
     :param file: its data file.
     :param trace: the last trace of its chain; ``None`` when no job loaded the file.
     :param window_consumed: whether its window was taken out of the trigger bucket.
+    :param heard_of: whether its storage event came.
     """
 
     file: DataFile
     trace: TraceBody | None
     window_consumed: bool
+    heard_of: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,20 +275,25 @@ class Ledger:
         self._lock = threading.Lock()
         self._last_event_id = _FIRST_EVENT_ID
         self._files: dict[str, DataFile] = {}
-        self._loaded_by: dict[str, list[str]] = {}
+        self._heard_of: set[str] = set()
+        self._late_files: set[str] = set()
+        self._set_aside: set[str] = set()
+        self._loads: dict[JobKey, _Load] = {}
+        self._loads_of: dict[str, list[_Load]] = {}
         self._chains: dict[str, _Chain] = {}
         self._openings: dict[str, list[str]] = {}
         self._windows: Counter[str] = Counter()
         self._jobs: list[SubmittedJob] = []
-        self._known_ids: set[tuple[str, str, str]] = set()
+        self._known_ids: set[JobKey] = set()
         self._traces = 0
         self._late_events = 0
+        self._dropped: list[str] = []
         self._unreadable: list[str] = []
         self._early: dict[str, None] = {}
         self._errors: list[str] = []
 
     def new_event_id(self, late: bool = False) -> str:
-        """The ID of a storage event.
+        """Return the ID of a storage event.
 
         :param late: whether it is the event of a file that had one before.
         """
@@ -282,84 +303,124 @@ class Ledger:
             return str(self._last_event_id)
 
     def landed(self, file: DataFile, uri: str) -> None:
-        """A data file is there."""
+        """Note that a data file is there."""
         with self._lock:
             self._files[uri] = file
 
+    def heard_of(self, uri: str, late: bool) -> None:
+        """Note that a storage event of a file came, the first one ``late``."""
+        with self._lock:
+            if late and uri not in self._heard_of:
+                self._late_files.add(uri)
+            self._heard_of.add(uri)
+
     def opened(self, window: WindowBody) -> None:
-        """A window was put into the task folder."""
+        """Note that a window was put into the task folder."""
         with self._lock:
             self._openings.setdefault(window.name, []).append(window.event_id)
 
     def window_arrived(self, window: WindowBody) -> None:
-        """A window was acted on."""
+        """Note that a window was acted on."""
         with self._lock:
             self._windows[window.name] += 1
             if window.event_id in self._chains:
                 self._chains[window.event_id].arrivals[f"window {window.name}"] += 1
 
     def wrote_trace(self, trace: TraceBody) -> None:
-        """A trace was put into the task folder."""
+        """Note that a trace was put into the task folder."""
         with self._lock:
             self._chain(trace).last_trace = trace
 
     def trace_arrived(self, trace: TraceBody) -> None:
-        """A trace was acted on."""
+        """Note that a trace was acted on."""
         with self._lock:
             self._traces += 1
             self._chain(trace).arrivals[f"trace {trace.name}"] += 1
 
-    def submitted(self, trace: TraceBody, traced: bool, refused: bool) -> None:
-        """A job was submitted, and BigQuery took it or ``refused`` its ID."""
-        key = (trace.project, trace.location, trace.job_id(traced))
-        kind = KINDS[trace.action]
+    def submitted(self, trace: TraceBody, refused: bool) -> None:
+        """Note that a job was submitted, and that BigQuery took it or ``refused`` its ID."""
+        key = (trace.project, trace.location, trace.job_id)
         with self._lock:
             # Refused although new to us: an earlier try got through and only its answer was lost.
             accepted = not refused or key not in self._known_ids
             self._known_ids.add(key)
-            self._jobs.append(SubmittedJob(*key, kind, trace.event_id, traced, accepted))
-            if accepted and kind == "load":
-                self._chain(trace).files.extend(trace.sources)
+            self._jobs.append(SubmittedJob(*key, KINDS[trace.action], trace.event_id, trace.is_traced, accepted))
+            if accepted and trace.is_load:
+                load = self._loads[key] = _Load(trace, self._chain(trace))
+                load.chain.loads.append(load)
                 for uri in trace.sources:
-                    self._loaded_by.setdefault(uri, []).append(trace.event_id)
+                    self._loads_of.setdefault(uri, []).append(load)
+
+    def load_ended(self, trace: TraceBody, failed: bool) -> None:
+        """Note how a load job ended."""
+        with self._lock:
+            load = self._loads.get((trace.project, trace.location, trace.job_id))
+            if load:
+                load.failed = failed
+
+    def set_aside(self, uri: str) -> None:
+        """Note that a corrupt file was moved away: this is its end."""
+        with self._lock:
+            self._set_aside.add(uri)
 
     def streamed_row(self, trace: TraceBody) -> None:
-        """The chain's row was streamed."""
+        """Note that the chain's row was streamed."""
         with self._lock:
             self._chain(trace).rows += 1
 
     def sent_message(self, trace: TraceBody, message: str) -> None:
-        """The chain's message was sent."""
+        """Note that the chain's message was sent."""
         with self._lock:
             self._chain(trace).messages.append(message)
 
     def finished(self, trace: TraceBody, failed: bool) -> None:
-        """The chain ran to its end, or to a ``failed`` job."""
+        """Note that the chain ran to its end, or to a ``failed`` job."""
         with self._lock:
             chain = self._chain(trace)
             chain.finished += 1
             chain.failed |= failed
 
+    def dropped(self, what: str) -> None:
+        """Note that an object was consumed without an effect."""
+        with self._lock:
+            self._dropped.append(what)
+
     def could_not_read(self, what: str) -> None:
-        """An object was given up because of its body."""
+        """Note that an object was given up because of its body."""
         with self._lock:
             self._unreadable.append(what)
 
     def arrived_early(self, name: str) -> None:
-        """A trace lies in the trigger bucket before its job is done."""
+        """Note that a trace lies in the trigger bucket before its job is done."""
         with self._lock:
             self._early[name] = None  # once, however often it is looked at
 
     def failed_call(self, what: str) -> None:
-        """A call failed, and what it was for is left for later."""
+        """Note that a call failed, and that what it was for is left for later."""
         with self._lock:
             self._errors.append(what)
 
-    def counters(self) -> Counters:
-        """How far things are."""
+    def traced_jobs(self) -> dict[JobKey, str]:
+        """Return the accepted jobs that have a trace, each with its kind."""
         with self._lock:
-            finished = sum(self._finishes(uri) > 0 for uri in self._files)
-            waiting = sum(uri not in self._loaded_by for uri in self._files)
+            return {
+                (job.project, job.location, job.job_id): job.kind for job in self._jobs if job.traced and job.accepted
+            }
+
+    def loads_in_question(self) -> list[TraceBody]:
+        """Return those loads of files with several loads whose end is not known."""
+        with self._lock:
+            return [
+                load.trace
+                for load in self._loads.values()
+                if load.failed is None and any(len(self._loads_of[uri]) > 1 for uri in load.trace.sources)
+            ]
+
+    def counters(self) -> Counters:
+        """Return how far things are."""
+        with self._lock:
+            finished = sum(self._is_finished(uri) for uri in self._files)
+            waiting = sum(uri not in self._loads_of and uri not in self._set_aside for uri in self._files)
             batches = self._windows.total()
             return Counters(
                 events=len(self._files),
@@ -372,28 +433,31 @@ class Ledger:
             )
 
     def account(self) -> tuple[Account, list[Missing]]:
-        """The account with a sentence for what is doubled, and what is missing: for that, see :func:`whereabouts`."""
+        """Return the account with a sentence for what is doubled, and what is missing: see :func:`whereabouts`."""
         with self._lock:
             doubled, missing, failed = [], [], 0
             for uri, file in self._files.items():
                 why = self._why_doubled(uri, file)
                 if why:
                     doubled.append(Problem(file.event_id, file.name, "doubled", why))
-                elif not self._finishes(uri):
+                elif not self._is_finished(uri):
                     missing.append(self._missing(uri, file))
                 else:
-                    failed += self._chains[self._loaded_by[uri][0]].failed
+                    failed += self._is_failed(uri)
             account = Account(
                 events=len(self._files),
                 late_events=self._late_events,
+                late_files=len(self._late_files),
                 finished=len(self._files) - len(doubled) - len(missing),
                 missing=len(missing),
                 doubled=len(doubled),
                 failed=failed,
-                loads={uri: len(self._loaded_by.get(uri, ())) for uri in self._files},
+                loads={uri: len(self._good_loads(uri)) for uri in self._files},
                 chains=tuple(chain.account() for chain in self._chains.values()),
                 jobs=tuple(self._jobs),
                 problems=tuple(doubled),
+                dropped=tuple(self._dropped),
+                peaks={},
                 unreadable=tuple(self._unreadable),
                 early=tuple(self._early),
                 errors=tuple(self._errors),
@@ -403,16 +467,27 @@ class Ledger:
     def _chain(self, trace: TraceBody) -> _Chain:
         return self._chains.setdefault(trace.event_id, _Chain(trace.event_id, trace.dest))
 
-    def _finishes(self, uri: str) -> int:
-        return sum(self._chains[chain].finished for chain in self._loaded_by.get(uri, ()))
+    def _good_loads(self, uri: str) -> list[_Load]:
+        return [load for load in self._loads_of.get(uri, ()) if not load.failed]
+
+    def _chains_of(self, uri: str) -> list[_Chain]:
+        """Return the chains that loaded a file; those that tried to and failed only if there is no other."""
+        chains = [load.chain for load in self._good_loads(uri) or self._loads_of.get(uri, [])]
+        return list({chain.event_id: chain for chain in chains}.values())
+
+    def _is_finished(self, uri: str) -> bool:
+        return uri in self._set_aside or any(chain.finished for chain in self._chains_of(uri))
+
+    def _is_failed(self, uri: str) -> bool:
+        return uri in self._set_aside or any(chain.failed for chain in self._chains_of(uri))
 
     def _missing(self, uri: str, file: DataFile) -> Missing:
-        chains = self._loaded_by.get(uri)
-        trace = self._chains[chains[0]].last_trace if chains else None
-        return Missing(file, trace, bool(file.window and self._windows[file.window]))
+        chains = self._chains_of(uri)
+        consumed = bool(file.window and self._windows[file.window])
+        return Missing(file, chains[0].last_trace if chains else None, consumed, uri in self._heard_of)
 
     def _why_doubled(self, uri: str, file: DataFile) -> str:
-        chains = self._loaded_by.get(uri, [])
+        chains = [load.chain.event_id for load in self._good_loads(uri)]
         reasons = []
         if len(chains) > 1:
             reasons.append(f"loaded {_times(len(chains))}, by chains {' and '.join(chains)}")
@@ -420,8 +495,17 @@ class Ledger:
             if again:
                 late = " and ".join(again)
                 reasons[0] += f", because window {file.window} was opened again by the late event {late}"
-        reasons += [self._chains[chain].why_doubled() for chain in dict.fromkeys(chains)]
+        reasons += [chain.why_doubled() for chain in self._chains_of(uri)]
         return "; ".join(filter(None, reasons))
+
+
+@dataclass(slots=True)
+class _Load:
+    """What the ledger keeps of a load job that BigQuery accepted; ``failed`` is ``None`` until its end is known."""
+
+    trace: TraceBody
+    chain: _Chain
+    failed: bool | None = None
 
 
 @dataclass(slots=True)
@@ -430,7 +514,7 @@ class _Chain:
 
     event_id: str
     dest: str
-    files: list[str] = field(default_factory=list)
+    loads: list[_Load] = field(default_factory=list)
     rows: int = 0
     messages: list[str] = field(default_factory=list)
     finished: int = 0
@@ -440,11 +524,12 @@ class _Chain:
     """How often its window and each trace arrived, in the order in which they first did."""
 
     def account(self) -> ChainAccount:
-        files, messages = tuple(self.files), tuple(self.messages)
+        files = tuple(uri for load in self.loads if not load.failed for uri in load.trace.sources)
+        messages = tuple(self.messages)
         return ChainAccount(self.event_id, self.dest, files, self.rows, messages, self.finished, self.failed)
 
     def why_doubled(self) -> str:
-        """What happened more than once, and the first arrival that did; empty when nothing did."""
+        """Return what happened more than once, and the first arrival that did; empty when nothing did."""
         counts = {"row streamed": self.rows, "message sent": len(self.messages)}
         what = [f"{done} {_times(number)}" for done, number in counts.items() if number > 1]
         if not what and self.finished > 1:
@@ -456,7 +541,7 @@ class _Chain:
 
 
 def whereabouts(missing: Missing, places: Places, job_state: Callable[[TraceBody], str]) -> str:
-    """Where an event without a finished chain stands, as a sentence.
+    """Return where an event without a finished chain stands, as a sentence.
 
     :param missing: what the ledger knows of it.
     :param places: where objects lie now.
@@ -474,14 +559,24 @@ def whereabouts(missing: Missing, places: Places, job_state: Callable[[TraceBody
     name = missing.file.window or ""
     if not name:
         return "no load job was accepted for it"
+    return f"{_where_is_window(missing, name, places)}{_unheard(missing, places)}"
+
+
+def _where_is_window(missing: Missing, name: str, places: Places) -> str:
     if name in places.arrived:
         return f"window {name} was fired and lies in the trigger bucket as {places.arrived[name]}, not consumed yet"
     if missing.window_consumed:
         return f"window {name} was consumed, but no load job took this file"
     if name in places.task_folder:
-        sentinel = WindowName.parse(name).sentinel in places.task_folder
-        return f"window {name} waits unfired in the task folder{', although its sentinel is there' if sentinel else ''}"
+        return f"window {name} waits unfired in the task folder"
     return f"window {name} vanished without a load: it lies neither in the task folder nor in the trigger bucket"
+
+
+def _unheard(missing: Missing, places: Places) -> str:
+    if not missing.heard_of:
+        return "; its storage event has not come"
+    location = missing.file.location
+    return f"; {location} still names its folder" if location in places.task_folder else ""
 
 
 def _times(number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 import os
 import secrets
 import socket
@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -19,10 +20,9 @@ from typing import IO, Any
 import psutil
 import requests
 
-log = logging.getLogger(__name__)
-
 _START_S = 240.0
 _STOP_S = 20.0
+_POLL_S = 0.1
 _TRIES = 5
 
 
@@ -38,6 +38,9 @@ class LiveAirflow:
     :param pools: pools to be set, as ``airflow pools import`` reads them.
     :param environment: further environment variables: connections, settings, what the DAG files read.
     :param port: where its page is served; a free port when left out or taken.
+    :param may_go_on: called again and again while Airflow starts. An exception that it raises ends the start, as any
+        other does, and all processes. An exception of a signal handler (such as ``KeyboardInterrupt``) may strike while
+        a process is being started, before anybody knows its ID: let the handler set an event, and ask that event here.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class LiveAirflow:
         dags: Path,
         pools: Mapping[str, Any],
         environment: Mapping[str, str],
+        *,
         port: int | None = None,
+        may_go_on: Callable[[], object] = lambda: None,
     ) -> None:
         self.home = home
         self.port = port if port and _is_free(port) else _free_port()
@@ -80,9 +85,10 @@ class LiveAirflow:
             "PYTHONUNBUFFERED": "1",
             **environment,
         }
+        self._may_go_on = may_go_on
         self._process: subprocess.Popen[bytes] | None = None
-        self._started_later: list[subprocess.Popen[bytes]] = []
-        self._children: set[psutil.Process] = set()
+        self._sessions: dict[int, subprocess.Popen[bytes]] = {}
+        self._seen: set[psutil.Process] = set()
         self._session = requests.Session()
         self._session.trust_env = False
 
@@ -106,24 +112,20 @@ class LiveAirflow:
         self.stop()
 
     def stop(self) -> None:
-        """End everything that was started: it is asked first, and killed when it does not go."""
-        if self._process is None:
-            return
-        self._note_children()
-        mine = [child for child in self._children if child.is_running()]
-        for ask in (psutil.Process.terminate, psutil.Process.kill):
-            for process in mine:
-                try:
-                    ask(process)
-                except psutil.NoSuchProcess:
-                    continue
-            _, mine = psutil.wait_procs(mine, timeout=_STOP_S)
-            if not mine:
-                break
-        for started in (self._process, *self._started_later):
-            started.wait()
+        """Ask every process to end, kill those that do not, and wait until all are gone.
+
+        A process that is started meanwhile is asked as well.
+        """
+        for ask, patience_s in ((psutil.Process.terminate, _STOP_S), (psutil.Process.kill, math.inf)):
+            until = time.monotonic() + patience_s
+            asked: set[psutil.Process] = set()
+            while (running := self._running()) and time.monotonic() < until:
+                for process in running - asked:
+                    with suppress(psutil.NoSuchProcess):
+                        ask(process)
+                asked |= running
+                time.sleep(_POLL_S)
         self._process = None
-        self._started_later.clear()
 
     def start(self, component: str) -> None:
         """Start a component in place of one that has ended.
@@ -131,12 +133,12 @@ class LiveAirflow:
         :param component: as ``airflow`` names its command, such as ``triggerer``.
         """
         with self.log.open("ab") as log_file:
-            self._started_later.append(self._start(log_file, component))
+            self._start(log_file, component)
 
     def processes(self) -> list[psutil.Process]:
         """Every process that has been seen to be Airflow's, also those that have ended."""
-        self._note_children()
-        return list(self._children)
+        self._running()
+        return list(self._seen)
 
     @property
     def password(self) -> str:
@@ -172,7 +174,7 @@ class LiveAirflow:
         """
         if self._process is None or self._process.poll() is not None:
             raise AirflowDied(f"Airflow has ended; its log is {self.log}")
-        self._note_children()
+        self._running()
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
         for _ in range(_TRIES):
@@ -185,23 +187,37 @@ class LiveAirflow:
         answer: dict[str, Any] = response.json()
         return answer
 
-    def _note_children(self) -> None:
-        # By id, while their parents are there: a child whose parent has died can no longer be found.
-        for started in (self._process, *self._started_later):
-            if started is None or started.poll() is not None:
-                continue
-            try:
-                top = psutil.Process(started.pid)
-                self._children.update([top, *top.children(recursive=True)])
-            except psutil.NoSuchProcess:
-                log.debug("A first process of Airflow is gone already")
+    def _running(self) -> set[psutil.Process]:
+        """Look for the processes of Airflow, and remember them.
+
+        Each command is started in a session of its own, and Airflow starts none. So the session tells whose a process
+        is, also when the one that has started it is gone.
+
+        :returns: those that have not ended.
+        """
+        ended = {session for session, leader in self._sessions.items() if leader.poll() is not None}
+        running: set[psutil.Process] = set()
+        in_use: set[int] = set()
+        for pid in psutil.pids():
+            with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+                session = os.getsid(pid)
+                if session not in self._sessions:
+                    continue
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    running.add(process)
+                in_use.add(session)
+        for session in ended - in_use:
+            del self._sessions[session]  # the system may give its number to another
+        self._seen |= running
+        return running
 
     @staticmethod
     def _command() -> str:
         return str(Path(sys.executable).parent / "airflow")
 
     def _start(self, log_file: IO[bytes], *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [self._command(), *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -209,23 +225,22 @@ class LiveAirflow:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._sessions[process.pid] = process
+        return process
 
     def _airflow(self, log_file: IO[bytes], *arguments: str) -> None:
-        ended = subprocess.run(
-            [self._command(), *arguments],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        if ended.returncode:
-            raise AirflowDied(f"`airflow {' '.join(arguments)}` ended with {ended.returncode}; the log is {self.log}")
+        process = self._start(log_file, *arguments)
+        while process.poll() is None:
+            self._may_go_on()
+            time.sleep(_POLL_S)
+        if process.returncode:
+            raise AirflowDied(f"`airflow {' '.join(arguments)}` ended with {process.returncode}; the log is {self.log}")
 
     def _wait_until_healthy(self) -> None:
         until = time.monotonic() + _START_S
         parts: Mapping[str, Any] = {}
         while time.monotonic() < until:
+            self._may_go_on()
             self.check()
             try:
                 answer = self._session.get(f"{self.url}/api/v2/monitor/health", timeout=5)

@@ -116,7 +116,7 @@ class Server:
             if fault.after and done is None:
                 done = await _run(operation)
             if fault.kind == "slow":
-                await asyncio.sleep(fault.ms / 1000)
+                await self.state.faults.delay(fault)
             elif fault.kind == "reset":
                 raise ConnectionLost
             else:
@@ -405,7 +405,7 @@ class StandInControl:
         return list(self._call("GET", "faults")["faults"])
 
     def clear_faults(self) -> None:
-        """Break nothing any more."""
+        """Break nothing any more; calls that a ``slow`` fault holds up are answered at once."""
         self._call("DELETE", "faults")
 
     def seed_faults(self, seed: int) -> None:

@@ -35,7 +35,7 @@ TYPES: Final = ("load", "copy", "query", "extract")
 SEED: Final = frozenset(
     (
         *("project", "location", "jobId", "type", "pendingMs", "runningMs"),
-        *("error", "creationTime", "userEmail", "labels"),
+        *("error", "creationTime", "userEmail", "labels", "sourceUris"),
     )
 )
 """What may be said of a job that is seeded."""
@@ -285,6 +285,12 @@ class Jobs:
         kind = entry.get("type", "load")
         if kind not in TYPES:
             raise ApiError(400, f"A job's type is one of {', '.join(TYPES)}, not {kind!r}.")
+        details: Json = {}
+        if "sourceUris" in entry:
+            sources = entry["sourceUris"]
+            if kind != "load" or not isinstance(sources, list) or not all(isinstance(uri, str) for uri in sources):
+                raise ApiError(400, f"Job {entry['jobId']}: sourceUris are the URIs, as a list, that a load job reads.")
+            details["sourceUris"] = sources
         try:
             labels = {str(name): str(value) for name, value in (entry.get("labels") or {}).items()}
             return Job(
@@ -299,7 +305,7 @@ class Jobs:
                 error=entry.get("error"),
                 user=entry.get("userEmail") or CALLER,
                 labels=labels,
-                configuration={kind: {}, "labels": labels} if labels else {kind: {}},
+                configuration={kind: details, "labels": labels} if labels else {kind: details},
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise ApiError(400, f"Job {entry['jobId']}: {error}") from None

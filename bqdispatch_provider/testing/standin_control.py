@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
@@ -36,7 +38,7 @@ class Fault:
     :param name: glob on the object's name, or on the job's ID.
     :param status: for ``status``: the HTTP status, 400 to 599.
     :param reason: for ``status``: the reason that goes with it; the usual word for the status when left out.
-    :param ms: for ``slow``: how much later, in milliseconds.
+    :param ms: for ``slow``: how much later, in milliseconds; or once the faults are cleared, if that is sooner.
     :param probability: chance that it strikes, 0 to 1.
     :param times: how often it still strikes; ``None``: always.
     :param after: do the call first, and then lose or replace its answer.
@@ -95,6 +97,18 @@ class Faults:
     def __init__(self) -> None:
         self.rules: list[Fault] = []
         self.random = random.Random(0)
+        self._cleared = asyncio.Event()
+
+    async def delay(self, fault: Fault) -> None:
+        """Wait as long as a slow fault says, or until it is cleared."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._cleared.wait(), fault.ms / 1000)
+
+    def clear(self) -> None:
+        """Break nothing any more, and answer the calls that wait."""
+        self.rules.clear()
+        self._cleared.set()
+        self._cleared = asyncio.Event()
 
     def strike(self, operation: Operation) -> list[Fault]:
         """The rules that hit this call: every slow one, and the first other one. Their ``times`` are used up."""
@@ -175,7 +189,7 @@ class State:
         self.jobs.clear()
         self.pubsub.clear()
         self.permissions.refusals.clear()
-        self.faults.rules.clear()
+        self.faults.clear()
         self.faults.random.seed(0)
         self.limits.clear()
         self.reset_counters()
@@ -285,7 +299,7 @@ class Control:
         return self._list_faults(request)
 
     def _clear_faults(self, request: Request) -> Json:
-        self.state.faults.rules.clear()
+        self.state.faults.clear()
         return {}
 
     def _seed_faults(self, request: Request) -> Json:

@@ -107,6 +107,28 @@ def test_a_connection_test_names_a_bucket_that_is_not_there(world, connect):
     assert (works, "bucket nowhere does not exist" in said) == (False, True)
 
 
+def test_a_connection_test_names_settings_of_buckets_that_are_in_the_way(world, hook):
+    bucket = world.client.get_bucket(TASKS)
+    bucket.retention_period = 60
+    bucket.patch()
+    trigger = world.client.get_bucket("p_bqtail")
+    trigger.default_event_based_hold = True
+    trigger.patch()
+    works, said = hook.test_connection()
+    assert not works
+    assert f"bucket '{TASKS}' has a retention policy" in said
+    assert "bucket 'p_bqtail' has a default event-based hold" in said
+    assert said.count("has a ") == 2
+
+
+def test_a_connection_test_says_what_it_cannot_check(world, hook):
+    world.control.refuse("storage.buckets.get", bucket=TASKS)
+    works, said = hook.test_connection()
+    assert works
+    assert f"lifecycle rules of bucket '{TASKS}' cannot be checked: needs storage.buckets.get" in said
+    assert said.count("cannot be checked") == 1
+
+
 def test_a_connection_test_tells_of_a_bad_configuration(connect):
     connect({"config": {}})
     works, said = BqDispatchHook().test_connection()

@@ -21,11 +21,11 @@ def docker(*arguments, **more):
 
 @pytest.fixture(scope="module")
 def image():
-    """fake-gcs-server's image: where it cannot be pulled, made of what `make contract` has built."""
+    """fake-gcs-server's image: where it cannot be pulled, made of what `make fake-gcs` has built."""
     if docker("image", "inspect", IMAGE).returncode == 0 or docker("pull", "--quiet", IMAGE).returncode == 0:
         yield
         return
-    assert BUILT.exists(), f"{IMAGE} cannot be pulled here, and {BUILT} is not there: `make contract` builds it"
+    assert BUILT.exists(), f"{IMAGE} cannot be pulled here, and {BUILT} is not there: `make fake-gcs` builds it"
     with Stack() as builder:
         builder.compose("build")
     made = docker("build", "--tag", IMAGE, "--file", "-", str(Path(BUILT).parent), input=DOCKERFILE)

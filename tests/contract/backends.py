@@ -19,7 +19,7 @@ STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER = "stand-in", "stand-in without batch
 STORAGES = (STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER)
 
 BUILT = Path(__file__).parents[2] / ".work/bin/fake-gcs-server"
-"""Where `make contract` builds it; the tests themselves only use it where it is."""
+"""Where `make fake-gcs` builds it; the tests themselves only use it where it is."""
 
 
 class Storage:
@@ -58,7 +58,7 @@ class Storage:
 
 
 def fake_gcs_server_binary():
-    """Where there is one: named by ``FAKE_GCS_SERVER``, built by `make contract`, or on the PATH; else ``None``."""
+    """Where there is one: named by ``FAKE_GCS_SERVER``, built by `make fake-gcs`, or on the PATH; else ``None``."""
     return os.environ.get("FAKE_GCS_SERVER") or (str(BUILT) if BUILT.exists() else shutil.which("fake-gcs-server"))
 
 

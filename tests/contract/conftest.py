@@ -78,7 +78,7 @@ class PathSession(requests.Session):
 def fake_gcs_server():
     binary = fake_gcs_server_binary()
     if binary is None:
-        pytest.skip(f"{FAKE_GCS_SERVER} is not here: `make contract` builds it, or name one by FAKE_GCS_SERVER")
+        pytest.skip(f"{FAKE_GCS_SERVER} is not here: `make fake-gcs` builds it, or name one by FAKE_GCS_SERVER")
     with running_fake_gcs_server(binary) as url:
         yield url
 

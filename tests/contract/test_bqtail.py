@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 
@@ -15,15 +16,18 @@ import requests
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 from rich.console import Console
+from waiting import wait_until
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.testing import bqtail as module
-from bqdispatch_provider.testing.bqtail import TRACE_LABEL, BqTailSettings, StandInBqTail
+from bqdispatch_provider.testing.bqtail import TRACE_LABEL, BqTailSettings, Rule, StandInBqTail
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 ONE_WINDOW = 60
+UNTIL_LISTED = ONE_WINDOW + 7  # BqTail lists no sooner, however soon a window is fired
 TASKS, TRIGGER = "dispatch", "xx_bqtail"
+SECOND_JOB_FAILS = 3  # a seed
 CHAIN_JOBS = {"copy with a trace": 1, "load with a trace": 1, "query with a trace": 1, "query without a trace": 1}
 
 
@@ -108,7 +112,7 @@ def test_a_batched_chain_is_exactly_once(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
     hand.fire(only(hand.waiting()))
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     assert bqtail.step() == 1
     hand.move_all_until_done(bqtail)
     account = bqtail.account()
@@ -156,8 +160,8 @@ def test_a_window_is_opened_once_for_several_files(deploy, control):
     window = only(hand.waiting())
     assert {file.window for file in files} == {window}
     assert WindowName.parse(window).end.timestamp() == NOON + ONE_WINDOW
-    assert json.loads(hand.read(window))["event_id"] == files[0].event_id
-    control.advance(ONE_WINDOW)
+    assert json.loads(hand.read(window))["EventID"] == files[0].event_id
+    control.advance(UNTIL_LISTED)
     hand.fire(window)
     bqtail.step()
     hand.move_all_until_done(bqtail)
@@ -172,7 +176,7 @@ def test_each_window_loads_the_files_of_its_own_time_and_destination(deploy, con
     first, other = bqtail.put_file("ds.t"), bqtail.put_file("ds.t2")
     control.advance(ONE_WINDOW)
     second = bqtail.put_file("ds.t")
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     for window in hand.waiting(".win"):
         hand.fire(window)
     assert bqtail.step() == 3
@@ -188,6 +192,8 @@ def test_an_early_fired_window_is_waited_for(deploy, control):
     assert f"was fired and lies in the trigger bucket as _batch_/{early.window}, not consumed" in why(bqtail.account())
     bqtail.put_file("ds.t")
     control.advance(ONE_WINDOW)
+    assert bqtail.step() == 0
+    control.advance(UNTIL_LISTED - ONE_WINDOW)
     assert bqtail.step() == 1
     assert len(only(bqtail.account().chains).files) == 2
 
@@ -196,7 +202,7 @@ def test_a_late_event_finds_the_window_there_and_does_nothing(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
     before = hand.read(file.window)
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     bqtail.late_event(file)
     assert hand.waiting() == [file.window] and hand.read(file.window) == before
     assert bqtail.account().late_events == 1
@@ -205,12 +211,12 @@ def test_a_late_event_finds_the_window_there_and_does_nothing(deploy, control):
 def test_a_late_event_opens_a_window_again_that_is_gone(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     hand.fire(file.window)
     bqtail.step()
     hand.drop(file.window)
     bqtail.late_event(file)
-    twin = json.loads(hand.read(file.window))["event_id"]
+    twin = json.loads(hand.read(file.window))["EventID"]
     assert twin != file.event_id
     hand.fire(file.window)
     bqtail.step()
@@ -224,16 +230,27 @@ def test_a_late_event_opens_a_window_again_that_is_gone(deploy, control):
     )
 
 
-def test_a_late_twin_is_harmless_once_the_files_are_gone(deploy, control):
+def test_a_late_event_of_a_file_that_is_gone_opens_nothing(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     hand.fire(file.window)
     bqtail.step()
     hand.move_all_until_done(bqtail)
     hand.drop(file.window)
     bqtail.late_event(file)
-    hand.fire(file.window)
+    assert hand.waiting() == [] and bqtail.account().ok
+
+
+def test_a_late_twin_is_harmless_once_the_other_files_are_gone(deploy, control):
+    bqtail, hand = deploy()
+    first, held = bqtail.put_file("ds.t"), bqtail.put_file("ds.t", event_delay=None)
+    control.advance(UNTIL_LISTED)
+    hand.fire(first.window)
+    bqtail.step()
+    bqtail.deliver(held)
+    hand.move_all_until_done(bqtail)
+    hand.fire(first.window)
     assert bqtail.step() == 1
     assert bqtail.account().ok
 
@@ -245,6 +262,218 @@ def test_a_late_event_without_batching_loads_only_what_still_lies_there(deploy):
     bqtail.late_event(gone)
     bqtail.late_event(there)
     assert list(bqtail.account().loads.values()) == [1, 2]
+
+
+# Many folders
+
+
+def test_a_window_of_many_folders_knows_them_by_their_locations(deploy, control):
+    bqtail, hand = deploy(rules={"ds.t": Rule(multi_path=True)})
+    files = [bqtail.put_file("ds.t", folder=folder) for folder in ("a", "b", "a", "deep/c")]
+    window = only({file.window for file in files})
+    locations = {file.location for file in files}
+    assert len(locations) == 3 and set(hand.waiting()) == {window, *locations}
+    assert {hand.read(name).decode() for name in locations} == {
+        f"gs://{TRIGGER}/data/ds.t/{folder}" for folder in ("a", "b", "deep/c")
+    }
+    control.advance(UNTIL_LISTED)
+    hand.fire(window)
+    bqtail.step()
+    hand.move_all_until_done(bqtail)
+    account = bqtail.account()
+    assert account.ok and len(only(account.chains).files) == 4
+    assert hand.waiting() == [window]
+
+
+def test_a_late_event_of_a_new_folder_that_finds_the_window_writes_its_location_only(deploy, control):
+    bqtail, hand = deploy(rules={"ds.t": Rule(multi_path=True, then=("notify",))})
+    first, late = (
+        bqtail.put_file("ds.t", folder="a"),
+        bqtail.put_file("ds.t", folder="b", event_delay=None),
+    )
+    control.advance(UNTIL_LISTED)
+    hand.fire(first.window)
+    bqtail.step()
+    hand.move_all_until_done(bqtail)
+    before = hand.read(first.window)
+    bqtail.deliver(late)
+    assert set(hand.waiting()) == {first.window, late.location} and hand.read(first.window) == before
+    account = bqtail.account()
+    assert (account.finished, account.missing, account.late_files) == (1, 1, 1)
+    assert why(account).endswith(f"no load job took this file; {late.location} still names its folder")
+
+
+def test_a_late_event_of_a_new_folder_opens_a_window_that_is_gone_and_loads_its_own_files_only(deploy, control):
+    bqtail, hand = deploy(rules={"ds.t": Rule(multi_path=True, then=("notify",))})
+    first = bqtail.put_file("ds.t", folder="a")
+    late = [bqtail.put_file("ds.t", folder="b", event_delay=None) for _ in range(2)]
+    control.advance(UNTIL_LISTED)
+    hand.fire(first.window)
+    bqtail.step()
+    hand.move_all_until_done(bqtail)
+    hand.drop(first.window)
+    control.advance(3600)
+    bqtail.late_event(late[1])
+    assert json.loads(hand.read(first.window))["EventID"] == late[1].event_id
+    hand.fire(first.window)
+    bqtail.step()
+    hand.move_all_until_done(bqtail)
+    assert bqtail.account().finished == 3 and list(bqtail.account().loads.values()) == [1, 1, 1]
+
+
+def test_folders_have_windows_of_their_own_without_many_folders_to_one(deploy):
+    bqtail, hand = deploy()
+    files = [bqtail.put_file("ds.t", folder=folder) for folder in ("a", "b", "")]
+    assert set(hand.waiting()) == {file.window for file in files} and len(hand.waiting()) == 3
+
+
+def test_a_window_with_one_folder_leaves_the_folders_below_it_alone(deploy, control):
+    bqtail, hand = deploy()
+    files = [bqtail.put_file("ds.t", folder=folder) for folder in ("", "below")]
+    control.advance(UNTIL_LISTED)
+    hand.fire(files[0].window)
+    bqtail.step()
+    assert list(bqtail.account().loads.values()) == [1, 0]
+
+
+def test_a_location_that_cannot_be_written_is_not_missed(deploy, control):
+    bqtail, hand = deploy(rules={"ds.t": Rule(multi_path=True)})
+    control.add_fault("storage.objects.insert", "status", status=429, times=1, name="*.loc")
+    file = bqtail.put_file("ds.t", folder="a")
+    assert hand.waiting() == [file.window]
+
+
+def test_a_refusal_for_being_too_fast_is_taken_for_a_window_that_is_there(deploy, control):
+    bqtail, hand = deploy(rules={"ds.t": Rule(multi_path=True)})
+    control.add_fault("storage.objects.insert", "status", status=429, times=1, name="*.win")
+    file = bqtail.put_file("ds.t", folder="a")
+    assert hand.waiting() == [file.location]
+
+
+def test_a_location_that_goes_while_it_is_read_drops_the_firing(deploy, control):
+    bqtail, hand = deploy(rules={"ds.t": Rule(multi_path=True)})
+    file = bqtail.put_file("ds.t", folder="a")
+    control.advance(UNTIL_LISTED)
+    hand.fire(file.window)
+    control.add_fault("storage.objects.get", "status", status=404, times=1, name="*.loc")
+    assert bqtail.step() == 1
+    assert f"window {file.window}" in only(bqtail.account().dropped)
+
+
+# Events and firings
+
+
+def test_an_event_that_is_held_back_comes_when_it_is_due(deploy, control):
+    bqtail, hand = deploy()
+    file = bqtail.put_file("ds.t", event_delay=30)
+    assert bqtail.step() == 0 and hand.waiting() == []
+    assert why(bqtail.account()).endswith("its storage event has not come")
+    control.advance(31)
+    assert bqtail.step() == 1 and hand.waiting() == [file.window]
+    account = bqtail.account()
+    assert (account.late_files, account.late_events) == (1, 0)
+
+
+def test_an_event_that_is_sent_again_has_the_same_id_and_loads_nothing_new(deploy, control):
+    bqtail, hand = deploy(then=("notify",), chain=("load",))
+    file = bqtail.put_file("ds.t")
+    for _ in range(2):
+        control.advance(UNTIL_LISTED)
+        hand.fire(file.window)
+        bqtail.step()
+        hand.drop(file.window)
+        bqtail.deliver(file)
+    assert json.loads(hand.read(file.window))["EventID"] == file.event_id
+    assert list(bqtail.account().loads.values()) == [1]
+    assert bqtail.account().job_counts()["refused"] == 1
+
+
+def test_a_window_whose_rule_is_unknown_is_dropped_without_loading(deploy, control):
+    bqtail, hand = deploy()
+    file = bqtail.put_file("ds.t")
+    bqtail.forget_rule("ds.t")
+    hand.fire(file.window)
+    assert bqtail.step() == 1 and hand.arrived() == []
+    account = bqtail.account()
+    assert "rule was empty" in only(account.dropped) and account.job_counts() == {}
+    control.advance(UNTIL_LISTED)
+    hand.fire(file.window)
+    bqtail.step()
+    hand.move_all_until_done(bqtail)
+    assert bqtail.account().ok
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 500, 503])
+def test_a_window_whose_load_cannot_be_submitted_is_dropped_and_leaves_its_trace(deploy, control, status, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENTLY", module._PATIENTLY.with_timeout(0.2))
+    bqtail, hand = deploy()
+    file = bqtail.put_file("ds.t")
+    control.advance(UNTIL_LISTED)
+    control.add_fault("bigquery.jobs.insert", "status", status=status)
+    hand.fire(file.window)
+    assert bqtail.step() == 1 and hand.arrived() == []
+    assert len(hand.waiting("_load--dispatch")) == 1
+    assert f"window {file.window}" in only(bqtail.account().dropped) and bqtail.account().missing == 1
+
+
+def test_a_window_whose_load_was_refused_for_being_too_fast_waits(deploy, control):
+    bqtail, hand = deploy()
+    file = bqtail.put_file("ds.t")
+    control.advance(UNTIL_LISTED)
+    control.add_fault("bigquery.jobs.insert", "status", status=403, reason="rateLimitExceeded", times=5)
+    hand.fire(file.window)
+    assert [bqtail.step() for _ in range(6)] == [0, 0, 0, 0, 0, 1]
+    assert bqtail.account().dropped == ()
+
+
+def test_a_file_whose_load_failed_and_which_is_loaded_later_is_loaded_once(deploy, control):
+    bqtail, hand = deploy(then=("notify",), chain=("load",))
+    file = bqtail.put_file("ds.t")
+    failing, bqtail.settings = bqtail.settings, replace(bqtail.settings, failing=1.0)
+    control.advance(UNTIL_LISTED)
+    hand.fire(file.window)
+    bqtail.step()
+    bqtail.settings = failing
+    hand.drop(file.window)
+    bqtail.late_event(file)
+    hand.fire(file.window)
+    bqtail.step()
+    account = bqtail.account()  # which asks BigQuery about a load that nobody has told of yet
+    assert list(account.loads.values()) == [1] and account.doubled == 0
+    hand.move_all_until_done(bqtail)
+    assert bqtail.account().ok and bqtail.account().failed == 0
+
+
+@pytest.mark.parametrize("rule", [Rule(transient_project="other"), Rule(balancer=("one", "two")), Rule()])
+def test_a_load_runs_where_the_windows_body_says(deploy, control, rule):
+    bqtail, hand = deploy(rules={"p:ds.t": rule})
+    file = bqtail.put_file("p:ds.t")
+    project = json.loads(hand.read(file.window)).get("ProjectID")
+    assert project in ({rule.transient_project, *rule.balancer} - {None} or {None})
+    control.advance(UNTIL_LISTED)
+    hand.fire(file.window)
+    bqtail.step()
+    hand.move_all_until_done(bqtail)
+    assert {job.project for job in bqtail.account().jobs} == {project or "xx"}
+
+
+def test_a_balancer_spreads_its_events(deploy):
+    bqtail, hand = deploy(window_s=0, rules={"ds.t": Rule(balancer=("one", "two"))})
+    for _ in range(20):
+        bqtail.put_file("ds.t")
+    assert {TraceName.parse(name).project for name in hand.waiting()} == {"one", "two"}
+
+
+def test_peaks_are_those_of_the_project_that_a_load_runs_in(deploy, control):
+    rules = {"ds.t": Rule(transient_project="other"), "ds.u": Rule(chain=("load",))}
+    bqtail, hand = deploy(window_s=0, rules=rules, running_ms=(5_000, 5_000))
+    for dest in ("ds.t", "ds.t", "ds.u"):
+        bqtail.put_file(dest)
+    peaks = bqtail.account().peaks
+    assert {project: each["load"] for project, each in peaks.items()} == {"other": 2, "xx": 1}
+    control.advance(10)
+    hand.move_all_until_done(bqtail)
+    assert bqtail.account().peaks["xx"] == {"load": 1, "copy": 0, "extract": 0, "query": 0, "jobs": 1, "sql": 0}
 
 
 # Twice
@@ -296,7 +525,7 @@ def test_a_second_delivery_that_changes_nothing_is_no_double(deploy):
 def test_a_window_delivered_twice_is_named_as_the_cause(deploy, control):
     bqtail, hand = deploy(then=("insert",))
     file = bqtail.put_file("ds.t")
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     for _ in range(2):
         hand.fire(file.window)
         bqtail.step()
@@ -317,11 +546,9 @@ def test_a_load_job_whose_answer_was_lost_counts_as_accepted(deploy, control):
 
 
 def test_an_unfired_window_is_said_to_wait(deploy):
-    bqtail, hand = deploy()
+    bqtail, _ = deploy()
     file = bqtail.put_file("ds.t")
     assert why(bqtail.account()) == f"window {file.window} waits unfired in the task folder"
-    hand.tasks.blob(f"Tasks/{WindowName.parse(file.window).sentinel}").upload_from_string(".")
-    assert why(bqtail.account()).endswith("waits unfired in the task folder, although its sentinel is there")
 
 
 def test_a_window_deleted_unfired_leaves_its_event_missing(deploy):
@@ -359,7 +586,7 @@ def test_a_trace_deleted_unmoved_is_said_to_have_vanished(deploy):
 def test_an_unreadable_body_is_counted_reported_and_deleted(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     hand.trigger.blob(f"_batch_/{file.window}").upload_from_string(".")
     hand.trigger.blob("_bqjob_/x.json").upload_from_string('{"event_id": 1}')
     assert bqtail.step() == 2
@@ -372,15 +599,68 @@ def test_an_unreadable_body_is_counted_reported_and_deleted(deploy, control):
 # Jobs
 
 
-def test_a_failed_job_ends_its_chain_with_a_message(deploy):
-    bqtail, hand = deploy(window_s=0, failing=1.0)
+def test_a_failed_copy_or_query_ends_its_chain_with_a_message(deploy):
+    bqtail, hand = deploy(window_s=0, failing=0.5, seed=SECOND_JOB_FAILS)
     bqtail.put_file("ds.t")
     hand.move_all_until_done(bqtail)
     account = bqtail.account()
     assert account.ok and (account.finished, account.failed) == (1, 1)
     chain = only(account.chains)
     assert chain.failed and chain.rows == 0
-    assert "load job" in only(chain.messages) and "failed" in only(chain.messages)
+    assert "copy job" in only(chain.messages) and "failed" in only(chain.messages)
+
+
+def test_after_a_failed_load_no_action_is_run_and_its_files_stay(deploy):
+    bqtail, hand = deploy(window_s=0, failing=1.0)
+    file = bqtail.put_file("ds.t")
+    hand.move_all_until_done(bqtail)
+    account = bqtail.account()
+    assert account.ok and (account.finished, account.failed, account.messages) == (1, 1, 0)
+    assert list(account.loads.values()) == [0]
+    assert hand.trigger.blob(file.name).exists() and account.job_counts() == {"load with a trace": 1}
+
+
+def test_corrupt_files_are_moved_away_and_the_others_loaded_again(deploy, control):
+    bqtail, hand = deploy()
+    good, bad = bqtail.put_file("ds.t"), bqtail.put_file("ds.t", corrupt=True)
+    control.advance(UNTIL_LISTED)
+    hand.fire(good.window)
+    bqtail.step()
+    hand.move(only(hand.waiting("_load--dispatch")))
+    bqtail.step()
+    reload = TraceName.parse(only(hand.waiting("--dispatch")))
+    assert (reload.event_id, reload.step, reload.action) == (good.event_id, 3, "reload")
+    hand.move_all_until_done(bqtail)
+    account = bqtail.account()
+    assert account.ok and (account.finished, account.failed) == (2, 1)
+    assert account.loads == {f"gs://{TRIGGER}/{good.name}": 1, f"gs://{TRIGGER}/{bad.name}": 0}
+    assert account.job_counts()["load with a trace"] == 2
+    assert not hand.trigger.blob(bad.name).exists()
+    assert hand.tasks.blob(f"BqTail/Journal/corrupted/{bad.name}").exists()
+
+
+def test_a_load_that_bigquery_failed_is_submitted_again_under_another_id(deploy):
+    bqtail, hand = deploy(window_s=0, failing=1.0, failing_by="backendError")
+    file = bqtail.put_file("ds.t")
+    written = json.loads(hand.read(only(hand.waiting())))["Job"]["configuration"]["load"]["destinationTable"]
+    bqtail.settings = replace(bqtail.settings, failing=0.0)
+    hand.move(only(hand.waiting()))
+    bqtail.step()
+    again = only(hand.waiting())
+    name = TraceName.parse(again)
+    assert (name.event_id != file.event_id, name.step > 5, name.action) == (True, True, "load")
+    assert json.loads(hand.read(again))["Job"]["configuration"]["load"]["destinationTable"] == written
+    hand.move_all_until_done(bqtail)
+    account = bqtail.account()
+    assert account.ok and list(account.loads.values()) == [1] and account.failed == 0
+    assert [job.chain for job in account.jobs] == [file.event_id, *[name.event_id] * 4]
+
+
+def test_without_other_files_a_corrupt_one_is_not_loaded_again(deploy):
+    bqtail, hand = deploy(window_s=0)
+    bqtail.put_file("ds.t", corrupt=True)
+    hand.move_all_until_done(bqtail)
+    assert bqtail.account().ok and bqtail.account().job_counts() == {"load with a trace": 1}
 
 
 def test_a_trace_that_arrives_before_its_job_is_done_is_left_and_reported(deploy, control):
@@ -428,12 +708,43 @@ def test_the_same_seed_gives_the_same_jobs(deploy):
 def test_a_call_that_fails_is_made_again_in_a_later_step(deploy, control):
     bqtail, hand = deploy(window_s=0)
     bqtail.put_file("ds.t")
-    control.add_fault("bigquery.jobs.insert", "status", status=403, times=1)
+    control.add_fault("bigquery.jobs.insert", "status", status=403, reason="rateLimitExceeded", times=1)
     hand.move(only(hand.waiting()))
     assert (bqtail.step(), bqtail.step()) == (0, 1)
     hand.move_all_until_done(bqtail)
     account = bqtail.account()
     assert account.ok and len(account.errors) == 1
+
+
+def test_after_an_error_that_is_not_worth_a_retry_the_object_is_deleted_at_once(deploy, control):
+    bqtail, hand = deploy(window_s=0)
+    bqtail.put_file("ds.t")
+    control.add_fault("bigquery.jobs.insert", "status", status=403, times=1)
+    hand.move(only(hand.waiting()))
+    assert bqtail.step() == 1 and hand.arrived() == []
+    account = bqtail.account()
+    assert account.missing == 1 and "_bqjob_/" in only(account.dropped)
+
+
+def test_after_its_last_retry_a_trace_is_moved_out_of_the_way(deploy, control):
+    bqtail, hand = deploy(window_s=0)
+    bqtail.put_file("ds.t")
+    control.add_fault("bigquery.jobs.insert", "status", status=403, reason="rateLimitExceeded", times=4)
+    name = only(hand.waiting())
+    hand.move(name)
+    assert [bqtail.step() for _ in range(4)] == [0, 0, 0, 1]
+    assert hand.arrived() == []
+    aside = only(b.name for b in hand.tasks.list_blobs(prefix="BqTail/Journal/retry/data/"))
+    assert aside.endswith(f"/_bqjob_/2026-03-01_12/{name}.json")
+
+
+def test_a_trace_whose_job_is_unknown_is_dropped(deploy, control):
+    bqtail, hand = deploy(window_s=0, chain=("load",))
+    control.add_fault("bigquery.jobs.insert", "status", status=409, reason="duplicate", times=1)
+    bqtail.put_file("ds.t")
+    hand.move(only(hand.waiting()))
+    assert bqtail.step() == 1
+    assert "BigQuery knows no job" in only(bqtail.account().dropped)
 
 
 def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy, control):
@@ -445,42 +756,107 @@ def test_what_was_acted_on_and_could_not_be_deleted_is_not_acted_on_again(deploy
     assert bqtail.account().ok and hand.arrived() == []
 
 
+def test_a_name_that_was_changed_a_moment_ago_is_changed_again_later(deploy, control):
+    bqtail, hand = deploy(window_s=0, chain=("load",))
+    bqtail.put_file("ds.t")
+    control.add_fault("storage.objects.delete", "status", status=429, times=2, name="_bqjob_/*")
+    control.add_fault("storage.objects.insert", "status", status=429, times=1, name="*--dispatch")
+    bqtail.put_file("ds.t")
+    hand.move_all_until_done(bqtail)
+    account = bqtail.account()
+    assert account.ok and account.errors == () and hand.arrived() == []
+
+
 # Names
 
 
 @pytest.mark.parametrize(
-    ("dest", "project"),
+    "dest",
     [
-        ("ds.t", "xx"),
-        ("ds.t$20260301", "xx"),
-        ("ds.fact--orders", "xx"),
-        ("ds.t_1-", "xx"),
-        ("p-1:ds.t", "p-1"),
-        ("p-1.ds.json_events$2026", "p-1"),
-        ("example.com:legacy:ds.t", "example.com:legacy"),
-        ("example.com:legacy.ds.windows", "example.com:legacy"),
+        "ds.t",
+        "ds.t$20260301",
+        "ds.fact--orders",
+        "ds.t_1-",
+        "p-1:ds.t",
+        "p-1.ds.json_events$2026",
+        "example.com:legacy:ds.t",
+        "example.com:legacy.ds.windows",
     ],
 )
 @pytest.mark.parametrize("location", ["US", "europe-west1", ""])
-def test_destinations_of_every_form_go_through(deploy, control, dest, project, location):
-    bqtail, hand = deploy(location=location)
+@pytest.mark.parametrize("project", [None, "example.com:other"])
+def test_destinations_of_every_form_go_through(deploy, control, dest, location, project):
+    bqtail, hand = deploy(location=location, rules={dest: Rule(transient_project=project)})
     file = bqtail.put_file(dest)
     assert WindowName.parse(file.window).dest == dest
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     hand.fire(file.window)
     bqtail.step()
     trace = TraceName.parse(only(hand.waiting("--dispatch")))
-    assert (trace.project, trace.region, trace.dest) == (project, location or None, dest)
+    assert (trace.project, trace.region, trace.dest) == (project or "xx", location or None, dest)
     job = bqtail.account().jobs[0]
-    assert (job.project, job.location, job.job_id) == (project, location, trace.job_id)
+    assert (job.project, job.location, job.job_id) == (project or "xx", location, trace.job_id)
     hand.move_all_until_done(bqtail)
     assert bqtail.account().ok
+
+
+def traces_of_a_chain(bqtail, hand, dest):
+    bqtail.put_file(dest)
+    names = []
+    while traces := hand.waiting("--dispatch"):
+        names += traces
+        hand.move(only(traces))
+        bqtail.step()
+    return [name.replace(only(bqtail.account().chains).event_id, "ID") for name in names]
+
+
+def test_locations_change_from_step_to_step(deploy):
+    rule = Rule(transient_location="europe-west1", transient_project="other")
+    bqtail, hand = deploy(window_s=0, rules={"p:ds.t": rule})
+    assert traces_of_a_chain(bqtail, hand, "p:ds.t") == [
+        "proj:other:europe-west1/p:ds.t--ID_00001_load--dispatch",
+        "proj:other:US/p:ds.t--ID_00002_copy--dispatch",
+        "proj:other:US/p:ds.t--ID_00003_query--dispatch",
+    ]
+    assert bqtail.account().ok
+
+
+def test_exports_and_queries_that_change_rows_have_no_location(deploy):
+    bqtail, hand = deploy(window_s=0, rules={"ds.t": Rule(dml=True, chain=("load", "query", "export"))})
+    assert traces_of_a_chain(bqtail, hand, "ds.t") == [
+        "proj:xx:US/ds.t--ID_00001_load--dispatch",
+        "proj:xx:/ds.t--ID_00002_query--dispatch",
+        "proj:xx:/ds.t--ID_00003_export--dispatch",
+    ]
+    assert bqtail.account().ok
+
+
+def test_jobs_without_a_trace_are_named_as_those_that_have_one(deploy):
+    bqtail, hand = deploy(window_s=0, chain=("load",), then=("query",))
+    traces_of_a_chain(bqtail, hand, "ds.t")
+    jobs = bqtail.account().jobs
+    assert [job.traced for job in jobs] == [True, False]
+    assert all(job.job_id.endswith("--dispatch") for job in jobs)
+
+
+def test_a_transient_load_is_named_after_its_destination_and_writes_another_table(deploy, session, standin):
+    bqtail, hand = deploy(window_s=0)
+    file = bqtail.put_file("ds.t")
+    load = json.loads(hand.read(only(hand.waiting())))
+    assert load["Meta"]["DestTable"] == "ds.t"
+    written = {"projectId": "xx", "datasetId": "temp", "tableId": f"t_{file.event_id}"}
+    assert load["Job"]["configuration"]["load"]["destinationTable"] == written
+    hand.move(only(hand.waiting()))
+    bqtail.step()
+    copy = json.loads(hand.read(only(hand.waiting())))["Job"]["configuration"]["copy"]
+    assert copy["sourceTable"] == written
+    assert copy["destinationTable"] == {"projectId": "xx", "datasetId": "ds", "tableId": "t"}
 
 
 def test_bodies_count_and_names_do_not(deploy, control):
     bqtail, hand = deploy()
     file = bqtail.put_file("ds.t")
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     hand.copy(file.window, "_batch_/any")
     bqtail.step()
     number = 0
@@ -520,7 +896,8 @@ def test_prefixes_and_folders_are_settings(standin, control, storage, session):
         {"chain": ("copy",)},
         {"chain": ("load", "reload")},
         {"then": ("notify", "notify")},
-        {"then": ("call",)},
+        {"then": ("shout",)},
+        {"rules": {"ds.t": Rule(chain=("query",))}},
     ],
 )
 def test_settings_that_make_no_chain_are_refused(wrong):
@@ -536,7 +913,7 @@ def test_counters_follow_the_events(deploy, control):
     file = bqtail.put_file("ds.t")
     counters = bqtail.counters()
     assert (counters.events, counters.waiting, counters.running, counters.finished) == (1, 1, 0, 0)
-    control.advance(ONE_WINDOW)
+    control.advance(UNTIL_LISTED)
     hand.fire(file.window)
     bqtail.step()
     assert (bqtail.counters().waiting, bqtail.counters().running, bqtail.counters().batches) == (0, 1, 1)
@@ -573,13 +950,10 @@ def test_run_steps_until_it_is_told_to_stop(deploy):
     running = threading.Thread(target=bqtail.run, args=(stop, 0.01))
     running.start()
     hand.move(only(hand.waiting()))
-    for _ in range(500):
-        if bqtail.counters().finished:
-            break
-        stop.wait(0.01)
+    wait_until(lambda: bqtail.counters().finished, "its chain is finished")
     stop.set()
-    running.join(5)
-    assert not running.is_alive() and bqtail.account().ok
+    running.join()
+    assert bqtail.account().ok
 
 
 @pytest.fixture
@@ -644,7 +1018,7 @@ def test_the_process_makes_the_buckets_that_are_missing(process, storage):
     while not (storage.lookup_bucket(TASKS) and DispatcherByHand(storage).waiting(".win")):
         time.sleep(0.05)
     feeding.terminate()
-    feeding.communicate(timeout=20)
+    feeding.communicate(timeout=120)
     assert storage.lookup_bucket(TRIGGER) is not None
 
 
@@ -655,6 +1029,6 @@ def test_the_process_ends_cleanly_on_a_signal_and_tells_what_is_missing(process,
     while not hand.waiting(".win"):
         time.sleep(0.05)
     feeding.send_signal(number)
-    account = json.loads(feeding.communicate(timeout=20)[0])
+    account = json.loads(feeding.communicate(timeout=120)[0])
     assert feeding.returncode == 1 and account["missing"] == 1
     assert "waits unfired" in account["problems"][0]["why"]

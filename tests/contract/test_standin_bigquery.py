@@ -301,6 +301,32 @@ class TestLists:
             }
         ]
 
+    def test_the_sources_of_loads_are_told_as_they_were_submitted(self, bq, http, seed):
+        sources = ["gs://data/a b/ü.json", "gs://data/%2F*.json"]
+        job = bq.load_table_from_uri(sources, "p.ds.t", job_id="submitted")
+        seed({"jobId": "seeded", "sourceUris": sources[1:]}, {"jobId": "none"}, {"jobId": "query", "type": "query"})
+        assert bq.get_job("submitted", location=job.location).source_uris == sources
+        assert bq.get_job("seeded").source_uris == sources[1:]
+        # The client lists with projection=full.
+        listed = {each.job_id: getattr(each, "source_uris", None) for each in bq.list_jobs()}
+        assert listed == {"submitted": sources, "seeded": sources[1:], "none": None, "query": None}
+        fields = "configuration(load(sourceUris))"
+        got = http.get(f"{JOBS}/submitted", params={"fields": fields}).json()
+        assert got == {"configuration": {"load": {"sourceUris": sources}}}
+        query = {"projection": "full", "fields": f"jobs(jobReference/jobId,{fields})"}
+        items = {each["jobReference"]["jobId"]: each for each in http.get(JOBS, params=query).json()["jobs"]}
+        assert items["submitted"]["configuration"] == {"load": {"sourceUris": sources}}
+        assert items["seeded"]["configuration"] == {"load": {"sourceUris": sources[1:]}}
+        assert items["none"]["configuration"] == {"load": {}}
+        assert items["query"]["configuration"] == {}
+
+    @pytest.mark.parametrize("more", [{"sourceUris": "gs://data/x"}, {"sourceUris": [1]}])
+    def test_sources_that_make_no_sense_are_refused(self, seed, more):
+        with pytest.raises(ValueError, match="sourceUris"):
+            seed({"jobId": "a", **more})
+        with pytest.raises(ValueError, match="sourceUris"):
+            seed({"jobId": "a", "type": "query", "sourceUris": ["gs://data/x"]})
+
     def test_the_configuration_is_shown_in_full_projection_only(self, http, seed):
         seed({"jobId": "a", "labels": {"team": "data"}})
         full = http.get(f"{JOBS}?projection=full").json()["jobs"][0]

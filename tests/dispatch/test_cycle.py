@@ -1,5 +1,6 @@
 """One cycle against the stand-in Google Cloud: what is moved, fired, held back and reported."""
 
+import json
 import time
 from datetime import UTC, datetime
 
@@ -33,7 +34,9 @@ def test_all_finished_traces_are_moved_and_all_due_windows_fired(world):
     assert len(world.names(TRIGGER, "_bqjob_/")) == 1000
     assert world.names(TRIGGER, "_batch_/") == sorted(f"_batch_/{name}" for name in windows)
     again = world.cycle().to_dict()
-    assert (again["Jobs"], again["Batched"], again["Outcomes"]) == ({}, {}, {"ignored": 20})
+    kept, intents, completed = 10, 2, 1
+    assert (again["Jobs"], again["Batched"]) == ({}, {})
+    assert again["Outcomes"] == {"ignored": kept + intents + completed}
 
 
 def test_a_hundred_copies_or_deletes_travel_in_one_request(world):
@@ -227,6 +230,25 @@ def test_limits_are_per_project(world):
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 4
 
 
+def test_a_window_counts_in_the_project_in_which_its_load_runs(world):
+    """BqTail loads in the project that the body names, else in its own, whatever the destination."""
+    for number, body in enumerate(({"ProjectID": "other"}, {"ProjectID": "other"}, {}, {}, "no JSON")):
+        world.window(f"a:ds.t{number}", content=body if isinstance(body, str) else json.dumps(body))
+    world.trace(state="RUNNING", project="other")
+    world.trace(state="RUNNING", project="a")
+    report = world.cycle(MaxConcurrentJobs=2)
+    assert {project: each["Dispatched"] for project, each in report.performance().items()} == {
+        "a": {},
+        "other": {"BatchJobs": 1},
+        "p": {"BatchJobs": 2},
+    }
+    assert {project: each["Throttled"] for project, each in report.performance().items()} == {
+        "a": {},
+        "other": {"BatchJobs": 1},
+        "p": {"BatchJobs": 1},
+    }
+
+
 @pytest.mark.parametrize("folder", ["gs://elsewhere", "gs://elsewhere/a/Tasks/b"])
 def test_a_windows_project_is_its_destinations_wherever_the_folder_lies(world, folder):
     bucket, path = world.client.create_bucket("elsewhere"), folder.removeprefix("gs://elsewhere").strip("/")
@@ -234,7 +256,7 @@ def test_a_windows_project_is_its_destinations_wherever_the_folder_lies(world, f
     for number, dest in enumerate(("a:ds.t", "example.com:b.ds.t", "ds.t")):
         bucket.blob(f"{path}/{dest}_{number}_{end}.win".lstrip("/")).upload_from_string("{}")
     world.control.advance(10)
-    report = world.cycle(AsyncTaskURL=folder, MaxConcurrentJobs=1)
+    report = world.cycle(AsyncTaskURL=folder)
     assert {project: each["Dispatched"] for project, each in report.performance().items()} == {
         project: {"BatchJobs": 1} for project in ("a", "example.com:b", "p")
     }
@@ -250,19 +272,38 @@ def test_the_oldest_go_first(world):
 
 def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world):
     for n in range(3):
-        world.window(f"ds.t{n}")
+        world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}"}))
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 2
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 0
-    world.trace("load", dest="ds.t0", age=-1, state=None)
-    world.control.advance(5)
-    assert world.cycle(MaxConcurrentJobs=2).dispatched == 0
+    world.jobs(["ds_t0--another_00001_load--dispatch"], age=-1)
     world.control.advance(70)
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 0, "a load of the table that is not the window's own"
+    world.jobs(["ds_t0--0_00001_load--dispatch"], age=-1)
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 1
 
 
+def test_a_fired_window_of_which_bqtail_makes_no_load_counts_until_none_can_come(world):
+    for n in range(2):
+        world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}", "Source": {"URL": "gs://p_bqtail/f"}}))
+    world.client.bucket(TRIGGER).blob("f").upload_from_string("1")
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+    world.control.advance(1000)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0, "BqTail has not taken it yet"
+    (fired,) = world.names(TRIGGER, "_batch_/")
+    world.delete(fired, TRIGGER)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0
+    world.control.advance(590)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0
+    world.control.advance(20)
+    report = world.cycle(MaxConcurrentJobs=1)
+    assert "BqTail has submitted no load" in report.quarantined[world.url_of(fired.removeprefix("_batch_/"))]
+    assert world.cycle(MaxConcurrentJobs=1).to_dict()["Status"] == "error", "named by every report"
+    assert sum(len(each) for each in (world.names(TRIGGER, "_batch_/"),)) == 1
+
+
 def test_a_fired_window_whose_load_is_over_already_counts_no_more(world):
-    world.window("ds.t0")
-    world.window("ds.t1")
+    world.window("ds.t0", content='{"EventID": "77"}')
+    world.window("ds.t1", content='{"EventID": "78"}')
     assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
     assert world.cycle(MaxConcurrentJobs=1).dispatched == 0
     world.jobs(["ds_t0--77_00001_load--dispatch"], age=0)
@@ -274,8 +315,6 @@ def test_performance_is_written_after_the_work(world):
     with world.dispatcher() as dispatcher:
         report = dispatcher.run(time_to_live=0)
     written = world.blob("journal/performance.json", JOURNAL).download_as_bytes()
-    import json
-
     assert json.loads(written) == report.to_dict()["Performance"]
     assert json.loads(written)["p"]["Dispatched"] == {"QueryJobs": 2}
 
@@ -300,8 +339,8 @@ def test_a_run_goes_on_until_its_time_is_up_and_is_ok(world):
     assert document["Status"] == "ok"
     assert document["Cycles"] == len(seen) >= 3
     assert document["Dispatched"] == {"LoadJobs": 2}
-    assert document["Outcomes"] == {"dispatched": 2}
-    assert document["Listed"] == 2
+    assert document["Outcomes"]["dispatched"] == 2
+    assert document["Listed"] == sum(document["Outcomes"].values())
 
 
 def test_no_new_work_is_taken_once_it_is_told_to_stop(world):
@@ -421,8 +460,6 @@ def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):
     from bqdispatch_provider.dispatcher import Dispatcher
 
     bucket = world.client.bucket(JOURNAL)
-    import json
-
     bucket.blob("config.json").upload_from_string(json.dumps(world.document(CheckInMs=1, MaxConcurrentJobs=1)))
     config = DispatchConfig.from_url(f"gs://{JOURNAL}/config.json", storage_client=world.client)
 

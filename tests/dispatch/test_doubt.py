@@ -14,6 +14,7 @@ from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
 
 from bqdispatch_provider.model import CREATED
 from bqdispatch_provider.planning import CLAIM_TIMEOUT
+from bqdispatch_provider.storage import Result
 
 LATER = CLAIM_TIMEOUT.total_seconds() + 5
 
@@ -28,7 +29,7 @@ def put_intent(world, *names, owner=FIRST, generations=None, ending=""):
     for move, generation in zip(moves, generations or (), strict=False):
         move[1] = generation
     intent = f"intents/{owner}-000001{ending}.json"
-    text = json.dumps({"owner": owner, "moves": moves})
+    text = json.dumps({"version": 1, "owner": owner, "moves": moves})
     world.client.bucket(TASKS).blob(FOLDER + intent).upload_from_string(text)
     return intent
 
@@ -68,7 +69,9 @@ def test_the_first_of_those_that_see_each_other_goes_on_once_the_others_have_lef
         """The other leaves them, and comes again at once, as it does cycle after cycle."""
         world.delete(intent)
         world.client.bucket(TASKS).blob(f"{FOLDER}intents/{LAST}-000002.json").upload_from_string(
-            json.dumps({"owner": LAST, "moves": [[name, int(world.blob(name).generation)] for name in names]})
+            json.dumps(
+                {"version": 1, "owner": LAST, "moves": [[name, int(world.blob(name).generation)] for name in names]}
+            )
         )
 
     instead_of_sleeping(monkeypatch, meanwhile)
@@ -331,19 +334,43 @@ class TestNothingDeletedIsKept:
         assert len(world.names(TRIGGER)) == 1
         assert traces_of(world) == []
 
+    @staticmethod
+    def fire_without_an_answer(world, **more):
+        """A firing that BqTail takes at once, and of which nobody is told."""
+        with world.dispatcher(**more) as dispatcher:
+            copy = dispatcher.store.copy
+
+            def lost(copies, to=None):
+                copy(copies, to)
+                for name in world.names(TRIGGER):
+                    world.delete(name, TRIGGER)
+                return [Result(503)] * len(copies)
+
+            dispatcher.store.copy = lost
+            return dispatcher.cycle()
+
     def test_a_window_is_set_aside_as_fired(self, cloud, world):
         world.control.reset()
         world = World(cloud.url, world.control, {})
         name = world.window()
-        world.control.add_fault("storage.objects.rewrite", "reset", after=True, times=1)
-        world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden", name="*.win")
-        assert world.cycle(OnDoubt="quarantine").to_dict()["Outcomes"] == {"error": 1}
-        world.control.clear_faults()
-        world.delete(f"_batch_/{name}", TRIGGER)
+        assert self.fire_without_an_answer(world, OnDoubt="quarantine").outcomes == {"pending": 1}
         world.control.advance(LATER)
         assert world.cycle(OnDoubt="quarantine").to_dict()["Outcomes"]["quarantined"] == 1
-        assert world.names() == [name.replace(".win", ".wis")]
-        assert "bqdispatch-fired" in world.blob(world.names()[0]).metadata
+        assert world.names() == world.names(TRIGGER) == []
+        assert "fired" in world.ledger(name)
+        assert len(world.names(JOURNAL, "errors/")) == 2
+
+    def test_a_window_whose_load_is_there_was_fired(self, cloud, world):
+        """Its second delivery would load nothing, and might delete files that the first has not loaded."""
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window(content='{"EventID": "4711"}')
+        assert self.fire_without_an_answer(world).outcomes == {"pending": 1}
+        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world.control.advance(LATER)
+        assert world.cycle().dispatched == 0
+        assert world.names(TRIGGER) == []
+        assert "fired" in world.ledger(name)
 
 
 def test_it_asks_for_nothing_where_it_may_not_see_whether_deleted_objects_are_kept(world):
@@ -389,7 +416,8 @@ def test_a_thousand_moves_take_one_intent_and_one_look_at_the_others(world):
     world.control.reset_counters()
     world.cycle()
     calls = world.control.calls()
-    assert calls["storage.objects.insert"] == 1
+    written, completed = 1, 1
+    assert calls["storage.objects.insert"] == written + completed
     assert calls["storage.objects.list"] == 2
     assert world.names() == []
 

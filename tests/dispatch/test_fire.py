@@ -1,20 +1,15 @@
-"""A firing is claim, copy, mark: whoever is interrupted, the window is fired once and never forgotten."""
+"""A firing is claim, copy, note: whoever is interrupted, the window is fired once and never forgotten."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
-from world import JOURNAL, TASKS, TRIGGER
+from world import TASKS, TRIGGER
 
-from bqdispatch_provider.model import Event, Lane, Sentinel, Share, StoredObject
+from bqdispatch_provider.model import Event, Lane, Share
 from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.planning import entry_name
 from bqdispatch_provider.storage import Result
-
-
-def sentinel(world, name):
-    blob = world.blob(WindowName.parse(name).sentinel)
-    return blob and Sentinel.of(
-        StoredObject(blob.name, int(blob.generation), blob.time_created, blob.crc32c, blob.size, blob.metadata or {})
-    )
 
 
 def share_of(world, name):
@@ -22,38 +17,55 @@ def share_of(world, name):
     return Share(Lane.WINDOWS, 0, datetime.now(UTC), (Event(name, int(blob.generation), blob.time_created),))
 
 
-def claim(world, name, ago):
-    """A sentinel that somebody left who claimed a window and went away."""
-    generation = int(world.blob(name).generation)
-    at = world.client.bucket(TASKS).blob("BqDispatch/Tasks/" + WindowName.parse(name).sentinel)
-    at.metadata = Sentinel.claim(generation, "gone", datetime.fromtimestamp(world.control.now() - ago, UTC))
-    at.upload_from_string("{}")
-
-
-def test_a_fired_window_stays_beside_a_sentinel_that_proves_the_copy(world):
+def test_a_fired_window_stays_while_the_ledger_proves_the_copy(world):
     name = world.window(content='{"EventID": 7}')
     document = world.cycle().to_dict()
     assert document["Batched"] == {world.url_of(name): WindowName.parse(name).end.strftime("%Y-%m-%dT%H:%M:%SZ")}
     assert document["BatchCount"] == 1
-    assert world.blob(f"_batch_/{name}", TRIGGER).download_as_bytes() == b'{"EventID": 7}'
-    proof = sentinel(world, name)
-    assert proof.window == world.blob(name).generation
-    assert proof.fired is not None
-    assert int(proof.object.metadata["bqdispatch-target"]) == world.blob(f"_batch_/{name}", TRIGGER).generation
+    copy = world.blob(f"_batch_/{name}", TRIGGER)
+    assert copy.download_as_bytes() == b'{"EventID": 7}'
+    assert world.names() == [name]
+    entries = world.ledger(name, world.blob(name).generation)
+    assert sorted(entries) == ["claim", "fired"]
+    assert entries["fired"].metadata["bqdispatch-target"] == f"_batch_/{name}"
+    assert int(entries["fired"].metadata["bqdispatch-copy"]) == copy.generation
 
 
-def test_firing_a_hundred_windows_takes_three_batches(world):
+def test_firing_a_hundred_windows_takes_four_writes_of_which_three_are_batches(world):
     for n in range(100):
         world.window(f"ds.t{n}")
     world.control.reset_counters()
-    assert world.cycle().dispatched == 100
-    listing, permissions, batches = 1, 2, 3
-    assert world.control.requests() <= listing + permissions + batches
+    with world.dispatcher() as dispatcher:
+        plan = dispatcher.look().plan
+        assert dispatcher.dispatch(plan.shares({}, 100)).dispatched == 100
+    look, permissions, intent, batches = 2, 1, 1, 3
+    assert world.control.requests() == look + permissions + intent + batches
+
+
+def test_a_look_at_known_windows_asks_the_ledger_for_nothing(world):
+    for n in range(30):
+        world.window(f"ds.t{n}")
+    with world.dispatcher() as dispatcher:
+        dispatcher.cycle()
+        world.control.reset_counters()
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"ignored": 31}
+        assert world.control.requests() == 1
+
+
+def test_a_window_that_was_seen_before_it_was_due_is_claimed_without_another_look(world):
+    world.window(due=-10)
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"pending": 1}
+        world.control.advance(20)
+        world.control.reset_counters()
+        plan = dispatcher.look().plan
+        assert dispatcher.dispatch(plan.shares({})).dispatched == 1
+        assert world.control.calls()["storage.objects.list"] == 1
 
 
 def test_a_window_that_another_claims_is_left_to_it(world):
     name = world.window()
-    claim(world, name, ago=60)
+    world.claim(name, ago=60)
     share = share_of(world, name)
     with world.dispatcher() as dispatcher:
         assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"ignored": 1}
@@ -63,10 +75,22 @@ def test_a_window_that_another_claims_is_left_to_it(world):
 
 def test_a_window_whose_owner_is_gone_is_taken_up_again(world):
     name = world.window()
-    claim(world, name, ago=200)
+    world.claim(name, ago=200)
     assert world.cycle().dispatched == 1
     assert world.names(TRIGGER) == [f"_batch_/{name}"]
-    assert sentinel(world, name).fired is not None
+    assert "fired" in world.ledger(name)
+
+
+def test_a_copy_under_way_can_not_be_made_once_its_claim_was_taken_over(world):
+    name = world.window()
+    world.claim(name, ago=200)
+    former = world.ledger(name)["claim"].generation
+    world.cycle()
+    entry = entry_name(name, world.blob(name).generation, "claim", world.config().async_task_url)
+    with world.dispatcher() as dispatcher:
+        (late,) = dispatcher.store.copy([(entry, former, "_batch_/late")])
+    assert late.status in (404, 412)
+    assert world.names(TRIGGER) == [f"_batch_/{name}"]
 
 
 @pytest.mark.parametrize("fault", [{"kind": "status", "status": 503}, {"kind": "reset"}])
@@ -79,7 +103,7 @@ def test_a_passing_fault_fires_each_window_once(world, call, after, fault):
     assert document["Errors"] == []
     assert document["BatchCount"] == 10
     assert world.names(TRIGGER) == sorted(f"_batch_/{name}" for name in names)
-    assert all(sentinel(world, name).fired for name in names)
+    assert all("fired" in world.ledger(name) for name in names)
 
 
 def test_a_window_that_cannot_be_copied_is_not_reported_as_fired_and_comes_again(world):
@@ -88,7 +112,7 @@ def test_a_window_that_cannot_be_copied_is_not_reported_as_fired_and_comes_again
     world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
     document = world.cycle().to_dict()
     assert (document["Status"], document["BatchCount"]) == ("error", 0)
-    assert sentinel(world, name).fired is None
+    assert sorted(world.ledger(name)) == ["claim"]
     world.control.clear_faults()
     world.control.advance(4000)
     assert world.cycle().dispatched == 1
@@ -106,24 +130,31 @@ def test_a_claim_that_is_refused_fires_nothing(world, monkeypatch, status):
     assert world.names(TRIGGER) == []
 
 
-def test_a_fired_window_goes_after_an_hour_and_its_sentinel_after_a_day(world):
+@pytest.mark.parametrize("status", [404, 412])
+def test_a_claim_that_is_refused_for_no_reason_that_can_be_seen_is_an_error(world, status):
+    """Else it would be somebody else's, look after look, for ever."""
     name = world.window()
-    world.cycle()
-    world.control.advance(3500)
-    world.cycle()
-    assert len(world.names()) == 2
-    world.control.advance(200)
-    world.cycle()
-    assert world.names() == [WindowName.parse(name).sentinel]
-    world.control.advance(80_000)
-    world.cycle()
-    assert world.names() == [WindowName.parse(name).sentinel]
-    world.control.advance(10_000)
-    world.cycle()
+    world.control.add_fault("storage.objects.compose", "status", status=status, name="*.claim")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 1}
+    assert world.url_of(name) in document["Error"]
+
+
+@pytest.mark.parametrize(("delay", "kept"), [(None, 120), (30_000, 30), (600_000, 600)])
+def test_a_fired_window_goes_when_the_configuration_says_so(world, delay, kept):
+    more = {} if delay is None else {"MaxTriggerDelayMs": delay}
+    name = world.window()
+    world.cycle(**more)
+    world.control.advance(kept - 5)
+    world.cycle(**more)
+    assert world.names() == [name]
+    world.control.advance(10)
+    world.cycle(**more)
     assert world.names() == []
+    assert "fired" in world.ledger(name)
 
 
-def test_a_window_that_cannot_be_deleted_keeps_its_sentinel_and_is_not_fired_again(world):
+def test_a_window_that_cannot_be_deleted_is_not_fired_again(world):
     name = world.window()
     world.cycle()
     world.control.advance(100_000)
@@ -131,7 +162,7 @@ def test_a_window_that_cannot_be_deleted_keeps_its_sentinel_and_is_not_fired_aga
     for _ in range(2):
         document = world.cycle().to_dict()
         assert (document["BatchCount"], document["Status"]) == (0, "error")
-    assert world.names() == sorted([name, WindowName.parse(name).sentinel])
+    assert world.names() == [name]
     assert world.names(TRIGGER) == [f"_batch_/{name}"]
 
 
@@ -140,35 +171,6 @@ def test_a_window_fired_late_is_kept_as_long_as_any_other(world):
     world.cycle()
     world.cycle()
     assert name in world.names()
-
-
-def test_a_late_twin_is_set_aside_and_named(world):
-    name = world.window(content="first")
-    world.cycle()
-    world.delete(name)
-    world.control.advance(300)
-    world.put(name, content="second", age=10)
-    generation = world.blob(name).generation
-    document = world.cycle().to_dict()
-    assert "late twin" in document["Quarantined"][world.url_of(name)]
-    assert document["Outcomes"] == {"ignored": 1, "quarantined": 1}
-    assert world.names() == [WindowName.parse(name).sentinel]
-    aside, note = world.names(JOURNAL, "errors/")
-    assert note == f"{aside}.json"
-    assert aside.endswith(f"/{name}.{generation}")
-    assert world.blob(aside, JOURNAL).download_as_bytes() == b"second"
-    assert len(world.names(TRIGGER)) == 1
-
-
-def test_a_twin_that_was_set_aside_but_not_deleted_is_deleted_later(world):
-    name = world.window(content="first")
-    world.cycle()
-    world.put(name, content="second", age=10)
-    world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", times=1)
-    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 1, "error": 1}
-    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 1, "quarantined": 1}
-    assert len(world.names(JOURNAL, "errors/")) == 2
-    assert world.names() == [WindowName.parse(name).sentinel]
 
 
 def test_a_sentinel_of_the_go_dispatcher_is_taken_over_as_fired(world):
@@ -185,16 +187,16 @@ def test_a_window_written_again_is_not_fired_in_its_old_generation(world):
     with world.dispatcher() as dispatcher:
         assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"ignored": 1}
     assert world.names(TRIGGER) == []
-    assert sentinel(world, name) is None
+    assert world.ledger(name) == {}
 
 
-def test_a_window_that_this_run_has_fired_is_only_marked_later(world, monkeypatch):
+def test_a_window_that_this_run_has_fired_is_only_noted_later(world, monkeypatch):
     monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
     names = [world.window(f"ds.t{n}") for n in range(3)]
     with world.dispatcher() as dispatcher:
         stamp = dispatcher.store.stamp
         dispatcher.store.stamp = lambda stamps: (
-            stamp(stamps) if stamps[0][3] == 0 else [Result(503, message="busy")] * len(stamps)
+            stamp(stamps) if stamps[0][2].endswith(".claim") else [Result(503, message="busy")] * len(stamps)
         )
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 3}
         for name in names:
@@ -203,26 +205,41 @@ def test_a_window_that_this_run_has_fired_is_only_marked_later(world, monkeypatc
         world.control.advance(200)
         assert dispatcher.cycle().dispatched == 3
     assert world.names(TRIGGER) == []
-    assert all(sentinel(world, name).fired for name in names)
+    assert all("fired" in world.ledger(name) for name in names)
 
 
 def test_a_take_over_that_is_refused_is_an_error(world):
     name = world.window()
-    claim(world, name, ago=200)
-    world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden", after=False)
-    with world.dispatcher() as dispatcher:
-        stamp = dispatcher.store.stamp
-        dispatcher.store.stamp = lambda stamps: [Result(412)] * len(stamps) if stamps[0][3] == 0 else stamp(stamps)
-        document = dispatcher.cycle().to_dict()
-    assert document["Outcomes"] == {"ignored": 1, "error": 1}
+    world.claim(name, ago=200)
+    world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 1}
     assert name in document["Error"]
 
 
-def test_what_is_set_aside_does_not_stop_dispatching(world):
-    name = world.window(content="first")
-    world.cycle()
-    world.put(name, content="second", age=10)
-    world.trace()
-    world.control.add_fault("storage.objects.*", "status", status=403, reason="forbidden", bucket=JOURNAL)
-    document = world.cycle().to_dict()
-    assert document["Outcomes"] == {"dispatched": 1, "ignored": 1, "error": 1}
+def test_what_fires_is_written_down_until_its_load_is_seen(world):
+    name = world.window(content=json.dumps({"EventID": "4711", "Source": {"URL": "gs://p_bqtail/data/f"}}))
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        dispatcher.cycle()
+        (intent,) = world.intents()
+        firing = json.loads(world.blob(intent).download_as_bytes())["firings"][0]
+        assert firing == {
+            "window": name,
+            "generation": world.blob(name).generation,
+            "project": "p",
+            "event": "4711",
+            "many": False,
+        }
+        world.control.advance(90)
+        dispatcher.cycle()
+        assert world.intents() == [intent]
+        world.jobs(["ds_t--4711_00001_load--dispatch"], "RUNNING", age=5)
+        dispatcher.cycle()
+    assert world.intents() == []
+
+
+def test_a_share_of_windows_names_each_generation(world):
+    name = world.window()
+    share = share_of(world, name)
+    assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
+    assert world.client.bucket(TASKS).exists()

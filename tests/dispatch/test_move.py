@@ -223,7 +223,7 @@ def test_of_a_share_that_was_planned_elsewhere_nothing_goes_while_what_runs_cann
     name = world.trace()
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         shares = dispatcher.look().plan.shares({Lane.JOBS: 5})
-    world.control.refuse("bigquery.jobs.list", project="p")
+    world.control.refuse("bigquery.jobs.get", project="p")
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         document = dispatcher.dispatch(shares).to_dict()
     assert document["Outcomes"] == {"throttled": 1}

@@ -187,6 +187,49 @@ def test_a_bucket_that_keeps_nothing_is_a_warning(cloud, world, look):
     assert "--soft-delete-duration" in findings(checks, Verdict.WARNING)["what was consumed"]
 
 
+def patched(world, bucket, **settings):
+    world.session.patch(f"{world.url}/storage/v1/b/{bucket}", json=settings).raise_for_status()
+
+
+RULE = {"rule": [{"action": {"type": "Delete"}, "condition": {"age": 0}}]}
+
+
+@pytest.mark.parametrize(
+    ("bucket", "settings", "what", "said"),
+    [
+        (TASKS, {"lifecycle": RULE}, "task", "deletes objects below gs://ops/BqDispatch/Tasks/ at once"),
+        (TRIGGER, {"lifecycle": RULE}, "trigger", "may be deleted before BqTail consumes them"),
+        (TRIGGER, {"retentionPolicy": {"retentionPeriod": "60"}}, "trigger", "BqTail cannot delete what it has"),
+        (TRIGGER, {"defaultEventBasedHold": True}, "trigger", "--no-default-event-based-hold"),
+    ],
+)
+def test_settings_of_a_bucket_that_are_in_the_way_are_named(world, look, bucket, settings, what, said):
+    world.trace()
+    found = findings(look(lambda world: patched(world, bucket, **settings)))
+    assert found.keys() == {f"settings of the {what} bucket"}
+    assert said in found[f"settings of the {what} bucket"]
+
+
+@pytest.mark.parametrize("settings", [{"retentionPolicy": {"retentionPeriod": "60"}}, {"defaultEventBasedHold": True}])
+def test_a_task_bucket_that_keeps_what_is_deleted_is_named_and_nothing_is_put_into_it(world, look, settings):
+    world.trace()
+    checks = look(lambda world: patched(world, TASKS, **settings))
+    found = findings(checks)
+    assert found.keys() == {"settings of the task bucket"}
+    assert "dispatched events cannot be deleted" in found["settings of the task bucket"]
+    assert "from which objects can be deleted" in findings(checks, Verdict.LEFT_OUT)["trial"]
+
+
+def test_settings_that_cannot_be_read_are_not_checked(world, look):
+    world.trace()
+    checks = look(refused("storage.buckets.get", bucket=TASKS))
+    assert findings(checks) == {}
+    left_out = findings(checks, Verdict.LEFT_OUT)
+    assert left_out.keys() == {"settings of the task bucket"}
+    assert "needs storage.buckets.get on bucket 'ops'" in left_out["settings of the task bucket"]
+    assert "settings of the trigger bucket" in findings(checks, Verdict.OK)
+
+
 def test_without_a_job_it_says_how_to_get_one_and_tries_the_window(world, look):
     world.jobs(["bquxjob_1_2", "scheduled_query"])
     world.trace(state="RUNNING")

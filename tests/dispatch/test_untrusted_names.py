@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from terminal import on_a_terminal
-from world import FOLDER, JOURNAL, TRIGGER
+from world import FOLDER, TASKS, TRIGGER
 
 from bqdispatch_provider.jobs import Sighting
 from bqdispatch_provider.model import Job, Outcome
-from bqdispatch_provider.names import TraceName, WindowName
+from bqdispatch_provider.names import TraceName
+from bqdispatch_provider.planning import MAX_OBJECT_NAME_BYTES, marker_name
 
 BIN = Path(sys.executable).parent
 AWKWARD = {
@@ -87,19 +88,41 @@ def test_a_trace_arrives_unharmed(world, dest, log):
     assert lines_are_harmless(log)
 
 
-def test_a_window_is_fired_unharmed_and_its_twin_set_aside(world, dest, log):
+def test_a_window_is_fired_unharmed_and_set_aside_when_it_returns_and_nobody_can_tell(world, dest, log):
     name = world.window(dest, content=f"the body of {dest!r}")
     assert world.cycle().to_dict()["Batched"].keys() == {world.url_of(name)}
     assert in_trigger(world, "_batch_/") == {f"_batch_/{name}": f"the body of {dest!r}".encode()}
-    assert WindowName.parse(name).sentinel in world.names()
-    world.put(name, content="twin")
+    assert world.names() == [name]
+    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 2}
+    world.put(name, content="again")
+    generation = world.blob(name).generation
     report = world.cycle()
     assert report.quarantined.keys() == {world.url_of(name)}
-    assert [blob.download_as_bytes() for blob in world.client.list_blobs(JOURNAL) if f"/{name}." in blob.name].count(
-        b"twin"
-    ) == 1
-    assert all(map(is_harmless, report.quarantined.values()))
+    marker = marker_name(name, generation, world.config().async_task_url)
+    assert world.blob(marker).download_as_bytes() == b"again"
+    assert world.names() == [marker]
+    told = world.cycle().errors
+    assert len(told) == 1
+    assert all(map(is_harmless, (*report.quarantined.values(), *told)))
     assert lines_are_harmless(log)
+
+
+@pytest.mark.parametrize("piece", ["x", "\u65e5"])
+def test_a_window_whose_name_cannot_be_longer_is_fired_once_and_known_when_it_returns(world, piece):
+    room = MAX_OBJECT_NAME_BYTES - len(f"{FOLDER}ds._77_1700000000.win")
+    dest = f"ds.{piece * (room // len(piece.encode()))}"
+    name = world.window(f"{dest}{'x' * (room % len(piece.encode()))}", content='{"EventID": "4711"}')
+    assert len(f"{FOLDER}{name}".encode()) == MAX_OBJECT_NAME_BYTES
+    assert world.cycle().to_dict()["Batched"].keys() == {world.url_of(name)}
+    assert world.cycle().to_dict()["Outcomes"] == {"ignored": 2}
+    assert world.names(TRIGGER) == [f"_batch_/{name}"]
+    world.put(name, content="again")
+    assert world.cycle().to_dict()["Outcomes"] == {"pending": 1, "ignored": 1}
+    world.delete(f"_batch_/{name}", TRIGGER)
+    world.cycle()
+    entries = [blob.name for blob in world.client.list_blobs(TASKS, prefix=f"{FOLDER}~ledger/")]
+    assert {entry.rpartition(".")[2] for entry in entries} == {"claim", "fired", "gone-00000"}
+    assert len({entry.rpartition(".")[0] for entry in entries}) == 1
 
 
 def test_a_trace_without_a_job_waits_and_the_others_go_on(world, dest, log):

@@ -3,16 +3,21 @@
 import pytest
 import requests
 
-from bqdispatch_provider.testing.bqtail import TRACE_LABEL, BqTailSettings, StandInBqTail
+from bqdispatch_provider.testing.bqtail import TRACE_LABEL, BqTailSettings, Rule, StandInBqTail
 
 DESTS = ["ds.a", "q:ds.b$20260101", "ds.c--d", "example.com:legacy.ds.e"]
+RULES = {
+    "q:ds.b$20260101": Rule(transient_project="other", transient_location="EU"),
+    "ds.c--d": Rule(balancer=("q", "third")),
+    "example.com:legacy.ds.e": Rule(multi_path=True, transient_project="example.com:legacy", dml=True),
+}
 LIMITS = {"MaxConcurrentSQL": 5, "MaxConcurrentJobs": 3}
 
 
 @pytest.fixture
 def bqtail(world):
     settings = BqTailSettings.for_dispatcher(
-        world.config(), window_s=20, pending_ms=(0, 2000), running_ms=(500, 6000), failing=0.1
+        world.config(), window_s=20, pending_ms=(0, 2000), running_ms=(500, 6000), failing=0.1, rules=RULES
     )
     return StandInBqTail(world.client, requests.Session(), world.url, settings)
 

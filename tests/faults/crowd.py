@@ -9,10 +9,17 @@ import dispatching
 import psutil
 import requests
 
-from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
+from bqdispatch_provider.testing.bqtail import BqTailSettings, Rule, StandInBqTail
 
 AFTER_A_CRASH = 200
 """Seconds after which everybody takes up what a dispatcher has left: more than ``CLAIM_TIMEOUT``."""
+
+
+RULES = {
+    "q:ds.b$20260101": Rule(transient_project="q"),
+    "ds.c--d": Rule(multi_path=True),
+    "example.com:legacy.ds.e": Rule(balancer=("example.com:legacy", "other")),
+}
 
 
 class Crowd:
@@ -22,7 +29,7 @@ class Crowd:
         self.world, self.forks, self.log_file = world, forks, log_file
         self.random = random.Random(seed)
         self.document = world.document(**settings)
-        bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=chain)
+        bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=chain, rules=RULES)
         self.bqtail = StandInBqTail(world.client, requests.Session(), world.url, bqtail)
 
     def start(self, **more):

@@ -1,8 +1,12 @@
 """All threads that call a host wait once it is too busy, longer each time, and no more once it answers."""
 
+from contextlib import closing
+
 import pytest
+from world import FOLDER, TASKS, TRIGGER
 
 from bqdispatch_provider import courtesy
+from bqdispatch_provider.storage import TaskStore
 
 
 @pytest.fixture
@@ -68,15 +72,92 @@ def test_an_answer_ends_it(clock):
     assert told(host, clock, 1) - before == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 429}, {"status": 403, "reason": "rateLimitExceeded"}])
-def test_storage_and_bigquery_are_waited_for(world, monkeypatch, fault):
+TOO_MANY = [{"status": 429}, {"status": 403, "reason": "rateLimitExceeded"}]
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """What hosts are noted to be, busy or not."""
     noted = []
-    monkeypatch.setattr(courtesy.Courtesy, "note", lambda self, *, busy: noted.append((self, busy)))
-    world.traces(20)
-    world.control.add_fault("storage.objects.delete", "status", times=1, **fault)
+    monkeypatch.setattr(courtesy.Courtesy, "note", lambda self, *, busy: noted.append(busy))
+    return noted
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, *TOO_MANY])
+def test_bigquery_is_waited_for(world, noted, fault):
+    world.traces(20, state="RUNNING")
     world.control.add_fault("bigquery.jobs.list", "status", times=1, **fault)
     world.cycle()
-    assert len({host for host, busy in noted if busy}) == 2
+    assert noted.count(True) == 1
+
+
+def deletes(world, number):
+    """The statuses of so many deletes in one batch."""
+    names = [f"{n}" for n in range(number)]
+    generations = world.put(*names)
+    with closing(TaskStore(world.client, f"gs://{TASKS}/{FOLDER}", TRIGGER)) as store:
+        return [result.status for result in store.delete(list(zip(names, generations, strict=True)))]
+
+
+@pytest.mark.parametrize(("fault", "calls"), [({"status": 503}, 1), *((fault, 20) for fault in TOO_MANY)])
+def test_storage_is_waited_for(world, noted, fault, calls):
+    world.control.add_fault("storage.objects.delete", "status", times=calls, **fault)
+    assert {*deletes(world, calls)} <= {200, 204}
+    assert noted.count(True) == 1
+
+
+@pytest.mark.parametrize("calls", [1, 20, 100])
+@pytest.mark.parametrize("fault", TOO_MANY)
+def test_storage_is_not_waited_for_because_one_name_was_changed_too_often(world, monkeypatch, noted, fault, calls):
+    slower = []
+    monkeypatch.setattr(courtesy.Pace, "note", lambda self, calls, refused: slower.append(refused))
+    world.control.add_fault("storage.objects.delete", "status", times=1, **fault)
+    assert {*deletes(world, calls)} <= {200, 204}
+    assert noted.count(True) == 0
+    assert slower == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("refused", "calls", "many"),
+    [(0, 100, False), (1, 100, False), (5, 100, False), (6, 100, True), (1, 1, False), (1, 2, False), (2, 3, True)],
+)
+def test_a_few_refusals_in_a_batch_are_about_names_and_many_about_the_bucket(refused, calls, many):
+    assert courtesy.too_many(refused, calls) is many
+
+
+def test_a_name_rests_for_a_second_while_the_others_go_on(clock):
+    names = courtesy.NameRest()
+    assert names.due([0, 1, 2]) == [0, 1, 2]
+    names.rest([1])
+    assert (names.due([0, 1]), clock.slept) == ([0], 0)
+    clock.now += 0.25
+    assert names.due([1]) == [1]
+    assert clock.slept == pytest.approx(0.75)
+
+
+def test_names_that_rest_until_different_times_go_on_one_after_the_other(clock):
+    names = courtesy.NameRest()
+    names.rest([0])
+    clock.now += 0.5
+    names.rest([1])
+    assert names.due([0, 1]) == [0]
+    assert clock.slept == pytest.approx(0.5)
+    assert names.due([1]) == [1]
+    assert clock.slept == pytest.approx(1.0)
+
+
+def test_only_names_that_rest_are_remembered(clock):
+    names = courtesy.NameRest()
+    for number in range(100):
+        names.rest([number])
+        clock.now += 0.5
+    assert len(names._until) == 2
+
+
+def test_no_calls_are_due_at_once(clock):
+    names = courtesy.NameRest()
+    names.rest([])
+    assert (names.due([]), clock.slept) == ([], 0)
 
 
 class Service:

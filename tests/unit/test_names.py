@@ -11,8 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bqdispatch_provider.model import StoredObject
-from bqdispatch_provider.names import INTENTS, TraceName, WindowName, as_job_id, is_bookkeeping
-from bqdispatch_provider.planning import classify
+from bqdispatch_provider.names import (
+    INTENTS,
+    LEDGER,
+    UNDECIDED,
+    UNLISTED,
+    LedgerName,
+    TraceName,
+    WindowName,
+    as_job_id,
+    cut,
+    is_bookkeeping,
+)
+from bqdispatch_provider.planning import MAX_OBJECT_NAME_BYTES, classify, entry_name, marker_name
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "bqtail_names.jsonl").read_text().splitlines()]
 
@@ -133,6 +144,11 @@ PIECES += [
     "\x00",
     "٣",
     INTENTS,
+    UNDECIDED,
+    LEDGER,
+    ".claim",
+    ".fired",
+    ".gone-00000",
 ]
 NAMES = st.lists(st.sampled_from(PIECES), max_size=20).map("".join) | st.text()
 PLAIN = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1)
@@ -172,6 +188,9 @@ def test_any_text_is_a_name_or_a_value_error(text):
     for kind in (TraceName, WindowName):
         with contextlib.suppress(ValueError):
             assert kind.parse(text).name == text
+    with contextlib.suppress(ValueError):
+        entry = LedgerName.parse(text)
+        assert text.endswith(f"/{entry.window}.{entry.generation}.{entry.what}")
     is_bookkeeping(text)
 
 
@@ -204,7 +223,8 @@ def test_any_text_has_a_job_id_without_separators(text):
 @given(NAMES | traces().map(lambda trace: trace.name) | WINDOWS.map(lambda window: window.name))
 def test_every_name_is_of_exactly_one_kind(name):
     listing = classify([StoredObject(name, 1, NOW)], "p", NOW)
-    kinds = [listing.traces, listing.windows, listing.orphans, listing.intents, range(listing.ignored), listing.unknown]
+    kinds = [listing.traces, listing.windows, listing.orphans, listing.intents, listing.undecided]
+    kinds += [range(listing.ignored), listing.unknown]
     assert sum(map(len, kinds)) == len(listing) == 1
     for trace in listing.traces:
         assert (trace.name.name, name.endswith((".win", ".wis")), is_bookkeeping(name)) == (name, False, False)
@@ -214,9 +234,149 @@ def test_every_name_is_of_exactly_one_kind(name):
 
 @pytest.mark.parametrize("piece", ["--", "a", ":", "--1_00001_a", "_00001_", "proj:", "_1_17", "."])
 def test_no_name_takes_long_to_read(piece):
-    began = time.monotonic()
+    began = time.process_time()
     for name in ((piece * 1024)[:1024], f"proj:{(piece * 1024)[:1000]}/x", f"{(piece * 1024)[:1020]}.win"):
-        for kind in (TraceName, WindowName):
+        for kind in (TraceName, WindowName, LedgerName):
             with contextlib.suppress(ValueError):
                 kind.parse(name)
-    assert time.monotonic() - began < 1
+        with contextlib.suppress(ValueError):
+            LedgerName.parse(f"{LEDGER}2026-01-01_00-00/{name}"[:1024])
+    assert time.process_time() - began < 1
+
+
+# The ledger
+
+
+TASKS = "gs://ops/BqDispatch/Tasks"
+WHATS = ["claim", "fired", "aside", "gone-00000", "gone-00012", "gone-99999"]
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "generation", "what"),
+    [
+        ("~ledger/2023-11-14_22-13/ds.t_7_1700000000.win.12.claim", "ds.t_7_1700000000.win", 12, "claim"),
+        ("~ledger/2023-11-14_22-13/ds.t_7_1700000000.win.12.gone-00002", "ds.t_7_1700000000.win", 12, "gone-00002"),
+        ("~ledger/x/a.1.fired.2.fired", "a.1.fired", 2, "fired"),
+        ("~ledger/x/\n.1.aside", "\n", 1, "aside"),
+        ("~ledger/x/a/b.1.claim", "a/b", 1, "claim"),
+    ],
+)
+def test_an_entry_is_read_from_the_right(name, window, generation, what):
+    assert LedgerName.parse(name) == LedgerName(window, generation, what)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "~ledger/",
+        "~ledger/a.1.claim",
+        "~ledger//a.1.claim",
+        "~ledger/x/.1.claim",
+        "~ledger/x/a.0.claim",
+        "~ledger/x/a.01.claim",
+        "~ledger/x/a.-1.claim",
+        "~ledger/x/a.\u0663.claim",
+        "~ledger/x/a.1.claims",
+        "~ledger/x/a.1.gone",
+        "~ledger/x/a.1.gone-0",
+        "~ledger/x/a.1.gone-000000",
+        "~ledger/x/a.1.claim\n",
+        "ledger/x/a.1.claim",
+        " ~ledger/x/a.1.claim",
+    ],
+)
+def test_what_is_no_entry_is_refused(name):
+    with pytest.raises(ValueError, match="is not an entry of the ledger") as caught:
+        LedgerName.parse(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_windows_of_one_minute_share_a_folder_whatever_the_machine_thinks(monkeypatch):
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        names = {LedgerName.folder(datetime(2026, 1, 1, 23, 59, second, tzinfo=UTC)) for second in range(60)}
+    time.tzset()
+    assert names == {"~ledger/2026-01-01_23-59/"}
+
+
+@given(st.tuples(st.integers(0, 253_402_300_799), st.integers(0, 253_402_300_799)))
+def test_minutes_sort_as_time_does(ends):
+    first, second = (datetime.fromtimestamp(end, UTC) for end in sorted(ends))
+    assert LedgerName.folder(first) <= LedgerName.folder(second)
+
+
+def test_a_look_lists_all_but_the_ledger():
+    """It ends before ``~``, behind which no name of BqTail's sorts: those begin with a project or a dataset."""
+    assert LEDGER.startswith(UNLISTED)
+    for name in (INTENTS, UNDECIDED, "proj:z:US/z.z--1_00001_load--dispatch", "zz.zz_9_1.win"):
+        assert name < UNLISTED
+
+
+LONG = st.builds(
+    lambda piece, times, end: WindowName(
+        f"ds.{(piece * times).encode()[: 1024 - len(f'ds._7_{end}.win')].decode(errors='ignore')}x"[: 1024 - 20],
+        "7",
+        datetime.fromtimestamp(end, UTC),
+    ),
+    st.sampled_from(["a", "\u00e9", "\u65e5\u672c", "\U0001f600", ".win", ".1.claim", "\n", "~"]),
+    st.integers(1, 1024),
+    st.integers(0, 2**36),
+).filter(lambda window: len(window.name.encode()) <= MAX_OBJECT_NAME_BYTES)
+FOLDERS = st.sampled_from(["gs://b", "gs://b/", TASKS, f"{TASKS}/", "gs://b/\u00e9/x//", f"gs://b/{'f' * 300}"])
+GENERATIONS = st.integers(1, 2**63 - 1)
+
+
+def in_bucket(url, name):
+    """As the bucket has it, where the folder is below the task folder's URL."""
+    folder = url.removeprefix("gs://").partition("/")[2].strip("/")
+    return f"{folder}/{name}" if folder else name
+
+
+@given(
+    LONG | WINDOWS.filter(lambda each: len(each.name.encode()) <= 1024), GENERATIONS, st.sampled_from(WHATS), FOLDERS
+)
+def test_an_entry_has_room_for_every_window_and_parses_back(window, generation, what, url):
+    name = entry_name(window.name, generation, what, url)
+    assert name.startswith(LedgerName.folder(window.end))
+    assert len(in_bucket(url, name).encode()) <= MAX_OBJECT_NAME_BYTES
+    parsed = LedgerName.parse(name)
+    assert (parsed.generation, parsed.what) == (generation, what)
+    if len(window.name.encode()) < 600:
+        assert parsed.window == window.name
+
+
+@given(LONG, FOLDERS, st.sampled_from(WHATS))
+def test_entries_of_one_window_go_by_one_name_and_of_another_by_another(window, url, what):
+    """So they are found together, however long the name is: by whatever is said, and by whatever generation."""
+    told = {
+        LedgerName.parse(entry_name(window.name, generation, each, url)).window
+        for generation in (1, 2**40, 2**63 - 1)
+        for each in WHATS
+    }
+    assert len(told) == 1
+    other = WindowName(f"{window.dest[:-1]}{'y' if window.dest[-1] != 'y' else 'z'}", window.hash, window.end)
+    assert entry_name(window.name, 1, what, url) != entry_name(other.name, 1, what, url)
+
+
+@given(LONG, GENERATIONS, FOLDERS)
+def test_a_window_that_waits_for_a_decision_has_room_for_every_name(window, generation, url):
+    name = marker_name(window.name, generation, url)
+    assert len(in_bucket(url, name).encode()) <= MAX_OBJECT_NAME_BYTES
+    shown, _, number = name.removeprefix(UNDECIDED).rpartition(".")
+    assert number == str(generation)
+    if len(window.name.encode()) < 600:
+        assert shown == window.name
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 100))
+def test_a_name_is_cut_to_fit_and_stays_apart_from_others(name, room):
+    made = cut(name, room)
+    assert len(made.encode()) <= max(room, 17)
+    if len(name.encode()) <= room:
+        assert made == name
+    else:
+        assert made != name
+        assert made != cut(f"{name}x", room)
+        assert name.startswith(made[:-17])

@@ -1,5 +1,6 @@
 """Planning: what must hold for every folder, limit and state, whatever the order of the listing."""
 
+import json
 import time
 from collections import Counter
 from dataclasses import replace
@@ -11,22 +12,37 @@ from hypothesis import strategies as st
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import (
+    REASON,
     REPLAY,
+    REPLAYED,
     SINCE,
     Event,
+    Firing,
     Job,
     Lane,
+    Late,
+    Load,
     Only,
+    OpenFiring,
     Outcome,
     Quarantine,
-    Sentinel,
     Share,
     Snapshot,
     StoredObject,
     Tidy,
+    Verdict,
 )
 from bqdispatch_provider.names import TraceName, WindowName
-from bqdispatch_provider.planning import aside_path, classify, is_target, limits, other_target, plan, target_of
+from bqdispatch_provider.planning import (
+    aside_path,
+    classify,
+    is_target,
+    limits,
+    marker_name,
+    other_target,
+    plan,
+    target_of,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TRACE, WINDOW = "proj:p:US/ds.t--1_00001_load--dispatch", "ds.t_7_1767323045.win"
@@ -55,16 +71,27 @@ def window(dest="ds.t", ended=60.0, age=90.0, generation=1):
     return name, stored(name.name, age, generation)
 
 
-def sentinel(name, fired_ago=None, claimed_ago=None, generation=1):
-    metadata = Sentinel.claim(generation, "someone", NOW - timedelta(seconds=claimed_ago or fired_ago))
-    if fired_ago is not None:
-        claim = Sentinel.of(stored(name.sentinel, fired_ago, 5, metadata))
-        metadata = claim.fire(generation, 9, NOW - timedelta(seconds=fired_ago))
-    return stored(name.sentinel, fired_ago or claimed_ago, 5, metadata)
+def ago(seconds):
+    return NOW - timedelta(seconds=seconds)
 
 
-def planned(*objects, **limits_):
-    return plan(Snapshot(classify(objects, "p", NOW)), config(**limits_), NOW)
+def firing(fired_ago=None, claimed_ago=None, **more):
+    claimed = ago(fired_ago + 1 if claimed_ago is None else claimed_ago)
+    return Firing(claimed, None if fired_ago is None else ago(fired_ago), **more)
+
+
+def opened(name, generation=1, project="p", age=20.0, many=False):
+    return OpenFiring(name.name, generation, project, "4711", many, ago(age))
+
+
+def seen(*objects, **more):
+    """A snapshot whose windows' loads run in the projects of their destinations, unless it is said where."""
+    listing = classify(objects, "p", NOW)
+    return Snapshot(listing, **{"loads": {each.key: Load(each.project) for each in listing.windows}, **more})
+
+
+def planned(*objects, only=None, sql=0, jobs=0, configured=None, **more):
+    return plan(seen(*objects, **more), config(sql, jobs, **configured or {}), NOW, Only.of(only))
 
 
 def names(plan_, lane):
@@ -83,32 +110,96 @@ def test_an_unfired_window_is_never_deleted_however_old():
     assert made.tidy == Tidy()
 
 
-def test_a_fired_window_is_kept_for_an_hour_after_its_firing():
+@pytest.mark.parametrize(("delay", "keep"), [(None, 120), (30_000, 30), (600_000, 600)])
+def test_a_fired_window_is_kept_for_max_trigger_delay_after_its_firing(delay, keep):
     name, late = window(ended=7200, age=7300)
-    assert planned(late, sentinel(name, fired_ago=3500)).tidy.stale == ()
-    assert planned(late, sentinel(name, fired_ago=3700)).tidy.stale == ((late.name, 1),)
+    configured = {} if delay is None else {"MaxTriggerDelayMs": delay}
+
+    def stale(fired_ago):
+        made = planned(late, firings={name.name: {1: firing(fired_ago, 7000)}}, configured=configured)
+        assert (made.events[Lane.WINDOWS], made.outcomes) == ((), {Outcome.IGNORED: 1})
+        return made.tidy.stale
+
+    assert stale(keep - 1) == ()
+    assert stale(keep + 1) == ((late.name, 1),)
 
 
-def test_a_fired_window_is_kept_for_max_trigger_delay_when_that_is_longer():
-    name, late = window(ended=7200, age=7300)
-    assert planned(late, sentinel(name, fired_ago=3700), MaxTriggerDelayMs=4_000_000).tidy.stale == ()
+def test_a_fired_window_that_lies_beside_names_of_its_folders_goes_at_once():
+    """A late event of another folder would find it there, and its file would be lost."""
+    name, fired = window()
+    made = planned(fired, stored(f"{name.locations}9.loc"), firings={name.name: {1: firing(1)}})
+    assert made.tidy.stale == ((fired.name, 1),)
 
 
-def test_a_sentinel_outlives_its_window_by_a_day():
-    name, fired = window(ended=90_000, age=90_000)
-    beside = sentinel(name, fired_ago=89_000)
-    assert planned(fired, beside).tidy.stale == ((fired.name, 1),)
-    assert planned(beside).tidy.stale == ()
-    assert planned(sentinel(name, fired_ago=91_000)).tidy.stale == ((beside.name, 5),)
+def test_a_fired_window_that_may_not_be_deleted_stays():
+    name, fired = window(ended=7200, age=7300)
+    made = planned(replace(fired, held="a hold"), firings={name.name: {1: firing(7000)}})
+    assert (made.tidy, made.outcomes) == (Tidy(), {Outcome.IGNORED: 1})
 
 
-def test_a_window_that_comes_back_under_its_sentinel_is_a_late_twin():
-    name, twin = window(generation=2)
-    made = planned(twin, sentinel(name, fired_ago=400, generation=1))
-    assert made.events[Lane.WINDOWS] == ()
+def test_a_window_whose_load_proves_its_firing_is_not_fired_though_the_ledger_does_not_say_so():
+    name, fired = window()
+    ledger = {name.name: {1: firing(claimed_ago=1000)}}
+    made = planned(fired, firings=ledger, tidy=Tidy(fired=((fired.name, 1),)))
+    assert (made.events[Lane.WINDOWS], made.outcomes) == ((), {Outcome.IGNORED: 1})
+    assert (made.tidy.fired, made.tidy.stale) == (((fired.name, 1),), ())
+
+
+def returned(verdict, *beside, generation=2, held="", jobs=0, **more):
+    """The plan for a window that has returned after its first generation was fired."""
+    name, back = window(generation=generation)
+    verdicts = {} if verdict is None else {(back.name, generation): verdict}
+    ledger = {name.name: {1: firing(400), **more.pop("known", {})}}
+    made = planned(replace(back, held=held), *beside, firings=ledger, verdicts=verdicts, jobs=jobs, **more)
+    return back, made
+
+
+@pytest.mark.parametrize("verdict", [None, Verdict(Late.WAIT, "a load runs")])
+def test_a_returned_window_waits_as_long_as_nobody_can_tell(verdict):
+    _, made = returned(verdict)
+    assert (made.outcomes, made.tidy, made.awaited) == ({Outcome.PENDING: 1}, Tidy(), 1)
+
+
+def test_a_returned_window_whose_file_was_loaded_is_removed_with_what_names_its_folder():
+    name, _ = window()
+    stale = (f"{name.locations}9.loc", 5)
+    back, made = returned(Verdict(Late.DROP, "loaded", (stale,)), stored(stale[0], generation=5))
+    assert made.tidy == Tidy(stale=((back.name, 2), stale))
+    assert (made.outcomes, made.late) == ({Outcome.IGNORED: 2}, 1)
+
+
+def test_a_returned_window_whose_files_were_not_loaded_is_fired_once_stale_names_are_gone():
+    stale = (("x/9.loc", 5),)
+    back, made = returned(Verdict(Late.FIRE, "nothing was loaded", stale))
+    (event,) = made.events[Lane.WINDOWS]
+    assert (event.key, event.claimed, event.stale) == ((back.name, 2), False, stale)
+    _, made = returned(Verdict(Late.FIRE, "nothing was loaded"), jobs=1, open=(opened(window("ds.x")[0]),))
+    assert made.outcomes == {Outcome.THROTTLED: 1}
+
+
+def test_a_returned_window_that_cannot_be_decided_on_is_set_aside_in_the_task_folder():
+    back, made = returned(Verdict(Late.UNDECIDED, "its content says nothing"))
     (quarantine,) = made.tidy.quarantines
-    assert (quarantine.name, quarantine.generation) == (twin.name, 2)
-    assert "late twin" in quarantine.reason
+    assert (quarantine.name, quarantine.generation, quarantine.undecided) == (back.name, 2, True)
+    assert (quarantine.reason, made.outcomes, made.tidy.stale) == ("its content says nothing", {}, ())
+
+
+@pytest.mark.parametrize("late", [Late.DROP, Late.FIRE, Late.UNDECIDED])
+def test_a_returned_window_that_may_not_be_deleted_is_an_error_that_names_it(late):
+    back, made = returned(Verdict(late, "x"), held="a hold")
+    assert (made.outcomes, made.tidy) == ({Outcome.ERROR: 1}, Tidy())
+    assert repr(back.name) in made.errors[0]
+
+
+def test_a_window_that_was_put_back_from_quarantine_is_fired_whatever_is_known():
+    name, back = window(generation=2)
+    back = replace(back, metadata={REPLAYED: "9"})
+    ledger = {name.name: {1: firing(400)}}
+    assert names(planned(back, firings=ledger), Lane.WINDOWS) == [back.name]
+    undecided = {(back.name, 2): Verdict(Late.UNDECIDED, "x")}
+    assert names(planned(back, firings=ledger, verdicts=undecided), Lane.WINDOWS) == [back.name]
+    again = planned(back, firings={name.name: {1: firing(400), 2: firing(4)}})
+    assert (again.events[Lane.WINDOWS], again.outcomes) == ((), {Outcome.IGNORED: 1})
 
 
 def test_a_sentinel_of_the_go_dispatcher_means_fired_and_proves_nothing():
@@ -117,13 +208,125 @@ def test_a_sentinel_of_the_go_dispatcher_means_fired_and_proves_nothing():
     assert made.events[Lane.WINDOWS] == ()
     assert made.tidy == Tidy()
     _, twin = window(ended=90_000, age=100)
-    assert len(planned(twin, stored(name.sentinel, 89_990)).tidy.quarantines) == 1
+    (quarantine,) = planned(twin, stored(name.sentinel, 89_990)).tidy.quarantines
+    assert (quarantine.name, quarantine.undecided) == (twin.name, True)
+    assert "late twin" in quarantine.reason
+
+
+def test_a_twin_that_was_put_back_from_quarantine_is_fired_beside_the_go_dispatchers_sentinel():
+    name, twin = window()
+    made = planned(replace(twin, metadata={REPLAYED: "9"}), stored(name.sentinel, 89_990))
+    assert names(made, Lane.WINDOWS) == [twin.name]
+    assert (made.tidy, made.outcomes) == (Tidy(), {Outcome.IGNORED: 1})
+
+
+def test_a_sentinel_without_its_window_is_left_alone():
+    name, _ = window()
+    made = planned(stored(name.sentinel, 10**7))
+    assert (made.outcomes, made.tidy) == ({Outcome.IGNORED: 1}, Tidy())
 
 
 def test_a_claimed_window_is_left_to_its_owner_and_taken_up_again_after_a_while():
     name, claimed = window()
-    assert planned(claimed, sentinel(name, claimed_ago=100)).events[Lane.WINDOWS] == ()
-    assert names(planned(claimed, sentinel(name, claimed_ago=200)), Lane.WINDOWS) == [claimed.name]
+
+    def events(claimed_ago):
+        return planned(claimed, firings={name.name: {1: firing(claimed_ago=claimed_ago)}}).events[Lane.WINDOWS]
+
+    assert events(179) == ()
+    (event,) = events(181)
+    assert (event.key, event.claimed) == ((claimed.name, 1), True)
+
+
+def test_a_window_of_which_the_ledger_cannot_be_read_is_an_error_that_says_why():
+    name, due = window()
+    made = planned(due, hidden={name.name: "the ledger cannot be listed: 403"})
+    assert (made.events[Lane.WINDOWS], made.outcomes) == ((), {Outcome.ERROR: 1})
+    assert made.errors == (f"window {name.name!r} waits: the ledger cannot be listed: 403",)
+
+
+def test_a_window_of_many_folders_is_removed_before_it_is_fired():
+    name, due = window()
+    (event,) = planned(due, stored(f"{name.locations}9.loc")).events[Lane.WINDOWS]
+    assert event.many
+    assert not planned(due, stored("ds.t_7_1.win/9.loc")).events[Lane.WINDOWS][0].many
+
+
+def abandoned(*objects, project="p", **more):
+    """The plan for a window that somebody claimed, removed and did not fire."""
+    name, _ = window(f"{project}:ds.t")
+    left = opened(name, age=400, many=True)
+    loads = {left.key: Load("q", "4711")}
+    ledger = {name.name: {1: firing(claimed_ago=400)}}
+    return name, planned(*objects, **{"abandoned": (left,), "loads": loads, "firings": ledger, **more})
+
+
+def test_a_window_that_was_claimed_and_removed_is_fired_by_its_claim():
+    name, made = abandoned(jobs=1)
+    (event,) = made.events[Lane.WINDOWS]
+    assert (event.key, event.claimed, event.many, event.load) == ((name.name, 1), True, True, Load("q", "4711"))
+    assert (made.listed, made.outcomes) == (1, {})
+    _, made = abandoned(only={"projects": "p"})
+    assert len(made.events[Lane.WINDOWS]) == 1
+    _, made = abandoned(only={"projects": "q"})
+    assert (made.listed, made.outcomes) == (1, {Outcome.PENDING: 1})
+
+
+def test_a_window_that_was_claimed_and_removed_waits_where_its_load_cannot_be_counted():
+    _, made = abandoned(jobs=1, errors={"q": "403"})
+    assert (made.events[Lane.WINDOWS], made.outcomes) == ((), {Outcome.ERROR: 1})
+    _, made = abandoned(jobs=1, loads={})
+    assert (made.events[Lane.WINDOWS], made.outcomes) == ((), {Outcome.PENDING: 1})
+    name, made = abandoned(jobs=1, loads={}, hidden={window("p:ds.t")[0].name: "its content cannot be read: 403"})
+    assert (made.events[Lane.WINDOWS], made.outcomes) == ((), {Outcome.ERROR: 1})
+    assert made.errors == (f"window {name.name!r} waits: its content cannot be read: 403",)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcomes"),
+    [
+        (None, {Outcome.PENDING: 1}),
+        (Verdict(Late.WAIT, "a load runs"), {Outcome.PENDING: 1}),
+        (Verdict(Late.DROP, "loaded"), {Outcome.ERROR: 1}),
+        (Verdict(Late.UNDECIDED, "who knows"), {Outcome.ERROR: 1}),
+        (Verdict(Late.FIRE, "nothing was loaded", (("x/9.loc", 5),)), {}),
+    ],
+)
+def test_a_window_that_had_returned_and_was_claimed_and_removed_is_judged_again(verdict, outcomes):
+    name, _ = window("p:ds.t")
+    ledger = {name.name: {1: firing(claimed_ago=400), 7: firing(4000)}}
+    verdicts = {} if verdict is None else {(name.name, 1): verdict}
+    _, made = abandoned(firings=ledger, verdicts=verdicts)
+    assert (made.listed, made.outcomes) == (1, outcomes)
+    stale = [event.stale for event in made.events[Lane.WINDOWS]]
+    assert stale == ([] if outcomes else [(("x/9.loc", 5),)])
+
+
+def test_what_waits_for_a_decision_is_an_error_of_every_report():
+    name, _ = window()
+    marker = marker_name(name.name, 7, "gs://ops/tasks")
+    made = planned(stored(marker, metadata={REASON: "nobody knows"}), stored("undecided/strange"))
+    assert made.outcomes == {Outcome.IGNORED: 2}
+    first, second = made.errors
+    assert repr(name.name) in first and repr(marker) in first and "nobody knows" in first
+    assert "`bqdispatch replay`" in first
+    assert "'undecided/strange'" in second
+
+
+def test_what_was_found_out_is_told_and_what_is_to_be_put_in_order_is_handed_on():
+    dropped = Quarantine("w", 3, NOW, "dropped", undecided=True, dropped=True)
+    tidy = Tidy((dropped,), (("x", 1),), (("y", 2),), ((("z", 3), 0),))
+    made = planned(findings=("a folder was missed",), tidy=tidy)
+    assert (made.errors, made.tidy, made.listed) == (("a folder was missed",), tidy, 1)
+
+
+def test_what_is_older_than_an_intent_that_cannot_be_read_waits():
+    old, young = (stored(TRACE.replace("--1_", f"--{age}_"), age=age) for age in (100, 80))
+    _, due = window(age=100)
+    snapshot = seen(old, young, due, held=((ago(90), "it cannot be read"),))
+    jobs = {trace.job: Job("US", "DONE") for trace in snapshot.listing.traces}
+    made = plan(replace(snapshot, jobs=jobs), config(), NOW)
+    assert (names(made, Lane.JOBS), names(made, Lane.WINDOWS)) == ([young.name], [])
+    assert (made.outcomes, made.errors) == ({Outcome.ERROR: 2}, ("it cannot be read",))
 
 
 def test_windows_and_jobs_share_one_limit():
@@ -133,9 +336,59 @@ def test_windows_and_jobs_share_one_limit():
         jobs[next(iter(classify([stored(name.name)], "p", NOW).traces)).job] = Job("US", "RUNNING")
     windows = [window(f"ds.t{n}")[1] for n in range(30)]
     objects = [*(stored(name.name) for name in running), *windows]
-    made = plan(Snapshot(classify(objects, "p", NOW), jobs, {}), config(jobs=10), NOW)
+    made = plan(replace(seen(*objects), jobs=jobs), config(jobs=10), NOW)
     assert made.events[Lane.WINDOWS] == ()
     assert made.outcomes == {Outcome.RUNNING: 30, Outcome.THROTTLED: 30}
+
+
+def test_a_firing_whose_load_is_not_seen_takes_a_place_at_the_limit_of_the_loads_project():
+    _, due = window()
+    elsewhere = opened(window("ds.x")[0], project="q")
+    here = opened(window("q:ds.y")[0], project="p")
+    assert names(planned(due, open=(elsewhere,), jobs=1), Lane.WINDOWS) == [due.name]
+    made = planned(due, open=(here,), jobs=1)
+    assert (made.outcomes, made.active) == ({Outcome.THROTTLED: 1}, {("p", False): 1})
+    assert names(planned(due, open=(here,)), Lane.WINDOWS) == [due.name]
+    billed = {(due.name, 1): Load("q")}
+    assert names(planned(due, open=(here,), loads=billed, jobs=1), Lane.WINDOWS) == [due.name]
+    assert planned(due, open=(elsewhere,), loads=billed, jobs=1).outcomes == {Outcome.THROTTLED: 1}
+
+
+def test_a_window_of_which_it_is_not_known_where_its_load_runs_waits_where_there_is_a_limit():
+    _, due = window()
+    assert planned(due, loads={}, jobs=5).outcomes == {Outcome.PENDING: 1}
+    assert names(planned(due, loads={}), Lane.WINDOWS) == [due.name]
+
+
+@pytest.mark.parametrize("known", [{}, {1: firing(claimed_ago=400)}])
+def test_a_firing_that_is_taken_over_does_not_count_twice(known):
+    name, due = window()
+    ledger = {name.name: known} if known else {}
+    made = planned(due, open=(opened(name, age=400),), firings=ledger, jobs=1)
+    assert names(made, Lane.WINDOWS) == [due.name]
+
+
+def test_a_firing_that_somebody_left_goes_before_older_windows_for_it_may_have_been_delivered():
+    """Else both would run, under a limit of one: what was delivered is not called back."""
+    name, claimed = window(ended=60)
+    _, older = window("ds.older", ended=600)
+    ledger = {name.name: {1: firing(claimed_ago=400)}}
+    for begun in ((opened(name, age=400),), ()):
+        made = planned(claimed, older, open=begun, firings=ledger, jobs=1)
+        assert (names(made, Lane.WINDOWS), made.outcomes) == ([claimed.name], {Outcome.THROTTLED: 1})
+    running = replace(seen(claimed, older, stored(TRACE, age=600), firings=ledger), open=(opened(name, age=400),))
+    (trace,) = running.listing.traces
+    made = plan(replace(running, jobs={trace.job: Job("US", "RUNNING")}), config(jobs=2), NOW)
+    assert (names(made, Lane.WINDOWS), made.outcomes[Outcome.THROTTLED]) == ([claimed.name], 1)
+
+
+def test_firings_that_were_left_under_a_higher_limit_go_one_after_the_other():
+    left = [window(f"ds.t{n}", ended=60 + n) for n in range(3)]
+    ledger = {name.name: {1: firing(claimed_ago=400)} for name, _ in left}
+    _, fresh = window("ds.fresh", ended=900)
+    begun = tuple(opened(name, age=400) for name, _ in left)
+    made = planned(fresh, *(each for _, each in left), open=begun, firings=ledger, jobs=1)
+    assert (names(made, Lane.WINDOWS), made.outcomes) == ([left[2][1].name], {Outcome.THROTTLED: 3})
 
 
 def test_a_limit_of_one_lets_one_through():
@@ -158,9 +411,11 @@ def test_everything_but_queries_falls_under_max_concurrent_jobs(action):
 
 def test_windows_of_a_project_that_cannot_be_seen_wait_when_there_is_a_limit():
     _, blind = window("closed:ds.t")
-    snapshot = Snapshot(classify([blind], "p", NOW), {}, {"closed": "403"})
-    assert plan(snapshot, config(jobs=1), NOW).outcomes == {Outcome.ERROR: 1}
-    assert names(plan(snapshot, config(), NOW), Lane.WINDOWS) == [blind.name]
+    assert planned(blind, errors={"closed": "403"}, jobs=1).outcomes == {Outcome.ERROR: 1}
+    assert names(planned(blind, errors={"closed": "403"}, loads={}), Lane.WINDOWS) == [blind.name]
+    elsewhere = {(blind.name, 1): Load("billed")}
+    assert names(planned(blind, errors={"closed": "403"}, loads=elsewhere, jobs=1), Lane.WINDOWS) == [blind.name]
+    assert planned(blind, errors={"billed": "403"}, loads=elsewhere, jobs=1).outcomes == {Outcome.ERROR: 1}
 
 
 def test_traces_whose_jobs_cannot_be_seen_count_as_active():
@@ -195,7 +450,7 @@ def lost(age, metadata=None, errors=None, region="US", **more):
     """The plan for one trace whose job is proven to be unknown."""
     listing = classify([stored(TraceName("p", region, "ds.t", "1", 1, "load").name, age, 7, metadata)], "p", NOW)
     unknown = frozenset(trace.job for trace in listing.traces)
-    return plan(Snapshot(listing, {}, errors or {}, {}, unknown), config(**more), NOW)
+    return plan(Snapshot(listing, {}, errors or {}, unknown), config(**more), NOW)
 
 
 def test_a_trace_that_has_waited_a_day_for_an_unknown_job_is_quarantined_with_what_was_asked():
@@ -243,7 +498,9 @@ def test_what_is_on_its_way_back_from_quarantine_waits():
     name, twin = window(generation=2)
     held = StoredObject(twin.name, 2, twin.created, metadata={REPLAY: "7"})
     assert planned(held).outcomes == {Outcome.PENDING: 1}
-    made = planned(held, sentinel(name, fired_ago=90_000))
+    made = planned(held, firings={name.name: {1: firing(90_000)}})
+    assert (made.outcomes, made.tidy) == ({Outcome.PENDING: 1}, Tidy())
+    made = planned(held, stored(name.sentinel, 90_000))
     assert (made.outcomes, made.tidy) == ({Outcome.PENDING: 1, Outcome.IGNORED: 1}, Tidy())
 
 
@@ -264,14 +521,6 @@ def test_names_that_are_cut_stay_apart():
 
 def test_the_last_moment_that_a_name_can_hold_is_no_trouble():
     assert planned(stored("ds.t_1_253402300799.win")).outcomes == {Outcome.PENDING: 1}
-
-
-def test_a_sentinel_that_has_lost_its_metadata_proves_no_firing():
-    name, claimed = window()
-    lost = StoredObject(name.sentinel, 5, NOW - timedelta(seconds=100), size=40)
-    assert planned(claimed, lost).outcomes == {Outcome.PENDING: 1, Outcome.IGNORED: 1}
-    older = StoredObject(name.sentinel, 5, NOW - timedelta(seconds=400), size=40)
-    assert names(planned(claimed, older), Lane.WINDOWS) == [claimed.name]
 
 
 @pytest.fixture
@@ -314,10 +563,19 @@ def test_shares_travel_as_json_and_back():
     event = Event("ds.t--1_00001_query--dispatch", 2**60, NOW, "EU", NOW)
     others = (replace(event, ended=None), replace(event, error="invalid"), replace(event, doubted=True))
     share = Share(Lane.SQL, 5, NOW, (event, *others))
-    import json
-
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
-    tidy = Tidy((Quarantine("w", 3, NOW, "twin", {"Fired": "x", "Window": 1}),), (("x", 1), ("y", 2)))
+    fired = Event(WINDOW, 2**60, NOW, load=Load("p", "4711"), claimed=True, many=True, stale=(("x/9.loc", 5),))
+    windows = (
+        Event(WINDOW, 2**60, NOW),
+        fired,
+        *(replace(fired, **{key: value}) for key, value in [("load", None), ("claimed", False), ("many", False)]),
+        replace(fired, load=Load("p"), stale=()),
+    )
+    share = Share(Lane.WINDOWS, 5, NOW, windows)
+    assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
+    asked = {"Fired": "x", "Window": 1}
+    aside = (Quarantine("w", 3, NOW, "twin", asked), Quarantine("w", 3, NOW, "", undecided=True, dropped=True))
+    tidy = Tidy(aside, (("x", 1), ("y", 2)), (("w", 4),), ((("w", 5), 0), (("w", 6), 12)))
     assert Tidy.from_dict(json.loads(json.dumps(tidy.to_dict()))) == tidy
 
 
@@ -345,7 +603,15 @@ def test_shares_are_small_pieces_with_their_limit():
 AGES = st.floats(0, 1000)
 STATES = st.sampled_from(["PENDING", "RUNNING", "DONE", None])
 TRACES = st.tuples(st.sampled_from(["p", "q"]), st.sampled_from(["load", "copy", "query", "export"]), AGES, STATES)
-WINDOWS = st.tuples(st.sampled_from(["p", "q"]), AGES, st.none() | st.floats(1, 1000), st.booleans(), st.booleans())
+WINDOWS = st.tuples(
+    st.sampled_from(["p", "q"]),
+    AGES,
+    st.sampled_from(["fresh", "claimed", "fired", "returned", "go", "put back"]),
+    AGES,
+    st.sampled_from([None, *Late]),
+    st.booleans(),
+    st.sampled_from(["p", "q"]),
+)
 NOISE = st.sampled_from(["a.grp", "x.win", "strange", "y.wis", "f/9.loc", ""])
 
 
@@ -370,16 +636,27 @@ def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
             states[classify([objects[-1]], "p", NOW).traces[0].job] = Job("US", state)
         elif number % 2:
             unknown.add(classify([objects[-1]], "p", NOW).traces[0].job)
-    for number, (project, age, marked, fired, twin) in enumerate(windows):
-        name, found = window(f"{project}:ds.t{number}", ended=age, age=age, generation=2 if twin else 1)
-        objects.append(found)
-        if marked is not None:
-            objects.append(sentinel(name, **{"fired_ago" if fired else "claimed_ago": marked}))
+    ledger, verdicts, loads, begun_before = {}, {}, {}, []
+    for number, (project, age, kind, at, late, is_open, billed) in enumerate(windows):
+        back = kind in ("returned", "put back")
+        name, found = window(f"{project}:ds.t{number}", ended=age, age=age, generation=2 if back else 1)
+        objects.append(replace(found, metadata={REPLAYED: "9"}) if kind == "put back" else found)
+        loads[found.name, found.generation] = Load(billed)
+        if kind == "go":
+            objects.append(stored(name.sentinel, at))
+        elif kind != "fresh":
+            ledger[name.name] = {1: firing(None if kind == "claimed" else at, at + 1)}
+        if late and back:
+            verdicts[found.name, 2] = Verdict(late, "x")
+        if is_open:
+            begun_before.append(opened(name, found.generation, billed))
     settings = config(sql=sql, jobs=jobs, MaxUnknownJobMin=patience)
     errors = dict.fromkeys(failed, "403")
 
     def decide():
-        return plan(Snapshot(classify(objects, "p", NOW), states, errors, {}, frozenset(unknown)), settings, NOW)
+        observed = seen(*objects, firings=ledger, verdicts=verdicts, loads=loads, open=tuple(begun_before))
+        observed = replace(observed, jobs=states, errors=errors, unknown=frozenset(unknown))
+        return plan(observed, settings, NOW)
 
     first = decide()
     assert total(first) == first.listed == len(objects)
@@ -388,19 +665,18 @@ def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
     assert (again.events, again.outcomes, again.counts) == (first.events, first.outcomes, first.counts)
     assert set(again.tidy.stale) == set(first.tidy.stale)
 
-    active, begun = Counter(), Counter()
-    for key, job in states.items():
-        if job.state != "DONE":
-            active[key.project, "_query--" in key.job_id] += 1
+    running = Counter((key.project, "_query--" in key.job_id) for key, job in states.items() if job.state != "DONE")
+    before = Counter((each.project, False) for each in begun_before)
+    open_keys = {each.key for each in begun_before}
+    fresh, again = Counter(), Counter()
     for lane, events in first.events.items():
         for event in events:
-            project = event.name.split(":")[0 if lane is Lane.WINDOWS else 1]
-            begun[project, lane is Lane.SQL] += 1
-    for project in ("p", "q"):
-        for is_sql, limit in ((True, sql), (False, jobs)):
-            if limit:
-                room = max(limit - active[project, is_sql], 0)
-                assert begun[project, is_sql] <= room
+            project = event.load.project if event.load else event.name.split(":")[1]
+            (again if event.key in open_keys else fresh)[project, lane is Lane.SQL] += 1
+    for place in ((project, is_sql) for project in ("p", "q") for is_sql in (False, True)):
+        if limit := (sql if place[1] else jobs):
+            assert running[place] + before[place] + fresh[place] <= limit or not fresh[place]
+            assert running[place] + again[place] <= limit or not again[place]
     for lane in (Lane.SQL, Lane.JOBS):
         created = [event.created for event in first.events[lane]]
         assert created == sorted(created)
