@@ -23,7 +23,8 @@ class Automaton:
         shown: Iterable[str],
         about: Callable[[tuple], bool] = lambda knows: True,
     ) -> None:
-        self._start, self._shown = start, frozenset(shown)
+        self._start = start
+        self.shown = self._shown = frozenset(shown)
         self._silent: dict[tuple, set[tuple]] = defaultdict(set)
         self._steps: dict[tuple, dict[str, set[tuple[str, tuple]]]] = defaultdict(lambda: defaultdict(set))
         for knows, ways in edges.items():
@@ -36,7 +37,7 @@ class Automaton:
     def accepts(self, calls: Iterable[tuple[str, str]]) -> bool:
         """Return whether a dispatcher can make these calls, in this order, with these results.
 
-        :param calls: each call's name and ``ok``, ``refused``, ``lost`` where its answer never came, or ``?`` for any. A
+        :param calls: each call's name and ``ok``, ``refused``, ``lost`` where no answer came, or ``?`` for any. A
             call that goes again at once, since its answer was lost, counts once, with what came of it at last.
         """
         return self.first_unknown(calls) is None

@@ -6,8 +6,8 @@ A model is a class with these methods; states are hashable, and equal ones are e
 - ``steps(state)`` yields every :class:`Step` that can come next, each a single call or a single event;
 - ``wrong(state)`` returns what must never be, in a sentence, or ``""``;
 - ``settled(state)`` tells whether nothing is left to do;
-- ``canonical(state)`` returns the one of those that differ in nothing that matters, and whether its two dispatchers have
-  changed places;
+- ``canonical(state)`` returns the one of those that differ in nothing that matters, and whether its two dispatchers
+  have changed places;
 - ``knows(state, which)`` returns what one dispatcher knows.
 """
 

@@ -38,8 +38,8 @@ class Limits:
     :param lowered: what the limit is set to while dispatchers run.
     :param stopped: whether a dispatcher may be taken for dead that is only stopped: no dispatcher can help it.
     :param without: guards that are taken out: ``look again`` (at intents, after one's own is written), ``younger`` (an
-        intent may be deleted as soon as its load is seen), ``unclaimed`` (what was never claimed stops to count), ``open``
-        (what was fired counts until its load is seen).
+        intent may be deleted as soon as its load is seen), ``unclaimed`` (what was never claimed stops to count),
+        ``open`` (what was fired counts until its load is seen).
     """
 
     def __init__(self, windows=2, limit=1, lowered=0, deaths=1, stopped=False, without=()):

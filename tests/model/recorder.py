@@ -6,6 +6,7 @@ answer, so that the file tells what a process did that was killed.
 
 import json
 import re
+import threading
 from collections import defaultdict
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -14,7 +15,7 @@ _BOUNDARY = re.compile(r"boundary=\"?([^\";]+)")
 _REQUEST = re.compile(r"^(GET|POST|DELETE|PUT|PATCH) (\S+)", re.MULTILINE)
 _STATUS = re.compile(r"HTTP/\S+ (\d{3})")
 _PART_ID = re.compile(r"content-id:.*?(\d+)>?\s*$", re.IGNORECASE | re.MULTILINE)
-_LEDGER = re.compile(r"^~ledger/[^/]*/(?P<window>.+\.win)\.(?P<generation>\d+)\.(?P<kind>claim|fired|gone)$")
+_LEDGER = re.compile(r"^~ledger/[^/]*/(?P<window>.+\.win)\.(?P<generation>\d+)\.(?P<kind>claim|fired|aside|gone-\d+)$")
 _UNDECIDED = re.compile(r"^undecided/(?P<window>.+\.win)\.(?P<generation>\d+)$")
 _INTENT = re.compile(r"^intents/[^/]+\.json(?P<done>\.done)?$")
 
@@ -44,23 +45,43 @@ class Recorder:
     """
 
     def __init__(self, path, tasks, folder, trigger):
-        self._file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  (until the process ends)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
         self._tasks, self._folder, self._trigger = tasks, folder, trigger
         self._number = 0
+        self._lock = threading.Lock()
 
     def sent(self, request):
         """Write down what is sent, before it is; returns what :meth:`answered` takes."""
         calls = [self._call(*each) for each in _calls_in(request)]
         if not any(calls):
             return None
-        self._number += 1
-        self._write({"sent": self._number, "calls": calls})
-        return self._number
+        with self._lock:
+            self._number += 1
+            number = self._number
+            self._write({"sent": number, "calls": calls})
+        return number
 
     def answered(self, number, response):
         """Write down what was answered."""
         if number is not None:
-            self._write({"answered": number, "statuses": _statuses_in(response)})
+            statuses = _statuses_in(response)
+            with self._lock:
+                self._write({"answered": number, "statuses": statuses})
+
+    def passing(self, send):
+        """Return a function that sends as the given one does, and has it written down."""
+
+        def recorded(session, request, **more):
+            number = self.sent(request)
+            response = send(session, request, **more)
+            self.answered(number, response)
+            return response
+
+        return recorded
+
+    def close(self):
+        """Write nothing more."""
+        self._file.close()
 
     def _write(self, line):
         self._file.write(json.dumps(line) + "\n")
@@ -94,18 +115,18 @@ class Recorder:
         name = name.removeprefix(self._folder)
         if found := _INTENT.match(name):
             return Call("end intent", name.removesuffix(".done")) if found["done"] else _intent(name, text)
-        if found := _UNDECIDED.match(name):
-            return Call("write undecided", found["window"], found["generation"])
-        if (found := _LEDGER.match(name)) and found["kind"] == "gone":
-            return Call("write gone", found["window"], found["generation"])
         return None
 
     def _composed(self, name, query):
+        if found := _UNDECIDED.match(name):
+            return Call("write undecided", found["window"], found["generation"])
         found = _LEDGER.match(name)
         if found is None:
             return None if name.endswith((".win", ".wis")) else Call("fence", name)
-        kind, first = found["kind"], query.get("ifGenerationMatch") == "0"
-        what = {"fired": "write fired", "gone": "write gone"}.get(kind) or ("claim" if first else "fence")
+        kind = found["kind"].partition("-")[0]
+        if kind == "claim" and query.get("ifGenerationMatch") != "0":
+            kind = "fence"
+        what = kind if kind in ("claim", "fence") else f"write {kind}"
         return Call(what, found["window"], found["generation"])
 
     def _copied(self, name, query, to, target):
@@ -142,18 +163,23 @@ def _calls_in(request):
     body = request.body or b""
     if hasattr(body, "read"):
         return []
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    text = _text(body)
+    kind = _text(request.headers.get("content-type", ""))
     if "/batch/storage/" in request.url:
-        boundary = _BOUNDARY.search(request.headers["content-type"])[1]
+        boundary = _BOUNDARY.search(kind)[1]
         for piece in text.split(f"--{boundary}")[1:]:
             if found := _REQUEST.search(piece):
                 yield found[1], found[2], {}
-    elif "/upload/" in request.url and "multipart" in request.headers.get("content-type", ""):
-        boundary = _BOUNDARY.search(request.headers["content-type"])[1].strip("'")
+    elif "/upload/" in request.url and "multipart" in kind:
+        boundary = _BOUNDARY.search(kind)[1].strip("'")
         pieces = [piece.split("\r\n\r\n", 1)[-1].rstrip("\r\n") for piece in text.split(f"--{boundary}")[1:-1]]
         yield request.method, request.url, {"head": pieces[0], "text": pieces[1]}
     else:
         yield request.method, request.url, {}
+
+
+def _text(content):
+    return content.decode("utf-8", "replace") if isinstance(content, bytes) else content
 
 
 def _statuses_in(response):
@@ -166,21 +192,6 @@ def _statuses_in(response):
             named = _PART_ID.search(piece)
             statuses[int(named[1]) if named else position] = int(found[1])
     return [statuses.get(each, 0) for each in range(len(statuses))]
-
-
-def install(recorder):
-    """Let ``requests`` write down whatever this process sends from now on."""
-    import requests
-
-    send = requests.Session.send
-
-    def recorded(session, request, **more):
-        number = recorder.sent(request)
-        response = send(session, request, **more)
-        recorder.answered(number, response)
-        return response
-
-    requests.Session.send = recorded
 
 
 def read(path):
@@ -222,7 +233,7 @@ def by_object(calls):
         elif call.what == "list versions":
             stem = call.name.rpartition("/")[2] if call.name.startswith("_batch_/") else call.name.partition("proj:")[2]
             for key, done in found.items():
-                if done[-1][0] == "fence" and stem and stem in key[0]:
+                if done[-1][0] in ("fence", "delete window") and stem and stem in key[0]:
                     done.append((call.what, "?"))
         else:
             found[_key(call.name, call.generation)].append((call.what, result))

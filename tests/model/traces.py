@@ -152,7 +152,7 @@ class Traces:
     def _changed(self, w, trace):
         """Give the trace another generation, or take it away: whatever names the former one names nothing now."""
         dispatchers = tuple(put(each, 1, 0) if each[1] else each for each in w.dispatchers)
-        late = frozenset(call[:2] + (0,) + call[3:] for call in w.late if call[0] in self._blind())
+        late = frozenset((*call[:2], 0, *call[3:]) for call in w.late if call[0] in self._blind())
         return w._replace(trace=trace, intents=frozenset(), late=late, dispatchers=dispatchers)
 
     def _blind(self):
@@ -314,10 +314,7 @@ class Traces:
             yield self._look(w, which, "go on", "", "fenced")
             return
         done, result = self._do(w, ("fence", which, me[1]))
-        if result == "ok":
-            done = self._at(done, which, "fenced", present=1)
-        else:
-            done = self._at(done, which, "through")
+        done = self._at(done, which, "fenced", present=1) if result == "ok" else self._at(done, which, "through")
         yield Step(f"D{which}", "fence", result, done)
         if w.losses:
             # It looks who has done it; what is on its way then can come at any time, and is seen or not.
@@ -332,11 +329,7 @@ class Traces:
         if "versions" in self.without:
             yield self._look(w, which, "go on", "", "ready", doubt=False)
             return
-        first = (
-            self._of_it(w, me, w.kept)
-            if "order" in self.without
-            else self._of_it(w, me, {w.target, *w.others} | (w.kept if self.keeps == "noncurrent" else set()))
-        )
+        first = self._of_it(w, me, w.kept if "order" in self.without else {w.target, *w.others})
         what = "list deleted versions" if "order" in self.without else "list versions"
         yield self._look(w, which, what, "found" if first else "none", "copied" if first else "half")
 

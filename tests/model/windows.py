@@ -34,8 +34,8 @@ class World(NamedTuple):
     :param copies: by window, whether its copy lies in the trigger bucket.
     :param kept: by window, whether its consumed copy can still be seen.
     :param landed: by window, how often a copy of it came to lie there.
-    :param taken: by window, 1 once BqTail has carried out the copy, 2 when it was dropped, which another instance of it that
-        has read the copy too may not do.
+    :param taken: by window, 1 once BqTail has carried out the copy, 2 when it was dropped, which another instance of it
+        that has read the copy too may not do.
     :param loads: by window, how far its load is.
     :param uris: by window, the files of its load.
     :param reloads: by window, whether its load was tried again.
@@ -43,12 +43,13 @@ class World(NamedTuple):
     :param loaded: by file, how often.
     :param events: by file, how far its event is.
     :param repeats: how many events may still come again.
-    :param intents: numbers of the windows that an intent names.
+    :param intents: of each its owner, and the number of the window that it names.
     :param undecided: numbers of the windows that a report names until somebody acts.
     :param named: folders that a report names.
     :param removed: files that BqTail has deleted after their load.
     :param doubted: numbers of the windows that were delivered although nobody could say if they had been before.
-    :param lost: whether a window is gone that was neither claimed nor named, and whose file was not loaded.
+    :param lost: whether a window is gone that was neither claimed nor named, and whose file was not loaded; or one was
+        said to have been dropped that was never delivered.
     :param recent: whether a window was deleted less than a second ago.
     :param late: calls on their way whose senders no longer wait for them.
     """
@@ -111,9 +112,10 @@ class Windows:
     :param drops: whether BqTail may drop a fired window without loading it.
     :param deletes: whether BqTail deletes files that it has loaded.
     :param cleans: whether the ledger is cleaned up.
-    :param world: what the world does that no dispatcher can help: ``again`` (a late event writes the ``.loc`` of a folder
-        that was loaded anew, beside a window that has come back), ``busy`` (BqTail takes a 429 for "it exists"),
-        ``swallowed`` (a ``.loc`` object is not written), ``restarts`` (a failed load is submitted by another event ID).
+    :param world: what the world does that no dispatcher can help: ``again`` (a late event writes the ``.loc`` of a
+        folder that was loaded anew, beside a window that has come back), ``busy`` (BqTail takes a 429 for "it exists"),
+        ``swallowed`` (a ``.loc`` object is not written); and ``restarts``, which one can (a failed load is submitted
+        by another event ID).
     :param without: guards that are taken out; see the tests.
     """
 
@@ -182,6 +184,7 @@ class Windows:
             turned = (1, 0, GONE)
             claims = tuple(owner and 1 + turned[owner - 1] for owner in claims)
             late = frozenset((name, turned[sender], *more) for name, sender, *more in late)
+            w = w._replace(intents=frozenset((turned[owner], number) for owner, number in w.intents))
         if swapped or late is not w.late or claims is not w.claims or gone is not w.gone:
             w = w._replace(late=late, claims=claims, gone=gone, dispatchers=dispatchers)
         return w, swapped
@@ -202,11 +205,11 @@ class Windows:
             return not w.fired[number - 1]
         if name in ("copy", "fence"):
             return call[3] or "source" in self.without
-        return name != "write intent" or number not in w.intents
+        return name != "write intent" or (GONE, number) not in w.intents
 
     def wrong(self, w):
         if w.lost:
-            return "a window is gone that was neither claimed nor named, and its file was not loaded"
+            return "a window is gone, or is said to be dropped, that was never delivered"
         for number, times in enumerate(w.landed, 1):
             if times > 1 and not (not self.keeps and self.on_doubt == "deliver" and number in w.doubted):
                 return f"window {number} was delivered twice"
@@ -368,7 +371,7 @@ class Windows:
         return getattr(self, "_do_" + name.replace(" ", "_"))(w, sender, number, *more)
 
     def _do_write_intent(self, w, sender, number):
-        return w._replace(intents=w.intents | {number}), "ok"
+        return w._replace(intents=w.intents | {(sender, number)}), "ok"
 
     def _do_claim(self, w, sender, number):
         at = number - 1
@@ -423,7 +426,10 @@ class Windows:
         return (self._unlocated(w, folder), "ok") if knows and folder in w.locations else (w, "refused")
 
     def _do_end_intent(self, w, sender, number):
-        return w._replace(intents=w.intents - {number}), "ok"
+        return w._replace(intents=frozenset(each for each in w.intents if each[1] != number)), "ok"
+
+    def _do_withdraw(self, w, sender, number):
+        return w._replace(intents=w.intents - {(sender, number)}), "ok"
 
     def _do_write_undecided(self, w, sender, number):
         named = w.named | {self.files[w.bodies[number - 1]]}
@@ -460,13 +466,14 @@ class Windows:
     def _die(self, w, which, me):
         claims = tuple(1 + GONE if owner == 1 + which else owner for owner in w.claims)
         late = frozenset((name, GONE if sender == which else sender, *more) for name, sender, *more in w.late)
-        dead = self._at(w, which, "idle")._replace(claims=claims, late=late, deaths=w.deaths - 1)
+        intents = frozenset((GONE if owner == which else owner, number) for owner, number in w.intents)
+        dead = self._at(w, which, "idle")._replace(claims=claims, intents=intents, late=late, deaths=w.deaths - 1)
         yield Step("fate", f"D{which} dies", "", dead, hoped=False)
         at, number, knows, *_ = me
         calls = {
             "claim": ("claim", GONE, number),
             "copy": ("copy", GONE, number, knows),
-            "take": ("fence", GONE, number, knows),
+            "take over": ("fence", GONE, number, knows),
             "delete window": ("delete window", GONE, number),
             "delete first": ("delete window", GONE, number),
         }
@@ -485,14 +492,13 @@ class Windows:
             else:
                 at = self._at(w, which, "listed", w.window, locations=w.locations)
                 yield self._look(which, "list", f"window {w.window}" if w.window else "locations", at)
-        if self.open_intents:
-            for number in w.intents:
+        if self._writes_intents:
+            for number in {number for _, number in w.intents}:
                 at = self._at(w, which, "opened", number, extra=w.window == number)
                 yield self._look(which, "list", f"intent of window {number}", at)
 
     @property
-    def open_intents(self):
-        """Whether intents of firings are looked at."""
+    def _writes_intents(self):
         return "intent" not in self.without
 
     def _ledger_first(self, w, which, me):
@@ -515,6 +521,9 @@ class Windows:
         yield to("wait", "idle")
         if w.claims[at] and not w.fired[at]:
             yield to(f"claim {number} is old", "take", number, 1)
+            if w.loads[at]:
+                # Only what was delivered has a load: no doubt is left to settle.
+                yield to(f"load {number} is seen", "fired", number)
         if w.fired[at] or (w.claims[at] and "fired ends" in self.without):
             yield to(f"firing {number} is open", "settle", number, extra=w.gone[at])
         elif not w.claims[at] and not lies:
@@ -565,7 +574,9 @@ class Windows:
             running = w.loads[at - 1] not in OVER or (w.taken[at - 1] == 2 and w.gone[at - 1] < 2)
             if w.copies[at - 1] or running:
                 continue
-            if "clean" in self.without or (w.fired[at - 1] and not number and at not in w.intents):
+            if "clean" in self.without or (
+                w.fired[at - 1] and not number and all(number != at for _, number in w.intents)
+            ):
                 first = "clean fired" if "clean order" in self.without else "clean claim"
                 yield to(f"{at} is eight days old", first, at)
 
@@ -605,16 +616,14 @@ class Windows:
             first = "delete first" if me[4] else "copy"
             yield self._look(which, "look at claim", "mine", self._go(w, which, me, first, knows=1))
         else:
-            yield self._look(which, "look at claim", "not mine", self._at(w, which, "idle"))
+            yield self._look(which, "look at claim", "not mine", self._at(w, which, "disowned", me[1]))
 
     def _disowned(self, w, which, me):
-        """Taken over by somebody else: the intent ends by evidence, not by this."""
-        if "ends" in self.without:
-            yield self._look(
-                which, "end intent", "ok", self._at(w._replace(intents=w.intents - {me[1]}), which, "idle")
-            )
-        else:
+        """Somebody else's, who has written it down too: one's own intent is withdrawn."""
+        if "intent" in self.without:
             yield self._look(which, "go on", "", self._at(w, which, "idle"))
+        else:
+            yield from self._call(w, which, ("withdraw", which, me[1]), "idle", "idle", "idle")
 
     def _delete_first(self, w, which, me):
         yield from self._call(w, which, ("delete window", which, me[1]), "copy", "copy", "copy")
@@ -624,7 +633,7 @@ class Windows:
             after, result = self._do(w, ("write fired", which, me[1]))
             yield self._look(which, "write fired", result, self._go(after, which, me, "copy"))
             return
-        lost = "take" if "lost" not in self.without else "copy"
+        lost = "take over" if "lost" not in self.without else "copy"
         yield from self._call(w, which, ("copy", which, me[1], me[2]), "fired", "refused", lost)
 
     def _refused(self, w, which, me):
@@ -635,6 +644,13 @@ class Windows:
         yield self._look(which, "look at copy", result, after)
 
     def _take(self, w, which, me):
+        """Written down first, by whoever takes over too: the other one may withdraw its intent."""
+        if self.without & {"intent", "own intent"}:
+            yield from self._take_over(w, which, me)
+            return
+        yield from self._call(w, which, ("write intent", which, me[1]), "take over", "idle", "idle")
+
+    def _take_over(self, w, which, me):
         if "fence" in self.without:
             yield self._look(which, "go on", "", self._go(w, which, me, "versions"))
             return
@@ -651,6 +667,8 @@ class Windows:
         if "versions" in self.without:
             yield self._look(which, "go on", "", self._go(w, which, me, "copy"))
             return
+        if self.many and w.window == me[1]:
+            yield from self._call(w, which, ("delete window", which, me[1]), "versions", "versions", "versions")
         found = w.copies[me[1] - 1]
         after = self._go(w, which, me, "fired" if found else "deleted")
         yield self._look(which, "list versions", "found" if found else "none", after)
@@ -697,8 +715,9 @@ class Windows:
         yield self._look(which, "list jobs", result, after)
 
     def _dropped(self, w, which, me):
-        """Named first, and only then forgotten."""
+        """Named first, and only then forgotten: BqTail has dropped it, so it must have been delivered."""
         after, _ = self._do(w, ("write undecided", which, me[1]))
+        after = after._replace(lost=w.lost or not w.landed[me[1] - 1])
         yield self._look(which, "write undecided", "ok", self._go(after, which, me, "end intent"))
 
     def _end_intent(self, w, which, me):
@@ -760,7 +779,7 @@ class Windows:
         for (at, gone), (job, uris) in zip(earlier, jobs, strict=True):
             if job == "running" or (job == "failed" and at in waiting):
                 return self._look(which, what, "wait", self._at(w, which, "idle"))
-            if job == "none" and gone < 2 and at not in w.undecided and "ten minutes" not in self.without:
+            if job == "none" and gone < 2 and "ten minutes" not in self.without:
                 then = "idle" if gone else "write gone"
                 return self._look(which, what, "wait", self._at(w, which, then, at))
             if job == "ok":
