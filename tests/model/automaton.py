@@ -72,6 +72,6 @@ def _once_each(calls: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Leave out the tries of a call after which the same call comes again; a copy is never tried again."""
     return [
         call
-        for call, after in zip(calls, [*calls[1:], ("", "")], strict=True)
+        for call, after in zip(calls, [*calls, ("", "")][1:], strict=True)
         if not (call[1] == "lost" and after[0] == call[0] and call[0] != "copy")
     ]

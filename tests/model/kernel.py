@@ -89,9 +89,12 @@ def explore(model, most=2_000_000):
         if model.settled(state):
             settled.append(number)
         for step in model.steps(state):
-            if step.who[0] == "D":
-                which = int(step.who[1])
-                automata[model.knows(state, which)].add((step.what, step.result, model.knows(step.state, which)))
+            for which in range(len(state.dispatchers)):
+                knew, knows = model.knows(state, which), model.knows(step.state, which)
+                if step.who == f"D{which}":
+                    automata[knew].add((step.what, step.result, knows))
+                elif knew != knows and step.who != "fate":
+                    automata[knew].add(("", "", knows))  # what others have done made something untrue
             after, swapped = model.canonical(step.state)
             known = numbers.get(after)
             if known is None:

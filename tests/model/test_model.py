@@ -16,13 +16,13 @@ ALL = bool(os.environ.get("BQDISPATCH_MODEL"))
 SMALL = {"fails": False, "drops": False}
 TRACES = {
     "once": {"contents": "a"},
-    "twice the same": {"contents": "aa"},
     "two lost answers": {"contents": "a", "losses": 2},
     "two deaths": {"contents": "a", "deaths": 2},
     "nothing kept": {"contents": "a", "keeps": False},
     "nothing kept, quarantine": {"contents": "a", "keeps": False, "on_doubt": "quarantine"},
 }
 MORE_TRACES = {
+    "twice the same": {"contents": "aa"},
     "twice, differing": {"contents": "ab"},
     "two deaths and lost answers": {"contents": "a", "deaths": 2, "losses": 2},
 }
@@ -39,7 +39,7 @@ WINDOWS = {
         "fails": False,
     },
     "files deleted after their load": {"files": "AA", "dispatchers": 1, "deletes": True, "fails": False},
-    "an event that comes again": {"files": "A", "dispatchers": 1, "repeats": 1},
+    "an event that comes again": {"files": "A", "dispatchers": 1, "repeats": 1, "fails": False},
     "eight days later": {"files": "AA", "dispatchers": 1, "cleans": True, "fails": False},
     "a 429 for a window": {"files": "AA", "dispatchers": 1, "world": ["busy"], "fails": False},
     "restarts by another event ID": {"files": "AA", "dispatchers": 1, "deaths": 0, "world": ["restarts"]},
@@ -118,7 +118,7 @@ def test_no_window_and_no_file_is_lost_doubled_or_stuck(settings):
 
 
 ONE, BACK = {"files": "A"}, {"files": "AA", "dispatchers": 1}
-MANY, ALONE = {"files": "AB", "many": True, "dispatchers": 1, "fails": False}, {"files": "A", "many": True}
+MANY, ALONE = {"files": "AB", "many": True, "dispatchers": 1, **SMALL}, {"files": "A", "many": True}
 GUARDS = {
     "source": ONE,
     "fence": ONE,

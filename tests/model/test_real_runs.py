@@ -6,6 +6,7 @@ more than that, tests/faults shows.) A recorder stands in front of what they sen
 """
 
 import itertools
+import os
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -23,6 +24,9 @@ from world import FOLDER, TASKS, TRIGGER
 
 from bqdispatch_provider.testing.bqtail import BqTailSettings, Rule, StandInBqTail
 
+ALL = bool(os.environ.get("BQDISPATCH_MODEL"))
+"""Whether to kill before and after each request, and not in turn."""
+
 AFTER_A_CRASH = 200
 MANY = "ds.many"
 
@@ -39,7 +43,7 @@ def union(*explored):
 @pytest.fixture(scope="module")
 def of_traces():
     shown = {"write intent", "fence", "copy", "list versions", "delete", "set aside"}
-    return [Automaton(union(explore(Traces("a", losses=2)), explore(Traces("a", deaths=2))), NO_TRACE, shown)]
+    return [Automaton(union(explore(Traces("a"))), NO_TRACE, shown)]
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +61,11 @@ def of_windows():
     small = {"fails": False, "drops": False}
     edges = union(
         explore(Windows("A", losses=1, dispatchers=1, **small)),
-        explore(Windows("A", deaths=1, **small)),
+        explore(Windows("A", deaths=0, **small)),
         explore(Windows("A", many=True, losses=1, dispatchers=1, **small)),
-        explore(Windows("A", many=True, deaths=1, **small)),
+        explore(Windows("A", many=True, deaths=0, **small)),
     )
-    return [Automaton(edges, NO_WINDOW, shown, lambda knows, number=number: knows[1] == number) for number in (1,)]
+    return [Automaton(edges, NO_WINDOW, shown, lambda knows: knows[1] == 1)]
 
 
 class Killed(BaseException):
@@ -153,7 +157,7 @@ def test_each_sequence_of_calls_that_real_runs_make_is_one_of_the_model(
     found = []
     strangers.compared.clear()
     for kill_at in itertools.count(1):
-        for after in (False, True):
+        for after in (False, True) if ALL else (kill_at % 2 == 0,):
             world.control.reset()
             runs = Runs(type(world)(world.url, world.control), tmp_path, monkeypatch)
             runs.prepare()

@@ -669,6 +669,8 @@ class Windows:
             return
         if self.many and w.window == me[1]:
             yield from self._call(w, which, ("delete window", which, me[1]), "versions", "versions", "versions")
+        elif self.many:
+            yield self._look(which, "delete window", "refused", w)
         found = w.copies[me[1] - 1]
         after = self._go(w, which, me, "fired" if found else "deleted")
         yield self._look(which, "list versions", "found" if found else "none", after)
