@@ -59,7 +59,7 @@ MORE_WINDOWS = {
     "many folders, one event, two dispatchers": {"files": "A", "many": True, **SMALL},
     "many folders, a late new one, a death": {"files": "AB", "many": True, "dispatchers": 1, "fails": False},
     "many folders, late known and new": {"files": "AAB", "many": True, "dispatchers": 1, "deaths": 0, **SMALL},
-    "three events": {"files": "AAA", "dispatchers": 1},
+    "three events": {"files": "AAA", "dispatchers": 1, "deaths": 0, "fails": False},
 }
 LIMITS = {"two windows": {"windows": 2}}
 MORE_LIMITS = {
