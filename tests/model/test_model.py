@@ -16,12 +16,12 @@ ALL = bool(os.environ.get("BQDISPATCH_MODEL"))
 SMALL = {"fails": False, "drops": False}
 TRACES = {
     "once": {"contents": "a"},
-    "two lost answers": {"contents": "a", "losses": 2},
     "two deaths": {"contents": "a", "deaths": 2},
     "nothing kept": {"contents": "a", "keeps": False},
     "nothing kept, quarantine": {"contents": "a", "keeps": False, "on_doubt": "quarantine"},
 }
 MORE_TRACES = {
+    "two lost answers": {"contents": "a", "losses": 2},
     "twice the same": {"contents": "aa"},
     "twice, differing": {"contents": "ab"},
     "two deaths and lost answers": {"contents": "a", "deaths": 2, "losses": 2},
