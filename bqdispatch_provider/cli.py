@@ -301,6 +301,7 @@ def _replay(options: argparse.Namespace) -> int:
         Dispatcher(config, client) as dispatcher,
     ):
         decisions = Decisions(dispatcher)
+        put_back = partial(decisions.put_back, store)
         try:
             found = store.listing()
             undecided = decisions.listing()
@@ -319,7 +320,7 @@ def _replay(options: argparse.Namespace) -> int:
             return OK
         acts: dict[str, Callable[[], str]] = {}
         if options.all:
-            acts = {each.url: partial(store.put_back, each) for each in found}
+            acts = {each.url: partial(put_back, each) for each in found}
             acts |= {each.url: partial(decisions.fire, each) for each in undecided}
         code = OK
         for url in dict.fromkeys(options.urls):
@@ -327,7 +328,7 @@ def _replay(options: argparse.Namespace) -> int:
             waiting = [each for each in undecided if url in (each.url, _printable(each.url))]
             if not asked and not waiting and (missed := decisions.missed(url)) is not None:
                 waiting = [missed]
-            acts |= {each.url: partial(store.put_back, each) for each in asked}
+            acts |= {each.url: partial(put_back, each) for each in asked}
             acts |= {each.url: partial(decisions.fire, each) for each in waiting}
             if not asked and not waiting:
                 print(f"{_printable(url)}: nothing of that URL is in quarantine; list what is there", file=sys.stderr)

@@ -130,6 +130,7 @@ class Dispatcher:
         self.evidence = Evidence(self.store, self.board, self.ledger, self.config, self._readers)
         self._firings = OpenFirings(self.board, self.evidence)
         self._looked_at_orphans = self._clean_until = -math.inf
+        self._clean_after = ""
         self._lacks: list[str] | None = None
 
     def close(self) -> None:
@@ -513,6 +514,7 @@ class Dispatcher:
         """
         seen: Snapshot | None = None
         active: Mapping[tuple[str, bool], int] = {}
+        begun: set[Key] = set()
         room: dict[tuple[str, bool], int] = {}
         for share in shares:
             if not share.limit or (self._plan is not None and share.planned == self._plan.now):
@@ -522,6 +524,7 @@ class Dispatcher:
                 if seen is None:
                     seen, _ = self._observe(self.listing())
                     active = plan(seen, self.config, seen.listing.now, self._only).active
+                    begun = {firing.key for firing in seen.open}
             except STORAGE_ERRORS as error:
                 said = f"the limits cannot be counted again, so {len(share.events)} events wait: {in_words(error)}"
                 self._error(report, said)
@@ -535,7 +538,7 @@ class Dispatcher:
                     self._error(report, f"the jobs of project {key[0]!r} cannot be looked at, so it waits: {why}")
                     room[key] = 0
                 room.setdefault(key, share.limit - active.get(key, 0))
-                room[key] -= 1
+                room[key] -= event.key not in begun  # those count already
                 (fitting if room[key] >= 0 else waiting).append(event)
             if waiting:
                 log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
@@ -662,10 +665,12 @@ class Dispatcher:
         if cleaned is None or cleaned > every:
             present = {window.name.name for window in self.listing().windows}
             for _ in range(_PAGES_AT_ONCE):
-                if not self.ledger.clean_up(self.store.now(), present, self._threads):
+                after = self.ledger.clean_up(self.store.now(), present, self._threads, self._clean_after)
+                self._clean_after = after
+                if not after:
                     break
             else:
-                return
+                return  # the next cycle goes on
             told = {"Cleaned": self.store.now().isoformat(), "By": self.mover.owner}
             self.store.claim(self._cleaned_url, told, every)
             cleaned = timedelta()

@@ -12,10 +12,11 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from enum import Enum
 
 from bqdispatch_provider.intents import Intent
 from bqdispatch_provider.jobs import REFUSED, JobBoard
-from bqdispatch_provider.late import Evidence
+from bqdispatch_provider.late import Body, Evidence
 from bqdispatch_provider.model import Firing, Firings, JobKey, Key, Listing, Load, OpenFiring, Quarantine
 from bqdispatch_provider.names import WindowName, as_job_id, in_words
 from bqdispatch_provider.planning import CLAIM_TIMEOUT, MIN_AGE, loads_seen
@@ -55,6 +56,14 @@ class Opened:
     errors: dict[str, str] = field(default_factory=dict)
 
 
+class _State(Enum):
+    """How a firing stands: it counts at a limit, or is only written down still, or nobody has to know of it."""
+
+    OPEN = 1
+    OVER = 2
+    CLOSED = 3
+
+
 class OpenFirings:
     """The open firings of one task folder, as one dispatcher sees them.
 
@@ -92,19 +101,19 @@ class OpenFirings:
         seen = self._seen(wanted, replace(listing, traces=tuple(traces)), firings, found, limited=limited)
         closed: set[Key] = set()
         for key, firing in wanted.items():
+            state = self._state(firing, firings, key in seen, listing, found)
             known = firings.get(key[0], {}).get(key[1])
-            if self._is_closed(firing, firings, key in seen, listing, found):
-                closed.add(key)
-            elif known is None and listing.now - firing.since > CLAIM_TIMEOUT:
+            old = listing.now - (known.claimed if known else firing.since) > CLAIM_TIMEOUT
+            if state is _State.OPEN and known is None and old:
                 # Nobody has claimed it. Whoever wrote it down might wake up, as long as the window is there.
-                if key not in present:
-                    closed.add(key)
-            elif known is not None and known.fired is None and listing.now - known.claimed > CLAIM_TIMEOUT:
-                if key not in present:
+                state = _State.OVER if key in present else _State.CLOSED
+            if state is _State.CLOSED:
+                closed.add(key)
+            elif state is _State.OPEN and key not in seen:
+                found.open.append(firing)
+                if known is not None and known.fired is None and old and key not in present:
                     found.abandoned.append(firing)
-                found.open.append(firing)
-            elif key not in seen:
-                found.open.append(firing)
+        found.open = [self._placed(firing, firings) if limited else firing for firing in found.open]
         for intent in intents:
             old = listing.now - intent.object.created > KEEP_INTENT
             if old and not intent.object.held and {firing.key for firing in intent.firings} <= closed:
@@ -118,48 +127,65 @@ class OpenFirings:
                     found.abandoned.append(OpenFiring(name, generation, "", "", many=True, since=known.claimed))
         return found
 
-    def _is_closed(  # noqa: PLR0911  (one per case)
+    def _placed(self, firing: OpenFiring, firings: Mapping[str, Firings]) -> OpenFiring:
+        """A firing with the project in which its load runs, which nobody had to know when it was written down."""
+        if firing.project:
+            return firing
+        bodies: Mapping[Key, Body] = {}
+        if firing.generation in firings.get(firing.window, {}):
+            bodies, _ = self._evidence.bodies([firing.key], claimed=True)
+        body = bodies.get(firing.key)
+        return replace(firing, project=body.load.project if body else self._evidence.project)
+
+    def _state(  # noqa: PLR0911  (one per case)
         self, firing: OpenFiring, firings: Mapping[str, Firings], seen: bool, listing: Listing, found: Opened
-    ) -> bool:
-        """Whether nothing more is to be waited for."""
+    ) -> _State:
+        """What is to be waited for."""
         known = firings.get(firing.window, {}).get(firing.generation)
         if known is None:
-            return False
+            return _State.OPEN
         if seen:
             if known.fired is None and listing.now - known.claimed > CLAIM_TIMEOUT:
                 found.fired.append(firing.key)
-            return known.fired is not None
+            return _State.OPEN if known.fired is None else _State.CLOSED
         if known.fired is None or listing.now - known.fired <= _SLOW:
-            return False
+            return _State.OPEN
         try:
             fate = self._evidence.fate(firing.key, known, listing)
+            if fate.gone is not None:
+                found.gone.append((firing.key, fate.gone))
+            if fate.waits:
+                return _State.OPEN
+            if known.aside or fate.loaded or fate.unknown or known.gone.keys() != {0}:
+                return _State.CLOSED
+            return self._dropped(firing, known, listing, firings, found)
         except (*STORAGE_ERRORS, *REFUSED) as error:
             log.warning("What became of window %r cannot be told: %s", firing.window, in_words(error))
-            return False
-        if fate.gone is not None:
-            found.gone.append((firing.key, fate.gone))
-        if fate.waits:
-            return False
-        if not fate.loaded and not fate.unknown and not known.gone.keys() - {0}:
-            self._dropped(firing, known, listing, firings, found)
-            return known.aside or firing.key not in {(each.name, each.generation) for each in found.dropped}
-        return True
+            return _State.OPEN
 
     def _dropped(
         self, firing: OpenFiring, known: Firing, listing: Listing, firings: Mapping[str, Firings], found: Opened
-    ) -> None:
-        """Name a firing of which BqTail has loaded nothing, unless another one of that window takes its place."""
-        others = firings.get(firing.window, {}).keys() - {firing.generation}
-        back = any(window.name.name == firing.window for window in listing.windows if window.key != firing.key)
-        if known.aside or others or back or known.fired is None or not self._evidence.source_is_there(firing.key):
-            return
+    ) -> _State:
+        """Name a firing of which BqTail has loaded nothing, unless another one of that window has loaded its file."""
+        if any(window.object.name == firing.window and window.key != firing.key for window in listing.windows):
+            return _State.OVER  # that one is judged first, and may load it
+        others = [
+            self._evidence.fate((firing.window, generation), other, listing)
+            for generation, other in firings[firing.window].items()
+            if generation != firing.generation
+        ]
+        if any(fate.waits for fate in others):
+            return _State.OVER
+        source = self._evidence.source(firing.key)
+        if any(source in fate.loaded for fate in others) or not self._evidence.source_is_there(firing.key):
+            return _State.CLOSED
+        fired = known.fired or known.claimed
         reason = (
-            f"it was fired at {known.fired:%Y-%m-%d %H:%M} UTC, and BqTail has submitted no load (it drops a "
-            "window whose rule it does not know)"
+            f"it was fired at {fired:%Y-%m-%d %H:%M} UTC, and BqTail has submitted no load (it drops a window whose "
+            "rule it does not know)"
         )
-        found.dropped.append(
-            Quarantine(firing.window, firing.generation, known.fired, reason, undecided=True, dropped=True)
-        )
+        found.dropped.append(Quarantine(firing.window, firing.generation, fired, reason, undecided=True, dropped=True))
+        return _State.OVER
 
     def _seen(
         self,
@@ -171,7 +197,7 @@ class OpenFirings:
         limited: bool,
     ) -> set[Key]:
         """The firings whose loads can be seen: by their traces, else in the list of jobs."""
-        loads = self._loads(wanted, firings, listing.now)
+        loads = self._loads(wanted, firings, listing.now, limited=limited)
         events = {as_job_id(load.event_id) for load in loads.values() if load}
         visible = loads_seen(listing.traces, (), events)
         seen = {key for key, load in loads.items() if load and _known_as(key, load) in visible}
@@ -191,13 +217,13 @@ class OpenFirings:
         return {key for key, load in loads.items() if load and _known_as(key, load) in visible}
 
     def _loads(
-        self, wanted: Mapping[Key, OpenFiring], firings: Mapping[str, Firings], now: datetime
+        self, wanted: Mapping[Key, OpenFiring], firings: Mapping[str, Firings], now: datetime, *, limited: bool
     ) -> dict[Key, Load | None]:
         """Where the loads of firings run; ``None`` where that is not worth a request yet, or cannot be told."""
         unread = [
             key
             for key, firing in wanted.items()
-            if not firing.event_id and now - firing.since > _SLOW and key[1] in firings.get(key[0], {})
+            if not firing.event_id and (limited or now - firing.since > _SLOW) and key[1] in firings.get(key[0], {})
         ]
         bodies, _ = self._evidence.bodies(unread, claimed=True)
         said = {key: body.load for key, body in bodies.items() if body.load.event_id}

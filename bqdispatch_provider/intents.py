@@ -297,6 +297,7 @@ class Intents:
         """
         names = {stored.name for stored in intents}
         self._looked = frozenset(names)
+        self._written = {name: at for name, at in self._written.items() if name in names}
         spent: list[Key] = []
         asked: list[StoredObject] = []
         for stored in intents:

@@ -160,6 +160,8 @@ class Evidence:
         self._ledger = ledger
         self._config = config
         self._threads = threads
+        self.project = config.project_id or ""
+        """In which loads run whose windows name none."""
         self._again_url = f"gs://{config.trigger_bucket}/_load_"
         self._bodies: dict[Key, Body] = {}
         self._fates: dict[Key, Fate] = {}
@@ -223,6 +225,8 @@ class Evidence:
                     found.gone.append(((name, earlier), fate.gone))
         if any(fate.waits for fate in fates):
             return judge("", {}, fates)
+        if generation in firings and self._ledger.was_replayed(key):
+            return Verdict(Late.FIRE, "somebody has put it back", (), tuple((e.name, e.generation) for e in beside))
         body = self._read(key, claimed=generation in firings)
         if isinstance(body, str):
             return Verdict(Late.WAIT, body)
@@ -384,13 +388,17 @@ class Evidence:
             return True
         return next(self._store.names(folder), None) is not None
 
+    def source(self, key: Key) -> str:
+        """The URL of the file whose event made a window that was claimed; empty where that cannot be told."""
+        body = self._read(key, claimed=True)
+        return "" if isinstance(body, str) else body.source
+
     def source_is_there(self, key: Key) -> bool:
         """Tell whether the file whose event made a window is still there; where that cannot be told, it is."""
-        body = self._read(key, claimed=True)
-        prefix = f"gs://{self._config.trigger_bucket}/"
-        if isinstance(body, str) or not body.source.startswith(prefix):
+        source, prefix = self.source(key), f"gs://{self._config.trigger_bucket}/"
+        if not source.startswith(prefix):
             return True
         try:
-            return self._store.look_at_target(body.source.removeprefix(prefix)) is not None
+            return self._store.look_at_target(source.removeprefix(prefix)) is not None
         except STORAGE_ERRORS:
             return True

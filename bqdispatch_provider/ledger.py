@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
 
-from bqdispatch_provider.model import OWNER, REPLAY, Firing, Firings, Key, StoredObject, Window
+from bqdispatch_provider.model import OWNER, REPLAY, REPLAYED, Firing, Firings, Key, StoredObject, Window
 from bqdispatch_provider.names import LEDGER, LedgerName, WindowName
 from bqdispatch_provider.planning import KEEP_ENTRY, due, entry_name
 from bqdispatch_provider.storage import BATCH_SIZE, Result, Stamp, TaskStore
@@ -121,6 +121,14 @@ class Ledger:
         """
         return self._store.read(self._store.task_url(self._entry(key, "claim")))
 
+    def was_replayed(self, key: Key) -> bool:
+        """Tell whether a window that was claimed had been put back from quarantine.
+
+        :raises google.api_core.exceptions.GoogleAPIError: when that cannot be told.
+        """
+        claim = self._store.look(self._entry(key, "claim"))
+        return claim is not None and REPLAYED in claim.metadata
+
     def note(self, entries: Iterable[tuple[Key, str]]) -> None:
         """Note what was found out of windows that were claimed.
 
@@ -140,18 +148,19 @@ class Ledger:
     def _entry(self, key: Key, what: str) -> str:
         return entry_name(*key, what, self._task_url)
 
-    def clean_up(self, now: datetime, present: Collection[str], threads: Executor) -> bool:
-        """Delete the oldest entries, at most a thousand: one list, and a batch for each hundred.
+    def clean_up(self, now: datetime, present: Collection[str], threads: Executor, after: str = "") -> str:
+        """Delete old entries, at most a thousand: one list, and a batch for each hundred.
 
         A window that was claimed and not fired, or that lies there, is not forgotten.
 
         :param now: the storage server's time.
         :param present: names of windows that lie in the task folder.
         :param threads: where entries are deleted side by side.
-        :returns: whether there may be more of them.
+        :param after: only entries behind this name; by default from the oldest on.
+        :returns: the name behind which to go on; empty when there are no more.
         :raises google.api_core.exceptions.GoogleAPIError: when they cannot be listed.
         """
-        listed = self._store.oldest(LEDGER, LedgerName.folder(now - KEEP_ENTRY))
+        listed = self._store.oldest(LEDGER, LedgerName.folder(now - KEEP_ENTRY), after)
         kept = {LedgerName.parse(self._entry((name, 1), "claim")).window for name in present}
         firings = _firings(listed)
         old: list[list[Key]] = [[], []]
@@ -165,7 +174,7 @@ class Ledger:
         for entries in old:
             chunks = [entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)]
             list(threads.map(self._store.delete, chunks))
-        return any(old)
+        return listed[-1].name if listed else ""
 
 
 def _firings(entries: Iterable[StoredObject]) -> Mapping[str, dict[int, Firing]]:

@@ -359,6 +359,7 @@ class Event:
     :param load: of a window where a limit is set: the project in which its load will run, and its event.
     :param claimed: whether somebody has claimed this window, and not fired it.
     :param many: whether this window has many folders, and is removed before it is fired.
+    :param replayed: whether somebody has put this window back, to be fired whatever is known of earlier firings.
     :param stale: location objects of this window, by name and generation, that are removed before it is fired.
     :param beside: of a window that has returned, the location objects that stay: with others it is judged anew.
     """
@@ -373,6 +374,7 @@ class Event:
     load: Load | None = None
     claimed: bool = False
     many: bool = False
+    replayed: bool = False
     stale: tuple[Key, ...] = ()
     beside: tuple[Key, ...] | None = None
 
@@ -385,11 +387,11 @@ class Event:
         """A compact form for XCom."""
         ended = self.ended.timestamp() if self.ended else 0
         more: list[Any] = [self.error, self.doubted] if self.error or self.doubted else []
-        if self.load or self.claimed or self.many or self.beside is not None:
+        if self.load or self.claimed or self.many or self.replayed or self.beside is not None:
             load = [self.load.project, self.load.event_id] if self.load else None
             beside = None if self.beside is None else [list(key) for key in self.beside]
             stale = [list(key) for key in self.stale]
-            more = [self.error, self.doubted, load, self.claimed, self.many, stale, beside]
+            more = [self.error, self.doubted, load, self.claimed, self.many, self.replayed, stale, beside]
         return [self.name, self.generation, self.created.timestamp(), self.location, ended, *more]
 
     @classmethod
@@ -400,8 +402,8 @@ class Event:
         """
         try:
             name, generation, created, location, ended, *more = document
-            given: list[Any] = [*more, *["", False, None, False, False, (), None][len(more) :]]
-            error, doubted, load, claimed, many, stale, beside = given
+            given: list[Any] = [*more, *["", False, None, False, False, False, (), None][len(more) :]]
+            error, doubted, load, claimed, many, replayed, stale, beside = given
             return cls(
                 str(name),
                 int(generation),
@@ -413,6 +415,7 @@ class Event:
                 None if load is None else Load(*map(str, load)),
                 bool(claimed),
                 bool(many),
+                bool(replayed),
                 tuple((str(each), int(number)) for each, number in stale),
                 None if beside is None else tuple((str(each), int(number)) for each, number in beside),
             )

@@ -37,6 +37,7 @@ from bqdispatch_provider.model import (
     CREATED,
     OWNER,
     REASON,
+    REPLAYED,
     Event,
     Key,
     Lane,
@@ -122,12 +123,13 @@ class _Move:
         return (self.event.name, self.generation) if self.source == self.event.name else self.event.key
 
 
-def _claim_of(owner: str, since: datetime) -> dict[str, str]:
+def _claim_of(owner: str, since: datetime, event: Event) -> dict[str, str]:
     """The metadata of a claim.
 
     :param since: when the window was claimed first: no copy of it is older.
     """
-    return {OWNER: owner, CLAIMED: f"{since.timestamp():.6f}"}
+    replayed = {REPLAYED: str(event.generation)} if event.replayed else {}
+    return {OWNER: owner, CLAIMED: f"{since.timestamp():.6f}", **replayed}
 
 
 def _wait_for_change(moves: Sequence[_Move]) -> None:
@@ -292,7 +294,7 @@ class Mover:
         fresh = [event for event in events if event.key not in known and not event.claimed]
         now = self.store.now()  # it is never ahead
         stamps: list[Stamp] = [
-            (each.name, each.generation, self._entry(each, "claim"), 0, _claim_of(owner, now)) for each in fresh
+            (each.name, each.generation, self._entry(each, "claim"), 0, _claim_of(owner, now, each)) for each in fresh
         ]
         results = {
             event.key: self._claimed(event, owner, result, now)
@@ -341,7 +343,9 @@ class Mover:
                 return Done(event, Outcome.IGNORED)
             with suppress(KeyError, ValueError, OverflowError, OSError):
                 move.created = datetime.fromtimestamp(float(claim.metadata[CLAIMED]), UTC)
-            metadata = _claim_of(owner, move.created)
+            if REPLAYED in claim.metadata:
+                move.event = replace(event, replayed=True)
+            metadata = _claim_of(owner, move.created, move.event)
             (result,) = self.store.stamp([(move.source, claim.generation, move.source, claim.generation, metadata)])
             if not result.ok and not result.doubtful:
                 return Done(event, Outcome.ERROR, f"{said}: {result}")
@@ -518,7 +522,7 @@ class Mover:
             metadata = (
                 {CREATED: f"{move.created.timestamp():.6f}", OWNER: owner}
                 if is_trace
-                else _claim_of(owner, move.created)
+                else _claim_of(owner, move.created, move.event)
             )
             stamps.append((move.source, move.generation, move.source, move.generation, metadata))
         fenced: list[StoredObject | Done] = []

@@ -215,7 +215,8 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     for firing in snapshot.open:
         if firing.key not in candidates:
             planning.active[firing.project, False] += 1
-    active = dict(planning.active)
+    active = planning.active.copy()
+    active.update((firing.project, False) for firing in snapshot.open if firing.key in candidates)
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
     gone = {each.key for events in planning.events.values() for each in events}
     gone |= {(each.name, each.generation) for each in planning.quarantines}
@@ -250,7 +251,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
         late=planning.late,
-        active=active,
+        active=dict(active),
     )
 
 
@@ -437,6 +438,7 @@ class _Planning:
             load=load,
             claimed=claimed,
             many=bool(window.locations),
+            replayed=REPLAYED in stored.metadata,
             stale=verdict.stale if verdict else (),
             beside=verdict.beside if verdict else None,
         )

@@ -17,7 +17,7 @@ from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.late import Fate, folder_of
 from bqdispatch_provider.model import REASON, REPLAYED, Key, StoredObject
 from bqdispatch_provider.names import UNDECIDED, WindowName
-from bqdispatch_provider.quarantine import ReplayError
+from bqdispatch_provider.quarantine import Aside, QuarantineStore, ReplayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,21 @@ class Decisions:
         there = self._store.look(name)
         return None if there is None else Undecided(url, window, there, "its folder was not loaded")
 
+    def put_back(self, quarantine: QuarantineStore, aside: Aside) -> str:
+        """Put an object in quarantine back, a window only where nothing has loaded it meanwhile.
+
+        :param quarantine: in which it lies.
+        :returns: what was done.
+        :raises ReplayError: when it was not put back: a load of it may still come, or its file was loaded, for instance.
+        :raises google.api_core.exceptions.GoogleAPIError: when it cannot be looked at.
+        """
+        if aside.name.endswith(".win") and aside.there is not None:
+            fates, _, _ = self._fates(aside.name, aside.url)
+            source = _source(_document(self._store.read(aside.url)))
+            if any(source in fate.loaded for fate in fates):
+                raise ReplayError(f"{aside.url!r} stays, for {source!r} was loaded: delete it")
+        return quarantine.put_back(aside)
+
     def fire(self, undecided: Undecided) -> str:
         """Put a window back so that it is fired, and say what was done.
 
@@ -94,20 +109,23 @@ class Decisions:
             return self._finish(undecided, f"{url!r} is back")
         if live is not None:
             raise ReplayError(f"{undecided.url!r} waits: {url!r} lies there, try again once it has been fired")
+        fates, generations, beside = self._fates(undecided.window, undecided.url)
+        return self._fire(undecided, fates, generations, beside)
+
+    def _fates(self, window: str, what: str) -> tuple[list[Fate], list[int], tuple[StoredObject, ...]]:
+        """What became of the firings of a window's name, their generations, and what names its folders."""
         listing = self._dispatcher.listing()
-        firings, hidden = self._dispatcher.ledger.look((), listing.now, names=[undecided.window])
+        firings, hidden = self._dispatcher.ledger.look((), listing.now, names=[window])
         if hidden:
             raise ReplayError(next(iter(hidden.values())))
-        known = firings.get(undecided.window, {})
-        fates = [self._dispatcher.evidence.fate((undecided.window, g), f, listing) for g, f in known.items()]
+        known = firings.get(window, {})
+        fates = [self._dispatcher.evidence.fate((window, g), f, listing) for g, f in known.items()]
         self._dispatcher.ledger.note(
-            ((undecided.window, g), f"gone-{fate.gone:05}")
-            for g, fate in zip(known, fates, strict=True)
-            if fate.gone is not None
+            ((window, g), f"gone-{fate.gone:05}") for g, fate in zip(known, fates, strict=True) if fate.gone is not None
         )
         if waits := next((fate.waits for fate in fates if fate.waits), ""):
-            raise ReplayError(f"{undecided.url!r} waits, try again later: {waits}")
-        return self._fire(undecided, fates, list(known), listing.locations.get(undecided.window, ()))
+            raise ReplayError(f"{what!r} waits, try again later: {waits}")
+        return fates, list(known), listing.locations.get(window, ())
 
     def _fire(
         self, undecided: Undecided, fates: list[Fate], generations: list[int], beside: tuple[StoredObject, ...]

@@ -210,11 +210,12 @@ class TaskStore:
             found += self._listed(self._tasks, asked[start : start + BATCH_SIZE], len(self._folder))
         return found
 
-    def oldest(self, under: str, until: str) -> list[StoredObject]:
+    def oldest(self, under: str, until: str, after: str = "") -> list[StoredObject]:
         """The first objects of a folder of the task folder by their names: one request, at most 1,000 objects.
 
         :param under: the folder.
         :param until: no name from here on.
+        :param after: only names behind this one.
         :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
         """
         query = {
@@ -222,6 +223,8 @@ class TaskStore:
             "endOffset": f"{self._folder}{until}",
             "fields": "items(name,generation,timeCreated),nextPageToken",
         }
+        if after:
+            query["startOffset"] = f"{self._folder}{after}\0"
         page = next(self._pages(self._tasks, query))
         return [_stored(item, len(self._folder)) for item in page.get("items", ())]
 

@@ -2,13 +2,16 @@
 
 import json
 import zlib
+from datetime import timedelta
 
 import pytest
 from world import TASKS, TRIGGER
 
+from bqdispatch_provider.model import Event, Lane, Load, Share
 from bqdispatch_provider.names import WindowName
 from bqdispatch_provider.quarantine import ReplayError
 from bqdispatch_provider.replay import Decisions
+from bqdispatch_provider.storage import Result
 
 A, B, C = (f"gs://{TRIGGER}/data/{each}" for each in "abc")
 
@@ -279,6 +282,73 @@ def test_what_a_later_firing_has_loaded_waits_for_no_decision(world, rule):
     world.control.advance(5)
     assert world.cycle().errors == []
     assert [name for name in world.names() if name.startswith("undecided/")] == []
+
+
+def test_a_dropped_firing_is_named_if_the_window_that_came_back_has_loaded_another_folder(world, many):
+    """Where the name of its folder was never written, nobody else loads that."""
+    many.fired()
+    world.delete(many.location(A))
+    event = many.arrive(f"{B}/2.json")
+    for minutes in (0, 11, 0):
+        world.control.advance(60 * minutes)
+        world.cycle()
+    assert many.take() == event
+    many.load(event, f"{B}/2.json")
+    many.finished()
+    for minutes in (2, 1):
+        world.control.advance(60 * minutes)
+        report = world.cycle()
+    assert any("BqTail has submitted no load" in error for error in report.errors)
+
+
+def test_a_load_without_files_is_no_dropped_firing(world, rule):
+    event = rule.fired()
+    rule.load(event)
+    rule.finished()
+    for minutes in (1, 11, 11):
+        world.control.advance(60 * minutes)
+        assert world.cycle().errors == []
+
+
+def test_a_window_that_was_put_back_and_whose_dispatcher_died_is_fired_all_the_same(world, many):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(B)
+    many.arrive(f"{A}/1.json")
+    world.cycle()
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        decisions.fire(decisions.listing()[0])
+    world.control.advance(5)
+    with world.dispatcher() as dispatcher:
+        dispatcher.store.copy = lambda copies, to=None: [Result(403, message="no")] * len(copies)
+        dispatcher.cycle()
+    assert world.blob(many.name) is None, "it is removed before it is fired"
+    world.control.advance(200)
+    assert world.cycle().dispatched == 1
+
+
+def test_an_open_firing_of_no_project_counts_where_its_load_runs_once_there_is_a_limit(world):
+    world.window("ds.a", content=json.dumps({"ProjectID": "other", "EventID": "1"}))
+    assert world.cycle().dispatched == 1
+    world.window("ds.b", content=json.dumps({"ProjectID": "other", "EventID": "2"}))
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0
+
+
+def test_a_share_planned_elsewhere_counts_what_somebody_has_begun_to_fire(world):
+    begun = world.window("ds.a", due=300, content=json.dumps({"EventID": "1"}))
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        dispatcher.store.copy = lambda copies, to=None: [Result(403, message="no")] * len(copies)
+        dispatcher.cycle()
+    world.control.advance(200)
+    fresh = world.window("ds.b", content=json.dumps({"EventID": "2"}))
+    blob = world.blob(fresh)
+    event = Event(fresh, int(blob.generation), blob.time_created, load=Load("p", "2"))
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        shares = dispatcher.look().plan.shares({Lane.WINDOWS: 1})
+        assert [event.name for share in shares for event in share.events] == [begun]
+        report = dispatcher.dispatch([Share(Lane.WINDOWS, 1, shares[0].planned - timedelta(seconds=1), (event,))])
+        assert report.outcomes == {"throttled": 1}
 
 
 def test_a_firing_without_files_is_no_error(world, rule):
