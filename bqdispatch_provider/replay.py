@@ -87,7 +87,7 @@ class Decisions:
 
         :param quarantine: in which it lies.
         :returns: what was done.
-        :raises ReplayError: when it was not put back: a load of it may still come, or its file was loaded, for instance.
+        :raises ReplayError: when it was not put back, since a load of it may still come or its file was loaded.
         :raises google.api_core.exceptions.GoogleAPIError: when it cannot be looked at.
         """
         if aside.name.endswith(".win") and aside.there is not None:
