@@ -47,8 +47,8 @@ test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celer
 	$(BIN)/pytest -p no:cacheprovider $(if $(PROFILE),tests/compose/test_$(PROFILE).py,tests/compose)
 
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
-	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak \
-	  $(BIN)/pytest tests/faults tests/unit
+	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak BQDISPATCH_MODEL=all \
+	  $(BIN)/pytest tests/faults tests/unit tests/model
 	$(BIN)/python tests/tools/late.py --kills
 
 soak-deferral: setup ## deferred sensors in a live triggerer for ten minutes (VERSION=3.1.8, MINUTES=…)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import cost
@@ -41,11 +42,15 @@ def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run)
     world.window()
     world.control.reset_counters()
     run("bqdispatch", "bqdispatch.py")
-    model = cost.look(321, 320)
+    model = cost.look(321, 320, minutes=1)
     for traces, windows in ((300, 0), (20, 0), (0, 1)):
         model += cost.dispatch(traces, windows)
+        model += cost.end(bool(traces))
     model += cost.journal(3)
-    assert world.control.requests_by_method() == model.requests
+    made = Counter(world.control.requests_by_method())
+    # What the last task removes was written by the others a moment ago: here they begin at once, in one process.
+    made -= Counter(world.control.refused())
+    assert made == model.requests
 
 
 def test_with_nothing_to_do_the_tasks_are_skipped_and_the_run_is_reported(world, run, document):
