@@ -50,9 +50,10 @@ class Crowd:
         return self.start(**more).answer()
 
     def consume(self):
-        """BqTail consumes everything that was delivered."""
+        """BqTail consumes everything that was delivered, a moment after that: a name is changed once a second."""
+        self.world.control.advance(1.5)
         while self.bqtail.step():
-            pass
+            self.world.control.advance(1.5)
 
     def finish(self):
         """Dispatch, undisturbed now, until there is nothing left to do; gives BqTail's account."""
