@@ -82,7 +82,7 @@ def test_all_that_is_sent_is_listed_and_all_that_is_listed_is_sent(world, run, s
 def test_what_a_limit_holds_back_and_what_goes_wrong_is_counted(world, connect, run, statsd):
     connect(MaxConcurrentJobs=2)
     world.traces(3)
-    window = world.window("q:ds.t")
+    window = world.window(content='{"ProjectID": "q"}')
     run("bqdispatch", "bqdispatch.py")
     assert values(statsd.ours())["throttled.p.jobs"] == 1
     world.delete(window)
