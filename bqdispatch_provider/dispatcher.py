@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,7 +23,7 @@ from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.firings import OpenFirings
 from bqdispatch_provider.intents import Intent, Intents, Noted
-from bqdispatch_provider.jobs import JobBoard, Sighting
+from bqdispatch_provider.jobs import REFUSED, JobBoard, Sighting
 from bqdispatch_provider.late import AT_ONCE, Evidence, Judged
 from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import (
@@ -31,6 +31,7 @@ from bqdispatch_provider.model import (
     EVERYTHING,
     Event,
     Firing,
+    JobKey,
     Key,
     Lane,
     Listing,
@@ -45,10 +46,11 @@ from bqdispatch_provider.model import (
     Tidy,
     Window,
     counter_of,
+    lane_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
 from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, WindowName, in_one_line, in_words
-from bqdispatch_provider.planning import GONE_FOR, classify, limits, overdue, plan, returned, unfired
+from bqdispatch_provider.planning import GONE_FOR, MIN_AGE, classify, limits, overdue, plan, returned, unfired
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
@@ -512,32 +514,28 @@ class Dispatcher:
         What was planned in another task has waited for this one, and for a pool: another dispatcher may have filled the
         limit meanwhile.
         """
-        seen: Snapshot | None = None
-        active: Mapping[tuple[str, bool], int] = {}
-        begun: set[Key] = set()
         room: dict[tuple[str, bool], int] = {}
+        begun: set[Key] = set()
         for share in shares:
             if not share.limit or (self._plan is not None and share.planned == self._plan.now):
                 yield share
                 continue
+            is_sql = share.lane is Lane.SQL
+            projects = {self._project_of(event) for event in share.events}
+            projects -= {project for project, of_queries in room if of_queries is is_sql}
             try:
-                if seen is None:
-                    seen, _ = self._observe(self.listing())
-                    active = plan(seen, self.config, seen.listing.now, self._only).active
-                    begun = {firing.key for firing in seen.open}
+                taken, open_firings = self._taken(projects, share, report)
             except STORAGE_ERRORS as error:
                 said = f"the limits cannot be counted again, so {len(share.events)} events wait: {in_words(error)}"
                 self._error(report, said)
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
                 continue
+            begun |= open_firings
+            room |= {(project, is_sql): share.limit - number for project, number in taken.items()}
             fitting: list[Event] = []
             waiting: list[Event] = []
             for event in share.events:
-                key = (self._project_of(event), share.lane is Lane.SQL)
-                if key not in room and (why := seen.errors.get(key[0])) is not None:
-                    self._error(report, f"the jobs of project {key[0]!r} cannot be looked at, so it waits: {why}")
-                    room[key] = 0
-                room.setdefault(key, share.limit - active.get(key, 0))
+                key = (self._project_of(event), is_sql)
                 room[key] -= event.key not in begun  # those count already
                 (fitting if room[key] >= 0 else waiting).append(event)
             if waiting:
@@ -546,6 +544,46 @@ class Dispatcher:
             for event in waiting:
                 report.count(self._project_of(event), "Throttled", _counter_of(event))
             yield replace(share, events=tuple(fitting))
+
+    def _taken(self, projects: Collection[str], share: Share, report: Report) -> tuple[dict[str, int], set[Key]]:
+        """How many places of a limit are taken in projects now, and the firings among them.
+
+        :param share: that is to be dispatched under the limit.
+        :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be read.
+        """
+        taken: dict[str, int] = {}
+        active: set[tuple[str, str]] = set()
+        # First the jobs, then the folder: what was submitted in between has a trace that was written just now.
+        since = self.store.now() - MIN_AGE
+        for project in projects:
+            try:
+                active |= {(project, job_id) for job_id in self.board.active(project, since)}
+                taken[project] = 0
+            except REFUSED as error:
+                said = f"the jobs of project {project!r} cannot be looked at, so it waits: {in_words(error)}"
+                self._error(report, said)
+                taken[project] = share.limit
+        if not projects:
+            return taken, set()
+        listing = self.listing()
+        is_sql = share.lane is Lane.SQL
+        running: set[JobKey] = set()
+        for trace in listing.traces:
+            job = (trace.project, trace.name.job_id)
+            if job in active:
+                running.add(trace.job)
+            if trace.project in taken and is_sql == (lane_of(trace.name.action) is Lane.SQL):
+                taken[trace.project] += job in active or trace.object.created >= since
+        if is_sql:
+            return taken, set()
+        noted, _ = self._noted(listing)
+        keys = {firing.key for intent in noted.windows for firing in intent.firings}
+        firings, _ = self.ledger.look(listing.windows, listing.now, keys)
+        opened = self._firings.look(noted.windows, listing, firings, running, limited=True).open
+        for firing in opened:
+            if firing.project in taken:
+                taken[firing.project] += 1
+        return taken, {firing.key for firing in opened}
 
     def _project_of(self, event: Event) -> str:
         if event.load is not None:

@@ -219,11 +219,21 @@ def test_a_share_that_was_planned_elsewhere_is_held_to_its_limit_by_what_runs_no
     assert set(document["Jobs"]) == {world.url_of(name) for name in names[:2]}
 
 
+def test_jobs_without_a_trace_take_no_place_of_a_share_that_was_planned_elsewhere(world):
+    """BqTail gives them IDs of the same form."""
+    world.traces(3)
+    with world.dispatcher(MaxConcurrentJobs=3) as dispatcher:
+        shares = dispatcher.look().plan.shares({Lane.JOBS: 3})
+    world.jobs([f"ds_t--{n}_00003_copy--dispatch" for n in range(5)], "RUNNING", age=2)
+    with world.dispatcher(MaxConcurrentJobs=3) as dispatcher:
+        assert dispatcher.dispatch(shares).outcomes == {"dispatched": 3}
+
+
 def test_of_a_share_that_was_planned_elsewhere_nothing_goes_while_what_runs_cannot_be_told(world):
     name = world.trace()
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         shares = dispatcher.look().plan.shares({Lane.JOBS: 5})
-    world.control.refuse("bigquery.jobs.get", project="p")
+    world.control.refuse("bigquery.jobs.list", project="p")
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         document = dispatcher.dispatch(shares).to_dict()
     assert document["Outcomes"] == {"throttled": 1}
