@@ -239,6 +239,8 @@ class StandInBqTail:
         self._stepping = threading.Lock()
         # What was acted on but could not be deleted: acting on it again would be a fault of ours, not the dispatcher's.
         self._acted: set[tuple[str, int]] = set()
+        self._too_soon: dict[tuple[str, int], float] = {}
+        """When what was acted on may be deleted, by the monotonic clock: a name is changed once a second."""
         self._tries: Counter[tuple[str, int]] = Counter()
         self._held: list[tuple[float, DataFile]] = []
         self._corrupt: set[str] = set()
@@ -306,9 +308,11 @@ class StandInBqTail:
         """
         self._unknown_rules[dest] += firings
 
-    def step(self) -> int:
+    def step(self, *, patient: bool = True) -> int:
         """Look at the trigger bucket once and handle all that has arrived there, and events that are due.
 
+        :param patient: whether to wait until what was handled may be deleted, a second after it came; otherwise a later
+            step deletes it, and nothing that comes meanwhile has to wait for that.
         :returns: how many objects and events were handled; those that have to wait are not counted.
         """
         with self._stepping:
@@ -322,7 +326,7 @@ class StandInBqTail:
                 return events
             time.sleep(self.settings.delay_s)
             with ThreadPoolExecutor(self.settings.workers) as pool:
-                return events + sum(pool.map(self._handle, arrived))
+                return events + sum(pool.map(lambda blob: self._handle(blob, patient), arrived))
 
     def run(self, stop_event: threading.Event, interval: float = 0.2) -> None:
         """Step until told to stop.
@@ -332,7 +336,7 @@ class StandInBqTail:
         """
         while not stop_event.is_set():
             try:
-                self.step()
+                self.step(patient=False)
             except (GoogleAPIError, requests.RequestException) as error:
                 self._ledger.failed_call(f"list of the trigger bucket: {error}")
             stop_event.wait(interval)
@@ -428,9 +432,11 @@ class StandInBqTail:
 
     # Deliveries
 
-    def _handle(self, blob: Blob) -> bool:
+    def _handle(self, blob: Blob, patient: bool) -> bool:
         """Act on an object, then delete it; ``False`` when it is left for a later step."""
         key = (blob.name, blob.generation)
+        if time.monotonic() < self._too_soon.get(key, 0.0):
+            return False
         if key not in self._acted:
             try:
                 body = self._read(blob)
@@ -444,10 +450,14 @@ class StandInBqTail:
             try:
                 self._delete_delivered(blob)
             except TooManyRequests:
+                if not patient:
+                    self._too_soon[key] = time.monotonic() + _SAME_NAME_S
+                    return False
                 # It was delivered less than a second ago. Once it may go, so may all others that this step has listed.
                 time.sleep(_SAME_NAME_S)
                 self._delete_delivered(blob)
             self._acted.discard(key)
+            self._too_soon.pop(key, None)
         except (GoogleAPIError, requests.RequestException) as error:
             log.warning("%s is deleted in the next step: %s", blob.name, error)
             self._ledger.failed_call(f"{blob.name}: {error}")
