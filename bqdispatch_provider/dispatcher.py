@@ -663,6 +663,7 @@ class Dispatcher:
         :param tidy: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
+        self.intents.remove()
         for act, undecided in ((self.mover.set_aside, False), (self.mover.set_undecided, True)):
             for chunk in _chunks([each for each in tidy.quarantines if each.undecided is undecided]):
                 self._set_aside(chunk, act, report)
