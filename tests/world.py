@@ -181,6 +181,7 @@ class World:
         return json.loads(self.client.bucket(bucket).blob(name).download_as_bytes())
 
     def delete(self, name, bucket=TASKS):
+        self.control.advance(1)  # a name is changed once a second
         self.client.bucket(bucket).delete_blob(FOLDER + name if bucket == TASKS else name)
 
     def url_of(self, name):
