@@ -344,11 +344,12 @@ class Evidence:
                         found.gone.append(((window, generation), fate.gone))
                 if any(fate.waits or fate.unknown for fate in fates):
                     continue
-                folders = {folder_of(uri) for fate in fates for uri in fate.loaded | fate.tried}
+                folders = {folder_of(uri) for fate in fates for uri in fate.loaded}
+                tried = {folder_of(uri) for fate in fates for uri in fate.tried}
                 for key, folder in self.folders(beside).items():
                     if folder in folders or not self._has_files(folder):
                         found.stale.append(key)
-                    else:
+                    elif folder not in tried:  # of those that were, BqTail tells itself, and may load them once more
                         found.findings.append(
                             f"the files of {folder!r} were not loaded: their event came when window {window!r} had "
                             f"been fired. `bqdispatch replay {self._store.task_url(key[0])}` fires it for them"

@@ -388,6 +388,18 @@ def test_a_name_of_a_loaded_folder_that_nobody_removes_goes(world, many):
     assert world.names() == []
 
 
+def test_the_name_of_a_folder_whose_load_has_failed_stays_for_the_next_firing(world, many):
+    many.fired(f"{A}/1.json", error="invalid")
+    world.control.advance(700)
+    world.cycle()
+    world.control.advance(700)
+    assert world.cycle().errors == []
+    assert world.names() == [many.location(A)]
+    assert many.arrive(f"{B}/2.json")
+    assert world.cycle().dispatched == 1
+    assert world.names() == sorted([many.location(A), many.location(B)])
+
+
 @pytest.mark.parametrize("content", ["no JSON", "[1]", "{}", "[" * 100_000, '{"EventID": 1e400}', ""])
 def test_a_window_whose_content_says_nothing_is_fired_and_judged_as_undecided(world, content):
     name = world.window(content=content)

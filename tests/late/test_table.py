@@ -12,10 +12,11 @@ RESULT = Result(CELL, {"first": ONCE, "known": ONCE}, LOADED, (), "", 30, False)
 
 
 @pytest.fixture
-def late():
+def late(tmp_path):
     spec = importlib.util.spec_from_file_location("late", Path(__file__).parents[1] / "tools" / "late.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.REAL = tmp_path / "nobody_has_run_the_real_one.jsonl"
     return module
 
 
