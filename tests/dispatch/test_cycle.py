@@ -470,6 +470,7 @@ def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):
 
     def loosen(report):
         seen.append(report.cycles)
+        world.control.advance(1)  # the document is written again
         if report.cycles == 1:
             bucket.blob("config.json").upload_from_string(json.dumps(world.document(CheckInMs=1)))
         elif report.cycles == 2:

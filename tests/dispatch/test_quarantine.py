@@ -453,7 +453,9 @@ def test_an_object_whose_note_is_gone_goes_back(world):
 def test_an_unreadable_note_keeps_nothing_from_going_back(world, note):
     name = world.trace(state=None, age=OLD)
     world.cycle()
+    world.control.advance(1)
     world.client.bucket(JOURNAL).blob(world.names(JOURNAL, "errors/")[1]).upload_from_string(note)
+    world.control.advance(1)
     replay(world)
     assert (world.names(), aside(world)) == ([name], [])
 

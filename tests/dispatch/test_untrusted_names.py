@@ -43,7 +43,8 @@ def is_harmless(text):
 
 
 def lines_are_harmless(caplog):
-    return [record.getMessage() for record in caplog.records if not is_harmless(record.getMessage())] == []
+    own = (record.getMessage() for record in caplog.records if record.name != "google.resumable_media._helpers")
+    return [each for each in own if not is_harmless(each)] == []  # that one tells of what the test itself has read
 
 
 @pytest.fixture(params=AWKWARD.values(), ids=AWKWARD)
