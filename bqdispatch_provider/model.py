@@ -613,7 +613,6 @@ class Plan:
     :param awaited: how many of the objects wait for a job that runs, or is about to.
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     :param late: how many returned windows are removed, since their files were loaded before.
-    :param active: jobs, and open firings, that take a place at a limit, by project and whether it is that of queries.
     """
 
     now: datetime
@@ -630,7 +629,6 @@ class Plan:
     awaited: int = 0
     due_in: timedelta | None = None
     late: int = 0
-    active: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
         """The plan's events in pieces small enough for XCom.

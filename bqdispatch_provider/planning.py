@@ -215,8 +215,6 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     for firing in snapshot.open:
         if firing.key not in candidates:
             planning.active[firing.project, False] += 1
-    active = planning.active.copy()
-    active.update((firing.project, False) for firing in snapshot.open if firing.key in candidates)
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
     gone = {each.key for events in planning.events.values() for each in events}
     gone |= {(each.name, each.generation) for each in planning.quarantines}
@@ -251,7 +249,6 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
         late=planning.late,
-        active=dict(active),
     )
 
 

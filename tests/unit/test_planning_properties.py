@@ -293,13 +293,6 @@ def test_active_and_dispatched_pass_no_limit_and_no_more_is_throttled_than_must_
 
 
 @given(folders())
-def test_the_next_dispatcher_counts_what_takes_a_place(folder):
-    """All but what it would dispatch itself."""
-    active = folder.plan().active
-    assert {place: number for place, number in active.items() if number} == +folder.active
-
-
-@given(folders())
 def test_nothing_goes_before_what_waits_longer(folder):
     made = folder.plan()
 
