@@ -29,6 +29,8 @@ class Crowd:
         self.world, self.forks, self.log_file = world, forks, log_file
         self.random = random.Random(seed)
         self.document = world.document(**settings)
+        # Pauses are cut short here, and so would be those after which a name may be changed again.
+        world.control.set_name_limit(False)
         bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=chain, rules=RULES)
         self.bqtail = StandInBqTail(world.client, requests.Session(), world.url, bqtail)
 

@@ -35,7 +35,8 @@ def set_up(crowd):
 )
 def test_killed_at_any_request_it_loses_and_doubles_nothing(crowd, trials, keeping, consumed, request):
     killed, missing, doubled = 0, 0, 0
-    for kill_at in itertools.count(1):
+    every = 1 if KILLS > 200 or (consumed and keeping is SOFT_DELETE) else 3
+    for kill_at in itertools.count(1, every):
         for after in (False, True):
             here = crowd(keeping, chain=("load",))
             set_up(here)
@@ -49,14 +50,15 @@ def test_killed_at_any_request_it_loses_and_doubles_nothing(crowd, trials, keepi
             killed, missing, doubled = killed + killed_now, missing + account.missing, doubled + account.doubled
         if not killed_now:
             break
-    assert killed > 20
-    trials(f"killed before and after every request ({request.node.callspec.id})", killed, 4 * killed, missing, doubled)
+    assert killed > 20 // every
+    which = "every request" if every == 1 else "every third request"
+    trials(f"killed before and after {which} ({request.node.callspec.id})", killed, 4 * killed, missing, doubled)
 
 
 def test_stopped_at_any_request_and_woken_after_others_went_on_it_doubles_nothing(crowd, trials):
     """Nothing rests on a dispatcher knowing how late it is."""
     stopped, missing, doubled = 0, 0, 0
-    for stop_at in itertools.count(1):
+    for stop_at in itertools.count(1, 1 if KILLS > 200 else 2):
         here = crowd(chain=("load",))
         set_up(here)
         sleeper = here.start(kill_at=stop_at, by=signal.SIGSTOP)
@@ -72,8 +74,8 @@ def test_stopped_at_any_request_and_woken_after_others_went_on_it_doubles_nothin
         if not stopped_now:
             break
         stopped, missing, doubled = stopped + 1, missing + account.missing, doubled + account.doubled
-    assert stopped > 10
-    trials("stopped before every request, woken when others had gone on", stopped, 4 * stopped, missing, doubled)
+    assert stopped > 5
+    trials("stopped before every other request, woken when others had gone on", stopped, 4 * stopped, missing, doubled)
 
 
 def kill_again_and_again(crowd, kills):
