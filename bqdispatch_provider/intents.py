@@ -41,8 +41,9 @@ MOST = 1000
 VERSION = 1
 """The form of an intent; one of another version holds back what it may be about."""
 
-_WAIT = 20.0
-"""Seconds for which a dispatcher waits for those that leave it the traces, or are through with them."""
+_WAIT = 5.0
+"""Seconds for which a dispatcher waits for those that leave it the traces, or are through with them; then it looks
+again, as it does for whatever others are moving."""
 
 _PAUSE = 0.3
 _LEFT = "-left.json"
@@ -84,12 +85,14 @@ class Announced:
     :param held: names of traces that another dispatcher is moving right now.
     :param doubtful: traces that were to be moved before, by a dispatcher that did not come to its end.
     :param unread: what holds back the traces that are older than it, with the reason: intents that cannot be read.
+    :param met: whether another dispatcher was about to move some of the same traces.
     """
 
     mine: tuple[Intent, ...]
     held: Collection[str]
     doubtful: Collection[Key]
     unread: tuple[tuple[datetime, str], ...] = ()
+    met: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,9 @@ class Intents:
         self._known: dict[Key, Intent] = {}
         self._completed: dict[Key, float] = {}
         """This dispatcher's intents that are answered for, and when they were written, by the monotonic clock."""
+
+        self._marked: set[str] = set()
+        """Those of them beside which it is said that they are completed."""
 
         self._written: dict[str, float] = {}
         self._looked: frozenset[str] = frozenset()
@@ -201,6 +207,7 @@ class Intents:
         rivals = self._rivals(others, wanted, now)
         # Of those that see each other the first waits, and the others leave it all: somebody goes on. Whoever is not
         # seen by this look writes after it, and so will see these.
+        met = bool(rivals)
         if self._is_first(rivals):
             until = time.monotonic() + _WAIT
             seen = {intent.object.name for intent in others}
@@ -212,7 +219,7 @@ class Intents:
         if held:
             log.info("%d traces are being moved by another dispatcher: they are left to it", len(held))
         doubtful = {key for intent in others if self._is_over(intent, now) for key in intent.moves}
-        return Announced(mine, held, doubtful, self._unread(others))
+        return Announced(mine, held, doubtful, self._unread(others), met)
 
     def _rivals(self, others: Iterable[Intent], wanted: Set[str], now: datetime) -> list[Intent]:
         """The intents of other dispatchers that may be moving some of the traces right now, or have to finish them."""
@@ -253,6 +260,8 @@ class Intents:
                 log.warning("%d traces stay written down as to be moved: %s", len(left), in_words(error))
                 return
         self.complete(announced.mine)
+        if announced.met:
+            self._mark()  # somebody may be waiting for it
 
     def complete(self, intents: Iterable[Intent]) -> None:
         """Note that intents of this dispatcher are answered for, and delete those that may be deleted by now."""
@@ -269,6 +278,7 @@ class Intents:
             for key, result in zip(chunk, self._store.delete(chunk), strict=True):
                 if result.ok or result.doubtful:
                     del self._completed[key]
+                    self._marked.discard(key[0])
                 else:
                     # Asked again with the next ones, and answered for all the same.
                     log.warning(
@@ -278,15 +288,20 @@ class Intents:
     def close(self) -> None:
         """Delete what is completed, or say beside it that it is."""
         self.remove()
-        for name, _ in self._completed:
+        self._mark()
+        self._completed = {}
+
+    def _mark(self) -> None:
+        """Say beside the intents that are completed, and cannot be deleted yet, that they are."""
+        for name in sorted({name for name, _ in self._completed} - self._marked):
             try:
                 self._store.write(f"{self._store.task_url(name)}{_DONE}", b"")
+                self._marked.add(name)
             except STORAGE_ERRORS as error:
                 # It casts doubt on nothing that is still there: a look more, later on.
                 log.warning(
                     "%r is completed, which could not be noted: %s", self._store.task_url(name), in_words(error)
                 )
-        self._completed = {}
 
     def look(self, intents: Sequence[StoredObject], present: Collection[Key], now: datetime) -> Noted:
         """Read what is written down in a task folder.

@@ -62,6 +62,16 @@ def test_a_trace_that_another_dispatcher_is_moving_is_left_to_it(world):
     assert document["Status"] == "ok"
 
 
+def test_whoever_leaves_traces_to_another_says_at_once_that_it_has_done(world):
+    """The other waits for that, and a cycle of this one is over long before its intent may be deleted."""
+    put_intent(world, *world.traces(3))
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().dispatched == 0
+        listed = {blob.name for blob in world.client.list_blobs(TASKS, prefix=f"{FOLDER}intents/")}
+        mine = next(name for name in listed if dispatcher.intents._owner in name and name.endswith(".json"))
+        assert f"{mine}.done" in listed
+
+
 def test_the_first_of_those_that_see_each_other_goes_on_once_the_others_have_left_it_the_traces(world, monkeypatch):
     names = world.traces(3)
     intent = put_intent(world, *names, owner=LAST)

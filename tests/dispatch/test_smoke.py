@@ -60,8 +60,10 @@ def test_a_whole_set_up_passes_and_both_events_arrive(world, look):
     passed = findings(checks, Verdict.OK)
     assert passed["a trace"] == "arrived of job 'ds_t--1001_00001_load--dispatch' in US"
     assert passed["a window"] == "arrived"
-    copies, window, claim_and_fired, written_down, completed = 2, 1, 2, 2, 2
-    assert passed["clean-up"] == f"removed {copies + window + claim_and_fired + written_down + completed} objects"
+    copies, window, claim_and_fired, written_down = 2, 1, 2, 2
+    least = copies + window + claim_and_fired + written_down
+    completed = range(3)  # what was written down a second ago is deleted, what is younger is marked
+    assert passed["clean-up"] in [f"removed {least + more} objects" for more in completed]
     assert "PostJobPrefix of both" in passed
 
 
