@@ -63,6 +63,7 @@ class Versions:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder, "report.xml")
             pytest = [str(self.home / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", "--quiet"]
+            pytest += ["-n", "4", "--dist", "worksteal"]
             ended = subprocess.run([*pytest, f"--junit-xml={report}", *tests], cwd=ROOT, check=False)
             suite = ElementTree.parse(report).getroot().find("testsuite").attrib
         failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
