@@ -342,6 +342,7 @@ class Dispatcher:
             listing,
             sighting.jobs,
             errors,
+            sighting.unread,
             frozenset(sighting.unknown),
             firings,
             hidden,

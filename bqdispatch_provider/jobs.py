@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +24,7 @@ from google.auth.exceptions import GoogleAuthError, TransportError
 from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import Job, JobKey, Trace
 from bqdispatch_provider.names import as_job_id, in_words
-from bqdispatch_provider.refusals import refused
+from bqdispatch_provider.refusals import means_too_many, refused
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ _LONG_BEFORE = timedelta(days=1)
 
 class _RateLimited(Exception):
     """BigQuery's 403 for too many requests, which passes, unlike its other 403s."""
+
+
+class Unreadable(ValueError):
+    """A job of which BigQuery's answer does not tell how it stands."""
 
 
 _RETRY = Retry(
@@ -105,6 +110,7 @@ class Sighting:
 
     :param jobs: the jobs that were found; a key that is missing was not found, which may have many reasons.
     :param errors: projects that could not be looked at, with what BigQuery said.
+    :param unread: jobs of which BigQuery does not say how they stand, with what it said instead.
     :param unknown: jobs of overdue traces that BigQuery is proven not to know.
     :param whole: projects whose jobs were listed, and whether to the list's end, with no location left out.
     :param got: how many jobs were looked up one by one.
@@ -113,6 +119,7 @@ class Sighting:
 
     jobs: dict[JobKey, Job] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    unread: dict[JobKey, str] = field(default_factory=dict)
     unknown: set[JobKey] = field(default_factory=set)
     whole: dict[str, bool] = field(default_factory=dict)
     got: int = 0
@@ -150,14 +157,14 @@ class _Search:
         """Find jobs in a page of a list."""
         if page.get("unreachable"):
             self.whole = False
-        for listed in page.get("jobs", []):
-            reference = listed["jobReference"]
-            location = reference.get("location", "")
-            for key in self._by_id.get(reference["jobId"], ()):
+        for job_id, location, listed in _named(page):
+            for key in self._by_id.get(job_id, ()):
                 if key in self.missing and (key.location is None or key.location.lower() == location.lower()):
-                    self.missing.pop(key, None)
-                    self._unplaced.discard(key)
-                    self.found[key] = _job(listed, location)
+                    # One that cannot be read stays missing, and is looked up.
+                    with suppress(Unreadable):
+                        self.found[key] = _job(listed, location)
+                        self.missing.pop(key, None)
+                        self._unplaced.discard(key)
 
     def tell(self, sighting: Sighting) -> list[JobKey]:
         """Add what was found; gives the jobs that are to be looked up."""
@@ -228,9 +235,11 @@ class JobBoard:
                 # An address that is wrong answers 404 too, but not in BigQuery's words.
                 if any(said.get("reason") == "notFound" for said in found.errors):
                     gone.append(key)
-            elif isinstance(found, exceptions.BadRequest):
-                # Said of this ID alone, so it is no reason to give up the project.
-                log.warning("Job %r of project %r cannot be asked for: %s", key.job_id, key.project, _said(found))
+            elif isinstance(found, exceptions.BadRequest | Unreadable):
+                # Said of this job alone, so it is no reason to give up the project.
+                sighting.unread[key] = _said(found)
+                if isinstance(found, Unreadable):
+                    sighting.jobs[key] = Job(key.location or "", "PENDING")  # it is there, and may be running
             else:
                 sighting.errors.setdefault(key.project, _said(found))
         sighting.unknown = self._proven(gone, doubted, sighting.whole, threads)
@@ -280,9 +289,9 @@ class JobBoard:
         :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
         """
         for page in self._pages(project, since):
-            for listed in page.get("jobs", ()):
-                location = listed["jobReference"].get("location", "")
-                yield JobKey(project, location or None, listed["jobReference"]["jobId"]), _job(listed, location)
+            for job_id, location, listed in _named(page):
+                with suppress(Unreadable):
+                    yield JobKey(project, location or None, job_id), _job(listed, location)
 
     def _listed(self, search: _Search, since: datetime, until: datetime | None) -> int:
         """List some of a project's jobs, newest first, until looking the rest up takes fewer calls than going on.
@@ -303,7 +312,7 @@ class JobBoard:
     def _got(self, key: JobKey) -> Job | Exception:
         try:
             return self._get(key)
-        except REFUSED as error:
+        except (*REFUSED, Unreadable) as error:
             return error
 
     def _proven(
@@ -337,11 +346,9 @@ class JobBoard:
         :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
         """
         return {
-            listed["jobReference"]["jobId"]: datetime.fromtimestamp(
-                int(listed["statistics"]["creationTime"]) / 1000, UTC
-            )
+            job_id: _moment(listed, "creationTime") or since
             for page in self._pages(project, since)
-            for listed in page.get("jobs", [])
+            for job_id, _, listed in _named(page)
         }
 
     def active(self, project: str, now: datetime) -> set[str]:
@@ -350,7 +357,7 @@ class JobBoard:
         :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
         """
         pages = self._pages(project, now - _LONGEST, stateFilter=["pending", "running"])
-        return {listed["jobReference"]["jobId"] for page in pages for listed in page.get("jobs", [])}
+        return {job_id for page in pages for job_id, _, _ in _named(page)}
 
     def loads(self, project: str, dest: str, event_id: str, since: datetime, now: datetime) -> list[LoadJob]:
         """The load of a fired window, and those that BqTail has submitted in its place since it failed, oldest first.
@@ -385,11 +392,9 @@ class JobBoard:
             if end is None and begin > now:
                 break
             for page in self._pages(project, begin, end):
-                for listed in page.get("jobs", ()):
-                    reference = listed["jobReference"]
-                    if first.fullmatch(reference["jobId"]):
-                        key = JobKey(project, reference.get("location") or None, reference["jobId"])
-                        return self._load(key)
+                for job_id, location, _ in _named(page):
+                    if first.fullmatch(job_id):
+                        return self._load(JobKey(project, location or None, job_id))
         return None
 
     def _load(self, key: JobKey) -> LoadJob | None:
@@ -403,17 +408,18 @@ class JobBoard:
             answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
         except exceptions.NotFound:
             return None
-        statistics = answer.get("statistics", {})
-        location = answer.get("jobReference", {}).get("location", key.location or "")
-        created = datetime.fromtimestamp(int(statistics.get("creationTime", 0)) / 1000, UTC)
-        uris = answer.get("configuration", {}).get("load", {}).get("sourceUris", ())
-        job_now = _job({**answer.get("status", {}), "statistics": statistics}, location)
-        return LoadJob(key.job_id, job_now, created, frozenset(map(str, uris)))
+        load = _part(_part(answer, "configuration"), "load")
+        created = _moment(answer, "creationTime") or datetime.fromtimestamp(0, UTC)
+        try:
+            job_now = _job(answer, key.location or "")
+        except Unreadable as error:
+            raise exceptions.BadGateway(f"job {key.job_id!r} of project {key.project!r}: {error}") from error
+        return LoadJob(key.job_id, job_now, created, frozenset(map(str, load.get("sourceUris") or ())))
 
     def _pages(
         self, project: str, since: datetime, until: datetime | None = None, **more: Any
     ) -> Iterator[dict[str, Any]]:
-        job = "jobReference(jobId,location),state,errorResult(reason),statistics(creationTime,endTime)"
+        job = "jobReference(jobId,location),state,status(state),errorResult(reason),statistics(creationTime,endTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
             "projection": "minimal",
@@ -436,8 +442,7 @@ class JobBoard:
         if key.location:
             query["location"] = key.location
         answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
-        location = answer.get("jobReference", {}).get("location", key.location or "")
-        return _job({**answer["status"], "statistics": answer.get("statistics", {})}, location)
+        return _job(answer, key.location or "")
 
     def _ask(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = _RETRY(self._ask_once)(path, query)
@@ -449,10 +454,12 @@ class JobBoard:
         response = self._session.get(f"{self._host}/bigquery/v2/{path}", params=query, timeout=_TIMEOUT)
         if response.status_code == 200:
             self._courtesy.note(busy=False)
-            answer: dict[str, Any] = response.json()
+            answer = response.json()
+            if not isinstance(answer, dict):
+                raise exceptions.BadGateway(f"the answer to {path!r} is no object of JSON: {response.text[:100]!r}")
             return answer
         error = refused(response)
-        limited = error.code == 403 and any(each.get("reason") == "rateLimitExceeded" for each in error.errors)
+        limited = error.code == 403 and means_too_many(error.errors)
         busy = limited or error.code in (429, 503)
         self._courtesy.note(busy=busy)
         self._pace.note(1, busy)
@@ -469,15 +476,45 @@ def _since(trace: Trace, doubted: Collection[JobKey]) -> datetime:
     return trace.object.created - _BEFORE
 
 
-def _job(listed: Mapping[str, Any], location: str) -> Job:
-    ended = int(listed.get("statistics", {}).get("endTime", 0))
-    error = listed.get("errorResult")
-    return Job(
-        location,
-        listed.get("state", "PENDING"),
-        datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
-        "" if error is None else error.get("reason") or "unknown",
-    )
+def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of an answer; an empty one where there is none."""
+    part = whole.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _named(page: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The jobs of a list that tell which they are, with ID and location: one that does not is nobody's here."""
+    jobs = page.get("jobs")
+    for listed in jobs if isinstance(jobs, list) else ():
+        reference = _part(listed, "jobReference") if isinstance(listed, Mapping) else {}
+        if isinstance(reference.get("jobId"), str):
+            yield reference["jobId"], str(reference.get("location") or ""), listed
+
+
+def _moment(answer: Mapping[str, Any], what: str) -> datetime | None:
+    """A moment of a job's statistics; ``None`` where it is not told."""
+    try:
+        return datetime.fromtimestamp(int(_part(answer, "statistics")[what]) / 1000, UTC)
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):
+        return None
+
+
+_STATES = frozenset({"PENDING", "RUNNING", "DONE"})
+
+
+def _job(answer: Mapping[str, Any], location: str) -> Job:
+    """A job as it was listed or looked up: ``jobs.list`` has the state at the top, and in the status, too.
+
+    :raises Unreadable: when it has no state.
+    """
+    status = _part(answer, "status")
+    state = answer.get("state") or status.get("state")
+    if state not in _STATES:
+        raise Unreadable(f"its state is {state!r}, which is none of {', '.join(sorted(_STATES))}")
+    error = answer.get("errorResult") or status.get("errorResult")
+    reason = error.get("reason") if isinstance(error, Mapping) else error
+    where = _part(answer, "jobReference").get("location") or location
+    return Job(str(where), state, _moment(answer, "endTime"), str(reason or "unknown") if error else "")
 
 
 def _said(error: Exception) -> str:

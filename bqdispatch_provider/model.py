@@ -307,6 +307,7 @@ class Snapshot:
 
     :param jobs: the jobs that were found, by key.
     :param errors: projects whose jobs could not be looked at, with what BigQuery said.
+    :param unread: jobs of which BigQuery does not say how they stand, with what it said instead.
     :param unknown: jobs that BigQuery is proven not to know; one that was merely not found is not among them.
     :param firings: what the ledger says of the windows that are due, by name.
     :param hidden: windows of which the ledger could not be read, with the reason.
@@ -322,6 +323,7 @@ class Snapshot:
     listing: Listing
     jobs: Mapping[JobKey, Job] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[JobKey, str] = field(default_factory=dict)
     unknown: frozenset[JobKey] = frozenset()
     firings: Mapping[str, Firings] = field(default_factory=dict)
     hidden: Mapping[str, str] = field(default_factory=dict)

@@ -184,6 +184,16 @@ def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
     return bool(longest) and now - trace.object.created > longest and now - trace.object.since < JOBS_KEPT
 
 
+_UNDECIDED_FOR = timedelta(days=1)
+"""How long a trace waits for a job that is not found before that is an error, where none is set aside."""
+
+
+def undecided(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
+    """Tell whether a trace has waited so long for a job that is not found that somebody has to look into it."""
+    longest = timedelta(minutes=config.max_unknown_job_min) or _UNDECIDED_FOR
+    return now - trace.object.created > longest
+
+
 def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only = EVERYTHING) -> Plan:
     """Decide what is dispatched, held back or set aside.
 
@@ -204,8 +214,11 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     planning.outcomes[Outcome.IGNORED] += listing.ignored + len(listing.intents) + len(listing.undecided)
     planning.outcomes[Outcome.IGNORED] += len(listing.orphans)
     for trace in listing.traces:
+        job, failed = snapshot.jobs.get(trace.job), trace.project in snapshot.errors
         lost = trace.job in snapshot.unknown and overdue(trace, config, now)
-        planning.trace(trace, snapshot.jobs.get(trace.job), trace.project in snapshot.errors, lost)
+        planning.trace(trace, job, failed, lost)
+        if trace.job in snapshot.unread or (not (job or failed or lost) and undecided(trace, config, now)):
+            planning.held.append(_not_found(trace, snapshot.unread.get(trace.job, "")))
     keep = timedelta(milliseconds=config.max_trigger_delay_ms)
     for window in listing.windows:
         planning.window(window, keep)
@@ -507,6 +520,17 @@ class _Planning:
             else:
                 self.active[candidate.project, is_sql] += 1
                 self.events[candidate.lane].append(candidate.event)
+
+
+def _not_found(trace: Trace, said: str) -> str:
+    """What is said of a trace that waits for a job of which nothing is known.
+
+    :param said: by BigQuery when it was asked for that job; empty where that was nothing.
+    """
+    key, since = trace.job, trace.object.created.isoformat(timespec="seconds")
+    where = f"location {key.location!r}" if key.location else "any location"
+    said = said or "not found, which does not prove that BigQuery does not know it"
+    return f"{trace.object.name!r} waits since {since}: job {key.job_id!r} of project {key.project!r}, {where}: {said}"
 
 
 def _lost(trace: Trace) -> Quarantine:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import requests
 from google.api_core.exceptions import GoogleAPICallError, from_http_response, from_http_status
 
@@ -13,3 +16,14 @@ def refused(response: requests.Response) -> GoogleAPICallError:
     except (AttributeError, TypeError):
         error = from_http_status(response.status_code, response.text[:200], response=response)
     return error
+
+
+def means_too_many(errors: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a refusal, whatever its status, says that there were too many calls, which passes.
+
+    Both services answer a 403 for it, too: ``rateLimitExceeded``, ``userRateLimitExceeded``, ``jobRateLimitExceeded``
+    (Cloud Storage, "Status and error codes"; BigQuery, "Error messages").
+
+    :param errors: the reasons that the service gave.
+    """
+    return any(str(each.get("reason", "")).endswith("ateLimitExceeded") for each in errors)

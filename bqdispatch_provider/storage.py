@@ -32,6 +32,7 @@ from bqdispatch_provider.bucket_settings import FIELDS, BucketSettings
 from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
+from bqdispatch_provider.refusals import means_too_many
 
 # The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
 # storage.buckets.get, which nothing here needs.
@@ -49,7 +50,7 @@ STORAGE_ERRORS = (GoogleAPIError, GoogleAuthError, requests.RequestException)
 def _passes(error: Exception) -> bool:
     """Whether an error is worth another try: the library does not know that one of the 403s means too many calls."""
     errors = getattr(error, "errors", None) or _said_in(getattr(error, "response", None))
-    return _means_too_many(errors) or bool(DEFAULT_RETRY._predicate(error))
+    return means_too_many(errors) or bool(DEFAULT_RETRY._predicate(error))
 
 
 def _said_in(response: requests.Response | None) -> Sequence[Mapping[str, Any]]:
@@ -59,10 +60,6 @@ def _said_in(response: requests.Response | None) -> Sequence[Mapping[str, Any]]:
         return [each for each in errors if isinstance(each, dict)]
     except (ValueError, KeyError, TypeError):
         return []
-
-
-def _means_too_many(errors: Sequence[Mapping[str, Any]]) -> bool:
-    return any(str(each.get("reason", "")).endswith("ateLimitExceeded") for each in errors)
 
 
 _TIMEOUT = (5.0, 30.0)
@@ -681,7 +678,7 @@ def _failure(error: Exception) -> Result:
 
 def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> Result:
     """A refused call; the 403 for too many calls passes, unlike the others, so it becomes the 429 that it means."""
-    return Result(429 if status == 403 and _means_too_many(errors) else status, message=message)
+    return Result(429 if status == 403 and means_too_many(errors) else status, message=message)
 
 
 def _result(status: int, body: Body) -> Result:

@@ -58,13 +58,13 @@ def test_traces_cost_what_the_model_says(world, listed, finished, projects):
 
 
 @pytest.mark.parametrize("limited", [False, True])
-@pytest.mark.parametrize(("number", "minutes"), [(1, 1), (200, 2), (301, 2), (1001, 2)])
-def test_windows_cost_what_the_model_says(world, number, minutes, limited):
+@pytest.mark.parametrize("number", [1, 200, 301, 1001])
+def test_windows_cost_what_the_model_says(world, number, limited):
     """The first cycle that fires looks for old entries of the ledger, too."""
-    world.control.advance(30 - world.control.now() % 60)  # they ended in the two minutes before
     report, real = cycle_of(world, number, number, windows, MaxConcurrentJobs=2000 if limited else 0)
     assert len(report.batched) == number
-    model = cost.look(number, 0, minutes=minutes, bodies=number if limited else 0)
+    minutes = {end[: len("2026-01-01T00:00")] for end in report.batched.values()}
+    model = cost.look(number, 0, minutes=len(minutes), bodies=number if limited else 0)
     model += cost.dispatch(0, number, limited=limited)
     model += cost.clean_up(number + ceil(number / MOST), 0)
     assert real == model

@@ -450,7 +450,7 @@ def lost(age, metadata=None, errors=None, region="US", **more):
     """The plan for one trace whose job is proven to be unknown."""
     listing = classify([stored(TraceName("p", region, "ds.t", "1", 1, "load").name, age, 7, metadata)], "p", NOW)
     unknown = frozenset(trace.job for trace in listing.traces)
-    return plan(Snapshot(listing, {}, errors or {}, unknown), config(**more), NOW)
+    return plan(Snapshot(listing, {}, errors or {}, unknown=unknown), config(**more), NOW)
 
 
 def test_a_trace_that_has_waited_a_day_for_an_unknown_job_is_quarantined_with_what_was_asked():
