@@ -125,6 +125,22 @@ class Sighting:
     got: int = 0
     list_ms: int = 0
 
+    def take(self, key: JobKey, found: Job | Exception) -> bool:
+        """Note what a look-up has answered, and tell whether BigQuery says that it does not know the job."""
+        if isinstance(found, Job):
+            self.jobs[key] = found
+        elif isinstance(found, exceptions.NotFound):
+            # An address that is wrong answers 404 too, but not in BigQuery's words.
+            return any(said.get("reason") == "notFound" for said in found.errors)
+        elif isinstance(found, exceptions.BadRequest | Unreadable):
+            # Said of this job alone, so it is no reason to give up the project.
+            self.unread[key] = _said(found)
+            if isinstance(found, Unreadable):
+                self.jobs[key] = Job(key.location or "", "PENDING")  # it is there, and may be running
+        else:
+            self.errors.setdefault(key.project, _said(found))
+        return False
+
 
 class _Search:
     """The jobs of one project that are looked for, by several threads.
@@ -227,21 +243,8 @@ class JobBoard:
         for each in threads.map(self._listed, *zip(*slices, strict=True)) if slices else ():
             sighting.list_ms += each
         wanted = [key for search in searches for key in search.tell(sighting)]
-        gone: list[JobKey] = []
-        for key, found in zip(wanted, threads.map(self._got, wanted), strict=True):
-            if isinstance(found, Job):
-                sighting.jobs[key] = found
-            elif isinstance(found, exceptions.NotFound):
-                # An address that is wrong answers 404 too, but not in BigQuery's words.
-                if any(said.get("reason") == "notFound" for said in found.errors):
-                    gone.append(key)
-            elif isinstance(found, exceptions.BadRequest | Unreadable):
-                # Said of this job alone, so it is no reason to give up the project.
-                sighting.unread[key] = _said(found)
-                if isinstance(found, Unreadable):
-                    sighting.jobs[key] = Job(key.location or "", "PENDING")  # it is there, and may be running
-            else:
-                sighting.errors.setdefault(key.project, _said(found))
+        answers = zip(wanted, threads.map(self._got, wanted), strict=True)
+        gone = [key for key, found in answers if sighting.take(key, found)]
         sighting.unknown = self._proven(gone, doubted, sighting.whole, threads)
         sighting.got = len(wanted)
         # What is done stays so, and need not be asked for again as long as its trace waits.
