@@ -56,7 +56,9 @@ class Cost:
         return sum(self.calls[each] for each in CLASS_A), sum(self.calls[each] for each in CLASS_B)
 
 
-def look(objects: int, traces: int, projects: int = 1, *, minutes: int = 0, bodies: int = 0) -> Cost:
+def look(
+    objects: int, traces: int, projects: int = 1, *, minutes: int = 0, bodies: int = 0, limited: bool = False
+) -> Cost:
     """List a task folder, and the jobs of its traces, which belong to the projects in equal parts.
 
     Jobs whose traces are gone are left out: at BigQuery's 100,000 load jobs a day and project, those of the last
@@ -64,9 +66,10 @@ def look(objects: int, traces: int, projects: int = 1, *, minutes: int = 0, bodi
 
     :param minutes: of the ledger: those in which windows ended that are due, and of which nothing is known yet.
     :param bodies: windows of which has to be read by which event their loads are known: each of them once.
+    :param limited: whether there is a limit, at which counts what BqTail has not consumed.
     """
     cost = Cost()
-    cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)))
+    cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)) + limited)
     cost.together("storage.objects.list", minutes)
     cost.add("storage.objects.get", bodies)
     each, more = divmod(traces, projects)

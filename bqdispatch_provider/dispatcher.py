@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import google.auth
@@ -50,7 +50,18 @@ from bqdispatch_provider.model import (
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
 from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, WindowName, in_one_line, in_words
-from bqdispatch_provider.planning import GONE_FOR, MIN_AGE, classify, limits, overdue, plan, returned, unfired
+from bqdispatch_provider.planning import (
+    GONE_FOR,
+    MIN_AGE,
+    classify,
+    limits,
+    moved_from,
+    overdue,
+    plan,
+    returned,
+    underway,
+    unfired,
+)
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
@@ -76,6 +87,9 @@ _PAGES_AT_ONCE = 5
 
 SHARE_LIFE = timedelta(minutes=2)
 """How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
+
+_CLOCK = timedelta(seconds=2)
+"""How far the times of the storage server's answers may be apart: it tells its clock in whole seconds."""
 
 _LESS = 5.0
 """A run ends so many seconds before its time to live is over (docs/protocol.md, "Configuration document")."""
@@ -127,7 +141,12 @@ class Dispatcher:
             self.config.max_writes_per_second,
         )
         self.mover = Mover(self.store, self.config, self._threads)
-        self.intents = Intents(self.store, self.mover.owner, self._threads)
+        self._is_limited = any(limits(self.config).values())
+        self._room: dict[tuple[str, bool], int] = {}
+        self._transit_seen: datetime | None = None
+        """Before when it was looked last what is in transit, by the storage server's clock."""
+
+        self.intents = Intents(self.store, self.mover.owner, self._threads, limited=self._is_limited)
         self.ledger = Ledger(self.store, self.config.async_task_url, self.mover.owner)
         self.evidence = Evidence(self.store, self.board, self.ledger, self.config, self._readers)
         self._firings = OpenFirings(self.board, self.evidence)
@@ -278,9 +297,13 @@ class Dispatcher:
         :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
         """
         began = time.monotonic()
+        # First what is in transit, then the folder: what BqTail consumes in between has its next trace there.
+        transit, problem = self._in_transit()
         listing = self.listing()
         listed = time.monotonic()
         snapshot, sighting = self._observe(listing)
+        held = ((listing.now, problem), *snapshot.held) if problem else snapshot.held
+        snapshot = replace(snapshot, underway=snapshot.underway | transit, held=held)
         planned = plan(snapshot, self.config, listing.now, self._only)
         report = Report.of_plan(planned)
         report.started = listing.now
@@ -290,6 +313,24 @@ class Dispatcher:
             report.regions.setdefault(key.project, job.location)
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         return Sight(planned, report)
+
+    def _in_transit(self) -> tuple[frozenset[str], str]:
+        """The traces that were moved and that BqTail has not consumed, where that counts; else why it cannot be told.
+
+        One that BqTail has not consumed for longer than a function runs is no job that is about to come.
+        """
+        if not self._is_limited:
+            return frozenset(), ""
+        under = self.config.post_job_prefix[1:]
+        began = time.monotonic()
+        try:
+            found = self.store.in_transit(under)
+        except STORAGE_ERRORS as error:
+            where = f"gs://{self.config.trigger_bucket}/{under}"
+            return frozenset(), f"the limits cannot be counted, since {where!r} cannot be listed: {in_words(error)}"
+        now = self.store.now()
+        self._transit_seen = now - timedelta(seconds=time.monotonic() - began) - _CLOCK
+        return frozenset(moved_from(each.name) for each in found if each.created > now - GONE_FOR), ""
 
     def _observe(self, listing: Listing) -> tuple[Snapshot, Sighting]:
         """Find out what a listing does not say: how the jobs stand, and what became of windows."""
@@ -350,6 +391,7 @@ class Dispatcher:
             judged.verdicts,
             tuple(opened.open) if limited else (),
             tuple(opened.abandoned),
+            noted.moving,
             noted.unread,
             tidy,
             (*findings, *judged.findings, *lost.findings),
@@ -360,7 +402,7 @@ class Dispatcher:
         """What dispatchers have written down, and why that cannot be read."""
         present = {(trace.object.name, trace.object.generation) for trace in listing.traces}
         try:
-            return self.intents.look(listing.intents, present, listing.now), ()
+            return self.intents.look(listing.intents, present, listing.now, self._transit_seen), ()
         except STORAGE_ERRORS as error:
             said = f"what dispatchers wrote down under {self._url(INTENTS)} cannot be read: {in_words(error)}"
             return Noted(), (said,)
@@ -408,6 +450,7 @@ class Dispatcher:
         events: list[Event] = []
         windows: list[Event] = []
         limited = False
+        self._room = dict(self._plan.room) if self._plan is not None else {}
         for share in self._counted_anew(shares, report):
             if share.limit and self.store.now() - share.planned > SHARE_LIFE:
                 log.warning("A share of %d events is too old to be within its limit: they wait", len(share.events))
@@ -458,25 +501,37 @@ class Dispatcher:
             return [], []
         if not limited:
             return firings, list(windows)
-        # Another dispatcher may have looked as this one has, and found the same room at the limit.
-        try:
-            taken = Counter(firing.project for firing in self.intents.firings_since())
-        except STORAGE_ERRORS as error:
-            said = f"whether others are firing windows under {self._url(INTENTS)} cannot be told, so these wait"
-            self._error(report, f"{said}: {in_words(error)}")
-            self._note(report, [Done(event, Outcome.ERROR) for event in windows])
+        fitting = self._within_limits(windows, report)
+        if not fitting:
             self.intents.settle_firings(firings, [])
-            return [], []
+        return firings if fitting else [], fitting
+
+    def _within_limits(self, events: Sequence[Event], report: Report) -> list[Event]:
+        """Those events that others have left room for, once it is written down that they are about to be dispatched.
+
+        Another dispatcher may have looked as this one has, and found the same room at the limit. What it has written
+        down since takes its place; whichever of the two writes later sees the other.
+        """
+        try:
+            firings, moves = self.intents.since()
+        except STORAGE_ERRORS as error:
+            said = f"what others are dispatching, under {self._url(INTENTS)}, cannot be told, so this waits"
+            self._error(report, f"{said}: {in_words(error)}")
+            self._note(report, [Done(event, Outcome.ERROR) for event in events])
+            return []
+        taken = underway((name.removesuffix(".json") for name in moves), (), (), self.config.project_id or "")
+        taken.update((firing.project, False) for firing in firings)
+        over = Counter({lane: number - self._room[lane] for lane, number in taken.items() if lane in self._room})
         fitting: list[Event] = []
         waiting: list[Event] = []
-        for event in reversed(windows):  # the youngest wait
-            project = self._project_of(event)
-            taken[project] -= 1
-            (waiting if taken[project] >= 0 else fitting).append(event)
+        for event in reversed(events):  # the youngest wait
+            lane = (self._project_of(event), _is_query(event))
+            over[lane] -= 1
+            (waiting if over[lane] >= 0 else fitting).append(event)
         for event in waiting:
             report.count(self._project_of(event), "Throttled", _counter_of(event))
         self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
-        return firings, fitting[::-1]
+        return fitting[::-1]
 
     def _settle_firings(self, firings: Sequence[Intent], windows: Sequence[Event], done: Sequence[Done]) -> None:
         """Keep written down what was claimed, and tell the ledger what it need not be asked."""
@@ -539,6 +594,7 @@ class Dispatcher:
                 key = (self._project_of(event), is_sql)
                 room[key] -= event.key not in begun  # those count already
                 (fitting if room[key] >= 0 else waiting).append(event)
+            self._room |= {key: max(left, 0) for key, left in room.items()}
             if waiting:
                 log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
                 self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
@@ -554,6 +610,9 @@ class Dispatcher:
         """
         taken: dict[str, int] = {}
         active: set[tuple[str, str]] = set()
+        transit, problem = self._in_transit()
+        if problem:
+            raise GoogleAPIError(problem)
         # First the jobs, then the folder: what was submitted in between has a trace that was written just now.
         since = self.store.now() - MIN_AGE
         for project in projects:
@@ -569,15 +628,21 @@ class Dispatcher:
         listing = self.listing()
         is_sql = share.lane is Lane.SQL
         running: set[JobKey] = set()
+        seen: set[str] = set()
         for trace in listing.traces:
             job = (trace.project, trace.name.job_id)
             if job in active:
                 running.add(trace.job)
-            if trace.project in taken and is_sql == (lane_of(trace.name.action) is Lane.SQL):
-                taken[trace.project] += job in active or trace.object.created >= since
+            if (job in active or trace.object.created >= since) and trace.project in taken:
+                seen.add(trace.name.event_id)
+                taken[trace.project] += is_sql == (lane_of(trace.name.action) is Lane.SQL)
+        noted, _ = self._noted(listing)
+        moved = underway(transit | noted.moving, listing.traces, seen, self.config.project_id or "")
+        for (project, of_queries), number in moved.items():
+            if project in taken and of_queries is is_sql:
+                taken[project] += number
         if is_sql:
             return taken, set()
-        noted, _ = self._noted(listing)
         keys = {firing.key for intent in noted.windows for firing in intent.firings}
         firings, _ = self.ledger.look(listing.windows, listing.now, keys)
         opened = self._firings.look(noted.windows, listing, firings, running, limited=True).open
@@ -623,6 +688,8 @@ class Dispatcher:
             for event in events
             if event.name not in announced.held
         ]
+        if self._is_limited and mine:
+            mine = todo = self._within_limits(mine, report)
         done: list[Done] = []
 
         def move(chunk: Sequence[Event]) -> list[Done]:
@@ -828,6 +895,10 @@ def default_session() -> requests.Session:
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/bigquery.readonly"])
     session: requests.Session = AuthorizedSession(credentials)
     return session
+
+
+def _is_query(event: Event) -> bool:
+    return not event.name.endswith(".win") and lane_of(TraceName.parse(event.name).action) is Lane.SQL
 
 
 def _counter_of(event: Event) -> str:

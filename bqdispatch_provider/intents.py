@@ -55,6 +55,9 @@ _WINDOWS = "-windows.json"
 _DONE = ".done"
 """What is added to the name of an intent by the object that says that it is completed."""
 
+_COUNTED_S = 10.0
+"""Under a limit, for so many seconds an intent stays that is completed: those count it whose look was before it."""
+
 _SETTLED = timedelta(seconds=2)
 """What was written by others is deleted no sooner: the server's clock is told in whole seconds."""
 
@@ -100,11 +103,13 @@ class Noted:
     """What a look finds written down.
 
     :param windows: intents that tell of firings.
+    :param moving: names of traces that others are moving, or have moved a moment ago, where that was asked for.
     :param unread: as in :class:`Announced`.
     :param spent: intents, and what says that they are completed, which nobody needs any more.
     """
 
     windows: tuple[Intent, ...] = ()
+    moving: frozenset[str] = frozenset()
     unread: tuple[tuple[datetime, str], ...] = ()
     spent: tuple[Key, ...] = ()
 
@@ -115,9 +120,11 @@ class Intents:
     :param store: the task folder.
     :param owner: which dispatcher this is.
     :param threads: where intents are written and read side by side.
+    :param limited: whether others count what is moved, so that it stays written down for a while.
     """
 
-    def __init__(self, store: TaskStore, owner: str, threads: Executor) -> None:
+    def __init__(self, store: TaskStore, owner: str, threads: Executor, *, limited: bool = False) -> None:
+        self._limited = limited
         self._store = store
         self._owner = owner
         self._threads = threads
@@ -163,23 +170,27 @@ class Intents:
             self.complete([each.result() for each in writing if each.exception() is None])
             raise
 
-    def firings_since(self) -> list[OpenFiring]:
-        """The firings that others have written down since the last look: one list.
+    def since(self) -> tuple[list[OpenFiring], set[str]]:
+        """The firings, and names of the traces, that others have written down since the last look: one list.
+
+        What is completed meanwhile is among them, for the look has not seen what came of it.
 
         :raises google.api_core.exceptions.GoogleAPIError: when that cannot be told.
         """
         _, listed = self._store.listing(INTENTS)
-        names = {stored.name for stored in listed}
         asked = [
             stored
             for stored in listed
-            if stored.name.endswith(_WINDOWS)
-            and stored.name not in self._looked
-            and not stored.name.startswith(f"{INTENTS}{self._owner}-")
-            and f"{stored.name}{_DONE}" not in names
+            if stored.name not in self._looked
+            and not stored.name.endswith((_DONE, _LEFT))
+            and not self._is_mine(stored)
         ]
         read = [intent for intent in self._threads.map(self._read, asked) if intent is not None]
-        return [firing for intent in read for firing in intent.firings]
+        firings = [firing for intent in read for firing in intent.firings]
+        return firings, {name for intent in read for name, _ in intent.moves}
+
+    def _is_mine(self, stored: StoredObject) -> bool:
+        return stored.name.startswith(f"{INTENTS}{self._owner}-")
 
     def settle_firings(self, intents: Iterable[Intent], open_events: Sequence[Event]) -> None:
         """Keep written down what was fired, or may have been, and nothing else.
@@ -260,7 +271,7 @@ class Intents:
                 log.warning("%d traces stay written down as to be moved: %s", len(left), in_words(error))
                 return
         self.complete(announced.mine)
-        if announced.met:
+        if announced.met or self._limited:
             self._mark()  # somebody may be waiting for it
 
     def complete(self, intents: Iterable[Intent]) -> None:
@@ -271,8 +282,9 @@ class Intents:
         self.remove()
 
     def remove(self) -> None:
-        """Delete the completed intents of this dispatcher that are older than a second; others later on."""
-        old = [key for key, at in self._completed.items() if time.monotonic() - at > SAME_NAME_S]
+        """Delete the completed intents of this dispatcher that are old enough; others later on."""
+        least = _COUNTED_S if self._limited else SAME_NAME_S
+        old = [key for key, at in self._completed.items() if time.monotonic() - at > least]
         for start in range(0, len(old), BATCH_SIZE):
             chunk = old[start : start + BATCH_SIZE]
             for key, result in zip(chunk, self._store.delete(chunk), strict=True):
@@ -303,21 +315,36 @@ class Intents:
                     "%r is completed, which could not be noted: %s", self._store.task_url(name), in_words(error)
                 )
 
-    def look(self, intents: Sequence[StoredObject], present: Collection[Key], now: datetime) -> Noted:
+    def look(
+        self, intents: Sequence[StoredObject], present: Collection[Key], now: datetime, since: datetime | None = None
+    ) -> Noted:
         """Read what is written down in a task folder.
 
         :param intents: from a listing of it.
         :param present: names and generations of the traces in it.
         :param now: the storage server's time of the listing.
+        :param since: what others have completed before is not being moved any more; by default, before the listing.
         """
+        since = since or now
         names = {stored.name for stored in intents}
         self._looked = frozenset(names)
         self._written = {name: at for name, at in self._written.items() if name in names}
         spent: list[Key] = []
         asked: list[StoredObject] = []
+        least = timedelta(seconds=_COUNTED_S) if self._limited else _SETTLED
+        done = {each.name.removesuffix(_DONE): each.created for each in intents if each.name.endswith(_DONE)}
+        recent = [
+            stored
+            for stored in intents
+            if self._limited
+            and not stored.name.endswith((_DONE, _LEFT, _WINDOWS))
+            and not self._is_mine(stored)
+            and now - stored.created < CLAIM_TIMEOUT
+            and done.get(stored.name, now) >= since
+        ]
         for stored in intents:
             key = (stored.name, stored.generation)
-            settled = now - stored.created > _SETTLED and not stored.held
+            settled = now - stored.created > least and not stored.held
             old = now - stored.created > CLAIM_TIMEOUT
             if stored.name.endswith(_DONE):
                 # After its intent: alone, that would seem to be of a dispatcher which did not come to its end.
@@ -336,7 +363,9 @@ class Intents:
         ]
         self._known = {(i.object.name, i.object.generation): i for i in self._known.values() if i.object.name in names}
         windows = tuple(intent for intent in read if intent.firings)
-        return Noted(windows, self._unread(read), tuple(spent))
+        others = [intent for intent in self._threads.map(self._read, recent) if intent is not None]
+        moving = frozenset(name.removesuffix(".json") for intent in others for name, _ in intent.moves)
+        return Noted(windows, moving, self._unread(read), tuple(spent))
 
     def _next_name(self, ending: str = ".json") -> str:
         self._number += 1

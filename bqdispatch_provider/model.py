@@ -315,6 +315,7 @@ class Snapshot:
     :param verdicts: of windows that have returned, by key.
     :param open: firings whose load has not been seen, which count as active.
     :param abandoned: windows of many folders that were claimed, removed and not fired.
+    :param underway: names of traces that were moved, or are being moved by others, and whose jobs are not seen yet.
     :param held: what holds events back that are older than it, with the reason: intents that cannot be read.
     :param tidy: what is to be put in order, as far as it does not follow from the rest.
     :param findings: what was found out while looking that somebody has to act on, one sentence each.
@@ -331,6 +332,7 @@ class Snapshot:
     verdicts: Mapping[Key, Verdict] = field(default_factory=dict)
     open: tuple[OpenFiring, ...] = ()
     abandoned: tuple[OpenFiring, ...] = ()
+    underway: frozenset[str] = frozenset()
     held: tuple[tuple[datetime, str], ...] = ()
     tidy: Tidy | None = None
     findings: tuple[str, ...] = ()
@@ -615,6 +617,7 @@ class Plan:
     :param awaited: how many of the objects wait for a job that runs, or is about to.
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     :param late: how many returned windows are removed, since their files were loaded before.
+    :param room: how much of a limit is left when all of it is dispatched, by project and whether it is that of queries.
     """
 
     now: datetime
@@ -631,6 +634,7 @@ class Plan:
     awaited: int = 0
     due_in: timedelta | None = None
     late: int = 0
+    room: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
         """The plan's events in pieces small enough for XCom.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -75,6 +76,9 @@ JOBS_KEPT = timedelta(days=175)
 
 MAX_OBJECT_NAME_BYTES = 1024
 """Bytes that the name of an object may have (Cloud Storage, "Object names")."""
+
+_BESIDE = re.compile(r"_[0-9]{10,}$")
+"""A generation behind a target's name (:func:`other_target`)."""
 
 _LONGEST_ENDING = f".{2**63 - 1}.gone-99999"
 """What is the longest that stands behind a window's name in the ledger."""
@@ -220,6 +224,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         if trace.job in snapshot.unread or (not (job or failed or lost) and undecided(trace, config, now)):
             planning.held.append(_not_found(trace, snapshot.unread.get(trace.job, "")))
     keep = timedelta(milliseconds=config.max_trigger_delay_ms)
+    for lane, number in underway(snapshot.underway, listing.traces, planning.running, project).items():
+        planning.active[lane] += number
+        planning.awaited += number
     for window in listing.windows:
         planning.window(window, keep)
     for firing in snapshot.abandoned:
@@ -262,7 +269,30 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
         late=planning.late,
+        room=planning.room(config.max_concurrent_sql, config.max_concurrent_jobs),
     )
+
+
+def underway(
+    names: Iterable[str], traces: Iterable[Trace], running: Collection[str], project: str
+) -> Counter[tuple[str, bool]]:
+    """Count traces that were moved and whose next job is not to be seen yet, by project and whether they are queries.
+
+    Each takes a place of its limit until then, as its job will.
+
+    :param names: of such traces.
+    :param traces: that lie in the task folder: they count by themselves.
+    :param running: IDs of storage events of which a job is seen.
+    :param project: of root traces.
+    """
+    names = set(names) - {trace.object.name.removesuffix(".json") for trace in traces} if names else set()
+    counted: Counter[tuple[str, bool]] = Counter()
+    for name in names:
+        with suppress(ValueError):
+            parsed = TraceName.parse(name)
+            if parsed.event_id not in running:
+                counted[parsed.project or project, lane_of(parsed.action) is Lane.SQL] += 1
+    return counted
 
 
 def _undecided(marker: StoredObject) -> str:
@@ -319,6 +349,7 @@ class _Planning:
     project: str
     proven: frozenset[Key]
     active: Counter[tuple[str, bool]] = field(default_factory=Counter)
+    running: set[str] = field(default_factory=set)
     candidates: list[_Candidate] = field(default_factory=list)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     counts: defaultdict[str, defaultdict[str, Counter[str]]] = field(default_factory=lambda: defaultdict(_zero))
@@ -339,6 +370,7 @@ class _Planning:
         active = job.state != "DONE" if job is not None else project_failed or age < UNSEEN_FOR
         if active:
             self.active[trace.project, lane is Lane.SQL] += 1
+            self.running.add(trace.name.event_id)
             self.awaited += 1
         if REPLAY in trace.object.metadata:
             self._wait(trace.project, "Pending", counter)
@@ -521,6 +553,11 @@ class _Planning:
                 self.active[candidate.project, is_sql] += 1
                 self.events[candidate.lane].append(candidate.event)
 
+    def room(self, max_sql: int, max_jobs: int) -> dict[tuple[str, bool], int]:
+        """What is left of the limits that are set."""
+        limit = {True: max_sql, False: max_jobs}
+        return {lane: limit[lane[1]] - number for lane, number in self.active.items() if limit[lane[1]]}
+
 
 def _not_found(trace: Trace, said: str) -> str:
     """What is said of a trace that waits for a job of which nothing is known.
@@ -568,6 +605,16 @@ def target_of(event: Event, lane: Lane, config: DispatchConfig) -> str:
         return f"{config.batch_prefix[1:]}{event.name}"
     hour = event.created.astimezone(UTC).strftime("%Y-%m-%d_%H")
     return f"{config.post_job_prefix[1:]}{hour}/{event.name.removesuffix('.json')}.json"
+
+
+def moved_from(path: str) -> str:
+    """Return the name of the trace that was moved to a target.
+
+    :param path: below the folder of the trigger bucket.
+    :returns: without ``.json``, with which it may have ended.
+    """
+    name = path.partition("/")[2].removesuffix(".json")
+    return _BESIDE.sub("", name)
 
 
 def entry_name(window: str, generation: int, what: str, task_url: str) -> str:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -78,6 +79,9 @@ _ANY_RATE, _LEAST_WRITES = 1_000_000, 500
 
 _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
+
+_MOST_PAGES = 10
+"""Of what is in transit: more than any limit lets through."""
 
 FOLDER_VERBS = ("list", "get", "create", "delete")
 TRIGGER_VERBS = ("create", "get", "list")
@@ -194,6 +198,19 @@ class TaskStore:
             items = (item for item in page.get("items", ()) if not item["name"].startswith(UNLISTED, skip))
             found.extend(_task(item, skip, began) for item in items)
         return began or self.now(), found
+
+    def in_transit(self, under: str) -> list[StoredObject]:
+        """What lies in a folder of the trigger bucket, and BqTail has not consumed: one request per 1,000 objects.
+
+        :param under: the folder, with a slash behind it, which the names that are given are without.
+        :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
+        """
+        query = {"prefix": under, "fields": "items(name,generation,timeCreated),nextPageToken"}
+        return [
+            _stored(item, len(under))
+            for page in islice(self._pages(self._trigger, query), _MOST_PAGES)
+            for item in page.get("items", ())
+        ]
 
     def entries(self, folders: Sequence[str]) -> list[list[StoredObject] | Result]:
         """What the ledger holds in folders of the task folder; a :class:`Result` where that cannot be told.

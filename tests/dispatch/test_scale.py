@@ -64,7 +64,7 @@ def test_windows_cost_what_the_model_says(world, number, limited):
     report, real = cycle_of(world, number, number, windows, MaxConcurrentJobs=2000 if limited else 0)
     assert len(report.batched) == number
     minutes = {end[: len("2026-01-01T00:00")] for end in report.batched.values()}
-    model = cost.look(number, 0, minutes=len(minutes), bodies=number if limited else 0)
+    model = cost.look(number, 0, minutes=len(minutes), bodies=number if limited else 0, limited=limited)
     model += cost.dispatch(0, number, limited=limited)
     model += cost.clean_up(number + ceil(number / MOST), 0)
     assert real == model
