@@ -53,6 +53,12 @@ def world(cloud, monkeypatch):
 
 
 @pytest.fixture
+def intents_stay_young(monkeypatch):
+    """However slow the machine is, what was written down is too young to be deleted when its cycle ends."""
+    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
+
+
+@pytest.fixture
 def config(world, tmp_path):
     """Writes the world's configuration into a file."""
 

@@ -36,9 +36,7 @@ def test_the_sample_dag_moves_and_fires_and_reports(world, run, document):
     assert len(world.names(TRIGGER)) == 5
 
 
-def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run, monkeypatch):
-    # However slow the machine is, what was written down is too young to be deleted at the end of its task.
-    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
+def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run, intents_stay_young):
     world.traces(300)
     world.traces(20, "query")
     world.window()

@@ -1,4 +1,4 @@
-"""What takes a place of a limit besides a job with a trace: what is moved and not consumed, and what others move."""
+"""Count at a limit, besides jobs with a trace, what is moved and not consumed, and what others move."""
 
 import pytest
 from test_doubt import LAST, put_intent
