@@ -89,7 +89,7 @@ SHARE_LIFE = timedelta(minutes=2)
 """How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
 
 _CLOCK = timedelta(seconds=2)
-"""How far the times of the storage server's answers may be apart: it tells its clock in whole seconds."""
+"""The most by which times of the storage server's answers are apart: it tells its clock in whole seconds."""
 
 _LESS = 5.0
 """A run ends so many seconds before its time to live is over (docs/protocol.md, "Configuration document")."""
@@ -142,10 +142,6 @@ class Dispatcher:
         )
         self.mover = Mover(self.store, self.config, self._threads)
         self._is_limited = any(limits(self.config).values())
-        self._room: dict[tuple[str, bool], int] = {}
-        self._transit_seen: datetime | None = None
-        """Before when it was looked last what is in transit, by the storage server's clock."""
-
         self.intents = Intents(self.store, self.mover.owner, self._threads, limited=self._is_limited)
         self.ledger = Ledger(self.store, self.config.async_task_url, self.mover.owner)
         self.evidence = Evidence(self.store, self.board, self.ledger, self.config, self._readers)
@@ -298,12 +294,10 @@ class Dispatcher:
         """
         began = time.monotonic()
         # First what is in transit, then the folder: what BqTail consumes in between has its next trace there.
-        transit, problem = self._in_transit()
+        transit = self._in_transit()
         listing = self.listing()
         listed = time.monotonic()
-        snapshot, sighting = self._observe(listing)
-        held = ((listing.now, problem), *snapshot.held) if problem else snapshot.held
-        snapshot = replace(snapshot, underway=snapshot.underway | transit, held=held)
+        snapshot, sighting = self._observe(listing, transit)
         planned = plan(snapshot, self.config, listing.now, self._only)
         report = Report.of_plan(planned)
         report.started = listing.now
@@ -314,31 +308,32 @@ class Dispatcher:
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         return Sight(planned, report)
 
-    def _in_transit(self) -> tuple[frozenset[str], str]:
-        """The traces that were moved and that BqTail has not consumed, where that counts; else why it cannot be told.
+    def _in_transit(self) -> _Transit:
+        """Look which traces were moved that BqTail has not consumed, where that counts.
 
         One that BqTail has not consumed for longer than a function runs is no job that is about to come.
         """
         if not self._is_limited:
-            return frozenset(), ""
+            return _Transit()
         under = self.config.post_job_prefix[1:]
         began = time.monotonic()
         try:
             found = self.store.in_transit(under)
         except STORAGE_ERRORS as error:
             where = f"gs://{self.config.trigger_bucket}/{under}"
-            return frozenset(), f"the limits cannot be counted, since {where!r} cannot be listed: {in_words(error)}"
+            said = f"the limits cannot be counted, since {where!r} cannot be listed: {in_words(error)}"
+            return _Transit(problem=said)
         now = self.store.now()
-        self._transit_seen = now - timedelta(seconds=time.monotonic() - began) - _CLOCK
-        return frozenset(moved_from(each.name) for each in found if each.created > now - GONE_FOR), ""
+        looked = now - timedelta(seconds=time.monotonic() - began) - _CLOCK
+        return _Transit(frozenset(moved_from(each.name) for each in found if each.created > now - GONE_FOR), looked)
 
-    def _observe(self, listing: Listing) -> tuple[Snapshot, Sighting]:
+    def _observe(self, listing: Listing, transit: _Transit) -> tuple[Snapshot, Sighting]:
         """Find out what a listing does not say: how the jobs stand, and what became of windows."""
         now, limited = listing.now, bool(self.config.max_concurrent_jobs)
         looking = self._threads.submit(
             self.board.look, listing.traces, self._threads, lambda trace: overdue(trace, self.config, now)
         )
-        noted, findings = self._noted(listing)
+        noted, findings = self._noted(listing, transit)
         orphans, undecided = self._now_and_then(listing)
         keys = {firing.key for intent in noted.windows for firing in intent.firings}
         others = [*orphans, *undecided]
@@ -391,18 +386,18 @@ class Dispatcher:
             judged.verdicts,
             tuple(opened.open) if limited else (),
             tuple(opened.abandoned),
-            noted.moving,
-            noted.unread,
+            transit.names | noted.moving,
+            (*(((now, transit.problem),) if transit.problem else ()), *noted.unread),
             tidy,
             (*findings, *judged.findings, *lost.findings),
         )
         return snapshot, sighting
 
-    def _noted(self, listing: Listing) -> tuple[Noted, tuple[str, ...]]:
+    def _noted(self, listing: Listing, transit: _Transit) -> tuple[Noted, tuple[str, ...]]:
         """What dispatchers have written down, and why that cannot be read."""
         present = {(trace.object.name, trace.object.generation) for trace in listing.traces}
         try:
-            return self.intents.look(listing.intents, present, listing.now, self._transit_seen), ()
+            return self.intents.look(listing.intents, present, listing.now, transit.looked), ()
         except STORAGE_ERRORS as error:
             said = f"what dispatchers wrote down under {self._url(INTENTS)} cannot be read: {in_words(error)}"
             return Noted(), (said,)
@@ -450,8 +445,8 @@ class Dispatcher:
         events: list[Event] = []
         windows: list[Event] = []
         limited = False
-        self._room = dict(self._plan.room) if self._plan is not None else {}
-        for share in self._counted_anew(shares, report):
+        room = dict(self._plan.room) if self._plan is not None else {}
+        for share in self._counted_anew(shares, room, report):
             if share.limit and self.store.now() - share.planned > SHARE_LIFE:
                 log.warning("A share of %d events is too old to be within its limit: they wait", len(share.events))
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
@@ -464,11 +459,11 @@ class Dispatcher:
             self._error(report, f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
             self._note(report, [Done(event, Outcome.PENDING) for event in (*events, *windows)])
             return report
-        firings, windows = self._announce_firings(windows, report, limited=limited)
+        firings, windows = self._announce_firings(windows, room if limited else None, report)
         work: list[_Work] = [(self.mover.fire, chunk) for chunk in _chunks(windows)]
         fired: list[Done] = []
         for start in range(0, len(events), ROUND):
-            fired += self._move(events[start : start + ROUND], work, report)
+            fired += self._move(events[start : start + ROUND], work, room, report)
             work = []
         fired += self._do(work, report)
         self._settle_firings(firings, windows, fired)
@@ -487,9 +482,12 @@ class Dispatcher:
         return report
 
     def _announce_firings(
-        self, windows: Sequence[Event], report: Report, *, limited: bool
+        self, windows: Sequence[Event], room: _Room | None, report: Report
     ) -> tuple[list[Intent], list[Event]]:
-        """Write down which windows are about to be fired; gives these intents, and the windows that may be fired."""
+        """Write down which windows are about to be fired; gives these intents, and the windows that may be fired.
+
+        :param room: what was left of the limits; ``None`` where windows have none.
+        """
         if not windows:
             return [], []
         try:
@@ -499,18 +497,20 @@ class Dispatcher:
             self._error(report, f"{said}: {in_words(error)}")
             self._note(report, [Done(event, Outcome.ERROR) for event in windows])
             return [], []
-        if not limited:
+        if room is None:
             return firings, list(windows)
-        fitting = self._within_limits(windows, report)
+        fitting = self._within_limits(windows, room, report)
         if not fitting:
             self.intents.settle_firings(firings, [])
         return firings if fitting else [], fitting
 
-    def _within_limits(self, events: Sequence[Event], report: Report) -> list[Event]:
-        """Those events that others have left room for, once it is written down that they are about to be dispatched.
+    def _within_limits(self, events: Sequence[Event], room: _Room, report: Report) -> list[Event]:
+        """Keep those events that others have left room for, once it is written down that they are to be dispatched.
 
         Another dispatcher may have looked as this one has, and found the same room at the limit. What it has written
         down since takes its place; whichever of the two writes later sees the other.
+
+        :param room: what was left of the limits when these events were counted.
         """
         try:
             firings, moves = self.intents.since()
@@ -519,18 +519,16 @@ class Dispatcher:
             self._error(report, f"{said}: {in_words(error)}")
             self._note(report, [Done(event, Outcome.ERROR) for event in events])
             return []
-        taken = underway((name.removesuffix(".json") for name in moves), (), (), self.config.project_id or "")
+        taken = underway(moves, (), (), self.config.project_id or "")
         taken.update((firing.project, False) for firing in firings)
-        over = Counter({lane: number - self._room[lane] for lane, number in taken.items() if lane in self._room})
+        over = Counter({lane: number - room[lane] for lane, number in taken.items() if lane in room})
         fitting: list[Event] = []
         waiting: list[Event] = []
         for event in reversed(events):  # the youngest wait
             lane = (self._project_of(event), _is_query(event))
             over[lane] -= 1
             (waiting if over[lane] >= 0 else fitting).append(event)
-        for event in waiting:
-            report.count(self._project_of(event), "Throttled", _counter_of(event))
-        self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
+        self._note_throttled(report, waiting)
         return fitting[::-1]
 
     def _settle_firings(self, firings: Sequence[Intent], windows: Sequence[Event], done: Sequence[Done]) -> None:
@@ -564,13 +562,15 @@ class Dispatcher:
         report.listed = len(events)
         return report
 
-    def _counted_anew(self, shares: Iterable[Share], report: Report) -> Iterator[Share]:
+    def _counted_anew(self, shares: Iterable[Share], left: _Room, report: Report) -> Iterator[Share]:
         """Shares as far as they are still within their limit; what has to wait is noted.
 
         What was planned in another task has waited for this one, and for a pool: another dispatcher may have filled the
         limit meanwhile.
+
+        :param left: takes up what is left of each limit that was counted.
         """
-        room: dict[tuple[str, bool], int] = {}
+        room: _Room = {}
         begun: set[Key] = set()
         for share in shares:
             if not share.limit or (self._plan is not None and share.planned == self._plan.now):
@@ -594,12 +594,10 @@ class Dispatcher:
                 key = (self._project_of(event), is_sql)
                 room[key] -= event.key not in begun  # those count already
                 (fitting if room[key] >= 0 else waiting).append(event)
-            self._room |= {key: max(left, 0) for key, left in room.items()}
+            left |= {key: max(number, 0) for key, number in room.items()}
             if waiting:
                 log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
-                self._note(report, [Done(event, Outcome.THROTTLED) for event in waiting])
-            for event in waiting:
-                report.count(self._project_of(event), "Throttled", _counter_of(event))
+            self._note_throttled(report, waiting)
             yield replace(share, events=tuple(fitting))
 
     def _taken(self, projects: Collection[str], share: Share, report: Report) -> tuple[dict[str, int], set[Key]]:
@@ -610,9 +608,11 @@ class Dispatcher:
         """
         taken: dict[str, int] = {}
         active: set[tuple[str, str]] = set()
-        transit, problem = self._in_transit()
-        if problem:
-            raise GoogleAPIError(problem)
+        if not projects:
+            return taken, set()
+        transit = self._in_transit()
+        if transit.problem:
+            raise GoogleAPIError(transit.problem)
         # First the jobs, then the folder: what was submitted in between has a trace that was written just now.
         since = self.store.now() - MIN_AGE
         for project in projects:
@@ -623,8 +623,6 @@ class Dispatcher:
                 said = f"the jobs of project {project!r} cannot be looked at, so it waits: {in_words(error)}"
                 self._error(report, said)
                 taken[project] = share.limit
-        if not projects:
-            return taken, set()
         listing = self.listing()
         is_sql = share.lane is Lane.SQL
         running: set[JobKey] = set()
@@ -636,8 +634,8 @@ class Dispatcher:
             if (job in active or trace.object.created >= since) and trace.project in taken:
                 seen.add(trace.name.event_id)
                 taken[trace.project] += is_sql == (lane_of(trace.name.action) is Lane.SQL)
-        noted, _ = self._noted(listing)
-        moved = underway(transit | noted.moving, listing.traces, seen, self.config.project_id or "")
+        noted, _ = self._noted(listing, transit)
+        moved = underway(transit.names | noted.moving, listing.traces, seen, self.config.project_id or "")
         for (project, of_queries), number in moved.items():
             if project in taken and of_queries is is_sql:
                 taken[project] += number
@@ -663,10 +661,11 @@ class Dispatcher:
             self._lacks = self.store.lacking()
         return self._lacks
 
-    def _move(self, events: Sequence[Event], beside: Sequence[_Work], report: Report) -> list[Done]:
+    def _move(self, events: Sequence[Event], beside: Sequence[_Work], room: _Room, report: Report) -> list[Done]:
         """Move traces, once it is written down and nobody else is about to.
 
         :param beside: other work that is done meanwhile.
+        :param room: what was left of the limits.
         :returns: what became of all of it.
         """
         until = time.monotonic() + AT_MOST
@@ -683,13 +682,14 @@ class Dispatcher:
         self._note(report, [Done(event, Outcome.ERROR) for event in events if event.key in unread])
         events = [event for event in events if event.key not in unread]
         self._note(report, [Done(event, Outcome.PENDING) for event in events if event.name in announced.held])
-        mine = todo = [
+        mine = [
             replace(event, doubted=True) if event.key in announced.doubtful else event
             for event in events
             if event.name not in announced.held
         ]
         if self._is_limited and mine:
-            mine = todo = self._within_limits(mine, report)
+            mine = self._within_limits(mine, room, report)
+        left = mine
         done: list[Done] = []
 
         def move(chunk: Sequence[Event]) -> list[Done]:
@@ -697,11 +697,11 @@ class Dispatcher:
                 return [Done(event, Outcome.PENDING) for event in chunk]
             return self.mover.move(chunk, until)
 
-        while todo and not self.mover.may_delete and not self.mover.refused:
+        while left and not self.mover.may_delete and not self.mover.refused:
             # Until a delete was seen to work, one at a time: where it is refused, every copy is delivered in vain.
-            done += self._do([(move, todo[:1])], report)
-            todo = todo[1:]
-        done += self._do([*beside, *((move, chunk) for chunk in _chunks(todo))], report)
+            done += self._do([(move, left[:1])], report)
+            left = left[1:]
+        done += self._do([*beside, *((move, chunk) for chunk in _chunks(left))], report)
         traces = {event.key for event in mine}
         self.intents.withdraw(announced, [one.event for one in done if one.open and one.event.key in traces])
         return done
@@ -833,6 +833,11 @@ class Dispatcher:
                 where = self.config.error_url if one.target else self.store.task_url(UNDECIDED)
                 log.warning("Set aside under %r: %s, %s", where, self._url(one.event.name), one.reason)
 
+    def _note_throttled(self, report: Report, events: Sequence[Event]) -> None:
+        self._note(report, [Done(event, Outcome.THROTTLED) for event in events])
+        for event in events:
+            report.count(self._project_of(event), "Throttled", _counter_of(event))
+
     def _note_dispatched(self, report: Report, one: Done) -> None:
         event = one.event
         url, project = self.store.task_url(event.name), self._project_of(event)
@@ -867,6 +872,20 @@ class Sight:
     report: Report
 
 
+@dataclass(frozen=True)
+class _Transit:
+    """What was moved and not consumed.
+
+    :param names: of the traces.
+    :param looked: no moment is later at which all that had been moved was seen, by the storage server's clock.
+    :param problem: why that cannot be told; empty where it can.
+    """
+
+    names: frozenset[str] = frozenset()
+    looked: datetime | None = None
+    problem: str = ""
+
+
 def _is_window(name: str) -> bool:
     try:
         WindowName.parse(name)
@@ -881,6 +900,7 @@ def _is_fired(firing: Firing | None) -> bool:
 
 _Act = Callable[[Sequence[Event]], list[Done]]
 _Work = tuple[_Act, Sequence[Event]]
+_Room = dict[tuple[str, bool], int]
 
 
 def default_storage_client(config: DispatchConfig) -> Client:

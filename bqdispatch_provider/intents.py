@@ -171,7 +171,7 @@ class Intents:
             raise
 
     def since(self) -> tuple[list[OpenFiring], set[str]]:
-        """The firings, and names of the traces, that others have written down since the last look: one list.
+        """Read which firings, and names of traces, others have written down since the last look: one list.
 
         What is completed meanwhile is among them, for the look has not seen what came of it.
 
@@ -364,7 +364,7 @@ class Intents:
         self._known = {(i.object.name, i.object.generation): i for i in self._known.values() if i.object.name in names}
         windows = tuple(intent for intent in read if intent.firings)
         others = [intent for intent in self._threads.map(self._read, recent) if intent is not None]
-        moving = frozenset(name.removesuffix(".json") for intent in others for name, _ in intent.moves)
+        moving = frozenset(name for intent in others for name, _ in intent.moves)
         return Noted(windows, moving, self._unread(read), tuple(spent))
 
     def _next_name(self, ending: str = ".json") -> str:

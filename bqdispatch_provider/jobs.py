@@ -480,13 +480,13 @@ def _since(trace: Trace, doubted: Collection[JobKey]) -> datetime:
 
 
 def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of an answer; an empty one where there is none."""
+    """Return a part of an answer; an empty one where there is none."""
     part = whole.get(name)
     return part if isinstance(part, Mapping) else {}
 
 
 def _named(page: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """The jobs of a list that tell which they are, with ID and location: one that does not is nobody's here."""
+    """Go through the jobs of a list that tell their ID, with their location: one that does not is nobody's here."""
     jobs = page.get("jobs")
     for listed in jobs if isinstance(jobs, list) else ():
         reference = _part(listed, "jobReference") if isinstance(listed, Mapping) else {}
@@ -495,7 +495,7 @@ def _named(page: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any
 
 
 def _moment(answer: Mapping[str, Any], what: str) -> datetime | None:
-    """A moment of a job's statistics; ``None`` where it is not told."""
+    """Return a moment of a job's statistics; ``None`` where it is not told."""
     try:
         return datetime.fromtimestamp(int(_part(answer, "statistics")[what]) / 1000, UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -506,7 +506,7 @@ _STATES = frozenset({"PENDING", "RUNNING", "DONE"})
 
 
 def _job(answer: Mapping[str, Any], location: str) -> Job:
-    """A job as it was listed or looked up: ``jobs.list`` has the state at the top, and in the status, too.
+    """Read a job that was listed or looked up: ``jobs.list`` has the state at the top, and in the status, too.
 
     :raises Unreadable: when it has no state.
     """

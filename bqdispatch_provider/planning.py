@@ -188,13 +188,13 @@ def overdue(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
     return bool(longest) and now - trace.object.created > longest and now - trace.object.since < JOBS_KEPT
 
 
-_UNDECIDED_FOR = timedelta(days=1)
-"""How long a trace waits for a job that is not found before that is an error, where none is set aside."""
+_LONGEST_WAIT = timedelta(days=1)
+"""The longest that a trace waits without an error for a job that is not found, where none is set aside."""
 
 
-def undecided(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
+def _waits_too_long(trace: Trace, config: DispatchConfig, now: datetime) -> bool:
     """Tell whether a trace has waited so long for a job that is not found that somebody has to look into it."""
-    longest = timedelta(minutes=config.max_unknown_job_min) or _UNDECIDED_FOR
+    longest = timedelta(minutes=config.max_unknown_job_min) or _LONGEST_WAIT
     return now - trace.object.created > longest
 
 
@@ -221,7 +221,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         job, failed = snapshot.jobs.get(trace.job), trace.project in snapshot.errors
         lost = trace.job in snapshot.unknown and overdue(trace, config, now)
         planning.trace(trace, job, failed, lost)
-        if trace.job in snapshot.unread or (not (job or failed or lost) and undecided(trace, config, now)):
+        if trace.job in snapshot.unread or (not (job or failed or lost) and _waits_too_long(trace, config, now)):
             planning.held.append(_not_found(trace, snapshot.unread.get(trace.job, "")))
     keep = timedelta(milliseconds=config.max_trigger_delay_ms)
     for lane, number in underway(snapshot.underway, listing.traces, planning.running, project).items():
@@ -280,14 +280,14 @@ def underway(
 
     Each takes a place of its limit until then, as its job will.
 
-    :param names: of such traces.
+    :param names: of such traces, with ``.json`` or without.
     :param traces: that lie in the task folder: they count by themselves.
     :param running: IDs of storage events of which a job is seen.
     :param project: of root traces.
     """
-    names = set(names) - {trace.object.name.removesuffix(".json") for trace in traces} if names else set()
     counted: Counter[tuple[str, bool]] = Counter()
-    for name in names:
+    moved = {name.removesuffix(".json") for name in names}
+    for name in moved - {trace.object.name.removesuffix(".json") for trace in traces if moved}:
         with suppress(ValueError):
             parsed = TraceName.parse(name)
             if parsed.event_id not in running:
@@ -554,13 +554,13 @@ class _Planning:
                 self.events[candidate.lane].append(candidate.event)
 
     def room(self, max_sql: int, max_jobs: int) -> dict[tuple[str, bool], int]:
-        """What is left of the limits that are set."""
+        """Return what is left of the limits that are set."""
         limit = {True: max_sql, False: max_jobs}
         return {lane: limit[lane[1]] - number for lane, number in self.active.items() if limit[lane[1]]}
 
 
 def _not_found(trace: Trace, said: str) -> str:
-    """What is said of a trace that waits for a job of which nothing is known.
+    """Say of a trace that it waits for a job of which nothing is known.
 
     :param said: by BigQuery when it was asked for that job; empty where that was nothing.
     """

@@ -81,7 +81,7 @@ _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
 
 _MOST_PAGES = 10
-"""Of what is in transit: more than any limit lets through."""
+"""Pages of what is in transit: more than any limit lets through."""
 
 FOLDER_VERBS = ("list", "get", "create", "delete")
 TRIGGER_VERBS = ("create", "get", "list")
@@ -200,7 +200,7 @@ class TaskStore:
         return began or self.now(), found
 
     def in_transit(self, under: str) -> list[StoredObject]:
-        """What lies in a folder of the trigger bucket, and BqTail has not consumed: one request per 1,000 objects.
+        """List what lies in a folder of the trigger bucket, not consumed: one request per 1,000 objects, ten at most.
 
         :param under: the folder, with a slash behind it, which the names that are given are without.
         :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
