@@ -24,6 +24,7 @@ _START_S = 600.0
 _STOP_S = 20.0
 _POLL_S = 0.1
 _TRIES = 5
+_ANSWER_S = 60.0
 
 
 class AirflowDied(RuntimeError):
@@ -177,9 +178,14 @@ class LiveAirflow:
         self._running()
 
     def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        for _ in range(_TRIES):
+        for tries_left in reversed(range(_TRIES)):
             self.check()
-            response = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=30, **more)
+            try:
+                response = self._session.request(method, f"{self.url}/api/v2/{path}", timeout=_ANSWER_S, **more)
+            except requests.Timeout:  # on a busy machine; whoever writes does not know whether it was written
+                if method != "GET" or not tries_left:
+                    raise
+                continue
             if response.status_code != 500:  # SQLite lets one write at a time, and gives up waiting for it
                 break
             time.sleep(1)
@@ -255,7 +261,7 @@ class LiveAirflow:
 
     def _log_in(self) -> None:
         answer = self._session.post(
-            f"{self.url}/auth/token", json={"username": "admin", "password": self.password}, timeout=30
+            f"{self.url}/auth/token", json={"username": "admin", "password": self.password}, timeout=_ANSWER_S
         )
         answer.raise_for_status()
         self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
