@@ -82,18 +82,20 @@ def look(
     return cost
 
 
-def dispatch(traces: int, windows: int, *, first: bool = True, limited: bool = False) -> Cost:
+def dispatch(traces: int, windows: int, *, first: bool = True, folders: int = 1, limited: bool = False) -> Cost:
     """Move traces and fire windows.
 
     Completed intents are deleted a second later (:func:`tidy`), or noted by a process that ends before (:func:`end`).
 
-    :param first: whether this process has not asked for its permissions, nor seen a delete work, before.
+    :param first: whether this process has not asked before what it may do.
+    :param folders: in which the traces lie: in each of them it is seen whether a delete works.
     :param limited: whether windows have a limit, so that it is looked who else has written down that it fires some.
     """
     cost = Cost()
     if first and (traces or windows):
         cost.requests["storage.batch"] += 1
         cost.calls["storage.buckets.testIamPermissions"] += 2
+        cost.together("storage.objects.delete", folders if traces else 0)
     cost.add("storage.objects.insert", ceil(windows / MOST))
     cost.add("storage.objects.list", 1 if windows and limited else 0)
     for method in ("compose", "copy", "compose"):
@@ -103,10 +105,6 @@ def dispatch(traces: int, windows: int, *, first: bool = True, limited: bool = F
         intents = ceil(moved / MOST)
         cost.add("storage.objects.insert", intents)
         cost.add("storage.objects.list")
-        if first:
-            cost.add("storage.objects.rewrite")
-            cost.add("storage.objects.delete")
-            moved, first = moved - 1, False
         cost.together("storage.objects.copy", moved)
         cost.together("storage.objects.delete", moved)
     return cost

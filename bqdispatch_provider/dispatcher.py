@@ -85,9 +85,6 @@ _CLEAN_EVERY_S = 3600.0
 _PAGES_AT_ONCE = 5
 """Thousands of old entries that are deleted in a cycle at most."""
 
-SHARE_LIFE = timedelta(minutes=2)
-"""How long a share may be dispatched that was planned under a limit: then what runs has changed too much."""
-
 _CLOCK = timedelta(seconds=2)
 """The most by which times of the storage server's answers are apart: it tells its clock in whole seconds."""
 
@@ -124,6 +121,8 @@ class Dispatcher:
         self._plan: Plan | None = None
         self._teller = story.Teller(log)
         self._told: set[str] = set()
+        self._freed: Counter[tuple[str, bool]] = Counter()
+        """Places at limits, by project and whether of queries, that were taken by what was refused in this cycle."""
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
         self._readers = ThreadPoolExecutor(READERS, "bqdispatch-read")
         _widen(self._client._http)
@@ -255,7 +254,9 @@ class Dispatcher:
         else:
             report, self._plan = seen.report, seen.plan
             begin(seen.plan)
+            self._freed.clear()
             report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
+            self._go_on_with_next(seen.plan, report)
             try:
                 report.add_part(self.tidy(seen.plan.tidy))
             except Exception as error:  # what was dispatched has to be told all the same
@@ -266,6 +267,32 @@ class Dispatcher:
             told = f"{report.listed} objects in the task folder: {report.in_words()}"
             self._teller.tell([told, *story.of_waiting(report, self.config)])
         return report
+
+    def _go_on_with_next(self, plan: Plan, report: Report) -> None:
+        """Dispatch those that wait for a limit in place of what was refused: no place stays with what cannot go.
+
+        :param report: of the cycle so far; it is added to.
+        """
+        until = time.monotonic() + AT_MOST
+        waiting = list(plan.throttled)
+        while self._freed and waiting and time.monotonic() < until:
+            freed = Counter(self._freed)
+            self._freed.clear()
+            chosen: dict[Lane, list[Event]] = {}
+            left: list[tuple[Lane, Event]] = []
+            for lane, event in waiting:
+                place = (self._project_of(event), lane is Lane.SQL)
+                if freed[place] > 0:
+                    freed[place] -= 1
+                    chosen.setdefault(lane, []).append(event)
+                    report.outcomes[Outcome.THROTTLED] -= 1
+                    report.count(place[0], "Throttled", _counter_of(event), -1)
+                else:
+                    left.append((lane, event))
+            if chosen:
+                instead = replace(plan, events={lane: tuple(events) for lane, events in chosen.items()})
+                report.add_part(self.dispatch(instead.shares(limits(self.config), BATCH_SIZE)))
+            waiting = left
 
     def listing(self) -> Listing:
         """The task folder's objects by kind, without a look at their jobs.
@@ -432,7 +459,7 @@ class Dispatcher:
 
         An event that is gone, or that has become another generation, was done by someone else: it counts as ignored.
         One that another dispatcher is about to move is left to it. Of events that were planned under a limit elsewhere,
-        no more are dispatched than it lets through now; too long ago, and all of them are left.
+        no more are dispatched than it lets through now.
 
         Interrupted, by a task's timeout or Ctrl-C, it begins nothing more, finishes what was begun, and only then
         raises: so whoever tries again can go on at once. A second interruption is raised as it comes.
@@ -440,25 +467,24 @@ class Dispatcher:
         :param shares: from :meth:`look`'s plan, here or in another process.
         """
         report = Report(cycles=1)
-        if self.mover.refused != 403:  # the service was busy, which passes
-            self.mover.refused = 0
         events: list[Event] = []
         windows: list[Event] = []
         limited = False
         room = dict(self._plan.room) if self._plan is not None else {}
         for share in self._counted_anew(shares, room, report):
-            if share.limit and self.store.now() - share.planned > SHARE_LIFE:
-                log.warning("A share of %d events is too old to be within its limit: they wait", len(share.events))
-                self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
-            elif share.lane is Lane.WINDOWS:
+            if share.lane is Lane.WINDOWS:
                 windows.extend(share.events)
                 limited = limited or bool(share.limit)
             else:
                 events.extend(share.events)
+        asking = self._threads.submit(self.mover.movable, events)
         if (events or windows) and (lacking := self._lacking()):
             self._error(report, f"nothing is dispatched, for the account lacks {', '.join(lacking)}")
             self._note(report, [Done(event, Outcome.PENDING) for event in (*events, *windows)])
             return report
+        # What must not be moved is not even written down.
+        events, barred = asking.result()
+        self._note(report, barred)
         firings, windows = self._announce_firings(windows, room if limited else None, report)
         work: list[_Work] = [(self.mover.fire, chunk) for chunk in _chunks(windows)]
         fired: list[Done] = []
@@ -467,13 +493,6 @@ class Dispatcher:
             work = []
         fired += self._do(work, report)
         self._settle_firings(firings, windows, fired)
-        if self.mover.refused:
-            why = "the account needs storage.objects.delete, and no retention policy or hold may stand against it"
-            self._error(
-                report,
-                f"a delete in {self.config.async_task_url!r} was answered with {self.mover.refused}, so no more is "
-                f"moved from there{f': {why}' if self.mover.refused == 403 else ' in this cycle'}",
-            )
         if report.dispatched > story.TOLD:
             log.info("and %d more were dispatched", report.dispatched - story.TOLD)
         if (interrupted := self._interrupted) is not None:
@@ -689,19 +708,12 @@ class Dispatcher:
         ]
         if self._is_limited and mine:
             mine = self._within_limits(mine, room, report)
-        left = mine
-        done: list[Done] = []
 
         def move(chunk: Sequence[Event]) -> list[Done]:
-            if self.mover.refused:
-                return [Done(event, Outcome.PENDING) for event in chunk]
-            return self.mover.move(chunk, until)
+            movable, barred = self.mover.movable(chunk)
+            return [*barred, *(self.mover.move(movable, until) if movable else ())]
 
-        while left and not self.mover.may_delete and not self.mover.refused:
-            # Until a delete was seen to work, one at a time: where it is refused, every copy is delivered in vain.
-            done += self._do([(move, left[:1])], report)
-            left = left[1:]
-        done += self._do([*beside, *((move, chunk) for chunk in _chunks(left))], report)
+        done = self._do([*beside, *((move, chunk) for chunk in _chunks(mine))], report)
         traces = {event.key for event in mine}
         self.intents.withdraw(announced, [one.event for one in done if one.open and one.event.key in traces])
         return done
@@ -807,7 +819,8 @@ class Dispatcher:
         except Exception as error:
             log.exception("%d events could not be dispatched", len(events))
             return [
-                Done(event, Outcome.ERROR, f"{self._url(event.name)}: {in_words(error)}", open=True) for event in events
+                Done(event, Outcome.ERROR, f"{self._url(event.name)}: {in_words(error)}", open=True, unclear=True)
+                for event in events
             ]
 
     def _url(self, name: str) -> str:
@@ -826,6 +839,8 @@ class Dispatcher:
             report.outcomes[one.outcome] += 1
             if one.error:
                 self._error(report, one.error)
+            if self._is_limited and one.outcome is Outcome.ERROR and not one.unclear:
+                self._freed[self._project_of(one.event), _is_query(one.event)] += 1
             if one.outcome is Outcome.DISPATCHED:
                 self._note_dispatched(report, one)
             elif one.outcome is Outcome.QUARANTINED:

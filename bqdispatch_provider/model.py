@@ -617,6 +617,7 @@ class Plan:
     :param awaited: how many of the objects wait for a job that runs, or is about to.
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     :param late: how many returned windows are removed, since their files were loaded before.
+    :param throttled: events that only a limit holds back, with their lanes, in the order in which they are to go.
     :param room: how much of a limit is left when all of it is dispatched, by project and whether it is that of queries.
     """
 
@@ -634,6 +635,7 @@ class Plan:
     awaited: int = 0
     due_in: timedelta | None = None
     late: int = 0
+    throttled: tuple[tuple[Lane, Event], ...] = ()
     room: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:

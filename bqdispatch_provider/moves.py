@@ -73,6 +73,8 @@ class Done:
     :param open: whether it may have been delivered although its object is there still.
     :param reason: why it was set aside.
     :param target: path of its copy in the trigger bucket, where it was dispatched.
+    :param unclear: whether an event that was not dispatched may have been delivered, so that it keeps its place at a
+        limit.
     """
 
     event: Event
@@ -81,6 +83,7 @@ class Done:
     open: bool = False
     reason: str = ""
     target: str = ""
+    unclear: bool = False
 
 
 @dataclass(slots=True)
@@ -96,6 +99,8 @@ class _Move:
     :param changed: when this process has changed the source, by the monotonic clock.
     :param copy: generation of its copy, once that is proven.
     :param warning: what is to be reported although it was delivered.
+    :param lost: what was said instead of an answer to its copy.
+    :param again: whether its copy was refused for an object that was gone when it was looked for.
     """
 
     event: Event
@@ -108,6 +113,8 @@ class _Move:
     changed: float = -math.inf
     copy: int = 0
     warning: str = ""
+    lost: str = ""
+    again: bool = False
     target: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +137,10 @@ def _claim_of(owner: str, since: datetime, event: Event) -> dict[str, str]:
     """
     replayed = {REPLAYED: str(event.generation)} if event.replayed else {}
     return {OWNER: owner, CLAIMED: f"{since.timestamp():.6f}", **replayed}
+
+
+def _folder_of(event: Event) -> str:
+    return "".join(event.name.rpartition("/")[:2])
 
 
 def _wait_for_change(moves: Sequence[_Move]) -> None:
@@ -156,12 +167,36 @@ class Mover:
         self.config = config
         self._threads = threads
         self.owner = uuid.uuid4().hex
-        self.may_delete = False
-        """Whether a delete in the task folder was seen to work."""
-        self.refused = 0
-        """The status of a delete that was refused; 0 when none was."""
+        self._deletable: set[str] = set()
+        """Folders in which objects may be deleted, and no delete was refused since that was proven."""
         # What was copied but could not be deleted or marked: only that is still to be done.
         self._unfinished: dict[Key, int] = {}
+
+    def movable(self, events: Sequence[Event]) -> tuple[list[Event], list[Done]]:
+        """Tell which traces may be moved: not those in folders where nothing may be deleted, for each copy would be
+        delivered again and again.
+
+        That is proven by a delete of what is not there. After a refused delete it is asked again, for that may be one
+        object's alone.
+
+        :returns: those that may be, and what becomes of the others.
+        """
+        folders = sorted({_folder_of(event) for event in events} - self._deletable)
+        if not folders:
+            return list(events), []
+        barred: dict[str, str] = {}
+        for folder, result in zip(folders, self.store.delete_nothing(folders), strict=True):
+            if result.ok or result.status == 404:
+                self._deletable.add(folder)
+            else:
+                barred[folder] = (
+                    f"nothing is moved from {self._url(folder)}, for it would be delivered again and again: a delete "
+                    f"there was answered with {result}"
+                )
+        done = [
+            Done(event, Outcome.PENDING, barred[folder]) for event in events if (folder := _folder_of(event)) in barred
+        ]
+        return [event for event in events if _folder_of(event) not in barred], done
 
     def move(self, events: Sequence[Event], until: float) -> list[Done]:
         """Move traces.
@@ -280,9 +315,9 @@ class Mover:
         for start in range(0, len(stale), BATCH_SIZE):
             chunk = stale[start : start + BATCH_SIZE]
             for (event, (name, _)), result in zip(chunk, self.store.delete([key for _, key in chunk]), strict=True):
-                if result.status == 412:  # written again: the window is judged anew
+                if result.doubtful and result.status == 412:  # written again: the window is judged anew
                     done[event.name] = Done(event, Outcome.PENDING)
-                elif not result.ok and result.status != 404:
+                elif not result.ok and not result.doubtful:
                     said = f"{self._url(event.name)} waits, since {self._url(name)} could not be removed: {result}"
                     done[event.name] = Done(event, Outcome.ERROR, said)
         return done
@@ -392,13 +427,18 @@ class Mover:
             left = self._settled(left, finished, done)
             if time.monotonic() > until:
                 for move in left:
-                    done[move.event.name] = Done(move.event, Outcome.PENDING)
+                    said = self._not_copied(move, move.lost)
+                    done[move.event.name] = (
+                        Done(move.event, Outcome.ERROR, said, unclear=True)
+                        if move.lost
+                        else Done(move.event, Outcome.PENDING)
+                    )
                 break
             refused = self._copied(left, finished, to)
             left = []
             for move, result in refused:
                 if result.lost and to is None:
-                    move.doubtful, move.content = True, None
+                    move.doubtful, move.content, move.lost = True, None, str(result)
                     left.append(move)
                 elif (found := self._look_into(move, result, to)) is not None:
                     done[move.event.name] = found
@@ -445,7 +485,7 @@ class Mover:
             event = move.event
             if isinstance(found, Result):
                 said = f"it cannot be told whether {self._url(event.name)} was delivered, so it waits: {found}"
-                done[event.name] = Done(event, Outcome.ERROR, said)
+                done[event.name] = Done(event, Outcome.ERROR, said, unclear=True)
                 continue
             copies = [
                 each
@@ -530,7 +570,7 @@ class Mover:
             event = move.event
             said = f"{self._url(event.name)} may have been delivered, and cannot be settled: {result}"
             if not result.ok and not result.doubtful:
-                fenced.append(Done(event, Outcome.ERROR, said, open=True))
+                fenced.append(Done(event, Outcome.ERROR, said, open=True, unclear=True))
                 continue
             if result.body.get("crc32c"):
                 size = int(result.body.get("size", 0))
@@ -540,12 +580,12 @@ class Mover:
                 # One's own under a 412 is the answer to a first try that was lost.
                 now = self.store.look(move.source)
             except STORAGE_ERRORS as error:
-                fenced.append(Done(event, Outcome.ERROR, f"{said}; {in_words(error)}", open=True))
+                fenced.append(Done(event, Outcome.ERROR, f"{said}; {in_words(error)}", open=True, unclear=True))
                 continue
             if now is not None and now.metadata.get(OWNER) == owner:
                 fenced.append(now)
             elif now is not None and now.generation == move.generation:
-                fenced.append(Done(event, Outcome.ERROR, said, open=True))
+                fenced.append(Done(event, Outcome.ERROR, said, open=True, unclear=True))
             else:
                 fenced.append(Done(event, Outcome.IGNORED))
         return fenced
@@ -557,22 +597,21 @@ class Mover:
         for move, result in zip(copied, self.store.delete(keys), strict=True):
             # Gone, or written again meanwhile, which is another trace: what was copied is no longer there either way.
             if result.ok or result.doubtful:
-                self.may_delete = True
                 done.append(Done(move.event, Outcome.DISPATCHED, target=move.target))
             else:
-                self.refused = self.refused or result.status or 503
+                self._deletable.discard(_folder_of(move.event))
                 said = f"{self._url(move.event.name)} was copied but not deleted, which is tried again later: {result}"
-                done.append(Done(move.event, Outcome.ERROR, said, open=True))
+                done.append(Done(move.event, Outcome.ERROR, said, open=True, unclear=True))
         return done
 
     def _look_into(self, move: _Move, result: Result, to: str | None) -> Done | None:  # noqa: PLR0911  (one per case)
         """Find out why a copy was refused, by what lies at both ends now, never by the status alone.
 
-        :returns: what became of the event; ``None`` when it was copied before (``move.copy``), or goes to another
-            target (``move.target``).
+        :returns: what became of the event; ``None`` when it was copied before (``move.copy``), or is to be copied
+            again, perhaps to another target (``move.target``).
         """
         event = move.event
-        said = f"{self._url(event.name)} could not be copied to {move.target!r}, so it waits: {result}"
+        said = self._not_copied(move, str(result))
         if not result.doubtful:
             return Done(event, Outcome.ERROR, said)
         try:
@@ -582,8 +621,9 @@ class Mover:
             return Done(event, Outcome.ERROR, f"{said}; and it cannot be looked into: {in_words(error)}")
         if source is None or source.generation != move.generation:
             return Done(event, Outcome.IGNORED)
-        if there is None and result.status == 412:
-            return Done(event, Outcome.PENDING)  # what lay there has been consumed meanwhile
+        if there is None and result.status == 412 and not move.again:
+            move.again = True  # what lay there has been consumed meanwhile
+            return None
         if there is None:
             return Done(event, Outcome.ERROR, said)
         if source.same_content(there):
@@ -609,7 +649,7 @@ class Mover:
                 done.append(Done(move.event, Outcome.DISPATCHED, target=move.target))
             else:
                 said = f"{self._url(move.event.name)} was fired, but the ledger could not say so: {result}"
-                done.append(Done(move.event, Outcome.ERROR, said, open=True))
+                done.append(Done(move.event, Outcome.ERROR, said, open=True, unclear=True))
         return done
 
     def _is_noted(self, move: _Move) -> bool:
@@ -618,6 +658,9 @@ class Mover:
             return self.store.look(self._entry(move.event, "fired")) is not None
         except STORAGE_ERRORS:
             return False
+
+    def _not_copied(self, move: _Move, answer: str) -> str:
+        return f"{self._url(move.event.name)} could not be copied to {move.target!r}, so it waits: {answer}"
 
     def _url(self, name: str) -> str:
         """An object of the task folder for a message: names are untrusted text."""

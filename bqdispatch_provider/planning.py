@@ -269,6 +269,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
         late=planning.late,
+        throttled=tuple(planning.throttled),
         room=planning.room(config.max_concurrent_sql, config.max_concurrent_jobs),
     )
 
@@ -361,6 +362,7 @@ class _Planning:
     awaited: int = 0
     due_in: list[timedelta] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
+    throttled: list[tuple[Lane, Event]] = field(default_factory=list)
 
     def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: bool) -> None:
         age = self.now - trace.object.created
@@ -549,6 +551,7 @@ class _Planning:
                 self.outcomes[Outcome.THROTTLED] += 1
                 self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.counter] += 1
+                self.throttled.append((candidate.lane, candidate.event))
             else:
                 self.active[candidate.project, is_sql] += 1
                 self.events[candidate.lane].append(candidate.event)

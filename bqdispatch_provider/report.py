@@ -95,9 +95,9 @@ class Report:
         if message not in self.errors and len(self.errors) < _MAX_NAMED:
             self.errors.append(message)
 
-    def count(self, project: str, gauge: str, counter: str) -> None:
-        """Count one job, or one window, of a project."""
-        self.counts[project][gauge][counter] += 1
+    def count(self, project: str, gauge: str, counter: str, number: int = 1) -> None:
+        """Count jobs, or windows, of a project."""
+        self.counts[project][gauge][counter] += number
 
     def add_part(self, part: Report) -> None:
         """Add what another task of the same cycle did: everything adds up, but for the number of cycles."""

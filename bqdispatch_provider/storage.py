@@ -80,6 +80,9 @@ _ANY_RATE, _LEAST_WRITES = 1_000_000, 500
 _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
 
+_NO_OBJECT = "bqdispatch-may-delete"
+"""No object has this name."""
+
 _MOST_PAGES = 10
 """Pages of what is in transit: more than any limit lets through."""
 
@@ -99,11 +102,13 @@ class Result:
     :param status: HTTP status; 0 when there was no answer.
     :param body: the answer's JSON: the object that was written.
     :param message: what the service said.
+    :param standing: whether an object that was to be deleted is there still, whatever the service said.
     """
 
     status: int
     body: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+    standing: bool = False
 
     @property
     def generation(self) -> int:
@@ -117,8 +122,11 @@ class Result:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a precondition failed or the object was not there: both ends have to be looked at again."""
-        return self.status in (404, 412)
+        """Whether a precondition failed or the object was not there: both ends have to be looked at again.
+
+        Of a delete: whether somebody else has deleted the object, or written another one.
+        """
+        return self.status in (404, 412) and not self.standing
 
     @property
     def lost(self) -> bool:
@@ -441,12 +449,35 @@ class TaskStore:
     def delete(self, objects: Sequence[tuple[str, int]]) -> list[Result]:
         """Delete exactly these generations of the task folder's objects.
 
+        What is said to be gone is looked at: were it there still, it would be dispatched again.
+
         :param objects: name below the task folder and generation; at most 100.
         """
-        return self._run(
+        results = self._run(
             [Call("DELETE", self._path(name), {"ifGenerationMatch": generation}) for name, generation in objects],
             self._tasks,
         )
+        doubtful = [index for index, result in enumerate(results) if result.doubtful]
+        if doubtful:
+            looks = [Call("GET", self._path(objects[index][0]), {"fields": "generation"}) for index in doubtful]
+            for index, look in zip(doubtful, self._run(looks), strict=True):
+                if look.ok and look.generation == objects[index][1]:
+                    said = f"{results[index].message}; but it is there still"
+                elif not look.ok and look.status != 404:
+                    said = f"{results[index].message}; and it cannot be looked at: {look}"
+                else:
+                    continue
+                results[index] = replace(results[index], message=said, standing=True)
+        return results
+
+    def delete_nothing(self, folders: Sequence[str]) -> list[Result]:
+        """Delete what is not there: 404 to whoever may delete in a folder, 403 to others.
+
+        :param folders: below the task folder, each with a slash behind it; any number of them.
+        """
+        calls = [Call("DELETE", self._path(f"{folder}{_NO_OBJECT}"), {}) for folder in folders]
+        chunks = (calls[start : start + BATCH_SIZE] for start in range(0, len(calls), BATCH_SIZE))
+        return [result for chunk in chunks for result in self._run(chunk)]
 
     def stamp(self, stamps: Sequence[Stamp]) -> list[Result]:
         """Write objects beside others, with their content and metadata of their own.
@@ -507,7 +538,7 @@ class TaskStore:
     def _once(self, calls: Sequence[Call]) -> list[Result]:
         if self._batches and len(calls) > 1:
             try:
-                return [_result(*answer) for answer in together(self._client, calls, _TIMEOUT)]
+                results = [_result(*answer) for answer in together(self._client, calls, _TIMEOUT)]
             except NotInParts as error:
                 log.warning("Cloud Storage gave no whole answer to a batch, going on with single calls: %s", error)
                 self._batches = False
@@ -516,6 +547,15 @@ class TaskStore:
                 refusal = _failure(error)
                 if refusal.status not in (404, 501):
                     return [refusal] * len(calls)
+            else:
+                # A copy that is too large for one call goes on by rewrites (Cloud Storage, "Objects: copy").
+                large = [
+                    bool(call.rewrite) and result.status == 413 for call, result in zip(calls, results, strict=True)
+                ]
+                return [
+                    self._alone(call) if is_large else result
+                    for call, result, is_large in zip(calls, results, large, strict=True)
+                ]
             log.info("Cloud Storage takes no batch calls here: going on with single ones")
             self._batches = False
         return [self._alone(call) for call in calls]

@@ -278,7 +278,7 @@ def test_standin_serves_with_latency(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_finishes_what_was_begun_and_prints_the_document(world, config, number):
     world.traces(300)
-    world.control.add_fault("storage.objects.delete", "slow", ms=HELD_MS)
+    world.control.add_fault("storage.objects.delete", "slow", ms=HELD_MS, name="*--dispatch")
     command = [BIN / "bqdispatch", "run", "--config", config()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         wait_until(lambda: run.poll() is not None or world.names(TRIGGER), "it dispatches")

@@ -393,12 +393,12 @@ def test_a_run_that_was_interrupted_leaves_a_dispatcher_that_can_go_on(world):
 
 
 def test_what_was_copied_when_it_is_told_to_stop_is_deleted_too(world):
-    world.traces(300)
+    world.traces(1500)
     document = world.cycle(go_on=lambda: not world.names(TRIGGER)).to_dict()
     copied = {name.split("/", 2)[2].removesuffix(".json") for name in world.names(TRIGGER)}
     assert len(copied) == document["Outcomes"]["dispatched"] > 0
     assert copied.isdisjoint(world.names())
-    assert len(world.names()) == document["Outcomes"]["pending"] == 300 - len(copied)
+    assert len(world.names()) == document["Outcomes"]["pending"] == 1500 - len(copied)
 
 
 def test_each_of_a_thousand_moves_has_an_outcome_of_its_own_and_no_error_is_lost(world):

@@ -336,7 +336,9 @@ class TestNothingDeletedIsKept:
         world.traces(2)
         world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden")
         world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
-        world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", bucket=TASKS)
+        world.control.add_fault(
+            "storage.objects.delete", "status", status=403, reason="forbidden", name=f"{FOLDER}intents/*"
+        )
         with world.dispatcher(OnDoubt="quarantine") as dispatcher:
             assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 2}
             world.control.clear_faults()

@@ -124,3 +124,57 @@ def test_under_a_limit_what_is_completed_is_marked_at_once_and_stays_for_those_w
         world.control.advance(2)
         dispatcher.intents.remove()
     assert not [n for n in world.client.list_blobs(TASKS, prefix=f"{FOLDER}intents/") if n.name.endswith(".json")]
+
+
+def refuse(world, name, status):
+    """Let a copy of one trace be refused, in a batch and alone."""
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=status, name=f"*{name}")
+
+
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_the_place_of_what_is_refused_goes_to_the_next_one(world, status):
+    bad = [world.trace(age=600), world.trace(age=500)]
+    good = world.traces(5)
+    for name in bad:
+        refuse(world, name, status)
+    document = world.cycle(**LIMITED).to_dict()
+    assert document["Outcomes"] == {"dispatched": 3, "error": 2, "throttled": 2}
+    assert document["Listed"] == 7
+    assert document["Throttled"] == {"LoadJobs": 2}
+    assert set(document["Jobs"]) == {world.url_of(name) for name in good[:3]}
+
+
+def test_more_that_is_refused_than_a_limit_has_places_stops_nothing(world):
+    for name in world.traces(8, age=600):
+        refuse(world, name, 403)
+    good = world.traces(2)
+    document = world.cycle(**LIMITED).to_dict()
+    assert document["Outcomes"] == {"dispatched": 2, "error": 8}
+    assert set(document["Jobs"]) == {world.url_of(name) for name in good}
+
+
+def test_the_place_of_a_window_that_cannot_be_claimed_goes_to_the_next_one(world):
+    bad = world.window("ds.bad", due=600)
+    good = world.window("ds.good")
+    world.control.add_fault("storage.objects.compose", "status", status=403, name="*ds.bad*")
+    document = world.cycle(MaxConcurrentJobs=1).to_dict()
+    assert list(document["Batched"]) == [world.url_of(good)]
+    assert world.url_of(bad) in document["Error"]
+
+
+def test_what_may_have_been_delivered_keeps_its_place(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.dispatcher.AT_MOST", 0.5)
+    refuse(world, world.trace(age=600), 503)
+    world.traces(2)
+    document = world.cycle(MaxConcurrentJobs=1).to_dict()
+    assert document["Outcomes"] == {"error": 1, "throttled": 2}
+    assert world.names(TRIGGER) == []
+
+
+def test_what_was_copied_and_not_deleted_keeps_its_place(world):
+    name = world.trace(age=600)
+    world.control.add_fault("storage.objects.delete", "status", status=403, bucket=TASKS, name=f"*{name}")
+    world.traces(2)
+    assert world.cycle(MaxConcurrentJobs=1).to_dict()["Outcomes"] == {"error": 1, "throttled": 2}

@@ -120,16 +120,101 @@ def test_a_copy_that_is_refused_keeps_its_source_and_the_others_go(world):
     assert world.url_of(names[2]) not in document["Jobs"]
 
 
-def test_after_a_refused_delete_no_more_is_moved_from_the_folder(world):
-    world.traces(450)
+def test_where_no_delete_works_nothing_is_moved_in_no_process(world):
+    names = world.traces(450)
     world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden", bucket=TASKS)
+    for _ in range(2):
+        document = world.cycle().to_dict()
+        assert document["Outcomes"] == {"pending": 450}
+        assert "a delete there was answered with 403" in document["Error"]
+        assert len(document["Errors"]) == 1
+    assert world.names(TRIGGER) == []
+    assert world.names() == sorted(names)
+
+
+def test_in_which_folder_a_delete_works_is_seen_before_anything_is_moved_from_there(world):
+    good, bad = world.traces(3), world.traces(3, project="other")
+    root = world.trace(root=True)
+    world.control.add_fault(
+        "storage.objects.delete", "status", status=403, reason="forbidden", bucket=TASKS, name="*proj:other:*"
+    )
     document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 4, "pending": 3}
+    assert "proj:other:US/" in document["Error"]
+    assert set(document["Jobs"]) == {world.url_of(name) for name in [*good, root]}
+    assert world.names() == sorted(bad)
+
+
+@pytest.mark.parametrize("status", [400, 403, 503])
+@pytest.mark.parametrize("calls", [("copy", "rewrite"), ("delete",)], ids="/".join)
+def test_what_is_refused_of_the_oldest_trace_keeps_none_of_the_others(world, monkeypatch, calls, status):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.dispatcher.AT_MOST", 1.0)
+    oldest = world.trace(age=600)
+    world.traces(150)
+    for call in calls:
+        world.control.add_fault(f"storage.objects.{call}", "status", status=status, bucket=TASKS, name=f"*{oldest}")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"dispatched": 150, "error": 1}
+    assert world.url_of(oldest) in document["Error"]
+    assert str(status) in document["Error"]
+
+
+@pytest.mark.parametrize("status", [404, 412])
+def test_a_delete_is_done_when_it_is_seen_to_be_done(world, status):
+    """A service, or a proxy, may say that an object is gone which is there still: then it would be delivered again."""
+    name = world.trace()
+    world.control.add_fault("storage.objects.delete", "status", status=status, bucket=TASKS, name=f"*{name}")
+    for _ in range(3):
+        document = world.cycle().to_dict()
+        assert document["Outcomes"]["error"] == 1
+        assert f"{status}" in document["Error"]
+        assert "it is there still" in document["Error"]
+        assert list(document["Jobs"]) == []
+        for each in world.names(TRIGGER):
+            world.delete(each, TRIGGER)
+        world.control.advance(200)
+    assert len(world.deleted()) == 1
+    world.control.clear_faults()
+    assert world.cycle().to_dict()["Outcomes"]["dispatched"] == 1
+    assert world.names(TRIGGER) == []
+
+
+def test_a_copy_that_is_refused_for_what_is_not_there_is_tried_again_and_then_said(world):
+    name = world.trace()
+    fault = {"kind": "status", "status": 412, "reason": "conditionNotMet", "name": f"*{name}"}
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, times=1, **fault)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+    world.control.clear_faults()
+    name = world.trace()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, **fault | {"name": f"*{name}"})
+    document = world.cycle().to_dict()
+    assert document["Outcomes"]["error"] == 1
+    assert world.url_of(name) in document["Error"]
+
+
+def test_what_was_tried_all_the_time_and_not_done_is_an_error_with_its_reason(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.dispatcher.AT_MOST", 0.5)
+    names = world.traces(21)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=503)
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 21}
     assert document["Status"] == "error"
-    assert any("storage.objects.delete" in error for error in document["Errors"])
-    assert sum(document["Outcomes"].values()) == document["Listed"] == 450
-    assert "dispatched" not in document["Outcomes"]
-    assert len(world.names(TRIGGER)) == 1
-    assert len([name for name in world.names() if name.startswith("proj:")]) == 450
+    assert "503" in document["Error"]
+    assert len(document["Errors"]) == len(names)
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_a_copy_that_is_too_large_for_a_batch_goes_on_by_rewrites(world, batches):
+    names = world.traces(3)
+    world.control.add_fault("storage.objects.copy", "status", status=413, name=f"*{names[1]}")
+    if not batches:
+        world.control.add_fault("storage.batch", "status", status=404, reason="notFound")
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 3}
 
 
 def test_an_endpoint_without_batches_is_served_by_single_calls(world):
@@ -172,38 +257,41 @@ def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(
     world.control.reset()
     world = World(cloud.url, world.control, keeping)
     world.traces(20)
-    world.control.add_fault("storage.objects.delete", "status", status=503, bucket=TASKS)
+    world.control.add_fault("storage.objects.delete", "status", status=503, bucket=TASKS, name="*--dispatch")
     with world.dispatcher() as dispatcher:
-        assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 1, "pending": 19}
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 20}
         delivered = world.names(TRIGGER)
         for name in delivered:
             world.delete(name, TRIGGER)
         world.control.clear_faults()
         report = dispatcher.cycle()
     assert (report.dispatched, report.errors) == (20, [])
-    assert len(delivered) == 1
-    assert delivered[0] not in world.names(TRIGGER)
-    assert len(world.names(TRIGGER)) == 19
+    assert len(delivered) == 20
+    assert world.names(TRIGGER) == []
     assert not [name for name in world.names() if name.startswith("proj:")]
 
 
-def test_events_go_one_by_one_until_a_delete_was_seen_to_work(world):
-    names = world.traces(300)
-    share = share_of(world, *names)
-    world.delete(names[0])
-    world.control.add_fault("storage.objects.delete", "status", status=403, reason="forbidden")
-    with world.dispatcher() as dispatcher:
-        report = dispatcher.dispatch([share])
-    assert report.to_dict()["Outcomes"] == {"ignored": 1, "error": 1, "pending": 298}
-    assert len(world.names(TRIGGER)) == 1
-
-
-def test_a_share_that_was_planned_under_a_limit_too_long_ago_waits(world):
+def test_a_share_that_was_planned_under_a_limit_long_ago_is_counted_again(world):
+    """However long a look has taken, or a task has waited for a slot of its pool."""
     name = world.trace()
     share = Share(Lane.JOBS, 5, datetime.now(UTC) - timedelta(minutes=3), share_of(world, name).events)
     with world.dispatcher() as dispatcher:
-        assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"pending": 1}
-    assert world.names() == [name]
+        assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"dispatched": 1}
+
+
+def test_a_look_that_takes_minutes_stops_nothing_under_a_limit(world):
+    world.traces(3)
+    with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
+        look = dispatcher.look
+
+        def long_look():
+            seen = look()
+            world.control.advance(180)
+            dispatcher.store.listing()
+            return seen
+
+        dispatcher.look = long_look
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"dispatched": 2, "throttled": 1}
 
 
 def test_a_share_that_was_planned_elsewhere_is_held_to_its_limit_by_what_runs_now(world):

@@ -53,7 +53,7 @@ def test_traces_cost_what_the_model_says(world, listed, finished, projects):
     report, real = cycle_of(world, listed, finished, traces(projects))
     assert report.dispatched == finished
     model = cost.look(listed, listed, projects)
-    model += cost.dispatch(finished, 0)
+    model += cost.dispatch(finished, 0, folders=min(projects, finished))
     assert real == model
 
 
