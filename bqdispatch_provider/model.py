@@ -613,7 +613,8 @@ class Plan:
     :param projects: number of traces per project.
     :param not_found: number of traces per project whose job BigQuery does not know.
     :param errors: what went wrong while looking, one sentence each.
-    :param oldest: when the oldest trace was created that goes on waiting; ``None`` when none does.
+    :param oldest: since when the oldest event waits that goes on waiting: a trace since its creation, a window since
+        its end; ``None`` when none does.
     :param awaited: how many of the objects wait for a job that runs, or is about to.
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     :param late: how many returned windows are removed, since their files were loaded before.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from bqdispatch_provider.model import (
     REPLAY,
     REPLAYED,
     Event,
+    Firing,
     Firings,
     Job,
     Key,
@@ -76,6 +77,9 @@ JOBS_KEPT = timedelta(days=175)
 
 MAX_OBJECT_NAME_BYTES = 1024
 """Bytes that the name of an object may have (Cloud Storage, "Object names")."""
+
+_CLOCK_BEHIND = timedelta(minutes=1)
+"""An object may be newer than the listing that shows it, by the time that the listing takes."""
 
 _BESIDE = re.compile(r"_[0-9]{10,}$")
 """A generation behind a target's name (:func:`other_target`)."""
@@ -212,7 +216,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     """
     tidy = snapshot.tidy or Tidy()
     limited, project = bool(config.max_concurrent_jobs), config.project_id or ""
-    planning = _Planning(now, only, snapshot, limited, project, frozenset(tidy.fired))
+    planning = _Planning(now, only, snapshot, config, limited, project, frozenset(tidy.fired))
     listing = snapshot.listing
     planning.outcomes[Outcome.UNKNOWN] += len(listing.unknown)
     planning.outcomes[Outcome.IGNORED] += listing.ignored + len(listing.intents) + len(listing.undecided)
@@ -238,7 +242,10 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     planning.dispatch(config.max_concurrent_sql, config.max_concurrent_jobs)
     gone = {each.key for events in planning.events.values() for each in events}
     gone |= {(each.name, each.generation) for each in planning.quarantines}
-    waiting = (each.object for each in listing.traces)
+    waiting = [
+        *planning.waiting,
+        *((each.object.name, each.object.generation, each.object.created) for each in listing.traces),
+    ]
     return Plan(
         now=now,
         events={lane: tuple(planning.events[lane]) for lane in Lane},
@@ -264,8 +271,9 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
             *dict.fromkeys(sorted(planning.held)),
             *snapshot.findings,
             *(_undecided(each) for each in listing.undecided),
+            *_odd_clock(listing),
         ),
-        oldest=min((each.created for each in waiting if (each.name, each.generation) not in gone), default=None),
+        oldest=min((since for *key, since in waiting if tuple(key) not in gone), default=None),
         awaited=planning.awaited,
         due_in=min(planning.due_in, default=None),
         late=planning.late,
@@ -303,6 +311,18 @@ def _undecided(marker: StoredObject) -> str:
         f"window {window!r} waits as {marker.name!r} since {marker.created:%Y-%m-%d %H:%M} UTC: {reason}; "
         "`bqdispatch replay` fires it, or delete that object if its files are loaded"
     )
+
+
+def _odd_clock(listing: Listing) -> Iterator[str]:
+    """Say that the clock is behind which tells how old everything is, as it may be by a proxy's doing."""
+    traces, windows = (each.object for each in listing.traces), (each.object for each in listing.windows)
+    newest = max((*traces, *windows, *listing.intents), key=lambda each: each.created, default=None)
+    if newest is not None and newest.created - listing.now > _CLOCK_BEHIND:
+        behind = (newest.created - listing.now).total_seconds()
+        yield (
+            f"the clock of Cloud Storage's answers is {behind:.0f} s or more behind, so what is old enough waits: "
+            f"{newest.name!r} was created at {newest.created:%Y-%m-%d %H:%M:%S} UTC; does a proxy change their Date?"
+        )
 
 
 def loads_seen(traces: Iterable[Trace], recent: Iterable[str], events: Collection[str]) -> set[tuple[str, str]]:
@@ -346,6 +366,7 @@ class _Planning:
     now: datetime
     only: Only
     seen: Snapshot
+    config: DispatchConfig
     limited: bool
     project: str
     proven: frozenset[Key]
@@ -363,6 +384,8 @@ class _Planning:
     due_in: list[timedelta] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
     throttled: list[tuple[Lane, Event]] = field(default_factory=list)
+    waiting: list[tuple[str, int, datetime]] = field(default_factory=list)
+    """Windows that are due, with their generations, and since when."""
 
     def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: bool) -> None:
         age = self.now - trace.object.created
@@ -424,7 +447,13 @@ class _Planning:
         elif not due(window, self.now):
             self._wait(window.project, "Pending", BATCH_JOBS)
             self.due_in.append(until_due)
-        elif stored.name in self.seen.hidden:
+        else:
+            self.waiting.append((*window.key, window.name.end))
+            self._due(window, firing, firings)
+
+    def _due(self, window: Window, firing: Firing | None, firings: Firings) -> None:
+        stored = window.object
+        if stored.name in self.seen.hidden:
             self._refuse(f"window {stored.name!r} waits: {self.seen.hidden[stored.name]}")
         elif not unfired(window, firings, self.now):
             self._wait(window.project, "Pending", BATCH_JOBS)  # somebody is firing it now
@@ -496,6 +525,7 @@ class _Planning:
     def take_over(self, firing: OpenFiring) -> None:
         """Fire a window that is gone, since whoever had claimed it went away."""
         name = WindowName.parse(firing.window)
+        self.waiting.append((*firing.key, name.end))
         verdict, load = self.seen.verdicts.get(firing.key), self.seen.loads.get(firing.key)
         project = name.dest_project or self.project
         had_returned = bool(self.seen.firings.get(firing.window, {}).keys() - {firing.generation})
@@ -536,8 +566,18 @@ class _Planning:
             self._refuse(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")
         elif blocked:
             self._refuse(blocked)
+        elif (size := self._size_of_target(candidate)) > MAX_OBJECT_NAME_BYTES:
+            event = candidate.event
+            reason = (
+                f"its name would be {size} bytes long in the trigger bucket, and Cloud Storage takes "
+                f"{MAX_OBJECT_NAME_BYTES}: a shorter prefix there, or a shorter table name, lets it through"
+            )
+            self.quarantines.append(Quarantine(event.name, event.generation, event.created, reason))
         else:
             self.candidates.append(candidate)
+
+    def _size_of_target(self, candidate: _Candidate) -> int:
+        return len(target_of(candidate.event, candidate.lane, self.config).encode())
 
     def dispatch(self, max_sql: int, max_jobs: int) -> None:
         begun = {firing.key for firing in self.seen.open}

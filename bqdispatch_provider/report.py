@@ -30,7 +30,8 @@ class Report:
     are the last cycle's. ``listed`` counts what earlier cycles dispatched or set aside and what the last one listed,
     so that the outcomes add up to it after one cycle as after many.
 
-    :param oldest: when the oldest trace was created that was left waiting; ``None`` when none was.
+    :param oldest: since when the oldest event waits that was left waiting: a trace since its creation, a window since
+        its end; ``None`` when none was.
     :param late: how many windows had returned for files that were loaded, and are removed.
     :param balanced: when ``performance.json`` was written, by this process; it does not go into the document.
     """

@@ -750,3 +750,43 @@ def test_a_plan_tells_how_many_wait_for_a_job():
     listing = classify([running, unseen_yet, lost], "p", NOW)
     jobs = {trace.job: Job("US", "RUNNING") for trace in listing.traces if trace.object is running}
     assert plan(Snapshot(listing, jobs), config(), NOW).awaited == 2
+
+
+LONG = "x" * 980
+
+
+def test_what_has_too_long_a_name_in_the_trigger_bucket_is_set_aside_with_the_reason():
+    trace = stored(f"proj:p:US/ds.{LONG}--1_00001_load--dispatch")
+    _, due = window(f"ds.{LONG}")
+    job = classify([trace], "p", NOW).traces[0].job
+    made = planned(trace, due, configured={"BatchPrefix": f"/{'b' * 40}/"})
+    assert [each.name for each in made.tidy.quarantines] == [due.name]
+    made = plan(replace(seen(trace), jobs={job: Job("US", "DONE")}), config(), NOW)
+    (aside,) = made.tidy.quarantines
+    assert aside.name == trace.name
+    assert "bytes long in the trigger bucket" in aside.reason
+    assert (made.events[Lane.JOBS], total(made)) == ((), 1)
+
+
+def test_a_window_that_waits_is_the_oldest_whatever_it_waits_for():
+    name, due = window(ended=3600, age=3700)
+    _, young = window("ds.other", ended=-60, age=90)
+    trace = stored(TRACE, age=120)
+    for more in (
+        {"hidden": {name.name: "its ledger cannot be read"}},
+        {"firings": {name.name: {1: firing(claimed_ago=20)}}},
+    ):
+        assert planned(due, young, trace, **more).oldest == name.end
+    assert planned(due, young, trace).oldest == trace.created
+    assert planned(due, young, trace, firings={name.name: {1: firing(fired_ago=20)}}).oldest == trace.created
+    assert planned(due, trace, jobs=1, loads={}).oldest == name.end
+
+
+def test_a_clock_that_is_behind_is_noticed_and_said():
+    young = stored(TRACE, age=-600)
+    made = planned(young)
+    assert made.outcomes == {Outcome.TOO_YOUNG: 1}
+    (error,) = made.errors
+    assert "600 s or more behind" in error
+    assert TRACE in error
+    assert planned(stored(TRACE, age=-20)).errors == ()
