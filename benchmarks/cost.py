@@ -11,7 +11,7 @@ from math import ceil
 
 from bqdispatch_provider.dispatcher import ROUND
 from bqdispatch_provider.intents import MOST
-from bqdispatch_provider.jobs import _FEW, _SLICE, _SLICES
+from bqdispatch_provider.search import FEW, SLICE, SLICES
 from bqdispatch_provider.storage import _PAGE, BATCH_SIZE
 
 A, B = 0.005 / 1000, 0.0004 / 1000
@@ -74,8 +74,8 @@ def look(
     cost.add("storage.objects.get", bodies)
     each, more = divmod(traces, projects)
     for number, of_projects in ((each, projects - more), (each + 1, more)):
-        if number > _FEW:
-            slices = min(_SLICES, ceil(number / _SLICE))
+        if number > FEW:
+            slices = min(SLICES, ceil(number / SLICE))
             cost.add("bigquery.jobs.list", of_projects * slices * ceil(number / slices / _PAGE))
         else:
             cost.add("bigquery.jobs.get", of_projects * number)

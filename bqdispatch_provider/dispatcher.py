@@ -23,7 +23,7 @@ from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.firings import OpenFirings
 from bqdispatch_provider.intents import Intent, Intents, Noted
-from bqdispatch_provider.jobs import REFUSED, JobBoard, Sighting
+from bqdispatch_provider.jobs import JobBoard, Sighting
 from bqdispatch_provider.late import AT_ONCE, Evidence, Judged
 from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import (
@@ -44,6 +44,7 @@ from bqdispatch_provider.model import (
     Share,
     Snapshot,
     Tidy,
+    Trace,
     Window,
     counter_of,
     lane_of,
@@ -57,6 +58,7 @@ from bqdispatch_provider.planning import (
     limits,
     moved_from,
     overdue,
+    place_of,
     plan,
     returned,
     underway,
@@ -358,7 +360,7 @@ class Dispatcher:
         """Find out what a listing does not say: how the jobs stand, and what became of windows."""
         now, limited = listing.now, bool(self.config.max_concurrent_jobs)
         looking = self._threads.submit(
-            self.board.look, listing.traces, self._threads, lambda trace: overdue(trace, self.config, now)
+            self.board.look, listing.traces, lambda trace: overdue(trace, self.config, now), self._place
         )
         noted, findings = self._noted(listing, transit)
         orphans, undecided = self._now_and_then(listing)
@@ -419,6 +421,17 @@ class Dispatcher:
             (*findings, *judged.findings, *lost.findings),
         )
         return snapshot, sighting
+
+    def _place(self, trace: Trace) -> JobKey | None:
+        """Read where a job is from the content of its trace; ``None`` when that does not say it.
+
+        :raises LookupError: when it cannot be read now.
+        """
+        try:
+            content = self.store.read(self.store.task_url(trace.object.name))
+        except STORAGE_ERRORS as error:
+            raise LookupError(in_words(error)) from error
+        return place_of(trace, content)
 
     def _noted(self, listing: Listing, transit: _Transit) -> tuple[Noted, tuple[str, ...]]:
         """What dispatchers have written down, and why that cannot be read."""
@@ -634,14 +647,13 @@ class Dispatcher:
             raise GoogleAPIError(transit.problem)
         # First the jobs, then the folder: what was submitted in between has a trace that was written just now.
         since = self.store.now() - MIN_AGE
-        for project in projects:
-            try:
-                active |= {(project, job_id) for job_id in self.board.active(project, since)}
-                taken[project] = 0
-            except REFUSED as error:
-                said = f"the jobs of project {project!r} cannot be looked at, so it waits: {in_words(error)}"
-                self._error(report, said)
-                taken[project] = share.limit
+        found, refused = self.board.active(projects, since)
+        for project, ids in found.items():
+            active |= {(project, job_id) for job_id in ids}
+            taken[project] = 0
+        for project, error in refused.items():
+            self._error(report, f"the jobs of project {project!r} cannot be looked at, so it waits: {error}")
+            taken[project] = share.limit
         listing = self.listing()
         is_sql = share.lane is Lane.SQL
         running: set[JobKey] = set()

@@ -209,11 +209,9 @@ class OpenFirings:
         since: dict[str, datetime] = {}
         for key, load in asked.items():
             since[load.project] = min(wanted[key].since, since.get(load.project, listing.now))
-        for project, at in since.items():
-            try:
-                visible |= loads_seen((), self._board.recent(project, at - MIN_AGE), events)
-            except REFUSED as error:
-                found.errors[project] = in_words(error)
+        recent, refused = self._board.recent({project: at - MIN_AGE for project, at in since.items()})
+        visible |= loads_seen((), recent, events)
+        found.errors |= refused
         return {key for key, load in loads.items() if load and _known_as(key, load) in visible}
 
     def _loads(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
@@ -25,35 +24,32 @@ from bqdispatch_provider.courtesy import Courtesy, Pace
 from bqdispatch_provider.model import Job, JobKey, Trace
 from bqdispatch_provider.names import as_job_id, in_words
 from bqdispatch_provider.refusals import means_too_many, refused
+from bqdispatch_provider.search import AT_ONCE, BEFORE, Memory, Pages, Search, by_project
+from bqdispatch_provider.threads import begin, side_by_side
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-_FEW = 5
-"""Up to so many jobs of a project are looked up one by one; a list costs about as much and may have several pages."""
-
-_LOOK_UPS = 100
-"""Look-ups per project and cycle at most (BigQuery allows 100 a second): what a whole list lacks is hardly there."""
 
 _MOST_CALLS, _LEAST_CALLS = 90, 10
 """Calls a second: BigQuery allows a user 100, and others may act as the same (BigQuery, "Quotas")."""
 
 _PAGE = 1000
-_SLICES, _SLICE = 32, 900
-"""Lists of one project's jobs at most that are read side by side, since the pages of each come one after the other; and
-traces for which one is made: so that their jobs are in its first page, with some of others between them."""
-
 _TIMEOUT = (5.0, 60.0)
-_BEFORE = timedelta(minutes=5)
-"""BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
-
+_NO_ANSWER = "no answer yet, which is still waited for"
 _LONGEST = timedelta(days=2)
 """No job is pending and running for longer (BigQuery, "Quotas")."""
 
 _SOON = timedelta(minutes=15)
 """BqTail submits a load so soon after it is given a window, but for an outage."""
 
-_LONG_BEFORE = timedelta(days=1)
-"""A trace may be written again long after its job was submitted, which matters before it is called unknown."""
+_PATIENCE_S = 20.0
+"""For so long a project's first answer is waited for, while the others wait, too."""
+
+_LESS_PATIENCE_S = 1.0
+"""For so long the answer of a project is waited for that did not answer the last time."""
+
+_REST_S, _LONGEST_REST_S = 2.0, 60.0
+"""How long a project is not asked that has refused, twice as long each time."""
 
 
 class _RateLimited(Exception):
@@ -64,20 +60,27 @@ class Unreadable(ValueError):
     """A job of which BigQuery's answer does not tell how it stands."""
 
 
-_RETRY = Retry(
+_FAILS = Retry(
     predicate=if_exception_type(
-        exceptions.TooManyRequests,
         exceptions.ServerError,
         TransportError,
         requests.ConnectionError,
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
-        _RateLimited,
     ),
+    initial=0.2,
+    maximum=1.0,
+    multiplier=2.0,
+    timeout=3.0,
+)
+"""What lasts longer is asked again by a later look."""
+
+_TOO_MANY = Retry(
+    predicate=if_exception_type(exceptions.TooManyRequests, _RateLimited),
     initial=0.2,
     maximum=8.0,
     multiplier=2.0,
-    timeout=45.0,
+    timeout=15.0,
 )
 
 REFUSED = (
@@ -125,14 +128,27 @@ class Sighting:
     got: int = 0
     list_ms: int = 0
 
-    def take(self, key: JobKey, found: Job | Exception) -> bool:
-        """Note what a look-up has answered, and tell whether BigQuery says that it does not know the job."""
+    def add(self, other: Sighting) -> None:
+        """Add what was seen of another project."""
+        self.jobs |= other.jobs
+        self.errors |= other.errors
+        self.unread |= other.unread
+        self.whole |= other.whole
+        self.unknown |= other.unknown
+        self.got += other.got
+        self.list_ms += other.list_ms
+
+    def take(self, key: JobKey, found: Job | Exception, place: JobKey) -> bool:
+        """Note what a look-up has answered, and tell whether BigQuery says that it does not know the job.
+
+        :param place: where it was looked up.
+        """
         if isinstance(found, Job):
             self.jobs[key] = found
         elif isinstance(found, exceptions.NotFound):
             # An address that is wrong answers 404 too, but not in BigQuery's words.
             return any(said.get("reason") == "notFound" for said in found.errors)
-        elif isinstance(found, exceptions.BadRequest | Unreadable):
+        elif isinstance(found, exceptions.BadRequest | Unreadable) or place.project != key.project:
             # Said of this job alone, so it is no reason to give up the project.
             self.unread[key] = _said(found)
             if isinstance(found, Unreadable):
@@ -142,64 +158,38 @@ class Sighting:
         return False
 
 
-class _Search:
-    """The jobs of one project that are looked for, by several threads.
+class Patience:
+    """How long each project is waited for, and when it is asked again after it has refused, or not answered."""
 
-    :param traces: of that project.
-    :param doubted: jobs for which the list alone can prove that BigQuery does not know them.
-    """
+    def __init__(self) -> None:
+        self._failures: dict[str, tuple[int, float, str]] = {}
 
-    def __init__(self, project: str, traces: Sequence[Trace], doubted: Collection[JobKey]) -> None:
-        self.project = project
-        self.missing = {trace.job: None for trace in traces}
-        self.found: dict[JobKey, Job] = {}
-        self.whole = True
-        """Whether every list was read to its end, and no location was left out of it."""
-        self.error = ""
-        self._by_id: defaultdict[str, list[JobKey]] = defaultdict(list)
-        for key in self.missing:
-            self._by_id[key.job_id].append(key)
-        self._unplaced = {key for key in self.missing if key.location is None}
-        self.slices: list[tuple[datetime, datetime | None]] = []
-        """From when on, and until when, the project's jobs are to be listed; none where looking them up is cheaper."""
-        if len(self.missing) > _FEW or self._unplaced:
-            created = sorted((trace.object.created for trace in traces), reverse=True)
-            number = min(_SLICES, -(-len(created) // _SLICE))
-            inner = dict.fromkeys(created[len(created) * each // number] for each in range(1, number))
-            oldest = min(_since(trace, doubted) for trace in traces)
-            self.slices = list(zip((*inner, oldest), (None, *inner), strict=True))
+    def of(self, project: str) -> float:
+        """Seconds for which its answer is waited for."""
+        return _LESS_PATIENCE_S if project in self._failures else _PATIENCE_S
 
-    def take(self, page: Mapping[str, Any]) -> None:
-        """Find jobs in a page of a list."""
-        if page.get("unreachable"):
-            self.whole = False
-        for job_id, location, listed in _named(page):
-            for key in self._by_id.get(job_id, ()):
-                if key in self.missing and (key.location is None or key.location.lower() == location.lower()):
-                    # One that cannot be read stays missing, and is looked up.
-                    with suppress(Unreadable):
-                        self.found[key] = _job(listed, location)
-                        self.missing.pop(key, None)
-                        self._unplaced.discard(key)
+    def resting(self, project: str) -> str:
+        """Give what a project has said that is not to be asked yet; empty when it is."""
+        _, until, said = self._failures.get(project, (0, 0.0, ""))
+        return said if time.monotonic() < until else ""
 
-    def tell(self, sighting: Sighting) -> list[JobKey]:
-        """Add what was found; gives the jobs that are to be looked up."""
-        sighting.jobs.update(self.found)
-        if self.error:
-            sighting.errors[self.project] = self.error
-            return []
-        if self.slices:
-            sighting.whole[self.project] = self.whole
-        # Others every time, so that each is asked for in the end.
-        return random.sample(list(self.missing), min(len(self.missing), _LOOK_UPS))
+    def note(self, project: str, said: str) -> None:
+        """Note what asking a project has come to.
 
-    def is_over(self, pages: int) -> bool:
-        """Whether the rest is found by fewer calls than going on may take, or another list was refused.
-
-        :param pages: of the list that were read.
+        :param said: why there is no answer; empty where there is one.
         """
-        few = not self._unplaced and len(self.missing) <= max(_FEW, pages)
-        return not self.missing or few or bool(self.error)
+        if not said:
+            self._failures.pop(project, None)
+            return
+        number = self._failures.get(project, (0, 0.0, ""))[0] + 1
+        # The first one may be all that there is.
+        rest = min(_REST_S * 2.0 ** min(number - 2, 9), _LONGEST_REST_S) if number > 1 else 0.0
+        self._failures[project] = (number, time.monotonic() + rest, said)
+
+    def wake(self, project: str) -> None:
+        """Let a project be asked again at once."""
+        number, _, said = self._failures.get(project, (1, 0.0, ""))
+        self._failures[project] = (number, 0.0, said)
 
 
 class JobBoard:
@@ -215,45 +205,132 @@ class JobBoard:
         host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
         self._courtesy = Courtesy()
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
+        self._patience = Patience()
+        self._memory = Memory()
+        self._late: dict[str, Future[Sighting]] = {}
+        """Searches for which no look has waited, by project."""
+
         self._done: dict[JobKey, Job] = {}
         self._refused: dict[str, str] = {}
         self._host = (host if "://" in host else f"http://{host}").rstrip("/")
 
     def look(
-        self, traces: Iterable[Trace], threads: Executor, overdue: Callable[[Trace], bool] = lambda _: False
+        self,
+        traces: Iterable[Trace],
+        overdue: Callable[[Trace], bool] = lambda _: False,
+        place: Callable[[Trace], JobKey | None] = lambda _: None,
     ) -> Sighting:
-        """Find the jobs of traces; a project that refuses is an error of its own, and the others go on.
+        """Find the jobs of traces; a project that refuses, or does not answer, is an error of its own.
+
+        What it answers too late is not lost: it is there for a later look.
 
         :param traces: of any projects.
-        :param threads: where projects are looked at side by side.
         :param overdue: for which traces it is worth proving that BigQuery does not know their job; by default for none.
+        :param place: reads where the job of a trace is whose name does not say it; by default nothing tells. It raises
+            ``LookupError`` when that cannot be read now.
         """
-        waiting: defaultdict[str, list[Trace]] = defaultdict(list)
-        doubted: set[JobKey] = set()
-        sighting = Sighting()
-        for trace in traces:
-            if (key := trace.job) in self._done:
-                sighting.jobs[key] = self._done[key]
-                continue
-            waiting[trace.project].append(trace)
-            if overdue(trace):
-                doubted.add(key)
-        searches = [_Search(project, each, doubted) for project, each in waiting.items()]
-        slices = [(search, *slice) for search in searches for slice in search.slices]
-        for each in threads.map(self._listed, *zip(*slices, strict=True)) if slices else ():
-            sighting.list_ms += each
-        wanted = [key for search in searches for key in search.tell(sighting)]
-        answers = zip(wanted, threads.map(self._got, wanted), strict=True)
-        gone = [key for key, found in answers if sighting.take(key, found)]
-        sighting.unknown = self._proven(gone, doubted, sighting.whole, threads)
-        sighting.got = len(wanted)
+        traces = list(traces)
+        keys = {trace.job for trace in traces}
+        self._collect()
+        self._done = {key: job for key, job in self._done.items() if key in keys}
+        self._memory.keep(keys)
+        sighting = Sighting(dict(self._done))
+        searches: dict[str, Future[Sighting]] = {}
+        for project, waiting in by_project(trace for trace in traces if trace.job not in self._done).items():
+            if said := _NO_ANSWER if project in self._late else self._patience.resting(project):
+                sighting.errors[project] = said
+            else:
+                doubted = {trace.job for trace in waiting if overdue(trace)}
+                searches[project] = begin(self._searched, project, waiting, doubted, place)
+        for project, found in self._answers(searches).items():
+            if isinstance(found, Sighting):
+                sighting.add(found)
+            else:
+                sighting.errors[project] = _said(found)
+                if not searches[project].done():
+                    self._late[project] = searches[project]
         # What is done stays so, and need not be asked for again as long as its trace waits.
-        self._done = {key: job for key, job in sighting.jobs.items() if job.state == "DONE"}
+        self._done |= _done(sighting)
         for project, refusal in sighting.errors.items():
             if self._refused.get(project) != refusal:
                 log.warning("The jobs of project %r cannot be looked at: %s", project, refusal)
         self._refused = dict(sighting.errors)
         return sighting
+
+    def _collect(self) -> None:
+        """Take what searches have found for which an earlier look did not wait."""
+        for project, search in list(self._late.items()):
+            if search.done():
+                del self._late[project]
+                self._patience.wake(project)
+                with suppress(Exception):
+                    self._done |= _done(search.result())
+
+    def _answers(self, asked: Mapping[str, Future[T]]) -> dict[str, T | Exception]:
+        """Wait for what projects answer, for each of them as long as it deserves."""
+        began = time.monotonic()
+        answers: dict[str, T | Exception] = {}
+        for project, future in asked.items():
+            left = max(began + self._patience.of(project) - time.monotonic(), 0.0)
+            try:
+                answer = answers[project] = future.result(left)
+                said = answer.errors.get(project, "") if isinstance(answer, Sighting) else ""
+            except FutureTimeout:
+                answers[project] = exceptions.GatewayTimeout(_NO_ANSWER)
+                said = _NO_ANSWER
+            except Exception as error:
+                if not isinstance(error, REFUSED):
+                    log.exception("The jobs of project %r could not be looked at, please report this", project)
+                answers[project] = error
+                said = _said(error)
+            self._patience.note(project, said)
+        return answers
+
+    def _searched(
+        self,
+        project: str,
+        traces: Sequence[Trace],
+        doubted: Collection[JobKey],
+        place: Callable[[Trace], JobKey | None],
+    ) -> Sighting:
+        """Find the jobs of one project's traces."""
+        sighting = Sighting()
+        search = Search(traces, doubted, self._memory)
+        if search.is_small:
+            self._read(search, place)
+        lists = search.lists()
+        took = side_by_side(lambda pages: self._listed(project, search, pages), lists, AT_ONCE)
+        sighting.list_ms = sum(each for each, _ in took)
+        for error in (error for _, error in took if error is not None):
+            sighting.jobs = search.found
+            sighting.errors[project] = _said(error)
+            return sighting
+        if lists:
+            search.end_of(lists)
+            sighting.whole[project] = search.whole
+        if not search.is_small or not lists:
+            self._read(search, place)
+        sighting.jobs = search.found
+        wanted = search.asked()
+        places = {key: search.place(key) for key in wanted}
+        answers = side_by_side(self._got, places.values(), AT_ONCE)
+        gone = {
+            key: places[key]
+            for key, found in zip(wanted, answers, strict=True)
+            if sighting.take(key, found, places[key])
+        }
+        sighting.unknown = self._proven(gone, doubted, sighting.whole)
+        sighting.got = len(wanted)
+        return sighting
+
+    def _read(self, search: Search, place: Callable[[Trace], JobKey | None]) -> None:
+        """Read where jobs are from the content of traces whose names do not say it."""
+
+        def read(trace: Trace) -> None:
+            with suppress(LookupError):
+                search.told(trace, place(trace))
+
+        side_by_side(read, search.unread(), AT_ONCE)
 
     def first(self, project: str, all_users: bool = True) -> None:
         """Ask for one job of a project, to see whether its jobs may be listed.
@@ -296,21 +373,28 @@ class JobBoard:
                 with suppress(Unreadable):
                     yield JobKey(project, location or None, job_id), _job(listed, location)
 
-    def _listed(self, search: _Search, since: datetime, until: datetime | None) -> int:
-        """List some of a project's jobs, newest first, until looking the rest up takes fewer calls than going on.
+    def _listed(self, project: str, search: Search, pages: Pages) -> tuple[int, Exception | None]:
+        """Read a list of jobs, newest first, until looking the rest up is sooner than going on.
 
-        Gives the milliseconds that it took.
+        Gives the milliseconds that it took, and why it could not be read.
         """
         began = time.monotonic()
+        refused: Exception | None = None
         try:
-            for number, page in enumerate(self._pages(search.project, since, until), start=1):
-                search.take(page)
-                if search.is_over(number):
+            for page in self._pages(project, pages.since, pages.until):
+                if page.get("unreachable"):
+                    search.whole = False
+                for job_id, location, listed in _named(page):
+                    # One that cannot be read stays missing, and is looked up.
+                    with suppress(Unreadable):
+                        search.take(job_id, location, _job(listed, location))
+                pages.add(at for _, _, listed in _named(page) if (at := _moment(listed, "creationTime")))
+                if page.get("nextPageToken") and search.is_over(pages):
                     search.whole = False
                     break
         except REFUSED as error:
-            search.error = _said(error)
-        return round((time.monotonic() - began) * 1000)
+            refused = error
+        return round((time.monotonic() - began) * 1000), refused
 
     def _got(self, key: JobKey) -> Job | Exception:
         try:
@@ -319,22 +403,25 @@ class JobBoard:
             return error
 
     def _proven(
-        self, gone: list[JobKey], doubted: Collection[JobKey], whole: Mapping[str, bool], threads: Executor
+        self, gone: Mapping[JobKey, JobKey], doubted: Collection[JobKey], whole: Mapping[str, bool]
     ) -> set[JobKey]:
-        """Which of the jobs that were answered with 404 BigQuery really does not know."""
+        """Which of the jobs that were answered with 404 BigQuery really does not know.
+
+        :param gone: with the places where they were looked for.
+        """
         # Without a location only US and EU are looked at, so the list has to have shown all other places.
-        suspects = [key for key in gone if key in doubted and (key.location or whole.get(key.project))]
-        nowhere = zip(suspects, threads.map(self._is_nowhere_else, suspects), strict=True)
-        unknown = {key for key, is_so in nowhere if is_so}
+        suspects = [key for key in gone if key in doubted and (gone[key].location or whole.get(key.project))]
+        nowhere = side_by_side(lambda key: self._is_nowhere_else(gone[key]), suspects, AT_ONCE)
+        unknown = {key for key, is_so in zip(suspects, nowhere, strict=True) if is_so}
         unlisted = sorted({key.project for key in unknown} - whole.keys())
-        answering = {*whole, *(project for project in unlisted if self._answers(project))}
+        answering = {*whole, *(project for project in unlisted if self._answers_lists(project))}
         return {key for key in unknown if key.project in answering}
 
     def _is_nowhere_else(self, key: JobKey) -> bool:
         """Whether a job that is not where its trace says cannot be found without a location either."""
         return key.location is None or isinstance(self._got(replace(key, location=None)), exceptions.NotFound)
 
-    def _answers(self, project: str) -> bool:
+    def _answers_lists(self, project: str) -> bool:
         """Whether a project's jobs can be listed: one that is gone answers 404 to every look-up."""
         try:
             self.first(project)
@@ -343,24 +430,37 @@ class JobBoard:
             return False
         return True
 
-    def recent(self, project: str, since: datetime) -> dict[str, datetime]:
-        """The IDs of a project's jobs that were created since a moment, with their creation.
+    def recent(self, since: Mapping[str, datetime]) -> tuple[set[str], dict[str, str]]:
+        """List the jobs of projects that were created since a moment.
 
-        :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
+        :param since: that moment, by project.
+        :returns: their IDs, and by project why they cannot be listed.
         """
-        return {
-            job_id: _moment(listed, "creationTime") or since
-            for page in self._pages(project, since)
-            for job_id, _, listed in _named(page)
-        }
+        found, refused = self._ids({project: {"since": at} for project, at in since.items()})
+        return {job_id for ids in found.values() for job_id in ids}, refused
 
-    def active(self, project: str, now: datetime) -> set[str]:
-        """The IDs of a project's jobs that are pending or running.
+    def active(self, projects: Iterable[str], now: datetime) -> tuple[dict[str, set[str]], dict[str, str]]:
+        """List the jobs of projects that are pending or running.
 
-        :raises google.api_core.exceptions.GoogleAPICallError: when they may not be listed.
+        :param now: the storage server's time.
+        :returns: by project their IDs, or why they cannot be listed.
         """
-        pages = self._pages(project, now - _LONGEST, stateFilter=["pending", "running"])
-        return {job_id for page in pages for job_id, _, _ in _named(page)}
+        asked = {"since": now - _LONGEST, "stateFilter": ["pending", "running"]}
+        return self._ids(dict.fromkeys(projects, asked))
+
+    def _ids(self, asked: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, set[str]], dict[str, str]]:
+        """List jobs by their IDs; no project waits for another one."""
+
+        def listed(project: str, query: Mapping[str, Any]) -> set[str]:
+            return {job_id for page in self._pages(project, **query) for job_id, _, _ in _named(page)}
+
+        refused = {project: said for project in asked if (said := self._patience.resting(project))}
+        answers = self._answers(
+            {project: begin(listed, project, query) for project, query in asked.items() if project not in refused}
+        )
+        found = {project: ids for project, ids in answers.items() if isinstance(ids, set)}
+        refused |= {project: _said(error) for project, error in answers.items() if isinstance(error, Exception)}
+        return found, refused
 
     def loads(self, project: str, dest: str, event_id: str, since: datetime, now: datetime) -> list[LoadJob]:
         """The load of a fired window, and those that BqTail has submitted in its place since it failed, oldest first.
@@ -391,10 +491,10 @@ class JobBoard:
         first = re.compile(rf"{re.escape(stem)}[0-9]{{5}}_load--dispatch")
         # Nearly always it was submitted at once; only the whole list proves that there is none.
         soon = since + _SOON
-        for begin, end in ((since - _BEFORE, soon), (soon, None)):
-            if end is None and begin > now:
+        for start, end in ((since - BEFORE, soon), (soon, None)):
+            if end is None and start > now:
                 break
-            for page in self._pages(project, begin, end):
+            for page in self._pages(project, start, end):
                 for job_id, location, _ in _named(page):
                     if first.fullmatch(job_id):
                         return self._load(JobKey(project, location or None, job_id))
@@ -448,7 +548,7 @@ class JobBoard:
         return _job(answer, key.location or "")
 
     def _ask(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
-        answer: dict[str, Any] = _RETRY(self._ask_once)(path, query)
+        answer: dict[str, Any] = _TOO_MANY(_FAILS(self._ask_once))(path, query)
         return answer
 
     def _ask_once(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
@@ -471,12 +571,8 @@ class JobBoard:
         raise error
 
 
-def _since(trace: Trace, doubted: Collection[JobKey]) -> datetime:
-    """From when on a list has to be read to find a trace's job."""
-    # A look-up outside US and EU needs a location; without one the list alone can prove anything.
-    if trace.name.region is None and trace.job in doubted:
-        return trace.object.since - _LONG_BEFORE
-    return trace.object.created - _BEFORE
+def _done(sighting: Sighting) -> dict[JobKey, Job]:
+    return {key: job for key, job in sighting.jobs.items() if job.state == "DONE"}
 
 
 def _part(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ from bqdispatch_provider.model import (
     Firing,
     Firings,
     Job,
+    JobKey,
     Key,
     Lane,
     Late,
@@ -280,6 +282,21 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         throttled=tuple(planning.throttled),
         room=planning.room(config.max_concurrent_sql, config.max_concurrent_jobs),
     )
+
+
+def place_of(trace: Trace, content: bytes) -> JobKey | None:
+    """Return where a trace's job is by the trace's content (docs/protocol.md); ``None`` where that does not say it.
+
+    :param trace: whose name does not say it.
+    :param content: which anybody may have written who may write there: only of this trace's own job it is believed.
+    """
+    try:
+        reference = json.loads(content)["Job"]["jobReference"]
+        project, location, job_id = (reference[key] for key in ("projectId", "location", "jobId"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    named = all(isinstance(each, str) and each for each in (project, location))
+    return JobKey(project, location, job_id) if named and job_id == trace.name.job_id else None
 
 
 def underway(

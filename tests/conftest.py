@@ -59,6 +59,13 @@ def intents_stay_young(monkeypatch):
 
 
 @pytest.fixture
+def asked_once(monkeypatch):
+    """BigQuery is not asked again after an answer that may pass."""
+    for again in ("_FAILS", "_TOO_MANY"):
+        monkeypatch.setattr(f"bqdispatch_provider.jobs.{again}", lambda call: call)
+
+
+@pytest.fixture
 def config(world, tmp_path):
     """Writes the world's configuration into a file."""
 

@@ -1,6 +1,13 @@
 """The job board: which calls it takes to know how the jobs of traces stand (what it answers: tests/contract)."""
 
+import json
+import time
+
 import pytest
+from waiting import HELD_MS
+from world import FOLDER, TASKS
+
+from bqdispatch_provider.model import Lane
 
 
 def look(world, **more):
@@ -179,11 +186,10 @@ def test_a_trace_that_stays_undecided_is_named_with_since_when_and_what_was_aske
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '"x"'])
-def test_an_answer_that_is_no_object_is_an_error_of_its_project(world, text, monkeypatch):
+def test_an_answer_that_is_no_object_is_an_error_of_its_project(world, text, asked_once):
     world.trace(project="q")
     world.trace()
     with world.dispatcher() as dispatcher:
-        monkeypatch.setattr("bqdispatch_provider.jobs._RETRY", lambda asked: asked)
         get = dispatcher.session.get
 
         def answered(url, **more):
@@ -196,3 +202,169 @@ def test_an_answer_that_is_no_object_is_an_error_of_its_project(world, text, mon
         document = dispatcher.cycle().to_dict()
     assert document["Outcomes"] == {"dispatched": 1, "error": 1}
     assert "project 'q'" in document["Errors"][0]
+
+
+# ---- traces whose names do not say where their jobs are ----------------------------------------------------------
+
+
+def said(world, location, project="p", job_id=None):
+    """The content of the next trace, as BqTail writes it: it names its job, and where that is."""
+    job_id = job_id or f"ds_t--{world._event + 1}_00001_load--dispatch"
+    return json.dumps({"Job": {"jobReference": {"projectId": project, "location": location, "jobId": job_id}}})
+
+
+def test_a_job_is_where_its_traces_content_says(world):
+    """Also when the trace was written again long after its job was submitted."""
+    world.trace(state=None, root=True, content=said(world, "asia-northeast1"))
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=12 * 60)
+    world.control.reset_counters()
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+    assert (calls(world, "get"), calls(world, "list")) == (1, 0)
+
+
+def test_the_content_of_a_trace_is_read_once_however_long_its_job_runs(world):
+    world.trace(region="", state=None, root=True, content=said(world, "asia-northeast1"))
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], "RUNNING", location="asia-northeast1")
+    with world.dispatcher() as dispatcher:
+        dispatcher.look()
+        world.control.reset_counters()
+        assert sum(dispatcher.look().report.to_dict()["Running"].values()) == 1
+    counted = world.control.calls()
+    assert (counted["bigquery.jobs.get"], counted.get("storage.objects.get")) == (1, None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"Job": null}',
+        '{"Job": {"jobReference": {"projectId": 1, "location": "EU", "jobId": "x"}}}',
+        "[" * 50_000,
+    ],
+)
+def test_content_that_does_not_say_where_a_job_is_leaves_the_list(world, content):
+    world.trace(state=None, root=True, content=content)
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1")
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+
+
+def test_content_is_believed_of_its_own_job_alone(world):
+    world.jobs(["somebody_elses"])
+    world.trace(state=None, root=True, content=said(world, "US", job_id="somebody_elses"))
+    assert world.cycle().to_dict()["Outcomes"] == {"not_found": 1}
+
+
+def test_a_project_that_only_the_content_of_a_trace_names_is_no_reason_to_give_up_that_of_the_folder(world):
+    bad = world.trace(root=True, content=said(world, "US", "secret"))
+    good = world.trace()
+    world.control.refuse("bigquery.jobs.get", project="secret")
+    document = world.cycle().to_dict()
+    assert list(document["Jobs"]) == [world.url_of(good)]
+    assert repr(bad) in document["Error"]
+
+
+def test_content_that_cannot_be_read_now_is_read_by_a_later_look(world):
+    name = world.trace(state=None, root=True, content=said(world, "asia-northeast1"))
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=20 * 60)
+    world.control.add_fault("storage.objects.get", "status", status=403, bucket=TASKS, name=f"{FOLDER}{name}")
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"not_found": 1}
+        world.control.clear_faults()
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+
+
+def pages_of(world, monkeypatch, number, since=3600):
+    """Fill so many pages with jobs of others, evenly since a while ago."""
+    monkeypatch.setattr("bqdispatch_provider.jobs._PAGE", 10)
+    for n in range(10 * number):
+        world.jobs([f"other-{number}-{n}"], age=since * (n + 0.5) / (10 * number))
+
+
+def test_where_nothing_but_a_list_can_tell_a_few_pages_are_read_and_none_again(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.search.MOST_PAGES", 5)
+    pages_of(world, monkeypatch, 3)
+    world.trace(state=None, root=True, age=4000)
+    with world.dispatcher() as dispatcher:
+        dispatcher.look()
+        listed = calls(world, "list")
+        dispatcher.look()
+        assert (listed, calls(world, "list") - listed) == (3, 1)
+    pages_of(world, monkeypatch, 30)
+    world.control.reset_counters()
+    look(world)
+    assert calls(world, "list") == 5
+
+
+def test_what_a_list_has_shown_is_looked_up_where_it_was(world):
+    world.trace(state=None, root=True)
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], "RUNNING", location="asia-northeast1")
+    with world.dispatcher() as dispatcher:
+        dispatcher.look()
+        world.control.reset_counters()
+        assert dispatcher.look().report.get_count == 1
+    assert (calls(world, "get"), calls(world, "list")) == (1, 0)
+
+
+@pytest.mark.parametrize(("pages", "root"), [(40, False), (40, True), (3, False)])
+def test_look_ups_side_by_side_are_preferred_to_many_pages_one_after_the_other(world, monkeypatch, pages, root):
+    pages_of(world, monkeypatch, pages)
+    for _ in range(60):
+        world.trace(state="RUNNING", age=3700, root=root, content=said(world, "US"))
+    world.control.reset_counters()
+    sight = look(world)
+    assert sum(sight.report.to_dict()["Running"].values()) == 60
+    counted = (calls(world, "get"), calls(world, "list"))
+    assert counted == ((60, 1) if pages == 40 else (0, 9))
+
+
+# ---- projects do not wait for one another ------------------------------------------------------------------------
+
+
+def test_a_project_that_does_not_answer_keeps_no_other_one(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 0.5)
+    monkeypatch.setattr("bqdispatch_provider.jobs._LESS_PATIENCE_S", 0.1)
+    slow = world.traces(3, project="slow")
+    world.control.add_fault("bigquery.*", "slow", project="slow", ms=HELD_MS)
+    with world.dispatcher() as dispatcher:
+        for _ in range(3):
+            good = world.traces(3)
+            document = dispatcher.cycle().to_dict()
+            assert set(document["Jobs"]) == {world.url_of(name) for name in good}
+            assert document["Outcomes"]["error"] == 3
+            assert "project 'slow'" in document["Error"]
+            assert "no answer yet" in document["Error"]
+        assert calls(world, "get") == 3 * 3 + len(slow), "it is asked once"
+        world.control.clear_faults()
+        until = time.monotonic() + 60
+        while world.names() and time.monotonic() < until:
+            dispatcher.cycle()
+    assert world.names() == []
+
+
+def test_a_project_that_refuses_is_asked_ever_more_rarely(world, asked_once):
+    world.traces(1, project="bad")
+    world.control.add_fault("bigquery.*", "status", project="bad", status=503)
+    with world.dispatcher() as dispatcher:
+        for _ in range(30):
+            world.trace()
+            document = dispatcher.cycle().to_dict()
+            assert (document["Outcomes"]["dispatched"], document["Outcomes"]["error"]) == (1, 1)
+            assert "503" in document["Error"]
+    assert 2 <= calls(world, "get") - 30 < 10
+
+
+def test_under_a_limit_a_share_waits_for_no_other_project(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 0.5)
+    world.traces(2, project="slow")
+    good = world.traces(2)
+    with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
+        shares = dispatcher.look().plan.shares({Lane.JOBS: 2})
+    world.control.add_fault("bigquery.*", "slow", project="slow", ms=HELD_MS)
+    with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
+        document = dispatcher.dispatch(shares).to_dict()
+    assert set(document["Jobs"]) == {world.url_of(name) for name in good}
+    assert document["Outcomes"] == {"dispatched": 2, "throttled": 2}
+    assert "project 'slow'" in document["Error"]
+    world.control.clear_faults()

@@ -412,8 +412,7 @@ def test_a_window_whose_content_says_nothing_is_fired_and_judged_as_undecided(wo
     assert "does not say" in report.quarantined[world.url_of(name)]
 
 
-def test_a_returned_window_waits_while_jobs_cannot_be_asked_for(world, monkeypatch, rule):
-    monkeypatch.setattr("bqdispatch_provider.jobs._RETRY", lambda call: call)
+def test_a_returned_window_waits_while_jobs_cannot_be_asked_for(world, asked_once, rule):
     rule.fired(f"{A}/1.json")
     rule.arrive(f"{A}/1.json")
     world.control.add_fault("bigquery.*", "status", status=503)

@@ -77,8 +77,7 @@ def test_a_trace_whose_job_is_unknown_for_a_day_is_set_aside_with_a_note(world):
         (503, None, "error"),
     ],
 )
-def test_only_a_404_is_evidence(world, monkeypatch, number, status, reason, outcome):
-    monkeypatch.setattr("bqdispatch_provider.jobs._RETRY", lambda call: call)
+def test_only_a_404_is_evidence(world, asked_once, number, status, reason, outcome):
     names = world.traces(number, state=None, age=OLD)
     if (status, reason) != (404, None):
         world.control.add_fault("bigquery.jobs.get", "status", status=status, **({"reason": reason} if reason else {}))
@@ -138,7 +137,7 @@ def test_a_list_of_many_pages_is_read_to_its_end(world, monkeypatch):
 
 
 def test_what_the_cap_of_look_ups_leaves_out_is_not_set_aside_but_comes_in_turn(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._LOOK_UPS", 20)
+    monkeypatch.setattr("bqdispatch_provider.search.LOOK_UPS", 20)
     world.traces(50, state=None, age=OLD)
     assert outcomes(world) == {"quarantined": 20, "not_found": 30}
     assert outcomes(world) == {"quarantined": 20, "not_found": 10}
@@ -146,7 +145,7 @@ def test_what_the_cap_of_look_ups_leaves_out_is_not_set_aside_but_comes_in_turn(
 
 
 def test_look_ups_that_never_prove_anything_do_not_keep_the_others_from_being_looked_up(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._LOOK_UPS", 10)
+    monkeypatch.setattr("bqdispatch_provider.search.LOOK_UPS", 10)
     world.traces(20, state=None, age=200 * DAY)
     world.traces(2, state=None, age=OLD)
     with world.dispatcher() as dispatcher:

@@ -233,16 +233,15 @@ def test_the_longest_name_that_fits_in_the_trigger_bucket_arrives(world, charact
 
 
 @pytest.mark.parametrize("bytes_", [1024 - IN_TRIGGER + 1, 1024 - len(FOLDER)])
-def test_a_name_that_is_too_long_there_stays_and_is_told_while_the_others_go_on(world, bytes_, log):
+def test_a_name_that_is_too_long_there_is_set_aside_with_the_reason_while_the_others_go_on(world, bytes_, log):
     world.put(name := of_length(bytes_))
     good, window = world.trace(), world.window()
     with all_done(world) as dispatcher:
         report = dispatcher.cycle()
-    assert report.to_dict()["Outcomes"] == {"dispatched": 2, "error": 1}
+    assert report.to_dict()["Outcomes"] == {"dispatched": 2, "quarantined": 1}
     assert (list(report.jobs), list(report.batched)) == ([world.url_of(good)], [world.url_of(window)])
-    assert name in world.names()
-    (error,) = report.errors
-    assert name in error
+    assert name not in world.names()
+    assert f"{bytes_ + IN_TRIGGER} bytes long in the trigger bucket" in report.quarantined[world.url_of(name)]
     assert lines_are_harmless(log)
 
 

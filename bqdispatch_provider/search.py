@@ -1,0 +1,211 @@
+"""The search for the jobs of one project's traces: what is missing, and whether a list or look-ups find it sooner."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from bqdispatch_provider.model import Job, JobKey, Trace
+
+FEW = 5
+"""Up to so many jobs of a project are looked up one by one; a list costs about as much and may have several pages."""
+
+LOOK_UPS = 100
+"""Look-ups per project and cycle at most (BigQuery allows 100 a second): what a whole list lacks is hardly there."""
+
+AT_ONCE = 8
+"""Calls for one project that are made side by side."""
+
+SLICES, SLICE = 32, 900
+"""Lists of one project's jobs at most that are read side by side, since the pages of each come one after the other; and
+traces for which one is made: so that their jobs are in its first page, with some of others between them."""
+
+MOST_PAGES = 20
+"""Pages of a list that are read in a cycle for jobs that nothing but a list can find."""
+
+BEFORE = timedelta(minutes=5)
+"""BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
+
+_LONG_BEFORE = timedelta(days=1)
+"""A trace may be written again long after its job was submitted, which matters before it is called unknown."""
+
+_AGAIN = timedelta(minutes=1)
+"""So much of a list is read again: jobs may come into it a little late."""
+
+
+@dataclass
+class Memory:
+    """What is known of jobs whose traces do not say where they run.
+
+    :param places: where they are, by what their trace or an earlier list has told.
+    :param lost: those of which nothing but a list can tell: the trace's content does not either.
+    :param listed: until when all jobs were listed that could be one of those.
+    """
+
+    places: dict[JobKey, JobKey] = field(default_factory=dict)
+    lost: set[JobKey] = field(default_factory=set)
+    listed: dict[JobKey, datetime] = field(default_factory=dict)
+
+    def keep(self, keys: Collection[JobKey]) -> None:
+        """Forget all but these."""
+        # Searches that nobody has waited for may be adding to them.
+        for known in (self.places, self.listed):
+            for key in [*known]:
+                if key not in keys:
+                    known.pop(key, None)
+        for key in [*self.lost]:
+            if key not in keys:
+                self.lost.discard(key)
+
+
+@dataclass
+class Pages:
+    """What was read of one list of jobs, newest first.
+
+    :param since: creation from which on it goes.
+    :param until: creation up to which it goes; ``None``: now.
+    """
+
+    since: datetime
+    until: datetime | None
+    number: int = 0
+    newest: datetime | None = None
+    oldest: datetime | None = None
+
+    def add(self, created: Iterable[datetime]) -> None:
+        """Note a page by the creation of its jobs."""
+        self.number += 1
+        for at in created:
+            self.newest = max(self.newest or at, at)
+            self.oldest = min(self.oldest or at, at)
+
+    @property
+    def left(self) -> float:
+        """How many pages are probably left, by how much time those have covered that were read."""
+        newest, oldest = self.until or self.newest, self.oldest
+        if newest is None or oldest is None:
+            return 0
+        covered = max((newest - oldest).total_seconds(), 0.001)
+        return max((oldest - self.since).total_seconds(), 0.0) * self.number / covered
+
+
+class Search:
+    """Jobs of one project that are looked for, by several threads.
+
+    :param traces: of that project.
+    :param doubted: jobs of which it is to be proven that BigQuery does not know them.
+    :param memory: of earlier searches; it is added to.
+    """
+
+    def __init__(self, traces: Sequence[Trace], doubted: Collection[JobKey], memory: Memory) -> None:
+        self._traces = {trace.job: trace for trace in traces}
+        self._doubted = doubted
+        self._memory = memory
+        self._by_id: defaultdict[str, list[JobKey]] = defaultdict(list)
+        for key in self._traces:
+            self._by_id[key.job_id].append(key)
+        self.missing = dict.fromkeys(self._traces)
+        self.found: dict[JobKey, Job] = {}
+        self.whole = True
+        """Whether every list was read to its end, and no location was left out of it."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether look-ups are enough, without a look at how many pages a list has."""
+        return len(self.missing) <= FEW
+
+    def place(self, key: JobKey) -> JobKey:
+        """Where a job is, as far as that is known."""
+        return self._memory.places.get(key, key)
+
+    def unread(self) -> list[Trace]:
+        """Give traces whose content is to be asked where their jobs are; others every time."""
+        asked = [key for key in self.missing if self._is_unplaced(key) and key not in self._memory.lost]
+        return [self._traces[key] for key in random.sample(asked, min(len(asked), LOOK_UPS))]
+
+    def told(self, trace: Trace, place: JobKey | None) -> None:
+        """Note what the content of a trace says."""
+        if place is None:
+            self._memory.lost.add(trace.job)
+        else:
+            self._memory.places[trace.job] = place
+
+    def lists(self) -> list[Pages]:
+        """Give the lists that are worth a first page, newest first."""
+        wanted = self._traces.values() if not self.is_small else [self._traces[key] for key in self._lost()]
+        if not wanted:
+            return []
+        created = sorted((trace.object.created for trace in wanted), reverse=True)
+        number = min(SLICES, -(-len(created) // SLICE))
+        inner = dict.fromkeys(created[len(created) * each // number] for each in range(1, number))
+        oldest = min(self._since(trace) for trace in wanted)
+        return [Pages(*each) for each in zip((*inner, oldest), (None, *inner), strict=True)]
+
+    def take(self, job_id: str, location: str, job: Job) -> None:
+        """Note a job that was listed."""
+        for key in self._by_id.get(job_id, ()):
+            place = self.place(key)
+            if key in self.missing and (place.location or location).lower() == location.lower():
+                if place.location is None:
+                    self._memory.places[key] = JobKey(key.project, location, job_id)
+                    self._memory.lost.discard(key)
+                self.found[key] = job
+                self.missing.pop(key, None)
+
+    def is_over(self, pages: Pages) -> bool:
+        """Tell whether the rest is found sooner by look-ups than by going on with a list.
+
+        :param pages: what was read of it.
+        """
+        # A copy, for other threads find some of them meanwhile.
+        left = [
+            key
+            for key in list(self.missing)
+            if pages.until is None or self._traces[key].object.created - BEFORE < pages.until
+        ]
+        if not left:
+            return True
+        if self._lost():
+            return pages.number >= MOST_PAGES
+        if len(left) > LOOK_UPS:
+            return False
+        calls = sum(2 if self._is_unplaced(key) else 1 for key in left)
+        return calls <= FEW or math.ceil(calls / AT_ONCE) <= pages.left
+
+    def end_of(self, lists: Sequence[Pages]) -> None:
+        """Note that lists were read, and to which end."""
+        newest = max((each.newest for each in lists if each.newest), default=None)
+        if self.whole and newest is not None:
+            self._memory.listed.update(dict.fromkeys(self._lost(), newest))
+
+    def asked(self) -> list[JobKey]:
+        """Give the jobs that are to be looked up: others every time, so that each is asked for in the end."""
+        return random.sample(list(self.missing), min(len(self.missing), LOOK_UPS))
+
+    def _is_unplaced(self, key: JobKey) -> bool:
+        return key.location is None and key not in self._memory.places
+
+    def _lost(self) -> list[JobKey]:
+        return [key for key in list(self.missing) if key in self._memory.lost]
+
+    def _since(self, trace: Trace) -> datetime:
+        """From when on a list has to be read to find a trace's job."""
+        key = trace.job
+        # A look-up outside US and EU needs a location; without one the list alone can prove anything.
+        if key in self._memory.lost and key in self._doubted:
+            return trace.object.since - _LONG_BEFORE
+        since = trace.object.created - BEFORE
+        listed = self._memory.listed.get(key)
+        return since if listed is None else max(since, listed - _AGAIN)
+
+
+def by_project(traces: Iterable[Trace]) -> Mapping[str, list[Trace]]:
+    """Sort traces by the project of their jobs."""
+    sorted_traces: defaultdict[str, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        sorted_traces[trace.project].append(trace)
+    return sorted_traces

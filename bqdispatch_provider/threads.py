@@ -1,0 +1,55 @@
+"""Threads for what may never come back: nobody has to wait for them, not even the end of the process."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+
+def begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Call a function in a thread of its own.
+
+    :returns: what comes of it.
+    """
+    future: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="bqdispatch-apart", daemon=True).start()
+    return future
+
+
+def side_by_side(function: Callable[[A], T], arguments: Iterable[A], most: int) -> list[T]:
+    """Call a function with each of the arguments.
+
+    :param most: calls at a time.
+    :returns: what they gave, in the order of the arguments.
+    :raises Exception: the first that a call has raised.
+    """
+    left = deque(enumerate(arguments))
+    results: dict[int, T] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                number, argument = left.popleft()
+            except IndexError:
+                return
+            results[number] = function(argument)
+
+    number = len(left)
+    others = [begin(work) for _ in range(min(most, number) - 1)]
+    work()
+    for other in others:
+        other.result()
+    return [results[each] for each in range(number)]
