@@ -22,7 +22,7 @@ from google.cloud.storage import Client
 from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.firings import OpenFirings
-from bqdispatch_provider.intents import Intent, Intents, Noted
+from bqdispatch_provider.intents import RENEW_S, Intent, Intents, Noted
 from bqdispatch_provider.jobs import JobBoard, Sighting
 from bqdispatch_provider.late import AT_ONCE, Evidence, Judged
 from bqdispatch_provider.ledger import Ledger
@@ -118,7 +118,9 @@ class Dispatcher:
         self._go_on = go_on
         self._only = only
         self._given = config
-        self._until = float("inf")
+        self._until = self._ends = math.inf
+        """When no new work is taken, and when the run's time is up, which for its first cycle is something else."""
+
         self._interrupted: BaseException | None = None
         self._plan: Plan | None = None
         self._teller = story.Teller(log)
@@ -185,13 +187,13 @@ class Dispatcher:
         """
         began = time.monotonic()
         rhythm = rhythm or Rhythm()
-        until = began + self.seconds_to_live(time_to_live)
+        until = self._ends = began + self.seconds_to_live(time_to_live)
         checked = began
         # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
         # ever be dispatched. After it, no new work is taken once the time is up.
-        report = self._cycle_of_run(begin)
-        self._until = until
         try:
+            report = self._cycle_of_run(begin)
+            self._until = until
             progress(report)
             while (left := until - time.monotonic()) > rhythm.least and self._go_on():
                 seconds = rhythm.after(self._plan, time.monotonic())
@@ -204,7 +206,7 @@ class Dispatcher:
                 report.add_cycle(self._cycle_of_run(begin))
                 progress(report)
         finally:
-            self._until = float("inf")
+            self._until = self._ends = math.inf
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         if report.started is not None:  # otherwise nothing was seen, and what stands there is truer than nothing
             self.write_performance(report)
@@ -701,7 +703,7 @@ class Dispatcher:
         """
         until = time.monotonic() + AT_MOST
         try:
-            announced = self.intents.announce(events)
+            announced = self.intents.announce(events, self._ends)
         except STORAGE_ERRORS as error:
             said = f"what is to be moved could not be written down under {self._url(INTENTS)}, so it waits"
             self._error(report, f"{said}: {in_words(error)}")
@@ -740,14 +742,18 @@ class Dispatcher:
 
     def _finished(self, begun: Future[list[Done]]) -> list[Done]:
         try:
-            wait([begun])
+            self._wait_for(begun)
         except BaseException as interrupted:
             if self._interrupted is not None:
                 raise
             self._interrupted = interrupted  # a thread cannot be stopped, and what it does has to be known
             log.warning("Interrupted: what was begun is finished, and no more is begun")
-            wait([begun])
+            self._wait_for(begun)
         return begun.result()
+
+    def _wait_for(self, begun: Future[list[Done]]) -> None:
+        while wait([begun], RENEW_S).not_done:
+            self.intents.renew()
 
     def tidy(self, tidy: Tidy) -> Report:
         """Set aside what must not be dispatched, note what was found out, and delete what nobody needs any more.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
@@ -25,12 +26,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from google.api_core.exceptions import NotFound
+from google.api_core.exceptions import NotFound, PreconditionFailed
 
 from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.model import Event, Key, OpenFiring, StoredObject
 from bqdispatch_provider.names import INTENTS, WindowName, in_one_line, in_words
-from bqdispatch_provider.planning import CLAIM_TIMEOUT
+from bqdispatch_provider.planning import LEASE
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ VERSION = 1
 _WAIT = 5.0
 """Seconds for which a dispatcher waits for those that leave it the traces, or are through with them; then it looks
 again, as it does for whatever others are moving."""
+
+RENEW_S = 10.0
+"""So often a dispatcher that lives renews what it has written down: three times in a lease."""
 
 _PAUSE = 0.3
 _LEFT = "-left.json"
@@ -136,21 +140,25 @@ class Intents:
         self._marked: set[str] = set()
         """Those of them beside which it is said that they are completed."""
 
+        self._held: dict[str, tuple[Sequence[Key], int]] = {}
+        """This dispatcher's intents of what it is moving: the traces, and the generation of the intent as it is now."""
+
         self._written: dict[str, float] = {}
         self._looked: frozenset[str] = frozenset()
         """Names of the intents that the last look has found."""
 
-    def announce(self, events: Sequence[Event]) -> Announced:
+    def announce(self, events: Sequence[Event], until: float = math.inf) -> Announced:
         """Write down what is about to move, then see who else is about to move it: one request per 1,000 and one list.
 
         Interrupted or refused in between, it takes back what it has written, for nothing was moved yet.
 
+        :param until: when nobody is waited for any more, by the monotonic clock.
         :raises google.api_core.exceptions.GoogleAPIError: when that cannot be done, and nothing may be moved.
         """
         chunks = [events[start : start + MOST] for start in range(0, len(events), MOST)]
         writing = [self._threads.submit(self._write_moves, self._next_name(), chunk) for chunk in chunks]
         try:
-            return self._seen(tuple(each.result() for each in writing), {event.name for event in events})
+            return self._seen(tuple(each.result() for each in writing), {event.name for event in events}, until)
         except BaseException:
             wait(writing)
             self.complete([each.result() for each in writing if each.exception() is None])
@@ -211,7 +219,21 @@ class Intents:
             return
         self.complete(over)
 
-    def _seen(self, mine: tuple[Intent, ...], wanted: Set[str]) -> Announced:
+    def renew(self) -> None:
+        """Write down again what is being moved, once that was some time ago: who is silent is taken for gone."""
+        for name, (moves, generation) in list(self._held.items()):
+            if time.monotonic() - self._written.get(name, -math.inf) < RENEW_S:
+                continue
+            try:
+                stored = self._write(name, {"moves": moves}, replaces=generation)
+                self._held[name] = (moves, stored.generation)
+            except PreconditionFailed:
+                log.info("%r was taken up by another dispatcher", self._store.task_url(name))
+                self._held.pop(name, None)
+            except STORAGE_ERRORS as error:
+                log.warning("%r could not be renewed: %s", self._store.task_url(name), in_words(error))
+
+    def _seen(self, mine: tuple[Intent, ...], wanted: Set[str], until: float) -> Announced:
         """See who else is about to move the same, and perhaps wait for them."""
         answered_for = {name for name, _ in self._completed}.union(intent.object.name for intent in mine)
         now, others = self._others(lambda name: name not in answered_for)
@@ -219,10 +241,10 @@ class Intents:
         # Of those that see each other the first waits, and the others leave it all: somebody goes on. Whoever is not
         # seen by this look writes after it, and so will see these.
         met = bool(rivals)
-        if self._is_first(rivals):
-            until = time.monotonic() + _WAIT
+        if self._is_first(rivals, now):
+            until = min(until, time.monotonic() + _WAIT)
             seen = {intent.object.name for intent in others}
-            while self._is_first(rivals) and time.monotonic() < until:
+            while self._is_first(rivals, now) and time.monotonic() < until:
                 time.sleep(_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311  (spreads load, hides nothing)
                 now, others = self._others(lambda name: name in seen or name.endswith(_LEFT))
                 rivals = self._rivals(others, wanted, now)
@@ -239,12 +261,16 @@ class Intents:
 
     def _is_over(self, intent: Intent, now: datetime) -> bool:
         """Whether nobody moves what an intent tells of any more: it is too old, or of this dispatcher's past."""
-        return intent.owner == self._owner or now - intent.object.created > CLAIM_TIMEOUT
+        return intent.owner == self._owner or now - intent.object.created > LEASE
 
-    def _is_first(self, rivals: Iterable[Intent]) -> bool:
-        """Whether it is worth while to wait for others, which leave what they see here, or are about to be through."""
-        moving = [intent.owner for intent in rivals if not intent.object.name.endswith(_LEFT)]
-        return bool(moving) and self._owner < min(moving)
+    def _is_first(self, rivals: Iterable[Intent], now: datetime) -> bool:
+        """Whether it is worth while to wait for others, which leave what they see here, or are about to be through.
+
+        It is not for those that have written theirs a while ago: they are busy, or gone.
+        """
+        moving = [intent for intent in rivals if not intent.object.name.endswith(_LEFT)]
+        young = any((now - intent.object.created).total_seconds() <= _WAIT for intent in moving)
+        return young and self._owner < min(intent.owner for intent in moving)
 
     def _unread(self, intents: Iterable[Intent]) -> tuple[tuple[datetime, str], ...]:
         return tuple(
@@ -277,7 +303,8 @@ class Intents:
     def complete(self, intents: Iterable[Intent]) -> None:
         """Note that intents of this dispatcher are answered for, and delete those that may be deleted by now."""
         for intent in intents:
-            key = (intent.object.name, intent.object.generation)
+            name = intent.object.name
+            key = (name, self._held.pop(name, ((), intent.object.generation))[1])
             self._completed[key] = self._written.pop(intent.object.name, time.monotonic())
         self.remove()
 
@@ -339,13 +366,13 @@ class Intents:
             if self._limited
             and not stored.name.endswith((_DONE, _LEFT, _WINDOWS))
             and not self._is_mine(stored)
-            and now - stored.created < CLAIM_TIMEOUT
+            and now - stored.created < LEASE
             and done.get(stored.name, now) >= since
         ]
         for stored in intents:
             key = (stored.name, stored.generation)
             settled = now - stored.created > least and not stored.held
-            old = now - stored.created > CLAIM_TIMEOUT
+            old = now - stored.created > LEASE
             if stored.name.endswith(_DONE):
                 # After its intent: alone, that would seem to be of a dispatcher which did not come to its end.
                 if settled and stored.name.removesuffix(_DONE) not in names:
@@ -374,6 +401,8 @@ class Intents:
     def _write_moves(self, name: str, events: Sequence[Event]) -> Intent:
         moves = [event.key for event in events]
         stored = self._write(name, {"moves": moves})
+        if not name.endswith(_LEFT):
+            self._held[name] = (moves, stored.generation)
         return Intent(stored, self._owner, frozenset(moves))
 
     def _write_firings(self, events: Sequence[Event]) -> Intent:
@@ -392,9 +421,9 @@ class Intents:
         self._known[stored.name, stored.generation] = intent
         return intent
 
-    def _write(self, name: str, content: Mapping[str, Any]) -> StoredObject:
+    def _write(self, name: str, content: Mapping[str, Any], replaces: int | None = None) -> StoredObject:
         document = {"version": VERSION, "owner": self._owner, **content}
-        generation = self._store.write_json(self._store.task_url(name), document)
+        generation = self._store.write_json(self._store.task_url(name), document, replaces=replaces)
         self._written[name] = time.monotonic()
         return StoredObject(name, generation, self._store.now())
 

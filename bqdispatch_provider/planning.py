@@ -62,8 +62,12 @@ UNSEEN_FOR = timedelta(minutes=1)
 """How long a trace without its job counts as an active job that is not to be seen yet."""
 
 CLAIM_TIMEOUT = timedelta(minutes=3)
-"""After this a window that was claimed and not fired, or a trace that was to be moved, is taken up again by whoever
-sees it first: longer than a dispatcher goes on without asking. Only patience rests on it (``moves``)."""
+"""After this a window that was claimed and not fired is taken up again by whoever sees it first: longer than a
+dispatcher goes on without asking. Only patience rests on it (``moves``)."""
+
+LEASE = timedelta(seconds=30)
+"""For so long traces are left to the dispatcher that has written down that it moves them; one that lives renews that.
+Only patience rests on it."""
 
 KEEP_ENTRY = timedelta(days=8)
 """How long the ledger remembers a firing: a storage event is retried for seven days."""

@@ -80,8 +80,9 @@ def test_every_event_ends_in_one_finished_chain(two):
 @pytest.mark.parametrize("consumed", [False, True])
 def test_what_was_copied_but_not_deleted_is_taken_up_by_the_next_dispatcher(two, consumed, monkeypatch):
     """Without versions and without preconditions nobody can tell a copy that was consumed: it may go out again."""
-    for module in ("intents", "moves", "planning"):  # nobody here is slow, and not every back end has a clock to move
-        monkeypatch.setattr(f"bqdispatch_provider.{module}.CLAIM_TIMEOUT", timedelta(seconds=1))
+    # Nobody here is slow, and not every back end has a clock to move.
+    for patience in ("intents.LEASE", "moves.CLAIM_TIMEOUT", "planning.CLAIM_TIMEOUT"):
+        monkeypatch.setattr(f"bqdispatch_provider.{patience}", timedelta(seconds=1))
     for dest in [*BATCHED, *DIRECT]:
         two.bqtail.put_file(dest)
     undeleted = 0

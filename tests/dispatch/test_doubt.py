@@ -14,7 +14,7 @@ from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
 
 from bqdispatch_provider.model import CREATED
-from bqdispatch_provider.planning import CLAIM_TIMEOUT
+from bqdispatch_provider.planning import CLAIM_TIMEOUT, LEASE
 from bqdispatch_provider.storage import Result
 
 LATER = CLAIM_TIMEOUT.total_seconds() + 5
@@ -88,6 +88,64 @@ def test_the_first_of_those_that_see_each_other_goes_on_once_the_others_have_lef
     instead_of_sleeping(monkeypatch, meanwhile)
     assert world.cycle().dispatched == 3
     assert traces_of(world) == []
+
+
+def lists(world):
+    return world.control.calls()["storage.objects.list"]
+
+
+def test_nobody_waits_for_another_beyond_its_own_time(world):
+    put_intent(world, *world.traces(3), owner=LAST)
+    world.control.reset_counters()
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.run(time_to_live=0).dispatched == 0
+    assert lists(world) == 2  # the folder, and who else is about to move the same
+
+
+def test_nobody_waits_for_those_that_have_been_moving_for_a_while(world):
+    """They are busy, or gone: what they leave is seen in a later cycle."""
+    bad, other = world.traces(2)
+    put_intent(world, bad, owner=LAST)
+    world.control.advance(10)
+    world.control.reset_counters()
+    assert world.cycle().dispatched == 1
+    assert lists(world) == 2
+    assert traces_of(world) == [bad]
+    assert other not in world.names()
+
+
+def test_what_a_killed_dispatcher_had_in_hand_keeps_a_limit_for_seconds_and_not_minutes(world):
+    put_intent(world, *world.traces(2, age=600))
+    world.traces(2)
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 0
+    world.control.advance(LEASE.total_seconds() + 1)
+    assert world.cycle(MaxConcurrentJobs=2).dispatched == 2
+
+
+def test_a_dispatcher_that_lives_keeps_what_it_is_moving_for_as_long_as_that_takes(world, monkeypatch):
+    for module in ("dispatcher", "intents"):
+        monkeypatch.setattr(f"bqdispatch_provider.{module}.RENEW_S", 0.2)
+    names = world.traces(3)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "slow", ms=HELD_MS)
+
+    def intent():
+        return next((blob for blob in world.client.list_blobs(TASKS, prefix=f"{FOLDER}intents/")), None)
+
+    with ThreadPoolExecutor(1) as aside:
+        moving = aside.submit(world.cycle)
+        for _ in range(4):
+            before = wait_until(intent, "it is written down").generation
+            world.control.advance(LEASE.total_seconds() / 2)
+            wait_until(lambda before=before: intent().generation != before, "it is renewed")
+            assert world.cycle().outcomes["pending"] == len(names)
+        world.control.clear_faults()
+        assert moving.result().dispatched == len(names)
+    assert len(world.names(TRIGGER)) == len(names)
+    for _ in range(2):  # intents, and then what says that they are completed
+        world.control.advance(LATER)
+        world.cycle()
+    assert world.intents() == []
 
 
 def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_late(world, monkeypatch):
