@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MEASURED_EVERY = 60.0
-"""Seconds after which a run writes ``performance.json`` meanwhile: BqTail wants it to be younger than five minutes."""
-
 
 def run_alone(
     dispatcher: Dispatcher,
@@ -66,7 +63,7 @@ def run_alone(
             log.info("Going on with a run that was killed: of what it had in hand, %d are through", earlier.dispatched)
     now = datetime.now(UTC)
     began = began or now
-    told, measured = earlier.dispatched, time.monotonic()
+    told = earlier.dispatched
 
     def begin(plan: Plan) -> None:
         if any(plan.events.values()):
@@ -74,10 +71,7 @@ def run_alone(
             _try(lambda: journal.write_underway(Underway(began, attempt, told, shares)))
 
     def progress(report: Report) -> None:
-        nonlocal told, measured
-        if time.monotonic() - measured > _MEASURED_EVERY and report.started is not None:
-            measured = time.monotonic()
-            dispatcher.write_performance(report)
+        nonlocal told
         tell(report)
         so_far = _together(earlier, report)
         if so_far.dispatched != told:

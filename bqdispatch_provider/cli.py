@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -39,6 +40,8 @@ def _setup(name: str) -> SetUp:
 
 
 _CONFIG = "gs:// or file:// URL, or a path"
+_GO_CONFIG = "the environment variable CONFIG, a JSON document or its URL"
+_GO_PROJECTS = ("GCLOUD_PROJECT", "GOOGLE_CLOUD_PROJECT", "GCP_PROJECT")
 _SETUP: dict[str, Any] = {
     "type": _setup,
     "default": SetUp(),
@@ -150,8 +153,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     composer.set_defaults(act=_deploy, verbose=False)
     for command in (smoke, composer):
         command.add_argument("--setup", **_SETUP)
-    for command in (run, smoke, quiet, replay, composer):
+    run.add_argument("--config", metavar="URL", help=f"{_CONFIG}; by default what the Go service takes: {_GO_CONFIG}")
+    for command in (smoke, quiet, replay, composer):
         command.add_argument("--config", required=True, metavar="URL", help=_CONFIG)
+    for command in (run, smoke, quiet, replay, composer):
         command.add_argument("--var", **_VAR)
     options = parser.parse_args(arguments)
     _log_to_stderr(options.verbose)
@@ -170,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     # A hundred thousand objects are kept until the end of a cycle: looking for garbage among them again and again takes
     # a fifth of its CPU.
     gc.set_threshold(100_000, 50, 1000)
-    config = _config(options)
+    config = _config(options) if options.config else _config_of_go(options)
     from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415  (pools needs no client)
 
     stopped = Event()
@@ -437,6 +442,24 @@ def _config(options: argparse.Namespace, given: str | None = None) -> DispatchCo
     given = given or str(options.config)
     url = given if "://" in given else Path(given).resolve().as_uri()
     return DispatchConfig.from_url(url, _variables(options))
+
+
+def _config_of_go(options: argparse.Namespace) -> DispatchConfig:
+    """The configuration as the Go service takes it from its environment (docs/migration.md)."""
+    given = os.environ.get("CONFIG", "").strip()
+    if not given:
+        raise ConfigError([f"there is neither --config nor {_GO_CONFIG}"])
+    in_place = given.startswith("{")
+    config = DispatchConfig.from_json(given, _variables(options)) if in_place else _config(options, given)
+    project = next((name for variable in _GO_PROJECTS if (name := os.environ.get(variable))), None)
+    region = os.environ.get("FUNCTION_REGION")
+    longest = float(os.environ.get("FUNCTION_TIMEOUT_SEC") or "inf") / 60
+    return replace(
+        config,
+        project_id=config.project_id or project,
+        region=region if region and config.region == DispatchConfig.region else config.region,
+        time_to_live_in_min=min(config.time_to_live_in_min, longest),
+    )
 
 
 def _variables(options: argparse.Namespace) -> dict[str, str]:

@@ -287,6 +287,13 @@ class _Reading:
             return None
         return filled
 
+    def number(self, key: str) -> Any:
+        """The value, read where it is text: the URI of a connection can carry nothing else."""
+        value = self.document.get(key)
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", value, re.ASCII):
+            return float(value) if "." in value else int(value)
+        return value
+
     def limit_by_its_go_name(self, fields: dict[str, Any]) -> None:
         """``MaxConcurrentLoad`` is what the Go code calls ``MaxConcurrentJobs``."""
         if self.document.get(_GO_LIMIT) is None:
@@ -324,11 +331,16 @@ def _location(reading: _Reading, key: str) -> str | None:
     expected = "gs://bucket/folder, the bucket's name of 3 characters at least"
     value = reading.document.get(key)
     if value in (None, ""):
-        reading.findings.append(f"{key} is missing; expected {expected}")
+        first = "; DeferTaskURL is its name in BqTail's first version, whose traces have another form"
+        known = first if key == "AsyncTaskURL" and "DeferTaskURL" in reading.document else ""
+        reading.findings.append(f"{key} is missing; expected {expected}{known}")
         return None
     url = reading.text(key, value, expected)
     if url is not None and not _GS_URL.fullmatch(url):
-        reading.wrong(key, value, expected)
+        scheme, _, place = url.partition("://")
+        bucket, slash, path = place.partition("/")
+        small = _GS_URL.fullmatch(f"{scheme}://{bucket.lower()}{slash}{path}")
+        reading.wrong(key, value, f"{expected}{', without capital letters' if small else ''}")
         return None
     return url
 
@@ -352,7 +364,7 @@ def _prefix(reading: _Reading, key: str) -> str | None:
 
 
 def _count(reading: _Reading, key: str) -> int | None:
-    value = reading.document.get(key)
+    value = reading.number(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
@@ -362,9 +374,9 @@ def _count(reading: _Reading, key: str) -> int | None:
 
 
 def _minutes(reading: _Reading, key: str) -> float | None:
-    value = reading.document.get(key)
-    if value is None:
-        return None
+    value = reading.number(key)
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return None  # the default, as in Go
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 24 * 60:
         reading.wrong(key, value, "a number of minutes above 0, a day at most")
         return None

@@ -66,7 +66,7 @@ from bqdispatch_provider.planning import (
 )
 from bqdispatch_provider.report import Report
 from bqdispatch_provider.rhythm import Rhythm
-from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore
+from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, client_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,6 +80,9 @@ ROUND = 10_000
 
 _ORPHANS_EVERY_S = 600.0
 """How often it is looked whether folders were missed of windows that are gone."""
+
+_MEASURED_EVERY_S = 60.0
+"""How often a run that goes on writes ``performance.json``: BqTail's balancer takes it for the present."""
 
 _CLEAN_EVERY_S = 3600.0
 """How often old entries of the ledger are looked for where there are none."""
@@ -175,7 +178,7 @@ class Dispatcher:
         wait: Callable[[float], object] = time.sleep,
         rhythm: Rhythm | None = None,
     ) -> Report:
-        """Cycle after cycle until the time is up, then write ``performance.json``.
+        """Cycle after cycle until the time is up. Write ``performance.json`` once a minute, and at the end.
 
         :param time_to_live: seconds, or a timedelta, for which new cycles are begun, and in them new work; the first
             cycle is done in any case, and all of it; 0 is that cycle alone; by default the configuration's
@@ -188,7 +191,7 @@ class Dispatcher:
         began = time.monotonic()
         rhythm = rhythm or Rhythm()
         until = self._ends = began + self.seconds_to_live(time_to_live)
-        checked = began
+        checked = measured = began
         # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
         # ever be dispatched. After it, no new work is taken once the time is up.
         try:
@@ -204,6 +207,9 @@ class Dispatcher:
                     checked = time.monotonic()
                     self._check_in(report)
                 report.add_cycle(self._cycle_of_run(begin))
+                if time.monotonic() - measured > _MEASURED_EVERY_S and report.started is not None:
+                    measured = time.monotonic()
+                    self.write_performance(report)
                 progress(report)
         finally:
             self._until = self._ends = math.inf
@@ -938,7 +944,7 @@ _Room = dict[tuple[str, bool], int]
 
 def default_storage_client(config: DispatchConfig) -> Client:
     """A client with the environment's credentials, or for the stand-in that ``STORAGE_EMULATOR_HOST`` names."""
-    return Client(project=config.project_id) if config.project_id else Client()
+    return client_of(config.project_id)
 
 
 def default_session() -> requests.Session:

@@ -281,10 +281,11 @@ def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
 
 def _client_of(credentials: Any, project: str | None) -> Client:
     from google.auth.credentials import AnonymousCredentials  # noqa: PLC0415
-    from google.cloud.storage import Client  # noqa: PLC0415
+
+    from bqdispatch_provider.storage import client_of  # noqa: PLC0415
 
     anonymous = credentials is None or os.environ.get("STORAGE_EMULATOR_HOST")
-    return Client(project=project, credentials=AnonymousCredentials() if anonymous else credentials)
+    return client_of(project, AnonymousCredentials() if anonymous else credentials)
 
 
 def _session_of(credentials: Any) -> requests.Session:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 
 from bqdispatch_provider.courtesy import Courtesy, Pace
+from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.model import Job, JobKey, Trace
 from bqdispatch_provider.names import as_job_id, in_words
 from bqdispatch_provider.refusals import means_too_many, refused
@@ -202,7 +202,6 @@ class JobBoard:
 
     def __init__(self, session: requests.Session) -> None:
         self._session = session
-        host = os.environ.get("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
         self._courtesy = Courtesy()
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
         self._patience = Patience()
@@ -212,7 +211,7 @@ class JobBoard:
 
         self._done: dict[JobKey, Job] = {}
         self._refused: dict[str, str] = {}
-        self._host = (host if "://" in host else f"http://{host}").rstrip("/")
+        self._host = emulator("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
 
     def look(
         self,

@@ -581,7 +581,8 @@ class _Planning:
     ) -> None:
         blocked = next((why for at, why in self.seen.held if candidate.event.created <= at), None)
         if not self.only.takes(candidate.project if project is None else project, name):
-            self._wait(candidate.project, "Pending", candidate.counter)
+            # Its job is done: to BqTail's balancer, and in graphs, it is none that is pending.
+            self.outcomes[Outcome.PENDING] += 1
         elif held:
             # What cannot be deleted would be delivered again and again.
             self._refuse(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")

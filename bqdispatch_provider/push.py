@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import requests
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
 
+from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.names import in_words
 from bqdispatch_provider.refusals import refused
 
@@ -44,8 +44,7 @@ class Subscription:
     def __init__(self, session: requests.Session, name: str) -> None:
         self.name = name
         self._session = session
-        host = os.environ.get("PUBSUB_EMULATOR_HOST") or "https://pubsub.googleapis.com"
-        self._url = f"{(host if '://' in host else f'http://{host}').rstrip('/')}/v1/{name}"
+        self._url = f"{emulator('PUBSUB_EMULATOR_HOST') or 'https://pubsub.googleapis.com'}/v1/{name}"
         self._told = False
 
     def wait(self, seconds: float, go_on: Callable[[], bool] = lambda: True) -> bool:

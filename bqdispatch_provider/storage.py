@@ -24,6 +24,7 @@ from urllib.parse import quote
 import requests
 from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, PreconditionFailed, RetryError
 from google.api_core.retry import Retry, if_exception_type
+from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError, TransportError
 from google.cloud.storage import Bucket, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
@@ -31,6 +32,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
 from bqdispatch_provider.bucket_settings import FIELDS, BucketSettings
 from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
+from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
 from bqdispatch_provider.refusals import means_too_many
@@ -369,7 +371,7 @@ class TaskStore:
         """
         if self._settings is None:
             try:
-                call = Call("GET", self._trigger.path, {"fields": "softDeletePolicy,versioning"})
+                call = Call("GET", self._trigger.path, {"fields": "softDeletePolicy,versioning,updated"})
                 self._settings = _RETRY(alone)(self._client, call, _TIMEOUT)
             except GoogleAPICallError as error:
                 said = in_words(error)
@@ -380,7 +382,10 @@ class TaskStore:
         seconds = int(policy.get("retentionDurationSeconds") or 0)
         if seconds and age < timedelta(seconds=seconds) and self._lists_soft_deleted:
             return datetime.fromisoformat(policy.get("effectiveTime") or "1970-01-01T00:00:00Z") <= since
-        return bool((self._settings.get("versioning") or {}).get("enabled")) and age < _KEPT_NONCURRENT
+        if not (self._settings.get("versioning") or {}).get("enabled") or age >= _KEPT_NONCURRENT:
+            return False
+        # Since when it is on is told nowhere: surely since the last change of the bucket's settings.
+        return datetime.fromisoformat(self._settings.get("updated") or "9999-01-01T00:00:00Z") <= since
 
     def settings(self) -> dict[str, BucketSettings | Result]:
         """Return the settings of the task bucket and of the trigger bucket, or a :class:`Result` where they cannot be
@@ -654,6 +659,20 @@ class TaskStore:
             log.debug("%s is gone already", url)
 
 
+def client_of(project: str | None, credentials: Any = None) -> Client:
+    """Make a client, for the stand-in that ``STORAGE_EMULATOR_HOST`` names where it is set.
+
+    :param project: by default that of the credentials.
+    :param credentials: by default those of the environment; a stand-in needs none.
+    """
+    more: dict[str, Any] = {"project": project} if project else {}
+    if host := emulator("STORAGE_EMULATOR_HOST"):
+        # The library takes the variable's value as it is.
+        more["client_options"] = {"api_endpoint": host}
+        credentials = credentials or AnonymousCredentials()
+    return Client(**more, credentials=credentials)
+
+
 def place(client: Client, url: str, *, folder: bool = True) -> tuple[Bucket, str]:
     """The bucket of a ``gs://`` URL, and the path in it; a folder's path ends with a slash, or is empty."""
     bucket, _, path = url.removeprefix("gs://").partition("/")
@@ -679,7 +698,7 @@ def read_object(url: str, client: Client | None = None) -> bytes:
 
     :param client: by default one with the environment's credentials.
     """
-    bucket, name = place(client or Client(), url, folder=False)
+    bucket, name = place(client or client_of(None), url, folder=False)
     # Not by the library's own retries: the older of them know nothing but statuses where content is sent or asked for.
     # A claim, which is composed, has no MD5, and older libraries tell so in two lines for each.
     download = _RETRY(bucket.blob(name).download_as_bytes)

@@ -290,3 +290,29 @@ def test_stopped_it_finishes_what_was_begun_and_prints_the_document(world, confi
     moved = {name.rpartition("/")[2].removesuffix(".json") for name in world.names(TRIGGER)}
     assert moved.isdisjoint(name.rpartition("/")[2] for name in world.names())
     assert len(json.loads(document)["Jobs"]) == len(moved) > 0
+
+
+def test_without_a_configuration_it_takes_the_go_services_environment(world, config):
+    world.trace(root=True)
+    document = {key: value for key, value in world.document().items() if key != "ProjectID"}
+    more = {"GCP_PROJECT": "p", "FUNCTION_REGION": "eu", "FUNCTION_TIMEOUT_SEC": "540"}
+    for given in (json.dumps(document), config().as_uri(), str(config())):
+        done = bqdispatch("run", "--once", CONFIG=given, **more)
+        assert (done.returncode, json.loads(done.stdout)["Status"]) == (0, "ok"), done.stderr
+    assert world.names() == []
+    assert len(world.names(TRIGGER)) == 1
+
+
+def test_with_no_configuration_at_all_it_says_where_it_has_looked():
+    done = bqdispatch("run", CONFIG="")
+    assert done.returncode == 2
+    assert "CONFIG" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "http://{}", "http://{}/"])
+def test_stand_ins_may_be_named_with_and_without_scheme_and_slash(world, config, form):
+    world.trace()
+    host = form.format(world.url.removeprefix("http://"))
+    done = bqdispatch("run", "--once", "--config", config(), STORAGE_EMULATOR_HOST=host, BIGQUERY_EMULATOR_HOST=host)
+    assert done.returncode == 0, done.stderr
+    assert world.names() == []

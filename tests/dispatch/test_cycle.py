@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.model import Outcome
+from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.model import Only, Outcome
 from bqdispatch_provider.names import TraceName
 
 
@@ -494,6 +495,31 @@ def test_a_cycle_that_sees_nothing_says_nothing_of_how_things_stand(world):
     assert document["Status"] == "error"
     assert document["Performance"]["p"]["Running"] == {"LoadJobs": 3}
     assert document["Outcomes"] == {"running": 3}
+
+
+def test_performance_is_written_once_a_minute_while_a_run_goes_on(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.dispatcher._MEASURED_EVERY_S", 0.0)
+    world.traces(2, state="RUNNING")
+    written = []
+
+    def progress(report):
+        if report.cycles == 2:
+            written.append(world.document_at(f"gs://{JOURNAL}/journal/performance.json"))
+            raise KeyboardInterrupt
+
+    with world.dispatcher() as dispatcher, pytest.raises(KeyboardInterrupt):
+        dispatcher.run(time_to_live=60, progress=progress, wait=lambda _: None)
+    assert written[0]["p"]["Running"] == {"LoadJobs": 2}
+
+
+def test_to_bqtails_balancer_a_job_that_is_done_is_none_that_is_pending(world):
+    """Also where somebody else is to dispatch it."""
+    world.trace()
+    world.trace(state="PENDING")
+    with Dispatcher(world.config(), world.client, world.session, only=Only(destinations=("other.*",))) as dispatcher:
+        report = dispatcher.run(time_to_live=0)
+    assert report.outcomes == {"pending": 2}
+    assert report.performance()["p"]["Pending"] == {"LoadJobs": 1}
 
 
 def test_performance_is_left_as_it_is_when_nothing_was_seen(world):

@@ -246,6 +246,25 @@ def test_a_trace_whose_copy_was_consumed_before_the_delete_is_not_delivered_agai
     assert world.names(TRIGGER) == traces_of(world) == []
 
 
+@pytest.mark.parametrize("then", ["deliver", "quarantine"])
+def test_versions_prove_only_what_was_deleted_while_they_were_kept(cloud, world, then):
+    world.control.reset()
+    world = World(cloud.url, world.control, {})
+    name = world.trace()
+    world.control.advance(1)
+    put_intent(world, name)
+    deliver_and_consume(world, name)
+    bucket = world.client.bucket(TRIGGER)
+    bucket.versioning_enabled = True
+    bucket.patch()
+    world.control.advance(LATER)
+    report = world.cycle(OnDoubt=then)
+    if then == "deliver":
+        assert "may have been delivered twice" in report.errors[0]
+    else:
+        assert list(report.quarantined) == [world.url_of(name)]
+
+
 def test_a_copy_from_before_the_trace_was_written_again_proves_nothing(world):
     name = world.trace(age=600, content="same")
     deliver_and_consume(world, name)

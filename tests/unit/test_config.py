@@ -72,8 +72,8 @@ def test_everything_wrong_is_said_at_once():
             "AsyncTaskURL": "s3://b/x",
             "ErrorURL": 7,
             "MaxConcurrentSQL": -1,
-            "MaxConcurrentJobs": "20",
-            "TimeToLiveInMin": 0,
+            "MaxConcurrentJobs": "twenty",
+            "TimeToLiveInMin": -1,
             "CheckInMs": True,
             "ProjectID": "${project}",
             "TriggerBucket": "gs://b",
@@ -88,10 +88,10 @@ def test_everything_wrong_is_said_at_once():
         "JournalURL is missing; expected gs://bucket/folder, the bucket's name of 3 characters at least",
         "ErrorURL is 7; expected gs://bucket/folder, the bucket's name of 3 characters at least",
         "TriggerBucket is 'gs://b'; expected the name of a bucket, without gs:// and without a path",
-        "TimeToLiveInMin is 0; expected a number of minutes above 0, a day at most",
+        "TimeToLiveInMin is -1; expected a number of minutes above 0, a day at most",
         "CheckInMs is True; expected a whole number, 0 to 10,000,000,000",
         "MaxConcurrentSQL is -1; expected a whole number, 0 to 10,000,000,000",
-        "MaxConcurrentJobs is '20'; expected a whole number, 0 to 10,000,000,000",
+        "MaxConcurrentJobs is 'twenty'; expected a whole number, 0 to 10,000,000,000",
         "BatchPrefix is '//'; expected a folder with slashes around it, such as /_batch_/",
         'SlackCredentials is a str; expected an object {"URL": gs:// URL of the encrypted token, "Key": "ring/key"}',
     ]
@@ -128,8 +128,30 @@ def test_nothing_of_ours_lies_in_the_trigger_bucket(key):
 
 
 def test_places_are_checked_beside_everything_else():
-    found = findings({**PLACES, "TimeToLiveInMin": 0, "JournalURL": PLACES["AsyncTaskURL"]})
+    found = findings({**PLACES, "TimeToLiveInMin": -1, "JournalURL": PLACES["AsyncTaskURL"]})
     assert [finding.split()[0] for finding in found] == ["TimeToLiveInMin", "JournalURL"]
+
+
+def test_no_minutes_mean_one_as_in_go():
+    assert config(TimeToLiveInMin=0).time_to_live_in_min == 1
+
+
+def test_numbers_may_be_text_for_the_uri_of_a_connection_carries_nothing_else():
+    made = config(MaxConcurrentSQL="20", MaxConcurrentLoad="3", TimeToLiveInMin="0.5", CheckInMs="0")
+    assert (made.max_concurrent_sql, made.max_concurrent_jobs, made.time_to_live_in_min) == (20, 3, 0.5)
+    for odd in ("", " 1", "1e3", "-1", "0x10", "1_000", "٣", "1.5"):
+        assert findings({**PLACES, "MaxConcurrentSQL": odd})[0].startswith("MaxConcurrentSQL is ")
+
+
+def test_capital_letters_in_the_name_of_a_bucket_are_named_as_what_is_wrong():
+    (finding,) = findings({**PLACES, "JournalURL": "gs://myBucket/journal"})
+    assert finding.endswith("without capital letters")
+
+
+def test_the_folder_of_bqtails_first_version_is_told_apart():
+    document = {key: url for key, url in PLACES.items() if key != "AsyncTaskURL"}
+    (finding,) = findings({**document, "DeferTaskURL": "gs://ops/tasks"})
+    assert "DeferTaskURL is its name in BqTail's first version" in finding
 
 
 def test_keys_are_taken_in_any_case_as_go_takes_them():
