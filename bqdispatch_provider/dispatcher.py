@@ -50,7 +50,7 @@ from bqdispatch_provider.model import (
     lane_of,
 )
 from bqdispatch_provider.moves import AT_MOST, Done, Mover
-from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, WindowName, in_one_line, in_words
+from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, WindowName, counted, in_one_line, in_words
 from bqdispatch_provider.planning import (
     GONE_FOR,
     MIN_AGE,
@@ -274,7 +274,7 @@ class Dispatcher:
                 report.error(f"windows and quarantine could not be put in order: {in_words(error)}")
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         if report.started is not None:
-            told = f"{report.listed} objects in the task folder: {report.in_words()}"
+            told = f"{counted(report.listed, 'object')} in the task folder: {report.in_words()}"
             self._teller.tell([told, *story.of_waiting(report, self.config)])
         return report
 
@@ -622,7 +622,8 @@ class Dispatcher:
             try:
                 taken, open_firings = self._taken(projects, share, report)
             except STORAGE_ERRORS as error:
-                said = f"the limits cannot be counted again, so {len(share.events)} events wait: {in_words(error)}"
+                number = counted(len(share.events), "event")
+                said = f"the limits cannot be counted again, which holds up {number}: {in_words(error)}"
                 self._error(report, said)
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
                 continue

@@ -255,6 +255,14 @@ def as_job_id(text: str) -> str:
     return text.replace("/", "--").replace("$", "_").replace(":", "_").replace(".", "_")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words: ``1 object``, ``1,200 objects``.
+
+    :param noun: one of the things.
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def in_one_line(text: str) -> str:
     """Text that quotes names, for a log, a report or a terminal: what they would obey is escaped, as ``repr`` does."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -20,6 +20,7 @@ from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import TIDIED, Part, RunJournal, place_of
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.model import Lane, Outcome, Share
+from bqdispatch_provider.names import counted
 from bqdispatch_provider.rhythm import MOST, Rhythm
 from bqdispatch_provider.triggers import DispatchTrigger, longest_deferral, may_start_from_trigger
 
@@ -360,10 +361,10 @@ class DispatchReportOperator(BaseOperator):
         if number == 0:
             return ""
         if number > 0:
-            said = f"{number} of {report.listed} objects are not accounted for"
+            said = f"of {counted(report.listed, 'object')} {number} went unaccounted for"
             report.outcomes[Outcome.ERROR] += number
         else:
-            said = f"{report.listed} objects have {report.outcomes.total()} outcomes, so a share was given to two tasks"
+            said = f"{report.listed} listed and {report.outcomes.total()} outcomes, so a share was given to two tasks"
         missing: Counter[str] = Counter()
         for part in _each(parts):
             sign = 1 if part.tidy is not None else -1
@@ -390,7 +391,7 @@ def _each(parts: Mapping[str, Sequence[Part]]) -> Iterator[Part]:
 def _check(operator: DispatchOperator | DispatchReportOperator, report: Report, url: str) -> None:
     if operator.fail_on_error and not report.ok:
         raise DispatchError(
-            f"{len(report.errors)} errors, the first of them: {report.errors[0]}; all of them are in {url}"
+            f"{counted(len(report.errors), 'error')}, the first of them: {report.errors[0]}; all of them are in {url}"
         )
 
 

@@ -28,7 +28,7 @@ from bqdispatch_provider.courtesy import SAME_NAME_S
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.jobs import REFUSED
 from bqdispatch_provider.model import JobKey, Trace
-from bqdispatch_provider.names import TraceName, WindowName, in_words
+from bqdispatch_provider.names import TraceName, WindowName, counted, in_words
 from bqdispatch_provider.storage import (
     BATCH_SIZE,
     FOLDER_VERBS,
@@ -229,7 +229,7 @@ class Smoke:
             old = sorted((each for each in objects if now - each.created > UNCONSUMED), key=lambda each: each.created)
             if old:
                 said = (
-                    f"{len(old)} objects lie there for more than {UNCONSUMED.seconds // 60} minutes, the oldest since "
+                    f"{counted(len(old), 'object')} older than {UNCONSUMED.seconds // 60} minutes, the oldest since "
                     f"{old[0].created:%Y-%m-%d %H:%M} UTC ({old[0].name!r}): see that {key} {prefix!r} is BqTail's "
                     "too, and that its function runs without errors"
                 )
@@ -408,9 +408,9 @@ class Smoke:
             return Check("clean-up", home, Verdict.FAILED, said)
         kept = [result for result in results if not result.ok and result.status != 404]
         if kept:
-            said = f"{len(kept)} objects could not be deleted ({kept[0]}): remove {home}/{self._id} by hand"
+            said = f"{counted(len(kept), 'object')} could not be deleted ({kept[0]}): remove {home}/{self._id} by hand"
             return Check("clean-up", home, Verdict.FAILED, said)
-        return Check("clean-up", home, Verdict.OK, f"removed {len(results)} objects")
+        return Check("clean-up", home, Verdict.OK, f"removed {counted(len(results), 'object')}")
 
 
 def _bind(role: str, bucket: str) -> str:

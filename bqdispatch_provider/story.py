@@ -13,14 +13,18 @@ from itertools import islice
 from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import Event, Share
-from bqdispatch_provider.names import TraceName, WindowName, in_one_line
+from bqdispatch_provider.model import Event, Share, counter_of
+from bqdispatch_provider.names import TraceName, WindowName, counted, in_one_line
 from bqdispatch_provider.report import Report
 
 TOLD = 100
 """Events of one share, or cycle, that have a line of their own; of those beyond it the number is told."""
 
+_UNITS = ((2 * 86_400, 86_400, "days"), (2 * 3600, 3600, "hours"), (600, 60, "minutes"))
+"""From how many seconds on, in pieces of how many, and what these are called."""
+
 _PROJECTS = 10
+_QUERIES = counter_of("query")
 _NAMED = 10
 
 
@@ -33,7 +37,7 @@ def of_event(event: Event, target: str, now: datetime) -> str:
     """
     if event.name.endswith(".win"):
         window = WindowName.parse(event.name)
-        told = f"batch of {window.dest} due since {_seconds(now - window.end)}: fired to {target}"
+        told = f"batch of {window.dest} due for {_seconds(now - window.end)}: fired to {target}"
     else:
         name = TraceName.parse(event.name)
         place = name.region or event.location
@@ -52,7 +56,7 @@ def of_look(report: Report, number: int) -> str:
     :param number: how many events are going to be dispatched.
     """
     others = f", {report.in_words()}" if report.outcomes.total() else ""
-    return f"{report.listed} objects in the task folder: {number} to dispatch{others}"
+    return f"{counted(report.listed, 'object')} in the task folder: {number} to dispatch{others}"
 
 
 def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
@@ -62,17 +66,26 @@ def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
     :param config: the limits.
     """
     limits = {"MaxConcurrentSQL": config.max_concurrent_sql, "MaxConcurrentJobs": config.max_concurrent_jobs}
-    held = ", ".join(f"{key} is {limit}" for key, limit in limits.items() if limit)
-    waiting = [project for project, gauges in sorted(report.counts.items()) if gauges.get("Throttled")]
+    waiting = [
+        project for project, gauges in sorted(report.counts.items()) if sum(gauges.get("Throttled", {}).values())
+    ]
     for project in waiting[:_PROJECTS]:
-        gauges = report.counts[project]
-        taken = [
-            f"{_counted(gauges[gauge])} {word}"
-            for gauge, word in (("Running", "running"), ("Pending", "pending"), ("Dispatched", "just dispatched"))
-            if gauges.get(gauge)
-        ]
-        beside = f" beside {', '.join(taken)}" if taken else ""
-        yield in_one_line(f"project {project} is at a limit ({held}): {_counted(gauges['Throttled'])} wait{beside}")
+        for key, limit in limits.items():
+            of_queries = key == "MaxConcurrentSQL"
+            gauges = {
+                gauge: {name: number for name, number in counter.items() if (name == _QUERIES) is of_queries and number}
+                for gauge, counter in report.counts[project].items()
+            }
+            if not gauges.get("Throttled"):
+                continue
+            taken = [
+                f"{_counted(gauges[gauge])} {word}"
+                for gauge, word in (("Running", "running"), ("Pending", "pending"), ("Dispatched", "just dispatched"))
+                if gauges.get(gauge)
+            ]
+            beside = f" beside {', '.join(taken)}" if taken else ""
+            told = f"project {project} is at {key}, which is {limit}: {_counted(gauges['Throttled'])} wait{beside}"
+            yield in_one_line(told)
     if len(waiting) > _PROJECTS:
         yield f"{len(waiting) - _PROJECTS} more projects are at a limit"
 
@@ -122,4 +135,7 @@ def _counted(counter: Mapping[str, int]) -> str:
 
 def _seconds(since: timedelta) -> str:
     seconds = max(since.total_seconds(), 0.0)  # two services' clocks
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    for least, length, unit in _UNITS:
+        if seconds >= least:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -198,7 +198,7 @@ def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, d
     assert list(written["Batched"]) == [world.url_of(window)]
     assert written["Outcomes"] == {"dispatched": 2, "error": 3}
     assert adds_up(written)
-    assert written["Errors"] == ["3 of 5 objects are not accounted for (lane jobs): look at the tasks dispatch_jobs"]
+    assert written["Errors"] == ["of 5 objects 3 went unaccounted for (lane jobs): look at the tasks dispatch_jobs"]
     assert performance(world) == written["Performance"]
 
 

@@ -112,7 +112,7 @@ def test_a_failed_report_that_is_cleared_fails_again(world, tasks):
     world.traces(3)
     tasks.detect()
     for task_id in ("report", "report", "another_report"):
-        with pytest.raises(AirflowFailException, match="3 of 3 objects are not accounted for"):
+        with pytest.raises(AirflowFailException, match="of 3 objects 3 went unaccounted for"):
             tasks.report(task_id)
         assert tasks.document()["Outcomes"] == {"error": 3}
 

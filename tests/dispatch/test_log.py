@@ -40,7 +40,7 @@ def test_a_run_tells_what_waits_and_why_once_as_long_as_nothing_changes(world, t
             dispatcher.cycle()
     assert told() == [
         "5 objects in the task folder: 2 running, 3 throttled",
-        "project p is at a limit (MaxConcurrentJobs is 2): 3 LoadJobs wait beside 2 LoadJobs running",
+        "project p is at MaxConcurrentJobs, which is 2: 3 LoadJobs wait beside 2 LoadJobs running",
     ]
 
 

@@ -1,6 +1,7 @@
 """What a log tells: one line for each event, what waits and why, and only what has changed."""
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -48,13 +49,16 @@ def test_a_job_whose_end_is_not_known_is_told_all_the_same():
     )
 
 
-@pytest.mark.parametrize(("ago", "told"), [(12, "12 s"), (7200, "120 min"), (-5, "0 s")])
-def test_a_window_tells_since_when_it_was_due(ago, told):
+@pytest.mark.parametrize(
+    ("ago", "told"), [(12, "12 s"), (3600, "60 minutes"), (7200, "2 hours"), (86_189_820, "998 days"), (-5, "0 s")]
+)
+def test_a_window_tells_for_how_long_it_was_due(ago, told):
     window = WindowName("ds.t", "77", NOW - timedelta(seconds=ago))
-    assert of_event(event(window.name), "gs://t/x", NOW) == f"batch of ds.t due since {told}: fired to gs://t/x"
+    assert of_event(event(window.name), "gs://t/x", NOW) == f"batch of ds.t due for {told}: fired to gs://t/x"
 
 
 def test_a_look_tells_of_others_only_where_there_are_some():
+    assert of_look(Report(listed=1), 1) == "1 object in the task folder: 1 to dispatch"
     report = Report(listed=3)
     assert of_look(report, 3) == "3 objects in the task folder: 3 to dispatch"
     report.outcomes[Outcome.PENDING] = 2
@@ -73,7 +77,20 @@ def test_a_project_at_its_limit_tells_what_takes_the_places():
     report.counts["p"]["Running"].update(LoadJobs=3)
     report.counts["q"]["Running"].update(LoadJobs=1)
     assert list(of_waiting(report, CONFIG)) == [
-        "project p is at a limit (MaxConcurrentJobs is 3): 2 BatchJobs and 5 LoadJobs wait beside 3 LoadJobs running"
+        "project p is at MaxConcurrentJobs, which is 3: 2 BatchJobs and 5 LoadJobs wait beside 3 LoadJobs running"
+    ]
+
+
+def test_each_limit_is_told_with_what_it_counts():
+    report = Report()
+    config = replace(CONFIG, max_concurrent_sql=2)
+    report.counts["p"]["Throttled"].update(LoadJobs=5, QueryJobs=1)
+    report.counts["p"]["Running"].update(LoadJobs=3, QueryJobs=1)
+    report.counts["p"]["Dispatched"].update(QueryJobs=1, CopyJobs=0)
+    assert list(of_waiting(report, config)) == [
+        "project p is at MaxConcurrentSQL, which is 2: 1 QueryJobs wait beside 1 QueryJobs running, 1 QueryJobs just "
+        "dispatched",
+        "project p is at MaxConcurrentJobs, which is 3: 5 LoadJobs wait beside 3 LoadJobs running",
     ]
 
 
