@@ -113,8 +113,11 @@ class Row:
 HEAD = ["work", "each request", "from start to end", "CPU", "memory", "requests", "to be reached"]
 
 
-def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run:
-    """One process, from its start to its end."""
+def run(command: Sequence[str | Path], url: str, control: StandInControl, *, exits: int = 0) -> Run:
+    """One process, from its start to its end.
+
+    :param exits: the exit code that is expected.
+    """
     environment = {**os.environ, "STORAGE_EMULATOR_HOST": url, "BIGQUERY_EMULATOR_HOST": url}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, and so is this one by now
     control.reset_counters()
@@ -130,7 +133,7 @@ def run(command: Sequence[str | Path], url: str, control: StandInControl) -> Run
         process.returncode = os.waitstatus_to_exitcode(status)
         for file in (out, said):
             file.seek(0)
-        if process.returncode:
+        if process.returncode != exits:
             raise RuntimeError(f"{command} ended with {process.returncode}: {said.read()[-2000:]}")
         printed = out.read()
     # Airflow logs to standard output, too.
@@ -162,9 +165,10 @@ def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
                 control.set_latency(0)
                 fill(work, control)
             control.set_latency(latency)
-            done = run(command, url, control)
+            control.advance(2)  # the run before has written performance.json, which is written once a second
+            done = run(command, url, control, exits=int(work.status == "error"))
             dispatched = done.answer["Outcomes"].get("dispatched", 0)
-            if dispatched != work.finished or done.answer["Status"] != "ok":
+            if dispatched != work.finished or done.answer["Status"] != work.status:
                 raise RuntimeError(f"{work.title}: {dispatched} were dispatched, {done.answer.get('Error')}")
             row.runs.append(done)
     return row

@@ -33,6 +33,7 @@ class Workload:
     :param target: what must be reached at 30 ms a request: seconds, requests, and perhaps CPU milliseconds an event
         or megabytes.
     :param changes: whether a cycle changes the folder, so that it has to be filled anew for each.
+    :param status: what the response document has to say.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Workload:
     target: str
     runs: int = 5
     changes: bool = True
+    status: str = "ok"
 
 
 def traces(projects: int) -> Callable[[StandInControl, int, int], None]:
@@ -128,6 +130,52 @@ def behind(days: int) -> Callable[[StandInControl, int, int], None]:
     return fill
 
 
+def old(jobs: int, region: str) -> Callable[[StandInControl, int, int], None]:
+    """Traces of six hours ago whose jobs run still, in a project that has submitted so many jobs since.
+
+    :param region: of the traces' names; empty where their content alone says it, as BqTail writes it.
+    """
+
+    def fill(control: StandInControl, listed: int, finished: int) -> None:
+        created = control.now() - 6 * HOUR
+        names = [f"ds.old--{10**15 + number}_00001_load--dispatch" for number in range(listed)]
+        ids = [name.replace(".", "_") for name in names]
+        reference = [{"projectId": "p", "location": "asia-northeast1", "jobId": job} for job in ids]
+        control.seed_objects(
+            "ops",
+            [
+                {
+                    "name": f"tasks/proj:p:{region}/{name}",
+                    "content": json.dumps({"Job": {"jobReference": each}}),
+                    "timeCreated": created,
+                }
+                for name, each in zip(names, reference, strict=True)
+            ],
+        )
+        control.seed_jobs(
+            {**each, "creationTime": created + 1, "runningMs": 10**9}
+            for each in ({"project": "p", "location": "asia-northeast1", "jobId": job} for job in ids)
+        )
+        for chunk in _chunks(iter(range(jobs))):
+            control.seed_jobs(
+                {"project": "p", "jobId": f"other-{n}", "creationTime": created + 5 + (6 * HOUR - 10) * n / jobs}
+                for n in chunk
+            )
+
+    return fill
+
+
+def one_dead(projects: int) -> Callable[[StandInControl, int, int], None]:
+    """Finished traces in so many projects, of which one answers 503 to whatever it is asked."""
+    healthy = traces(projects)
+
+    def fill(control: StandInControl, listed: int, finished: int) -> None:
+        healthy(control, listed, listed)
+        control.add_fault("bigquery.*", "status", status=503, project=f"p{projects - 1}")
+
+    return fill
+
+
 def nothing(control: StandInControl, listed: int, finished: int) -> None:
     """An empty folder."""
     control.seed_objects("ops", [])
@@ -152,6 +200,25 @@ WORKLOADS = {
         "200 waiting traces, a day of 100 tables behind them", 360, 0, behind(1), "0.5 s, 8 requests", changes=False
     ),
     "week": Workload("the same, eight days behind them", 360, 0, behind(8), "0.5 s, 8 requests", changes=False),
+    "old": Workload(
+        "60 old running traces, 38,000 jobs submitted since",
+        60,
+        0,
+        old(38_000, "asia-northeast1"),
+        "5 s",
+        changes=False,
+    ),
+    "unplaced": Workload(
+        "a running trace without region, 250,000 jobs since", 1, 0, old(250_000, ""), "5 s", runs=3, changes=False
+    ),
+    "dead": Workload(
+        "1,000 finished traces in ten projects, one of which answers 503",
+        1_000,
+        900,
+        one_dead(10),
+        "5 s",
+        status="error",
+    ),
     "idle": Workload("an idle cycle", 0, 0, nothing, "1 request"),
 }
 
