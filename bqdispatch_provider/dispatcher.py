@@ -72,6 +72,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 THREADS = 8
+_OF_PROJECTS = 200
 READERS = 32
 """Objects that are read side by side: what one of them says takes a request of its own."""
 
@@ -966,8 +967,11 @@ def _counter_of(event: Event) -> str:
 
 
 def _widen(session: requests.Session) -> None:
-    """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away."""
-    most = 2 * THREADS + READERS
+    """Give a session as many connections as there are threads; ``requests`` keeps ten and throws the others away.
+
+    Each project's jobs are looked for by threads of its own.
+    """
+    most = 2 * THREADS + READERS + _OF_PROJECTS
     for scheme in ("https://", "http://"):
         adapter = session.adapters.get(scheme)
         if type(adapter) is requests.adapters.HTTPAdapter and getattr(adapter, "_pool_maxsize", 0) < most:
