@@ -19,5 +19,5 @@ def wait_until(is_so, what="it is so"):
     until = time.monotonic() + PATIENCE_S
     while not (found := is_so()):
         assert time.monotonic() < until, f"not within {PATIENCE_S} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found

@@ -98,7 +98,7 @@ def wait_until(live):
         until = time.monotonic() + PATIENCE_S
         while not is_so():
             assert time.monotonic() < until, f"{what}: not within {PATIENCE_S} s; {live.log.read_text()[-6000:]}"
-            time.sleep(0.05)
+            time.sleep(0.4)  # each look takes Airflow some CPU
 
     return wait
 

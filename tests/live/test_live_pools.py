@@ -97,7 +97,7 @@ def watched(live):
     session.headers["Authorization"] = f"Bearer {live.token}"
 
     def watch():
-        while not stopped.wait(0.1):
+        while not stopped.wait(0.4):
             answer = session.get(f"{live.url}/api/v2/pools", params={"pool_name_pattern": "bqdispatch_limited"})
             if answer.status_code == 500:  # SQLite lets one write at a time, and gives up waiting for it
                 continue

@@ -52,7 +52,7 @@ def wait_for_runs(live, number, seen):
             seen.setdefault(pool["name"], []).append(pool["occupied_slots"])
         if len([run for run in runs if run["state"] in ("success", "failed")]) >= number:
             return runs
-        time.sleep(0.2)
+        time.sleep(0.5)
     raise AssertionError(f"no {number} runs have ended: {runs}; {live.log.read_text()[-4000:]}")
 
 
