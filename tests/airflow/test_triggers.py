@@ -210,8 +210,8 @@ def test_a_dispatching_trigger_that_is_started_again_goes_on_until_the_same_end(
 
 def test_a_cancelled_dispatching_trigger_finishes_what_was_begun_and_the_next_one_adds_to_its_document(world, connect):
     first = world.traces(2)
-    world.control.add_fault("storage.objects.rewrite", "slow", bucket=TRIGGER, ms=HELD_MS, times=1)
-    asyncio.run(cancelled(world, dispatch_trigger(3600.0), "storage.objects.rewrite"))
+    world.control.add_fault("storage.objects.copy", "slow", ms=HELD_MS, times=1)
+    asyncio.run(cancelled(world, dispatch_trigger(3600.0), "storage.objects.copy"))
     assert no_thread_is_left()
     through = set(written(world)["Jobs"])
     assert through

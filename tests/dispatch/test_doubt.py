@@ -164,7 +164,7 @@ def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_la
 
 def test_an_interrupted_dispatcher_finishes_what_was_begun_and_leaves_the_rest_to_whoever_tries_again(world):
     names = world.traces(3000)
-    for later in ("*--1[1-9]??_*", "*--[234]???_*"):  # than the first batch, which goes alone
+    for later in ("*--1[1-9]??_*", "*--[234]???_*"):  # than the first batch
         world.control.add_fault("storage.objects.copy", "slow", name=later, ms=HELD_MS, after=True)
     main, interrupted = threading.current_thread().ident, threading.Event()
 
