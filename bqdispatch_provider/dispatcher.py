@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import google.auth
 import requests
-from google.api_core.exceptions import GoogleAPIError
+from google.api_core.exceptions import GoogleAPIError, NotFound
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
@@ -29,6 +30,7 @@ from bqdispatch_provider.ledger import Ledger
 from bqdispatch_provider.model import (
     BATCH_JOBS,
     EVERYTHING,
+    TROUBLE,
     Event,
     Firing,
     JobKey,
@@ -41,10 +43,12 @@ from bqdispatch_provider.model import (
     Outcome,
     Plan,
     Quarantine,
+    Reason,
     Share,
     Snapshot,
     Tidy,
     Trace,
+    Wait,
     Window,
     counter_of,
     lane_of,
@@ -54,6 +58,7 @@ from bqdispatch_provider.names import INTENTS, LEDGER, UNDECIDED, TraceName, Win
 from bqdispatch_provider.planning import (
     GONE_FOR,
     MIN_AGE,
+    TELLS_AFTER,
     classify,
     limits,
     moved_from,
@@ -64,7 +69,7 @@ from bqdispatch_provider.planning import (
     underway,
     unfired,
 )
-from bqdispatch_provider.report import Report
+from bqdispatch_provider.report import Report, after, waits_as, waits_of
 from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, client_of
 
@@ -129,6 +134,12 @@ class Dispatcher:
         self._plan: Plan | None = None
         self._teller = story.Teller(log)
         self._told: set[str] = set()
+        self._waited: dict[str, Wait] | None = None
+        """What waited when this process began; ``None`` as long as nobody had to know."""
+
+        self._tells_waits = False
+        """Whether ``waiting.json`` tells of any, as far as this process has written it."""
+
         self._freed: Counter[tuple[str, bool]] = Counter()
         """Places at limits, by project and whether of queries, that were taken by what was refused in this cycle."""
         self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
@@ -297,6 +308,7 @@ class Dispatcher:
                     freed[place] -= 1
                     chosen.setdefault(lane, []).append(event)
                     report.outcomes[Outcome.THROTTLED] -= 1
+                    report.waits.pop(event.name, None)
                     report.count(place[0], "Throttled", _counter_of(event), -1)
                 else:
                     left.append((lane, event))
@@ -722,7 +734,8 @@ class Dispatcher:
             self._error(report, why)
         self._note(report, [Done(event, Outcome.ERROR) for event in events if event.key in unread])
         events = [event for event in events if event.key not in unread]
-        self._note(report, [Done(event, Outcome.PENDING) for event in events if event.name in announced.held])
+        held = [Done(event, Outcome.PENDING) for event in events if event.name in announced.held]
+        self._note(report, held, Reason.IN_HAND)
         mine = [
             replace(event, doubted=True) if event.key in announced.doubtful else event
             for event in events
@@ -827,7 +840,11 @@ class Dispatcher:
         return f"{self.config.journal_url.rstrip('/')}/ledger.json"
 
     def write_performance(self, report: Report) -> None:
-        """Write ``performance.json``, from which BqTail's balancer takes how busy each project is."""
+        """Write ``performance.json``, from which BqTail's balancer takes how busy each project is.
+
+        Besides, ``waiting.json``, where there is trouble: by that the next process goes on counting.
+        """
+        self._write_waiting(report)
         url = f"{self.config.journal_url.rstrip('/')}/performance.json"
         try:
             self.store.write_json(url, report.performance())
@@ -836,6 +853,27 @@ class Dispatcher:
             self._error(
                 report, f"{url!r} cannot be written, so BqTail may send loads to a busy project: {in_words(error)}"
             )
+
+    def _write_waiting(self, report: Report) -> None:
+        troubled = {name: wait for name, wait in report.waits.items() if wait.reason in TROUBLE}
+        if not troubled and not self._tells_waits:
+            return
+        url = f"{self.config.journal_url.rstrip('/')}/waiting.json"
+        try:
+            if self._waited is None:
+                self._waited = self._read_waiting(url)
+            report.waited = self._waited = {name: each for name, each in self._waited.items() if name in troubled}
+            self.store.write_json(url, waits_as(after(each, self._waited.get(each.name)) for each in troubled.values()))
+            self._tells_waits = bool(troubled)
+        except STORAGE_ERRORS as error:
+            log.warning("%r cannot be read or written, so it is not counted how often events wait: %s", url, error)
+
+    def _read_waiting(self, url: str) -> dict[str, Wait]:
+        try:
+            return waits_of(json.loads(self.store.read(url)))
+        except (NotFound, ValueError, RecursionError) as error:
+            log.debug("%r is not there, or something else: %s", url, error)
+            return {}
 
     def _unless_over(self, act: _Act, events: Sequence[Event]) -> list[Done]:
         if not self._go_on() or self._interrupted is not None or time.monotonic() > self._until:
@@ -860,9 +898,14 @@ class Dispatcher:
             log.warning("%s", in_one_line(message))
             self._told.add(message)
 
-    def _note(self, report: Report, done: Iterable[Done]) -> None:
+    def _note(self, report: Report, done: Iterable[Done], reason: Reason | None = None) -> None:
+        """Take what became of events into a report.
+
+        :param reason: why those are pending that are.
+        """
         for one in done:
             report.outcomes[one.outcome] += 1
+            self._note_wait(report, one, reason)
             if one.error:
                 self._error(report, one.error)
             if self._is_limited and one.outcome is Outcome.ERROR and not one.unclear:
@@ -873,6 +916,20 @@ class Dispatcher:
                 report.quarantined[self.store.task_url(one.event.name)] = one.reason
                 where = self.config.error_url if one.target else self.store.task_url(UNDECIDED)
                 log.warning("Set aside under %r: %s, %s", where, self._url(one.event.name), one.reason)
+
+    def _note_wait(self, report: Report, one: Done, reason: Reason | None) -> None:
+        if one.outcome is Outcome.ERROR:
+            reason = Reason.IN_DOUBT if one.unclear else Reason.REFUSED
+        elif one.outcome is Outcome.THROTTLED:
+            reason = Reason.LIMIT
+        elif one.outcome is Outcome.PENDING:
+            reason = reason or (Reason.REFUSED if one.error else Reason.NEXT_CYCLE)
+        else:
+            return
+        event = one.event
+        since = WindowName.parse(event.name).end if event.name.endswith(".win") else event.created
+        if self.store.now() - since > TELLS_AFTER:
+            report.waits[event.name] = Wait(event.name, reason, since, one.error)
 
     def _note_throttled(self, report: Report, events: Sequence[Event]) -> None:
         self._note(report, [Done(event, Outcome.THROTTLED) for event in events])

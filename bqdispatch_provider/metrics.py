@@ -14,7 +14,7 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import Stats, conf
 
-from bqdispatch_provider.model import BATCH_JOBS, Lane, Outcome
+from bqdispatch_provider.model import BATCH_JOBS, Lane, Outcome, Reason
 from bqdispatch_provider.report import Report
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ class Metrics:
             for each in ("otel_on", "statsd_datadog_enabled", "statsd_influxdb_enabled")
         )
         self._told: Counter[tuple[str, ...]] = Counter()
+        self._reasons: set[Reason] = set()
+        """For which something has waited: what waits no more is 0."""
+
         self._lags = 0
         self._balanced: datetime | None = None
         self._time_taken = 0
@@ -84,6 +87,10 @@ class Metrics:
     def _gauges(self, report: Report, started: datetime) -> None:
         self._gauge("oldest_trace", (started - report.oldest).total_seconds() if report.oldest else 0.0)
         self._gauge("unknown", report.outcomes[Outcome.UNKNOWN])
+        waiting = report.waiting()
+        self._reasons |= waiting.keys()
+        for reason in sorted(self._reasons):
+            self._gauge("waiting", waiting[reason], reason=str(reason))
         # A gauge keeps its last value: of a project, that is 0, in the report in which its last trace goes.
         for project in sorted({*report.traces, *report.counts}):
             self._gauge("not_found", report.not_found[project], project)
@@ -99,8 +106,13 @@ class Metrics:
         if new > 0:
             Stats.incr(self._name(what, labels), new, **self._tags(labels))
 
-    def _gauge(self, what: str, value: float, *labels: str) -> None:
-        Stats.gauge(self._name(what, labels), value, **self._tags(labels))
+    def _gauge(self, what: str, value: float, *labels: str, reason: str = "") -> None:
+        tags = self._tags(labels)
+        if reason and self._tagged:
+            tags["tags"]["reason"] = _label(reason)
+        elif reason:
+            labels = (*labels, reason)
+        Stats.gauge(self._name(what, labels), value, **tags)
 
     def _timing(self, what: str, time: timedelta) -> None:
         Stats.timing(self._name(what, ()), time, **self._tags(()))

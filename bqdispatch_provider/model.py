@@ -54,6 +54,49 @@ class Outcome(StrEnum):
     ERROR = "error"
 
 
+class Reason(StrEnum):
+    """Why an event waits: the words of the report, the log and the metrics."""
+
+    JOB_PENDING = "job pending"
+    JOB_RUNNING = "job running"
+    LIMIT = "limit reached"
+    TOO_YOUNG = "too young"
+    NOT_DUE = "not due"
+    IN_HAND = "in another dispatcher's hands"
+    IN_DOUBT = "delivery in doubt"
+    REFUSED = "refused"
+    PROTECTED = "under a hold or a retention policy"
+    NO_ANSWER = "project not answering"
+    NOT_FOUND = "job not found"
+    UNDECIDED = "undecided"
+    COMING_BACK = "on its way back from quarantine"
+    OTHERS = "for others to dispatch"
+    NEXT_CYCLE = "left to the next cycle"
+
+
+TROUBLE = frozenset(
+    {Reason.IN_DOUBT, Reason.REFUSED, Reason.PROTECTED, Reason.NO_ANSWER, Reason.NOT_FOUND, Reason.UNDECIDED}
+)
+"""Reasons that somebody may have to do something about; how often an event has waited for one of these is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """An event that waits.
+
+    :param name: path below the task folder.
+    :param since: when it could have been dispatched first: a trace at its creation, a window at its end.
+    :param said: what was said last, by a service or about the event; empty where the reason is all.
+    :param times: in how many cycles it has waited for this reason, as far as that is counted.
+    """
+
+    name: str
+    reason: Reason
+    since: datetime
+    said: str = ""
+    times: int = 1
+
+
 BATCH_JOBS = "BatchJobs"
 _COUNTERS = {"query": "QueryJobs", "load": "LoadJobs", "reload": "LoadJobs", "copy": "CopyJobs"}
 
@@ -619,6 +662,7 @@ class Plan:
     :param due_in: how long until the first of those is due that wait for nothing but time; ``None``: there is none.
     :param late: how many returned windows are removed, since their files were loaded before.
     :param throttled: events that only a limit holds back, with their lanes, in the order in which they are to go.
+    :param waits: events that are not dispatched, why, and since when; not those of the last minute.
     :param room: how much of a limit is left when all of it is dispatched, by project and whether it is that of queries.
     """
 
@@ -637,6 +681,7 @@ class Plan:
     due_in: timedelta | None = None
     late: int = 0
     throttled: tuple[tuple[Lane, Event], ...] = ()
+    waits: tuple[Wait, ...] = ()
     room: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
     def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:

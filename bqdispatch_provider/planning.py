@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.model import (
@@ -31,11 +32,13 @@ from bqdispatch_provider.model import (
     Outcome,
     Plan,
     Quarantine,
+    Reason,
     Snapshot,
     StoredObject,
     Tidy,
     Trace,
     Verdict,
+    Wait,
     Window,
     counter_of,
     lane_of,
@@ -80,6 +83,9 @@ _SETTLED = timedelta(seconds=2)
 
 JOBS_KEPT = timedelta(days=175)
 """BigQuery forgets jobs after half a year: what it does not know of an older trace proves nothing."""
+
+TELLS_AFTER = timedelta(minutes=1)
+"""An event that waits for longer is told of by itself."""
 
 MAX_OBJECT_NAME_BYTES = 1024
 """Bytes that the name of an object may have (Cloud Storage, "Object names")."""
@@ -284,6 +290,13 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
         due_in=min(planning.due_in, default=None),
         late=planning.late,
         throttled=tuple(planning.throttled),
+        waits=(
+            *planning.waits,
+            *(
+                Wait(each.name, Reason.UNDECIDED, each.created, each.metadata.get(REASON, ""))
+                for each in listing.undecided
+            ),
+        ),
         room=planning.room(config.max_concurrent_sql, config.max_concurrent_jobs),
     )
 
@@ -405,6 +418,7 @@ class _Planning:
     due_in: list[timedelta] = field(default_factory=list)
     events: dict[Lane, list[Event]] = field(default_factory=lambda: {lane: [] for lane in Lane})
     throttled: list[tuple[Lane, Event]] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
     waiting: list[tuple[str, int, datetime]] = field(default_factory=list)
     """Windows that are due, with their generations, and since when."""
 
@@ -420,8 +434,10 @@ class _Planning:
             self.awaited += 1
         if REPLAY in trace.object.metadata:
             self._wait(trace.project, "Pending", counter)
+            self._tell(trace.object.name, trace.object.created, Reason.COMING_BACK)
         elif project_failed and job is None:
             self.outcomes[Outcome.ERROR] += 1
+            self._tell(trace.object.name, trace.object.created, Reason.NO_ANSWER, self.seen.errors[trace.project])
             # BqTail's balancer takes a project without numbers for a free one, and would send more loads there.
             self.counts[trace.project]["Pending"][counter] += 1
         elif age < MIN_AGE:
@@ -432,6 +448,7 @@ class _Planning:
         elif job is None:
             self.outcomes[Outcome.NOT_FOUND] += 1
             self.not_found[trace.project] += 1
+            self._tell(trace.object.name, trace.object.created, Reason.NOT_FOUND, self.seen.unread.get(trace.job, ""))
         elif job.state == "DONE":
             stored = trace.object
             event = Event(
@@ -440,7 +457,16 @@ class _Planning:
             candidate = _Candidate(stored.created, event, trace.project, lane, counter)
             self._candidate(candidate, trace.name, stored.held)
         else:
-            self._wait(trace.project, "Running" if job.state == "RUNNING" else "Pending", counter)
+            is_running = job.state == "RUNNING"
+            self._wait(trace.project, "Running" if is_running else "Pending", counter)
+            self._tell(
+                trace.object.name, trace.object.created, Reason.JOB_RUNNING if is_running else Reason.JOB_PENDING
+            )
+
+    def _tell(self, name: str, since: datetime, reason: Reason, said: str = "") -> None:
+        """Note why something waits, once it does so for a while."""
+        if self.now - since > TELLS_AFTER:
+            self.waits.append(Wait(name, reason, since, said))
 
     def _wait(self, project: str, gauge: str, counter: str) -> None:
         self.outcomes[Outcome.RUNNING if gauge == "Running" else Outcome.PENDING] += 1
@@ -453,6 +479,7 @@ class _Planning:
         until_due = window.name.end - self.now + DUE_AFTER
         if REPLAY in stored.metadata:
             self._wait(window.project, "Pending", BATCH_JOBS)
+            self._tell(stored.name, window.name.end, Reason.COMING_BACK)
         elif window.sentinel is not None:
             self._fired_by_go(window, window.sentinel)
         elif firing is not None and firing.fired is not None:
@@ -476,8 +503,10 @@ class _Planning:
         stored = window.object
         if stored.name in self.seen.hidden:
             self._refuse(f"window {stored.name!r} waits: {self.seen.hidden[stored.name]}")
+            self._tell(stored.name, window.name.end, Reason.REFUSED, self.seen.hidden[stored.name])
         elif not unfired(window, firings, self.now):
             self._wait(window.project, "Pending", BATCH_JOBS)  # somebody is firing it now
+            self._tell(stored.name, window.name.end, Reason.IN_HAND)
         elif returned(window, firings):
             self._returned(window, self.seen.verdicts.get(window.key), claimed=firing is not None)
         else:
@@ -503,11 +532,13 @@ class _Planning:
         stored = window.object
         if verdict is None or verdict.late is Late.WAIT:
             self._wait(window.project, "Pending", BATCH_JOBS)
+            self._tell(stored.name, window.name.end, Reason.UNDECIDED, verdict.reason if verdict else "")
             self.awaited += 1
         elif verdict.late is Late.FIRE:
             self._fire(window, claimed=claimed, verdict=verdict)
         elif stored.held:
             self._refuse(f"{stored.name!r} waits until it may be deleted: it is under {stored.held}")
+            self._tell(stored.name, window.name.end, Reason.PROTECTED, stored.held)
         elif verdict.late is Late.DROP:
             self.stale += [window.key, *verdict.stale]
             self.late += 1
@@ -521,9 +552,11 @@ class _Planning:
         stored, load = window.object, self.seen.loads.get(window.key)
         if load is None and self.limited:
             self._wait(window.project, "Pending", BATCH_JOBS)  # its body is read by the next look
+            self._tell(stored.name, window.name.end, Reason.NEXT_CYCLE)
             return
         if load is not None and load.project in self.seen.errors:
             self.outcomes[Outcome.ERROR] += 1
+            self._tell(stored.name, window.name.end, Reason.NO_ANSWER, self.seen.errors[load.project])
             return
         event = Event(
             stored.name,
@@ -550,14 +583,19 @@ class _Planning:
         verdict, load = self.seen.verdicts.get(firing.key), self.seen.loads.get(firing.key)
         project = name.dest_project or self.project
         had_returned = bool(self.seen.firings.get(firing.window, {}).keys() - {firing.generation})
+        tell = partial(self._tell, firing.window, name.end)
         if firing.window in self.seen.hidden:
             self._refuse(f"window {firing.window!r} waits: {self.seen.hidden[firing.window]}")
+            tell(Reason.REFUSED, self.seen.hidden[firing.window])
         elif (had_returned and (verdict is None or verdict.late is Late.WAIT)) or (load is None and self.limited):
             self._wait(project, "Pending", BATCH_JOBS)
+            tell(Reason.UNDECIDED, verdict.reason if verdict else "")
         elif verdict is not None and verdict.late is not Late.FIRE:
             self._refuse(f"window {firing.window!r} was claimed, and must not be fired: {verdict.reason}")
+            tell(Reason.REFUSED, verdict.reason)
         elif load is not None and load.project in self.seen.errors:
             self.outcomes[Outcome.ERROR] += 1
+            tell(Reason.NO_ANSWER, self.seen.errors[load.project])
         else:
             event = Event(
                 firing.window,
@@ -583,11 +621,14 @@ class _Planning:
         if not self.only.takes(candidate.project if project is None else project, name):
             # Its job is done: to BqTail's balancer, and in graphs, it is none that is pending.
             self.outcomes[Outcome.PENDING] += 1
+            self._tell(candidate.event.name, candidate.since, Reason.OTHERS)
         elif held:
             # What cannot be deleted would be delivered again and again.
             self._refuse(f"{candidate.event.name!r} waits until it may be deleted: it is under {held}")
+            self._tell(candidate.event.name, candidate.since, Reason.PROTECTED, held)
         elif blocked:
             self._refuse(blocked)
+            self._tell(candidate.event.name, candidate.since, Reason.IN_DOUBT, blocked)
         elif (size := self._size_of_target(candidate)) > MAX_OBJECT_NAME_BYTES:
             event = candidate.event
             reason = (
@@ -614,6 +655,7 @@ class _Planning:
                 self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.counter] += 1
                 self.throttled.append((candidate.lane, candidate.event))
+                self._tell(candidate.event.name, candidate.since, Reason.LIMIT)
             else:
                 self.active[candidate.project, is_sql] += 1
                 self.events[candidate.lane].append(candidate.event)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bqdispatch_provider.model import Outcome, Plan
+from bqdispatch_provider.model import TROUBLE, Outcome, Plan, Reason, Wait
 from bqdispatch_provider.names import in_one_line
 
 _GAUGES = ("Running", "Pending", "Throttled")
@@ -32,6 +32,8 @@ class Report:
 
     :param oldest: since when the oldest event waits that was left waiting: a trace since its creation, a window since
         its end; ``None`` when none was.
+    :param waits: events that were left waiting for more than a minute, by name.
+    :param waited: how they had waited before this run, by what an earlier one has left.
     :param late: how many windows had returned for files that were loaded, and are removed.
     :param balanced: when ``performance.json`` was written, by this process; it does not go into the document.
     """
@@ -53,6 +55,8 @@ class Report:
     get_count: int = 0
     list_ms: int = 0
     oldest: datetime | None = None
+    waits: dict[str, Wait] = field(default_factory=dict)
+    waited: dict[str, Wait] = field(default_factory=dict)
     late: int = 0
     balanced: datetime | None = None
 
@@ -66,6 +70,7 @@ class Report:
         report.traces = Counter(plan.projects)
         report.not_found = Counter(plan.not_found)
         report.oldest, report.late = plan.oldest, plan.late
+        report.waits = {each.name: each for each in plan.waits}
         for project, gauges in plan.counts.items():
             for gauge, counters in gauges.items():
                 report.counts[project][gauge].update(counters)
@@ -108,6 +113,7 @@ class Report:
         self.traces.update(part.traces)
         self.not_found.update(part.not_found)
         self.oldest = min((each for each in (self.oldest, part.oldest) if each), default=None)
+        self.waits |= part.waits
         self._add_deeds(part, (*_GAUGES, "Dispatched"))
 
     def add_cycle(self, later: Report) -> None:
@@ -127,6 +133,7 @@ class Report:
         self.listed = done.total() + later.listed
         self.outcomes = done + later.outcomes
         self.traces, self.not_found, self.oldest = later.traces, later.not_found, later.oldest
+        self.waits = {name: after(wait, self.waits.get(name)) for name, wait in later.waits.items()}
         self.unknown = {}
         for gauges in self.counts.values():
             for gauge in _GAUGES:
@@ -180,6 +187,8 @@ class Report:
             "Outcomes": {str(each): self.outcomes[each] for each in Outcome if self.outcomes[each]},
             "Quarantined": self.quarantined,
             "Unknown": self.unknown,
+            "Waiting": self._waiting(),
+            "WaitingCount": {str(reason): number for reason, number in sorted(self.waiting().items())},
             "Late": self.late,
             "Started": _time(self.started),
             "Oldest": _time(self.oldest),
@@ -215,6 +224,7 @@ class Report:
                 get_count=document["GetCount"],
                 list_ms=document["ListTime"],
                 late=document.get("Late", 0),
+                waits=waits_of(document.get("Waiting", {})),
                 oldest=datetime.fromisoformat(document["Oldest"]) if document.get("Oldest") else None,
             )
             for project, each in performance.items():
@@ -223,6 +233,16 @@ class Report:
             return report
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a response document: {type(error).__name__}: {error}") from error
+
+    def waiting(self) -> Counter[Reason]:
+        """How many events wait for more than a minute, by their reasons."""
+        return Counter(wait.reason for wait in self.waits.values())
+
+    def _waiting(self) -> dict[str, dict[str, Any]]:
+        """Those events for the document: what somebody may have to do something about first, then the oldest."""
+        waits = (after(wait, self.waited.get(wait.name)) for wait in self.waits.values())
+        first = sorted(waits, key=lambda wait: (wait.reason not in TROUBLE, wait.since, wait.name))
+        return waits_as(first[:_MAX_NAMED])
 
     def summary(self) -> dict[str, Any]:
         """The counts alone: small enough for an XCom or a line of a log."""
@@ -235,6 +255,50 @@ class Report:
         for gauges in self.counts.values():
             total.update(gauges.get(gauge, {}))
         return _plain(total)
+
+
+def after(wait: Wait, before: Wait | None) -> Wait:
+    """Return a wait that goes on from an earlier one, where that was for the same reason and is counted."""
+    if before is None or before.reason not in TROUBLE:
+        return wait
+    if wait.reason is Reason.NEXT_CYCLE:
+        return before  # it was not tried again
+    if before.reason is not wait.reason:
+        return wait
+    return replace(wait, times=wait.times + before.times, since=min(wait.since, before.since))
+
+
+def waits_as(waits: Iterable[Wait]) -> dict[str, dict[str, Any]]:
+    """Return waits as documents have them."""
+    return {
+        wait.name: {
+            "Reason": str(wait.reason),
+            "Since": _time(wait.since),
+            **({"Times": wait.times} if wait.reason in TROUBLE else {}),
+            **({"Said": in_one_line(wait.said)} if wait.said else {}),
+        }
+        for wait in waits
+    }
+
+
+def waits_of(document: Mapping[str, Mapping[str, Any]]) -> dict[str, Wait]:
+    """Read what :func:`waits_as` wrote.
+
+    :raises ValueError: when it is something else.
+    """
+    try:
+        return {
+            name: Wait(
+                name,
+                Reason(each["Reason"]),
+                datetime.fromisoformat(each["Since"]),
+                str(each.get("Said", "")),
+                int(each.get("Times", 1)),
+            )
+            for name, each in document.items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a list of what waits: {type(error).__name__}: {error}") from error
 
 
 def _time(at: datetime | None) -> str | None:

@@ -59,6 +59,7 @@ def test_all_that_is_sent_is_listed_and_all_that_is_listed_is_sent(world, run, s
         world.trace(action)
         world.trace(action, state="RUNNING")
         world.trace(action, state="PENDING")
+    world.trace(state="RUNNING", age=120)
     world.window()
     world.trace(state=None)
     run("bqdispatch", "bqdispatch.py")
@@ -67,15 +68,17 @@ def test_all_that_is_sent_is_listed_and_all_that_is_listed_is_sent(world, run, s
     for name, _, kind in sent:
         assert name.startswith(CONNECTION)
         metric, *labels = name.removeprefix(CONNECTION).split(".")
-        found.setdefault(metric, (KINDS[kind], ["project", "lane"][: len(labels)]))
+        kinds_of_labels = ["reason"] if metric == "waiting" else ["project", "lane"]
+        found.setdefault(metric, (KINDS[kind], kinds_of_labels[: len(labels)]))
     # Counters that are 0 are not sent.
     assert found.keys() | {"errors", "quarantined"} == listed().keys()
     assert found.items() <= listed().items()
     said = values(sent)
     assert said["dispatched.p.sql"] == said["dispatched.p.jobs"] == said["dispatched.p.windows"] == 1
-    assert said["running.p.sql"] == said["running.p.jobs"] == said["pending.p.sql"] == 1
+    assert said["running.p.sql"] == said["pending.p.sql"] == 1
+    assert (said["running.p.jobs"], said["waiting.job_running"] >= 1) == (2, True)
     assert (said["not_found.p"], said["cycles"], said["throttled.p.jobs"]) == (1, 1, 0)
-    assert 55 < said["oldest_trace"] < 90
+    assert 115 < said["oldest_trace"] < 180
     assert len([name for name, _, _ in sent if name.endswith(".lag")]) == 2
 
 
