@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -82,6 +83,7 @@ _ANY_RATE, _LEAST_WRITES = 1_000_000, 500
 _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
 
+_ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")
 _NO_OBJECT = "bqdispatch-may-delete"
 """No object has this name."""
 
@@ -746,7 +748,9 @@ def _look(bucket: Bucket, name: str) -> Mapping[str, Any] | None:
 
 def _failure(error: Exception) -> Result:
     if isinstance(error, GoogleAPICallError):
-        return _refusal(int(error.code or 0), error.errors, error.message or type(error).__name__)
+        # As in a batch, where the address is not said.
+        said = _ADDRESS.sub("", error.message or type(error).__name__)
+        return _refusal(int(error.code or 0), error.errors, said)
     if isinstance(error, GoogleAuthError) and not isinstance(error, TransportError):
         return Result(401, message=in_words(error))  # there are no credentials any more
     return Result(0, message=in_words(error))

@@ -70,8 +70,7 @@ def test_a_second_try_tells_of_what_the_first_has_dispatched(world, run):
 
 def test_a_run_of_its_own_that_failed_for_its_errors_tells_of_all_once_it_succeeds(world, run):
     good, bad = world.traces(2)
-    for call in ("storage.objects.copy", "storage.objects.rewrite"):
-        world.control.add_fault(call, "status", status=403, name=f"*{bad}", times=1)
+    world.control.add_fault("storage.objects.copy", "status", status=403, name=f"*{bad}", times=1)
     done = run("alone_retried_for_errors")
     assert (done.state, done.tries("dispatch")) == ("success", 2)
     assert len(done.asset_events()) == 2

@@ -13,7 +13,7 @@ import requests
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
 from waiting import HELD_MS, PATIENCE_S, wait_until
-from world import JOURNAL, TASKS, TRIGGER
+from world import JOURNAL, TASKS
 
 from bqdispatch_provider import compat
 from bqdispatch_provider.names import TraceName

@@ -316,7 +316,8 @@ def test_the_order_of_the_listing_does_not_matter(folder, random):
     def in_order(made):
         aside, stale = sorted(made.tidy.quarantines, key=repr), sorted(made.tidy.stale)
         tidy = replace(made.tidy, quarantines=tuple(aside), stale=tuple(stale))
-        return replace(made, tidy=tidy, errors=tuple(sorted(made.errors)))
+        waits = tuple(sorted(made.waits, key=repr))
+        return replace(made, tidy=tidy, errors=tuple(sorted(made.errors)), waits=waits)
 
     shuffled = folder.objects.copy()
     random.shuffle(shuffled)
