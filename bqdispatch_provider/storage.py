@@ -543,6 +543,9 @@ class TaskStore:
         return results
 
     def _once(self, calls: Sequence[Call]) -> list[Result]:
+        return [_proven(call, result) for call, result in zip(calls, self._answers(calls), strict=True)]
+
+    def _answers(self, calls: Sequence[Call]) -> list[Result]:
         if self._batches and len(calls) > 1:
             try:
                 results = [_result(*answer) for answer in together(self._client, calls, _TIMEOUT)]
@@ -759,6 +762,17 @@ def _failure(error: Exception) -> Result:
 def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> Result:
     """A refused call; the 403 for too many calls passes, unlike the others, so it becomes the 429 that it means."""
     return Result(429 if status == 403 and means_too_many(errors) else status, message=message)
+
+
+def _proven(call: Call, result: Result) -> Result:
+    """What an answer proves: one that does not tell what was written is as good as none, whoever has sent it."""
+    if result.ok and call.query.get("fields") == _WRITTEN and not _tells_generation(result.body):
+        return Result(502, message=f"the answer tells of no object: {str(dict(result.body))[:100]}")
+    return result
+
+
+def _tells_generation(body: Body) -> bool:
+    return isinstance(body, Mapping) and str(body.get("generation", "")).isdecimal()
 
 
 def _result(status: int, body: Body) -> Result:

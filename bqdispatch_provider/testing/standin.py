@@ -38,7 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class ConnectionLost(Exception):
-    """The connection is to be closed without an answer."""
+    """The connection is to be closed without an answer.
+
+    :param reply: an answer of which half is sent.
+    """
+
+    def __init__(self, reply: Reply | None = None) -> None:
+        super().__init__()
+        self.reply = reply
 
 
 class Server:
@@ -63,7 +70,9 @@ class Server:
         request = Request(http.method, path, query, http.headers, body, base, gone)
         try:
             reply = await self._answer(request)
-        except ConnectionLost:
+        except ConnectionLost as lost:
+            if lost.reply is not None:
+                await self._begin(http, lost.reply)
             if http.transport is not None:
                 http.transport.abort()
             reply = Reply(503)
@@ -73,6 +82,14 @@ class Server:
             log.exception("The stand-in failed on %s %s", http.method, http.raw_path)
             reply = ApiError(500, f"The stand-in failed: {error!r}").reply()
         return self._response(reply)
+
+    async def _begin(self, http: web.BaseRequest, reply: Reply) -> None:
+        """Send half of an answer."""
+        payload = reply.payload()
+        whole = self._response(reply)
+        half = web.StreamResponse(status=reply.status, headers={**whole.headers, "Content-Length": str(len(payload))})
+        await half.prepare(http)
+        await half.write(payload[: len(payload) // 2])
 
     def _response(self, reply: Reply) -> web.Response:
         headers = {"Date": self.state.clock.http_date(), "Server": "bqdispatch-standin", **reply.headers}
@@ -119,6 +136,12 @@ class Server:
                 await self.state.faults.delay(fault)
             elif fault.kind == "reset":
                 raise ConnectionLost
+            elif fault.kind == "cut":
+                reply = await self._run(operation) if done is None else done
+                raise ConnectionLost(reply if reply.payload() else None)
+            elif fault.kind == "text":
+                kind = "application/json" if fault.text[:1] in ("{", "[", '"') else "text/html"
+                return Reply(fault.status, fault.text.encode(), {"Content-Type": f"{kind}; charset=UTF-8"})
             else:
                 return ApiError(fault.status, "The stand-in was asked to fail this call.", fault.reason).reply()
         return await self._run(operation) if done is None else done
@@ -408,9 +431,10 @@ class StandInControl:
         """Break calls.
 
         :param call: the method's name or a glob, such as ``storage.objects.*``; ``storage.batch`` for whole batches.
-        :param kind: ``status`` (answer with an error), ``reset`` (close the connection), ``slow`` (answer late).
-        :param more: ``project``, ``bucket``, ``name`` (globs), ``status``, ``reason``, ``ms``, ``probability``,
-            ``times``, ``after``: see :class:`~bqdispatch_provider.testing.standin_control.Fault`.
+        :param kind: ``status`` (answer with an error), ``reset`` (close the connection), ``cut`` (close it in the midst
+            of the answer), ``slow`` (answer late), ``text`` (answer with some text).
+        :param more: ``project``, ``bucket``, ``name`` (globs), ``status``, ``reason``, ``text``, ``ms``,
+            ``probability``, ``times``, ``after``: see :class:`~bqdispatch_provider.testing.standin_control.Fault`.
         """
         self._call("POST", "faults", {"faults": [{"call": call, "kind": kind, **more}]})
 

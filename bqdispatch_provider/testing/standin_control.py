@@ -32,11 +32,13 @@ class Fault:
     """A rule that breaks the calls that it matches; a copy matches by its source and by its destination.
 
     :param call: the method's name, such as ``storage.objects.copy``, or a glob like ``storage.*``.
-    :param kind: answer with an error status, close the connection without an answer, or answer late.
+    :param kind: answer with an error status, close the connection without an answer or in the midst of it, answer late,
+        or with some text.
     :param project: glob on the project that the call names.
     :param bucket: glob on the bucket's name.
     :param name: glob on the object's name, or on the job's ID.
-    :param status: for ``status``: the HTTP status, 400 to 599.
+    :param status: for ``status``: the HTTP status, 400 to 599; for ``text`` also one of success.
+    :param text: for ``text``: what to answer with: HTML, as proxies do, or JSON of a shape of its own.
     :param reason: for ``status``: the reason that goes with it; the usual word for the status when left out.
     :param ms: for ``slow``: how much later, in milliseconds; or once the faults are cleared, if that is sooner.
     :param probability: chance that it strikes, 0 to 1.
@@ -45,12 +47,13 @@ class Fault:
     """
 
     call: str
-    kind: Literal["status", "reset", "slow"]
+    kind: Literal["status", "reset", "cut", "slow", "text"]
     project: str | None = None
     bucket: str | None = None
     name: str | None = None
     status: int = 503
     reason: str | None = None
+    text: str = ""
     ms: int = 0
     probability: float = 1.0
     times: int | None = None
@@ -62,8 +65,8 @@ class Fault:
         unknown = set(document) - set(cls.__dataclass_fields__)
         if unknown:
             raise ApiError(400, f"A fault has no {', '.join(sorted(unknown))}.")
-        if not isinstance(document.get("call"), str) or document.get("kind") not in ("status", "reset", "slow"):
-            raise ApiError(400, "A fault needs a call and a kind, which is status, reset or slow.")
+        if not isinstance(document.get("call"), str) or document.get("kind") not in _KINDS:
+            raise ApiError(400, f"A fault needs a call and a kind, which is one of {', '.join(_KINDS)}.")
         try:
             fault = cls(**document)
             fault.status, fault.ms = int(fault.status), int(fault.ms)
@@ -71,9 +74,10 @@ class Fault:
             fault.times = None if fault.times is None else int(fault.times)
         except (TypeError, ValueError) as error:
             raise ApiError(400, f"Bad fault: {error}") from None
-        if not 400 <= fault.status <= 599 or not 0 <= fault.probability <= 1:
+        least = 200 if fault.kind == "text" else 400
+        if not least <= fault.status <= 599 or not 0 <= fault.probability <= 1:
             raise ApiError(400, "A fault's status is 400 to 599 and its probability 0 to 1.")
-        for name in ("project", "bucket", "name", "reason"):
+        for name in ("project", "bucket", "name", "reason", "text"):
             if not isinstance(getattr(fault, name), str | None):
                 raise ApiError(400, f"A fault's {name} is a string.")
         return fault
@@ -89,6 +93,9 @@ class Fault:
             and (self.name is None or fnmatchcase(name, self.name))
             for bucket, name in operation.targets
         )
+
+
+_KINDS = ("status", "reset", "cut", "slow", "text")
 
 
 class Faults:

@@ -247,6 +247,21 @@ class TestFaults:
             http.delete("/storage/v1/b/tasks/o/a")
         assert bucket.get_blob("a") is None
 
+    def test_a_connection_can_be_closed_in_the_midst_of_an_answer(self, control, http, bucket):
+        control.add_fault("storage.objects.*", "cut", times=2)
+        with pytest.raises(requests.exceptions.RequestException):
+            http.get("/storage/v1/b/tasks/o/a").json()
+        with pytest.raises(requests.exceptions.RequestException):
+            http.delete("/storage/v1/b/tasks/o/a").raise_for_status()
+        assert bucket.get_blob("a") is None
+
+    @pytest.mark.parametrize(("text", "kind"), [("<html>", "text/html"), ('{"odd": 1}', "application/json")])
+    def test_a_call_can_be_answered_with_any_text(self, control, http, bucket, text, kind):
+        control.add_fault("storage.objects.get", "text", text=text, status=200, times=1)
+        answer = http.get("/storage/v1/b/tasks/o/a")
+        assert (answer.status_code, answer.text, answer.headers["Content-Type"].partition(";")[0]) == (200, text, kind)
+        assert http.get("/storage/v1/b/tasks/o/a").json()["name"] == "a"
+
     def test_a_call_can_be_slow_while_others_are_not(self, control, http, bucket):
         control.add_fault("storage.objects.get", "slow", name="a", ms=LONG_MS)
         with ThreadPoolExecutor(1) as aside:

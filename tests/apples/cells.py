@@ -1,0 +1,219 @@
+"""One bad apple: a fault of one kind of call, for one object, one project or everything, and what comes of all events.
+
+A cell is a task folder with ten good events of two projects and bad ones of a third, three cycles while the fault
+stays or passes, and more cycles without it. BqTail consumes what it is given between two cycles.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from world import JOURNAL, TASKS, TRIGGER
+
+HTML = "<html><body>Bad gateway</body></html>"
+ANSWERS: dict[str, dict[str, Any]] = {
+    **{str(status): {"kind": "status", "status": status} for status in (400, 401, 403, 404, 409, 412, 413, 429)},
+    **{str(status): {"kind": "status", "status": status} for status in (500, 503)},
+    "412 as conditionNotMet": {"kind": "status", "status": 412, "reason": "conditionNotMet"},
+    "no answer": {"kind": "reset"},
+    "no answer, but carried out": {"kind": "reset", "after": True},
+    "503, but carried out": {"kind": "status", "status": 503, "after": True},
+    "cut": {"kind": "cut"},
+    "HTML": {"kind": "text", "status": 200, "text": HTML},
+    "HTML and 502": {"kind": "text", "status": 502, "text": HTML},
+    "JSON of another shape": {"kind": "text", "status": 200, "text": '{"kind": "storage#odd", "items": 7, "jobs": 7}'},
+    "no object": {"kind": "text", "status": 200, "text": "[1]"},
+    "slow": {"kind": "slow", "ms": 1500},
+}
+
+BAD = "*bad*"
+CALLS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
+    "list": ("storage.objects.list", {"bucket": TASKS}, ("everything",)),
+    "versions": ("storage.objects.list", {"bucket": TRIGGER}, ("everything",)),
+    "get": ("storage.objects.get", {"bucket": TASKS}, ("object", "everything")),
+    "intent": ("storage.objects.insert", {"bucket": TASKS}, ("everything",)),
+    "journal": ("storage.objects.insert", {"bucket": JOURNAL}, ("everything",)),
+    "claim": ("storage.objects.compose", {"bucket": TASKS, "name": "*.claim"}, ("object", "everything")),
+    "mark": ("storage.objects.compose", {"bucket": TASKS, "name": "*.fired"}, ("object", "everything")),
+    "fence": ("storage.objects.compose", {"bucket": TASKS, "name": "*--dispatch"}, ("object", "everything")),
+    "copy": ("storage.objects.copy", {}, ("object", "everything")),
+    "rewrite": ("storage.objects.rewrite", {}, ("object", "everything")),
+    "delete": ("storage.objects.delete", {"bucket": TASKS}, ("object", "everything")),
+    "settings": ("storage.buckets.get", {}, ("everything",)),
+    "permissions": ("storage.buckets.testIamPermissions", {}, ("everything",)),
+    "batch": ("storage.batch", {}, ("everything",)),
+    "jobs.list": ("bigquery.jobs.list", {}, ("project", "everything")),
+    "jobs.get": ("bigquery.jobs.get", {}, ("object", "project", "everything")),
+}
+"""By a short word: the method, where it is made, and whose it may be."""
+
+STAYS, PASSES = "stays", "passes"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fault.
+
+    :param call: key of ``CALLS``.
+    :param answer: key of ``ANSWERS``.
+    :param whose: ``object``, ``project`` or ``everything``.
+    :param lasts: ``stays`` for three cycles, or ``passes`` after the first call.
+    :param limit: ``MaxConcurrentJobs``; 0: none.
+    """
+
+    call: str
+    answer: str
+    whose: str
+    lasts: str
+    limit: int = 0
+
+    def __str__(self) -> str:
+        limit = f", limit {self.limit}" if self.limit else ""
+        return f"{self.call}: {self.answer}, {self.whose}, {self.lasts}{limit}"
+
+    def fault(self) -> tuple[str, dict[str, Any]]:
+        """The stand-in's rule."""
+        method, where, _ = CALLS[self.call]
+        rule = {**where, **ANSWERS[self.answer]}
+        if self.whose == "object":
+            # Of one that has a pattern of its own, those that are bad, too.
+            rule["name"] = f"*bad{where['name']}" if "name" in where else BAD
+        if self.whose == "project":
+            rule["project"] = "bad"
+        if self.lasts == PASSES:
+            rule["times"] = 1
+        return method, rule
+
+
+def cells(limits: tuple[int, ...] = (0,)) -> list[Cell]:
+    """All cells that there are.
+
+    A part of a batch cannot be cut by itself.
+    """
+    return [
+        Cell(call, answer, whose, lasts, limit)
+        for limit, (call, (_, _, scopes)), answer, lasts in itertools.product(
+            limits, CALLS.items(), ANSWERS, (STAYS, PASSES)
+        )
+        for whose in scopes
+    ]
+
+
+@dataclass
+class Told:
+    """What came of a cell.
+
+    :param struck: how often the fault was met.
+    :param first: which events the first cycle has dispatched.
+    :param errors: of each cycle while the fault was there.
+    :param delivered: how often each event was delivered, after all.
+    :param late: which events were not delivered while the fault was there.
+    :param good: the good events.
+    :param bad: the others.
+    """
+
+    struck: int
+    first: set[str]
+    errors: list[list[str]]
+    delivered: Counter[str]
+    late: set[str]
+    good: list[str]
+    bad: list[str]
+
+    def wrong(self, cell: Cell) -> list[str]:
+        """What is not as it has to be."""
+        found = [
+            f"{name} was delivered {self.delivered[name]} times"
+            for name in (*self.good, *self.bad)
+            if self.delivered[name] != 1
+        ]
+        if cell.whose != "everything":
+            for project in ("good", "fine"):
+                mine = [name for name in self.good if project in name]
+                least = min(len(mine), cell.limit or len(mine))
+                if (went := len(self.first.intersection(mine))) < least:
+                    found.append(f"{went} of {least} good events of project {project} went in the first cycle")
+            if cell.lasts == STAYS and self.late and not any("bad" in each for each in self.early()):
+                found.append(f"{sorted(self.late)} waited, and two cycles have not named it: {self.early()}")
+        elif cell.lasts == STAYS and self.late and not self.early() and not cell.limit:
+            found.append(f"{sorted(self.late)} waited, and two cycles said ok")
+        return found
+
+    def early(self) -> list[str]:
+        """The errors of the first two cycles."""
+        return [*self.errors[0], *self.errors[1]]
+
+
+class Folder:
+    """A task folder with good and bad events."""
+
+    def __init__(self, world: Any, limit: int) -> None:
+        self.world, self.more = world, {"MaxConcurrentJobs": limit} if limit else {}
+        self.good = [name for project in ("good", "fine") for name in world.traces(4, project=project)]
+        self.good += [world.window(f"{project}:ds.w", due=30) for project in ("good", "fine")]
+        self.bad = [
+            world.trace(project="bad", dest="ds.bad", age=200),
+            world.window("bad:ds.bad", due=40),
+        ]
+        self.delivered: Counter[str] = Counter()
+
+    def put_doubt(self) -> None:
+        """Let a dispatcher that has died leave doubt, so that there is something to fence."""
+        moves = [[name, int(self.world.blob(name).generation)] for name in (self.bad[0], self.good[0])]
+        document = {"version": 1, "owner": "gone", "moves": moves}
+        self.world.put("intents/gone-000001.json", age=100, content=json.dumps(document))
+
+    def cycle(self) -> dict[str, Any]:
+        """Run one dispatcher, and let BqTail consume what it has delivered."""
+        with self.world.dispatcher(**self.more) as dispatcher:
+            document = dispatcher.run(time_to_live=0).to_dict()
+        self.consume()
+        return document
+
+    def consume(self) -> None:
+        """Consume without the fault, which is the dispatcher's."""
+        faults = self.world.control.faults()
+        self.world.control.clear_faults()
+        delivered = self.world.names(TRIGGER)
+        self.world.control.advance(1)
+        for path in delivered:
+            self.delivered[event_of(path)] += 1
+            self.world.client.bucket(TRIGGER).blob(path).delete()
+        self.world.control.advance(40)
+        for fault in faults:
+            self.world.control.add_fault(**{name: value for name, value in fault.items() if value is not None})
+
+
+def event_of(path: str) -> str:
+    """The name of the event that was delivered to a path of the trigger bucket."""
+    if path.startswith("_batch_/"):
+        return path.removeprefix("_batch_/")
+    return path.split("/", 2)[2].removesuffix(".json")
+
+
+def carry_out(world: Any, cell: Cell) -> Told:
+    """Carry out one cell in an empty world."""
+    folder = Folder(world, cell.limit)
+    if cell.call in ("fence", "versions", "settings"):
+        folder.put_doubt()
+    method, rule = cell.fault()
+    world.control.reset_counters()
+    world.control.add_fault(method, **rule)
+    errors: list[list[str]] = []
+    first: set[str] = set()
+    for number in range(3):
+        document = folder.cycle()
+        if not number:
+            first = {url.removeprefix(world.url_of("")) for url in (*document["Jobs"], *document["Batched"])}
+        errors.append(document["Errors"])
+    struck = world.control.calls().get(method, 0)
+    late = {name for name in (*folder.good, *folder.bad) if not folder.delivered[name]}
+    world.control.clear_faults()
+    for _ in range(12 if cell.limit else 5):
+        world.control.advance(200)
+        folder.cycle()
+    return Told(struck, first, errors, folder.delivered, late, folder.good, folder.bad)

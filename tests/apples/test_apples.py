@@ -1,0 +1,22 @@
+"""One bad apple costs one apple: a fault of each kind, of one object, one project or everything."""
+
+import os
+import random
+
+import pytest
+from cells import Cell, carry_out, cells
+
+ALL = bool(os.environ.get("BQDISPATCH_APPLES"))
+SAMPLE = 40
+
+
+def chosen():
+    """All cells, or some that are others for each version of the list, and the same for everybody."""
+    found = cells((0, 1, 3)) if ALL else cells()
+    return found if ALL else random.Random(7).sample(found, SAMPLE)
+
+
+@pytest.mark.parametrize("cell", chosen(), ids=str)
+def test_nothing_is_lost_doubled_or_kept_waiting_in_silence(hasty, cell: Cell):
+    told = carry_out(hasty, cell)
+    assert told.wrong(cell) == [], told
