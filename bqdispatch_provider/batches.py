@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
+from google.api_core.exceptions import BadGateway
 from google.cloud.storage import Client
 
 from bqdispatch_provider.refusals import refused
@@ -76,8 +77,13 @@ def _ask(client: Client, call: Call, timeout: tuple[float, float]) -> Body:
     )
     if not 200 <= response.status_code < 300:
         raise refused(response)
-    answer: Body = response.json() if response.content else {}
-    return answer
+    try:
+        answer = response.json() if response.content else {}
+    except ValueError as error:
+        raise BadGateway(f"the answer is no JSON: {response.text[:100]!r}") from error
+    if not isinstance(answer, dict | None):
+        raise BadGateway(f"the answer is no object of JSON: {response.text[:100]!r}")
+    return answer or {}
 
 
 def together(client: Client, calls: Sequence[Call], timeout: tuple[float, float]) -> list[tuple[int, Body]]:
@@ -137,6 +143,8 @@ def _json(body: bytes) -> Body:
     try:
         said = json.loads(body) if body else {}
     except ValueError:
-        said = None
+        said = ()
+    if said is None:
+        return {}
     # Not every proxy that refuses a call does so in JSON.
     return said if isinstance(said, dict) else {"error": {"message": body[:200].decode(errors="replace")}}

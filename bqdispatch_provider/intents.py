@@ -450,7 +450,8 @@ class Intents:
             try:
                 self._known[key] = _intent(stored, content)
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-                self._known[key] = Intent(stored, "", problem=in_one_line(f"{type(error).__name__}: {error}")[:200])
+                # Read again by the next look: it may be the answer, and not the intent.
+                return Intent(stored, "", problem=in_one_line(f"{type(error).__name__}: {error}")[:200])
         return self._known[key]
 
 

@@ -23,7 +23,14 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, NotFound, PreconditionFailed, RetryError
+from google.api_core.exceptions import (
+    BadGateway,
+    GoogleAPICallError,
+    GoogleAPIError,
+    NotFound,
+    PreconditionFailed,
+    RetryError,
+)
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.credentials import AnonymousCredentials
 from google.auth.exceptions import GoogleAuthError, TransportError
@@ -279,6 +286,8 @@ class TaskStore:
         def fetch(token: str = "") -> Body:
             asked = {"maxResults": _PAGE, **query, **({"pageToken": token} if token else {})}
             answer: Body = _RETRY(alone)(self._client, Call("GET", f"{bucket.path}/o", asked), _TIMEOUT)
+            if not _is_page(answer):
+                raise BadGateway(f"the answer is no list of objects: {str(answer)[:100]}")
             return answer
 
         page = fetch()
@@ -602,9 +611,13 @@ class TaskStore:
         blob = bucket.blob(name)
         upload = _RETRY(blob.upload_from_string)
         self._names.due([url])
-        upload(content, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
+        try:
+            upload(content, content_type=_JSON, if_generation_match=replaces, timeout=_TIMEOUT, retry=None)
+            generation = int(blob.generation)
+        except (ValueError, TypeError, AttributeError) as error:  # which is how the library takes another form
+            raise BadGateway(f"the answer to writing {url!r} is of another form: {in_words(error)}") from error
         self._names.rest([url])
-        return int(blob.generation)
+        return generation
 
     def create(self, url: str, content: bytes, metadata: Mapping[str, str]) -> bool:
         """Write an object with metadata where there is none; tells whether it was written.
@@ -745,8 +758,14 @@ def _held(item: Mapping[str, Any], now: datetime) -> str:
 
 
 def _look(bucket: Bucket, name: str) -> Mapping[str, Any] | None:
-    blob = bucket.get_blob(name, timeout=_TIMEOUT, retry=_RETRY)
-    return None if blob is None else blob._properties
+    """An object's resource; ``None`` when it is not there."""
+    try:
+        found: Body = _RETRY(alone)(bucket.client, Call("GET", f"{bucket.path}/o/{quote(name, safe='')}", {}), _TIMEOUT)
+    except NotFound:
+        return None
+    if not _tells_generation(found) or "timeCreated" not in found:
+        raise BadGateway(f"the answer is of another form: {str(found)[:100]}")
+    return found
 
 
 def _failure(error: Exception) -> Result:
@@ -764,15 +783,28 @@ def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> 
     return Result(429 if status == 403 and means_too_many(errors) else status, message=message)
 
 
+def _is_page(body: Body) -> bool:
+    """Tell whether an answer is a page of a list of objects ("Objects: list")."""
+    items = body.get("items", [])
+    return isinstance(items, list) and all(isinstance(each, dict) and "name" in each for each in items)
+
+
 def _proven(call: Call, result: Result) -> Result:
-    """What an answer proves: one that does not tell what was written is as good as none, whoever has sent it."""
-    if result.ok and call.query.get("fields") == _WRITTEN and not _tells_generation(result.body):
-        return Result(502, message=f"the answer tells of no object: {str(dict(result.body))[:100]}")
+    """What an answer proves: one that does not tell what was asked for is as good as none, whoever has sent it."""
+    writes = call.query.get("fields") == _WRITTEN
+    lists = call.method == "GET" and call.path.endswith("/o")
+    odd = (
+        (writes and not _tells_generation(result.body))
+        or (lists and not _is_page(result.body))
+        or (call.method == "DELETE" and result.body)
+    )
+    if result.ok and odd:
+        return Result(502, message=f"the answer is of another form: {str(result.body)[:100]}")
     return result
 
 
 def _tells_generation(body: Body) -> bool:
-    return isinstance(body, Mapping) and str(body.get("generation", "")).isdecimal()
+    return str(body.get("generation", "")).isdecimal()
 
 
 def _result(status: int, body: Body) -> Result:

@@ -109,7 +109,7 @@ class Told:
 
     :param struck: how often the fault was met.
     :param first: which events the first cycle has dispatched.
-    :param errors: of each cycle while the fault was there.
+    :param errors: of each cycle while the fault was there, and what it tells of by name as waiting in trouble.
     :param delivered: how often each event was delivered, after all.
     :param late: which events were not delivered while the fault was there.
     :param good: the good events.
@@ -132,7 +132,9 @@ class Told:
             if self.delivered[name] != 1
         ]
         if cell.whose != "everything":
-            for project in ("good", "fine"):
+            # A connection is that of a whole batch, in which good ones are, too.
+            alone = ANSWERS[cell.answer]["kind"] not in ("reset", "cut") or cell.whose == "project"
+            for project in ("good", "fine") if alone else ():
                 mine = [name for name in self.good if project in name]
                 least = min(len(mine), cell.limit or len(mine))
                 if (went := len(self.first.intersection(mine))) < least:
@@ -209,7 +211,7 @@ def carry_out(world: Any, cell: Cell) -> Told:
         document = folder.cycle()
         if not number:
             first = {url.removeprefix(world.url_of("")) for url in (*document["Jobs"], *document["Batched"])}
-        errors.append(document["Errors"])
+        errors.append([*document["Errors"], *(name for name, each in document["Waiting"].items() if "Times" in each)])
     struck = world.control.calls().get(method, 0)
     late = {name for name in (*folder.good, *folder.bad) if not folder.delivered[name]}
     world.control.clear_faults()
