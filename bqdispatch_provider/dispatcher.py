@@ -69,7 +69,7 @@ from bqdispatch_provider.planning import (
     underway,
     unfired,
 )
-from bqdispatch_provider.report import Report, after, waits_as, waits_of
+from bqdispatch_provider.report import MAX_NAMED, Report, after, waits_as, waits_of
 from bqdispatch_provider.rhythm import Rhythm
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, client_of
 
@@ -127,9 +127,7 @@ class Dispatcher:
         self._go_on = go_on
         self._only = only
         self._given = config
-        self._until = self._ends = math.inf
-        """When no new work is taken, and when the run's time is up, which for its first cycle is something else."""
-
+        self._until = math.inf
         self._interrupted: BaseException | None = None
         self._plan: Plan | None = None
         self._teller = story.Teller(log)
@@ -202,7 +200,7 @@ class Dispatcher:
         """
         began = time.monotonic()
         rhythm = rhythm or Rhythm()
-        until = self._ends = began + self.seconds_to_live(time_to_live)
+        until = began + self.seconds_to_live(time_to_live)
         checked = measured = began
         # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
         # ever be dispatched. After it, no new work is taken once the time is up.
@@ -224,7 +222,7 @@ class Dispatcher:
                     self.write_performance(report)
                 progress(report)
         finally:
-            self._until = self._ends = math.inf
+            self._until = math.inf
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         if report.started is not None:  # otherwise nothing was seen, and what stands there is truer than nothing
             self.write_performance(report)
@@ -723,7 +721,7 @@ class Dispatcher:
         """
         until = time.monotonic() + AT_MOST
         try:
-            announced = self.intents.announce(events, self._ends)
+            announced = self.intents.announce(events, self._until)
         except STORAGE_ERRORS as error:
             said = f"what is to be moved could not be written down under {self._url(INTENTS)}, so it waits"
             self._error(report, f"{said}: {in_words(error)}")
@@ -773,7 +771,8 @@ class Dispatcher:
         return begun.result()
 
     def _wait_for(self, begun: Future[list[Done]]) -> None:
-        while wait([begun], RENEW_S).not_done:
+        self.intents.renew()  # each may be done soon, and all of them late
+        while wait([begun], RENEW_S / 4).not_done:
             self.intents.renew()
 
     def tidy(self, tidy: Tidy) -> Report:
@@ -863,7 +862,8 @@ class Dispatcher:
             if self._waited is None:
                 self._waited = self._read_waiting(url)
             report.waited = self._waited = {name: each for name, each in self._waited.items() if name in troubled}
-            self.store.write_json(url, waits_as(after(each, self._waited.get(each.name)) for each in troubled.values()))
+            told = sorted(troubled.values(), key=lambda each: each.since)[:MAX_NAMED]
+            self.store.write_json(url, waits_as(after(each, self._waited.get(each.name)) for each in told))
             self._tells_waits = bool(troubled)
         except STORAGE_ERRORS as error:
             log.warning("%r cannot be read or written, so it is not counted how often events wait: %s", url, error)
@@ -908,7 +908,10 @@ class Dispatcher:
             self._note_wait(report, one, reason)
             if one.error:
                 self._error(report, one.error)
-            if self._is_limited and one.outcome is Outcome.ERROR and not one.unclear:
+            refused = one.outcome is Outcome.ERROR or (one.outcome is Outcome.PENDING and one.error)
+            # What somebody has begun, or may have, keeps its place.
+            begun = one.unclear or one.event.claimed or one.event.doubted
+            if self._is_limited and refused and not begun:
                 self._freed[self._project_of(one.event), _is_query(one.event)] += 1
             if one.outcome is Outcome.DISPATCHED:
                 self._note_dispatched(report, one)

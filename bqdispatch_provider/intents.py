@@ -228,10 +228,23 @@ class Intents:
                 stored = self._write(name, {"moves": moves}, replaces=generation)
                 self._held[name] = (moves, stored.generation)
             except PreconditionFailed:
-                log.info("%r was taken up by another dispatcher", self._store.task_url(name))
-                self._held.pop(name, None)
+                self._look_at_own(name, moves)
             except STORAGE_ERRORS as error:
                 log.warning("%r could not be renewed: %s", self._store.task_url(name), in_words(error))
+
+    def _look_at_own(self, name: str, moves: Sequence[Key]) -> None:
+        """See whether an intent is there, whose names nobody else uses: the answer to a first try may be lost."""
+        try:
+            there = self._store.look(name)
+        except STORAGE_ERRORS as error:
+            log.warning("%r cannot be looked at: %s", self._store.task_url(name), in_words(error))
+            return
+        if there is None:
+            log.info("%r was removed by another dispatcher", self._store.task_url(name))
+            self._held.pop(name, None)
+        else:
+            self._held[name] = (moves, there.generation)
+            self._written[name] = time.monotonic()
 
     def _seen(self, mine: tuple[Intent, ...], wanted: Set[str], until: float) -> Announced:
         """See who else is about to move the same, and perhaps wait for them."""
@@ -315,7 +328,7 @@ class Intents:
         for start in range(0, len(old), BATCH_SIZE):
             chunk = old[start : start + BATCH_SIZE]
             for key, result in zip(chunk, self._store.delete(chunk), strict=True):
-                if result.ok or result.doubtful:
+                if result.ok or (result.doubtful and (result.status == 404 or self._is_marked(key[0]))):
                     del self._completed[key]
                     self._marked.discard(key[0])
                 else:
@@ -323,6 +336,12 @@ class Intents:
                     log.warning(
                         "%r could not be deleted, it will be later on: %s", self._store.task_url(key[0]), result
                     )
+
+    def _is_marked(self, name: str) -> bool:
+        """Say beside an intent that it is completed: it was written again, which its writer has not heard of."""
+        if name not in self._marked:
+            self._mark()
+        return name in self._marked
 
     def close(self) -> None:
         """Delete what is completed, or say beside it that it is."""

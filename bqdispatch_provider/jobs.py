@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import requests
 from google.api_core import exceptions
@@ -43,10 +43,13 @@ _SOON = timedelta(minutes=15)
 """BqTail submits a load so soon after it is given a window, but for an outage."""
 
 _PATIENCE_S = 20.0
-"""For so long a project's first answer is waited for, while the others wait, too."""
+"""For so long each answer of a project is waited for, while the others wait, too. As long as it answers, it is waited
+for: what it has answered is known to this process alone."""
 
 _LESS_PATIENCE_S = 1.0
-"""For so long the answer of a project is waited for that did not answer the last time."""
+"""The same for a project that did not answer the last time."""
+
+_LOOKS_EVERY_S = 0.25
 
 _REST_S, _LONGEST_REST_S = 2.0, 60.0
 """How long a project is not asked that has refused, twice as long each time."""
@@ -54,6 +57,10 @@ _REST_S, _LONGEST_REST_S = 2.0, 60.0
 
 class _RateLimited(Exception):
     """BigQuery's 403 for too many requests, which passes, unlike its other 403s."""
+
+
+class NoAnswer(Exception):
+    """A project has not answered yet, and is waited for no longer."""
 
 
 class Unreadable(ValueError):
@@ -186,11 +193,6 @@ class Patience:
         rest = min(_REST_S * 2.0 ** min(number - 2, 9), _LONGEST_REST_S) if number > 1 else 0.0
         self._failures[project] = (number, time.monotonic() + rest, said)
 
-    def wake(self, project: str) -> None:
-        """Let a project be asked again at once."""
-        number, _, said = self._failures.get(project, (1, 0.0, ""))
-        self._failures[project] = (number, 0.0, said)
-
 
 class JobBoard:
     """How the jobs of traces stand, by whichever of list and look-up takes fewer calls.
@@ -205,6 +207,9 @@ class JobBoard:
         self._courtesy = Courtesy()
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
         self._patience = Patience()
+        self._active: dict[str, float] = {}
+        """When each project was asked, or has answered, last, by the monotonic clock; in the future: it is its turn."""
+
         self._memory = Memory()
         self._late: dict[str, Future[Sighting]] = {}
         """Searches for which no look has waited, by project."""
@@ -261,21 +266,26 @@ class JobBoard:
         for project, search in list(self._late.items()):
             if search.done():
                 del self._late[project]
-                self._patience.wake(project)
                 with suppress(Exception):
-                    self._done |= _done(search.result())
+                    found = search.result()
+                    self._done |= _done(found)
+                    self._patience.note(project, found.errors.get(project, ""))
 
     def _answers(self, asked: Mapping[str, Future[T]]) -> dict[str, T | Exception]:
         """Wait for what projects answer, for each of them as long as it deserves."""
         began = time.monotonic()
         answers: dict[str, T | Exception] = {}
         for project, future in asked.items():
-            left = max(began + self._patience.of(project) - time.monotonic(), 0.0)
+            patience = self._patience.of(project)
+            while not future.done() and time.monotonic() < max(began, self._active.get(project, began)) + patience:
+                wait([future], _LOOKS_EVERY_S)
             try:
-                answer = answers[project] = future.result(left)
+                if not future.done():
+                    raise NoAnswer(_NO_ANSWER)
+                answer = answers[project] = future.result()
                 said = answer.errors.get(project, "") if isinstance(answer, Sighting) else ""
-            except FutureTimeout:
-                answers[project] = exceptions.GatewayTimeout(_NO_ANSWER)
+            except NoAnswer as error:
+                answers[project] = error
                 said = _NO_ANSWER
             except Exception as error:
                 if not isinstance(error, REFUSED):
@@ -295,9 +305,11 @@ class JobBoard:
         """Find the jobs of one project's traces."""
         sighting = Sighting()
         search = Search(traces, doubted, self._memory)
-        if search.is_small:
-            self._read(search, place)
-        lists = search.lists()
+        small = search.is_small
+        # What is to be proven takes a list that reaches further back, unless content tells more.
+        self._read(search, search.unread(None if small else doubted), place)
+        lost = set(self._memory.lost)
+        lists = search.lists(small=small)
         took = side_by_side(lambda pages: self._listed(project, search, pages), lists, AT_ONCE)
         sighting.list_ms = sum(each for each, _ in took)
         for error in (error for _, error in took if error is not None):
@@ -307,8 +319,7 @@ class JobBoard:
         if lists:
             search.end_of(lists)
             sighting.whole[project] = search.whole
-        if not search.is_small or not lists:
-            self._read(search, place)
+        self._read(search, search.unread(), place)
         sighting.jobs = search.found
         wanted = search.asked()
         places = {key: search.place(key) for key in wanted}
@@ -318,18 +329,22 @@ class JobBoard:
             for key, found in zip(wanted, answers, strict=True)
             if sighting.take(key, found, places[key])
         }
-        sighting.unknown = self._proven(gone, doubted, sighting.whole)
+        # Without a location only US and EU are looked at, so the list has to have shown all other places, far back.
+        listed = lost if sighting.whole.get(project) else set()
+        suspects = [key for key in gone if key in doubted and (gone[key].location or key in listed)]
+        sighting.unknown = self._proven(suspects, gone, sighting.whole)
         sighting.got = len(wanted)
         return sighting
 
-    def _read(self, search: Search, place: Callable[[Trace], JobKey | None]) -> None:
+    @staticmethod
+    def _read(search: Search, traces: Sequence[Trace], place: Callable[[Trace], JobKey | None]) -> None:
         """Read where jobs are from the content of traces whose names do not say it."""
 
         def read(trace: Trace) -> None:
             with suppress(LookupError):
                 search.told(trace, place(trace))
 
-        side_by_side(read, search.unread(), AT_ONCE)
+        side_by_side(read, traces, AT_ONCE)
 
     def first(self, project: str, all_users: bool = True) -> None:
         """Ask for one job of a project, to see whether its jobs may be listed.
@@ -402,14 +417,12 @@ class JobBoard:
             return error
 
     def _proven(
-        self, gone: Mapping[JobKey, JobKey], doubted: Collection[JobKey], whole: Mapping[str, bool]
+        self, suspects: Sequence[JobKey], gone: Mapping[JobKey, JobKey], whole: Mapping[str, bool]
     ) -> set[JobKey]:
         """Which of the jobs that were answered with 404 BigQuery really does not know.
 
-        :param gone: with the places where they were looked for.
+        :param gone: the places where they were looked for.
         """
-        # Without a location only US and EU are looked at, so the list has to have shown all other places.
-        suspects = [key for key in gone if key in doubted and (gone[key].location or whole.get(key.project))]
         nowhere = side_by_side(lambda key: self._is_nowhere_else(gone[key]), suspects, AT_ONCE)
         unknown = {key for key, is_so in zip(suspects, nowhere, strict=True) if is_so}
         unlisted = sorted({key.project for key in unknown} - whole.keys())
@@ -551,9 +564,13 @@ class JobBoard:
         return answer
 
     def _ask_once(self, path: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        project = unquote(path.split("/")[1])
+        self._active[project] = math.inf  # it waits for its turn, which is not the project's doing
         self._courtesy.wait()
         self._pace.take(1)
+        self._active[project] = time.monotonic()
         response = self._session.get(f"{self._host}/bigquery/v2/{path}", params=query, timeout=_TIMEOUT)
+        self._active[project] = time.monotonic()
         if response.status_code == 200:
             self._courtesy.note(busy=False)
             answer = response.json()
@@ -616,5 +633,7 @@ def _job(answer: Mapping[str, Any], location: str) -> Job:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, NoAnswer):
+        return str(error)
     cause = error.cause if isinstance(error, exceptions.RetryError) and error.cause else error
     return in_words(cause)

@@ -194,7 +194,9 @@ class Mover:
                     f"there was answered with {result}"
                 )
         done = [
-            Done(event, Outcome.PENDING, barred[folder]) for event in events if (folder := _folder_of(event)) in barred
+            Done(event, Outcome.PENDING, barred[folder], unclear=event.key in self._unfinished)
+            for event in events
+            if (folder := _folder_of(event)) in barred
         ]
         return [event for event in events if _folder_of(event) not in barred], done
 
@@ -505,7 +507,7 @@ class Mover:
             elif move.source != event.name and not event.claimed:
                 # In three minutes its load tells, or it is taken up again: a second delivery may delete files unloaded.
                 said = f"whether {self._url(event.name)} was delivered cannot be told, so its load is waited for"
-                done[event.name] = Done(event, Outcome.PENDING, said)
+                done[event.name] = Done(event, Outcome.PENDING, said, unclear=True)
             elif self.config.on_doubt == "quarantine":
                 done[event.name] = self._set_aside_doubtful(move, finished, done)
             else:

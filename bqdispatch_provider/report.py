@@ -12,7 +12,7 @@ from bqdispatch_provider.model import TROUBLE, Outcome, Plan, Reason, Wait
 from bqdispatch_provider.names import in_one_line
 
 _GAUGES = ("Running", "Pending", "Throttled")
-_MAX_NAMED = 1000
+MAX_NAMED = 1000
 """Unknown objects, and errors, in a document at most; their number is always in ``Outcomes``."""
 
 Counts = dict[str, dict[str, Counter[str]]]
@@ -34,6 +34,7 @@ class Report:
         its end; ``None`` when none was.
     :param waits: events that were left waiting for more than a minute, by name.
     :param waited: how they had waited before this run, by what an earlier one has left.
+    :param more_waits: how many more wait, of whom a document that was read told the number alone.
     :param late: how many windows had returned for files that were loaded, and are removed.
     :param balanced: when ``performance.json`` was written, by this process; it does not go into the document.
     """
@@ -57,6 +58,7 @@ class Report:
     oldest: datetime | None = None
     waits: dict[str, Wait] = field(default_factory=dict)
     waited: dict[str, Wait] = field(default_factory=dict)
+    more_waits: Counter[Reason] = field(default_factory=Counter)
     late: int = 0
     balanced: datetime | None = None
 
@@ -66,7 +68,7 @@ class Report:
         report = cls(cycles=1, listed=plan.listed, outcomes=Counter(plan.outcomes))
         for message in plan.errors:
             report.error(message)
-        report.unknown = dict(list(plan.unknown.items())[:_MAX_NAMED])
+        report.unknown = dict(list(plan.unknown.items())[:MAX_NAMED])
         report.traces = Counter(plan.projects)
         report.not_found = Counter(plan.not_found)
         report.oldest, report.late = plan.oldest, plan.late
@@ -98,7 +100,7 @@ class Report:
         :param message: may say what a service said, which quotes names as they are.
         """
         message = in_one_line(message)
-        if message not in self.errors and len(self.errors) < _MAX_NAMED:
+        if message not in self.errors and len(self.errors) < MAX_NAMED:
             self.errors.append(message)
 
     def count(self, project: str, gauge: str, counter: str, number: int = 1) -> None:
@@ -114,6 +116,7 @@ class Report:
         self.not_found.update(part.not_found)
         self.oldest = min((each for each in (self.oldest, part.oldest) if each), default=None)
         self.waits |= part.waits
+        self.more_waits += part.more_waits
         self._add_deeds(part, (*_GAUGES, "Dispatched"))
 
     def add_cycle(self, later: Report) -> None:
@@ -133,6 +136,7 @@ class Report:
         self.listed = done.total() + later.listed
         self.outcomes = done + later.outcomes
         self.traces, self.not_found, self.oldest = later.traces, later.not_found, later.oldest
+        self.more_waits = later.more_waits
         self.waits = {name: after(wait, self.waits.get(name)) for name, wait in later.waits.items()}
         self.unknown = {}
         for gauges in self.counts.values():
@@ -227,6 +231,8 @@ class Report:
                 waits=waits_of(document.get("Waiting", {})),
                 oldest=datetime.fromisoformat(document["Oldest"]) if document.get("Oldest") else None,
             )
+            counted = {Reason(reason): number for reason, number in document.get("WaitingCount", {}).items()}
+            report.more_waits = Counter(counted) - report.waiting()
             for project, each in performance.items():
                 for gauge in (*_GAUGES, "Dispatched"):
                     report.counts[project][gauge].update(each[gauge])
@@ -236,13 +242,13 @@ class Report:
 
     def waiting(self) -> Counter[Reason]:
         """How many events wait for more than a minute, by their reasons."""
-        return Counter(wait.reason for wait in self.waits.values())
+        return Counter(wait.reason for wait in self.waits.values()) + self.more_waits
 
     def _waiting(self) -> dict[str, dict[str, Any]]:
         """Those events for the document: what somebody may have to do something about first, then the oldest."""
         waits = (after(wait, self.waited.get(wait.name)) for wait in self.waits.values())
         first = sorted(waits, key=lambda wait: (wait.reason not in TROUBLE, wait.since, wait.name))
-        return waits_as(first[:_MAX_NAMED])
+        return waits_as(first[:MAX_NAMED])
 
     def summary(self) -> dict[str, Any]:
         """The counts alone: small enough for an XCom or a line of a log."""
@@ -291,13 +297,13 @@ def waits_of(document: Mapping[str, Mapping[str, Any]]) -> dict[str, Wait]:
             name: Wait(
                 name,
                 Reason(each["Reason"]),
-                datetime.fromisoformat(each["Since"]),
+                datetime.fromisoformat(each["Since"]).astimezone(UTC),
                 str(each.get("Said", "")),
                 int(each.get("Times", 1)),
             )
             for name, each in document.items()
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a list of what waits: {type(error).__name__}: {error}") from error
 
 

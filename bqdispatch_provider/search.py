@@ -122,9 +122,16 @@ class Search:
         """Where a job is, as far as that is known."""
         return self._memory.places.get(key, key)
 
-    def unread(self) -> list[Trace]:
-        """Give traces whose content is to be asked where their jobs are; others every time."""
-        asked = [key for key in self.missing if self._is_unplaced(key) and key not in self._memory.lost]
+    def unread(self, of: Collection[JobKey] | None = None) -> list[Trace]:
+        """Give traces whose content is to be asked where their jobs are; others every time.
+
+        :param of: only for these jobs; by default for all.
+        """
+        asked = [
+            key
+            for key in self.missing
+            if self._is_unplaced(key) and key not in self._memory.lost and (of is None or key in of)
+        ]
         return [self._traces[key] for key in random.sample(asked, min(len(asked), LOOK_UPS))]
 
     def told(self, trace: Trace, place: JobKey | None) -> None:
@@ -134,9 +141,12 @@ class Search:
         else:
             self._memory.places[trace.job] = place
 
-    def lists(self) -> list[Pages]:
-        """Give the lists that are worth a first page, newest first."""
-        wanted = self._traces.values() if not self.is_small else [self._traces[key] for key in self._lost()]
+    def lists(self, *, small: bool) -> list[Pages]:
+        """Give the lists that are worth a first page, newest first.
+
+        :param small: whether only what nothing else can tell is looked for.
+        """
+        wanted = self._traces.values() if not small else [self._traces[key] for key in self._lost()]
         if not wanted:
             return []
         created = sorted((trace.object.created for trace in wanted), reverse=True)

@@ -25,7 +25,10 @@ def begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=call, name="bqdispatch-apart", daemon=True).start()
+    try:
+        threading.Thread(target=call, name="bqdispatch-apart", daemon=True).start()
+    except RuntimeError:  # there are as many threads as can be
+        call()
     return future
 
 

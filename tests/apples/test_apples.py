@@ -4,7 +4,7 @@ import os
 import random
 
 import pytest
-from cells import Cell, carry_out, cells
+from apples import Cell, carry_out, cells
 
 ALL = bool(os.environ.get("BQDISPATCH_APPLES"))
 SAMPLE = 40

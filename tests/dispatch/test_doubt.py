@@ -96,10 +96,25 @@ def lists(world):
 
 def test_nobody_waits_for_another_beyond_its_own_time(world):
     put_intent(world, *world.traces(3), owner=LAST)
-    world.control.reset_counters()
     with world.dispatcher() as dispatcher:
-        assert dispatcher.run(time_to_live=0).dispatched == 0
-    assert lists(world) == 2  # the folder, and who else is about to move the same
+        events = [event for lane in dispatcher.look().plan.events.values() for event in lane]
+        world.control.reset_counters()
+        announced = dispatcher.intents.announce(events, until=time.monotonic())
+        assert len(announced.held) == len(events)
+        assert lists(world) == 1
+        dispatcher.intents.withdraw(announced, [])
+
+
+def test_of_two_that_run_a_cycle_at_the_same_moment_one_goes_on(world):
+    world.traces(3)
+    together = threading.Barrier(2)
+    with world.dispatcher() as one, world.dispatcher() as other, ThreadPoolExecutor(2) as threads:
+        for dispatcher in (one, other):
+            seen = dispatcher.intents._seen
+            dispatcher.intents._seen = lambda *given, seen=seen: (together.wait(), seen(*given))[1]
+        running = [threads.submit(dispatcher.run, time_to_live=0) for dispatcher in (one, other)]
+        assert sum(each.result().dispatched for each in running) == 3
+    assert traces_of(world) == []
 
 
 def test_nobody_waits_for_those_that_have_been_moving_for_a_while(world):
@@ -146,6 +161,44 @@ def test_a_dispatcher_that_lives_keeps_what_it_is_moving_for_as_long_as_that_tak
         world.control.advance(LATER)
         world.cycle()
     assert world.intents() == []
+
+
+def test_a_round_of_many_short_moves_is_renewed_too(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.intents.RENEW_S", 0.2)
+    world.traces(800)
+    world.control.add_fault("storage.batch", "slow", ms=300)
+    with world.dispatcher(MaxWritesPerSecond=500) as dispatcher:
+        written = []
+        write = dispatcher.intents._write
+        dispatcher.intents._write = lambda *given, **more: (written.append(given[0]), write(*given, **more))[1]
+        assert dispatcher.cycle().dispatched == 800
+    assert len(written) > len(set(written))
+
+
+def test_a_renewal_whose_answer_is_lost_leaves_no_doubt(cloud, world):
+    world.control.reset()
+    world = World(cloud.url, world.control, {})
+    bad = world.trace()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403, name=f"*{bad}")
+    with world.dispatcher(OnDoubt="quarantine") as dispatcher:
+        move = dispatcher.mover.move
+
+        def slow_move(events, until):
+            dispatcher.intents._written = dict.fromkeys(dispatcher.intents._written, -1000.0)
+            world.control.advance(2)
+            fault = {"status": 503, "after": True, "times": 1, "name": "*intents/*"}
+            world.control.add_fault("storage.objects.insert", "status", **fault)
+            dispatcher.intents.renew()
+            return move(events, until)
+
+        dispatcher.mover.move = slow_move
+        assert dispatcher.cycle().outcomes["error"] == 1
+        dispatcher.mover.move = move
+        world.control.clear_faults()
+        world.control.advance(2)
+        report = dispatcher.cycle()
+    assert (report.dispatched, report.quarantined) == (1, {})
 
 
 def test_what_another_dispatcher_has_begun_is_left_to_it_also_when_it_says_so_late(world, monkeypatch):

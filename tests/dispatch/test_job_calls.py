@@ -368,3 +368,51 @@ def test_under_a_limit_a_share_waits_for_no_other_project(world, monkeypatch):
     assert document["Outcomes"] == {"dispatched": 2, "throttled": 2}
     assert "project 'slow'" in document["Error"]
     world.control.clear_faults()
+
+
+def settles(world, dispatcher, outcomes):
+    """Whether cycles of a dispatcher come to these outcomes, of all but intents."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = dispatcher.cycle().to_dict()["Outcomes"]
+        if {key: number for key, number in found.items() if key != "ignored"} == outcomes:
+            return True
+    return False
+
+
+def test_a_project_that_has_not_answered_once_is_waited_for_again_once_it_answers(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 2.0)
+    monkeypatch.setattr("bqdispatch_provider.jobs._LESS_PATIENCE_S", 0.05)
+    world.traces(3, state="RUNNING")
+    world.control.add_fault("bigquery.*", "slow", ms=HELD_MS)
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().outcomes["error"] == 3
+        world.control.clear_faults()
+        world.control.add_fault("bigquery.*", "slow", ms=200)  # longer than its patience meanwhile
+        assert settles(world, dispatcher, {"running": 3})
+
+
+def test_a_project_is_waited_for_as_long_as_it_answers(world, monkeypatch):
+    """What it has answered so far is lost with a process of one cycle."""
+    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 1.0)
+    pages_of(world, monkeypatch, 12)
+    world.traces(110, age=3700)
+    world.control.add_fault("bigquery.*", "slow", ms=200)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 110}
+
+
+def test_many_projects_do_not_take_their_own_pace_for_no_answer(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 0.5)
+    for number in range(30):
+        world.traces(5, project=f"p{number}")
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 150}
+
+
+def test_a_job_whose_place_content_tells_is_not_called_unknown_for_a_list_that_lacks_it(world):
+    """Beside others that the list shows."""
+    day = 25 * 3600
+    for _ in range(6):
+        world.trace(root=True, age=day)
+    world.trace(state=None, root=True, age=day, content=said(world, "asia-northeast1"))
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=day + 1800)
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 7}

@@ -178,3 +178,21 @@ def test_what_was_copied_and_not_deleted_keeps_its_place(world):
     world.control.add_fault("storage.objects.delete", "status", status=403, bucket=TASKS, name=f"*{name}")
     world.traces(2)
     assert world.cycle(MaxConcurrentJobs=1).to_dict()["Outcomes"] == {"error": 1, "throttled": 2}
+
+
+def test_what_somebody_has_claimed_keeps_its_place_when_it_cannot_be_taken_over(world):
+    """It may have been delivered, and its load be about to come."""
+    world.claim(world.window("ds.claimed", due=600), ago=400)
+    world.window("ds.other")
+    world.control.add_fault("storage.objects.compose", "status", status=403, name="*ds.claimed*")
+    document = world.cycle(MaxConcurrentJobs=1).to_dict()
+    assert document["Outcomes"] == {"error": 1, "throttled": 1}
+
+
+def test_the_place_of_what_lies_where_nothing_may_be_deleted_goes_to_the_next_one(world):
+    world.trace(age=600)
+    good = world.trace(region="EU")
+    world.control.refuse("storage.objects.delete", bucket=TASKS, prefix=f"{FOLDER}proj:p:US/")
+    document = world.cycle(MaxConcurrentJobs=1).to_dict()
+    assert document["Outcomes"] == {"dispatched": 1, "pending": 1}
+    assert list(document["Jobs"]) == [world.url_of(good)]

@@ -8,6 +8,7 @@ from world import FOLDER, JOURNAL, TASKS
 
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.model import CREATED, REASON, REPLAY, Only
+from bqdispatch_provider.report import Report
 
 WAITING = f"gs://{JOURNAL}/journal/waiting.json"
 
@@ -146,7 +147,16 @@ def test_where_nothing_is_wrong_it_costs_no_request(world):
     assert "storage.objects.get" not in world.control.calls()
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"x": 1}', '{"x": {"Reason": "unheard of", "Since": "2026-01-01"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"x": 1}',
+        '{"x": {"Reason": "unheard of", "Since": "2026-01-01"}}',
+        '{"x": {"Reason": "refused", "Since": "2026-01-01", "Times": 1}}',
+    ],
+)
 def test_something_else_in_the_place_of_what_waits_is_begun_anew(world, content):
     name = world.trace(age=120)
     refuse(world, name)
@@ -170,3 +180,14 @@ def test_a_delivery_in_doubt(world):
     world.put(name, age=120, metadata={CREATED: str(world.control.now() - 120)})
     world.control.add_fault("storage.objects.list", "status", status=403, bucket="p_bqtail")
     assert reason(world, name) == "delivery in doubt"
+
+
+def test_what_a_document_counts_is_counted_by_whoever_reads_it(world):
+    world.traces(1100, state="RUNNING", age=200)
+    with world.dispatcher() as dispatcher:
+        document = dispatcher.run(time_to_live=0).to_dict()
+    again = Report.from_dict(document).to_dict()
+    assert again["WaitingCount"] == document["WaitingCount"] == {"job running": 1100}
+    whole = Report.from_dict(document)
+    whole.add_part(Report.from_dict(document))
+    assert whole.waiting()["job running"] == 1200, "the same 1,000, and 100 more of each"
