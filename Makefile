@@ -48,7 +48,7 @@ test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celer
 
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
 	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak BQDISPATCH_MODEL=all \
-	  $(BIN)/pytest tests/faults tests/unit tests/model
+	  BQDISPATCH_APPLES=all $(BIN)/pytest tests/faults tests/unit tests/model tests/apples
 	$(BIN)/python tests/tools/late.py --kills
 
 soak-deferral: setup ## deferred sensors in a live triggerer for ten minutes (VERSION=3.1.8, MINUTES=…)
