@@ -197,3 +197,8 @@ def test_the_command_exits_with_one_until_it_is_quiet(world, tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "moved traces" in ended.stdout
+
+
+def test_what_cannot_be_seen_is_said_with_how_long_to_wait(world):
+    (unseen,) = looked(world)[Verdict.LEFT_OUT]
+    assert "sleeps for up to 100 minutes" in unseen.said
