@@ -47,9 +47,9 @@ def cloud():
 def world(cloud, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.url)
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", cloud.url)
-    # However slow the machine is, what is planned is dispatched in the same cycle.
-    for module in ("dispatcher", "moves"):
-        monkeypatch.setattr(f"bqdispatch_provider.{module}.AT_MOST", 3600.0)
+    # However slow the machine is, what is planned is dispatched in the same cycle, and written down once.
+    for patience in ("dispatcher.AT_MOST", "moves.AT_MOST", "intents.RENEW_S"):
+        monkeypatch.setattr(f"bqdispatch_provider.{patience}", 3600.0)
     with StandInControl(cloud.url) as control:
         control.reset()
         yield World(cloud.url, control)

@@ -1,6 +1,7 @@
 """Whether an event was delivered is proven, or in doubt and settled: by intents, new generations, old versions."""
 
 import json
+import math
 import signal
 import threading
 import time
@@ -185,7 +186,7 @@ def test_a_renewal_whose_answer_is_lost_leaves_no_doubt(cloud, world):
         move = dispatcher.mover.move
 
         def slow_move(events, until):
-            dispatcher.intents._written = dict.fromkeys(dispatcher.intents._written, -1000.0)
+            dispatcher.intents._written = dict.fromkeys(dispatcher.intents._written, -math.inf)
             world.control.advance(2)
             fault = {"status": 503, "after": True, "times": 1, "name": "*intents/*"}
             world.control.add_fault("storage.objects.insert", "status", **fault)
