@@ -78,7 +78,7 @@ _FAILS = Retry(
     initial=0.2,
     maximum=1.0,
     multiplier=2.0,
-    timeout=3.0,
+    timeout=2.0,
 )
 """What lasts longer is asked again by a later look."""
 
