@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from google.cloud.storage import Client
 
 from bqdispatch_provider import story
 from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.firings import OpenFirings
 from bqdispatch_provider.intents import RENEW_S, Intent, Intents, Noted
 from bqdispatch_provider.jobs import JobBoard, Sighting
@@ -77,9 +77,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 THREADS = 8
-_OF_PROJECTS = 200
 READERS = 32
 """Objects that are read side by side: what one of them says takes a request of its own."""
+
+_OF_PROJECTS = 200
+"""Connections for the threads that look for the jobs of projects."""
 
 ROUND = 10_000
 """Traces that are written down, and then moved, at a time."""
@@ -88,7 +90,7 @@ _ORPHANS_EVERY_S = 600.0
 """How often it is looked whether folders were missed of windows that are gone."""
 
 _MEASURED_EVERY_S = 60.0
-"""How often a run that goes on writes ``performance.json``: BqTail's balancer takes it for the present."""
+"""So often a run that goes on writes ``performance.json``: BqTail's balancer takes it for the present."""
 
 _CLEAN_EVERY_S = 3600.0
 """How often old entries of the ledger are looked for where there are none."""
@@ -133,10 +135,10 @@ class Dispatcher:
         self._teller = story.Teller(log)
         self._told: set[str] = set()
         self._waited: dict[str, Wait] | None = None
-        """What waited when this process began; ``None`` as long as nobody had to know."""
+        """Waits that an earlier process has left; ``None`` as long as nobody had to know."""
 
         self._tells_waits = False
-        """Whether ``waiting.json`` tells of any, as far as this process has written it."""
+        """True when ``waiting.json`` tells of any, as far as this process has written it."""
 
         self._freed: Counter[tuple[str, bool]] = Counter()
         """Places at limits, by project and whether of queries, that were taken by what was refused in this cycle."""
@@ -1011,7 +1013,7 @@ def default_storage_client(config: DispatchConfig) -> Client:
 
 def default_session() -> requests.Session:
     """A session with the environment's credentials; a plain one when ``BIGQUERY_EMULATOR_HOST`` names a stand-in."""
-    if os.environ.get("BIGQUERY_EMULATOR_HOST"):
+    if emulator("BIGQUERY_EMULATOR_HOST"):
         return requests.Session()
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/bigquery.readonly"])
     session: requests.Session = AuthorizedSession(credentials)

@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from bqdispatch_provider import compat
 from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
 from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
 from bqdispatch_provider.provider_info import get_provider_info
@@ -271,7 +272,7 @@ def _form() -> dict[str, Any]:
 
 
 def _emulated() -> bool:
-    return bool(os.environ.get("STORAGE_EMULATOR_HOST") and os.environ.get("BIGQUERY_EMULATOR_HOST"))
+    return bool(emulator("STORAGE_EMULATOR_HOST") and emulator("BIGQUERY_EMULATOR_HOST"))
 
 
 def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,15 +285,14 @@ def _client_of(credentials: Any, project: str | None) -> Client:
 
     from bqdispatch_provider.storage import client_of  # noqa: PLC0415
 
-    anonymous = credentials is None or os.environ.get("STORAGE_EMULATOR_HOST")
-    return client_of(project, AnonymousCredentials() if anonymous else credentials)
+    return client_of(project, AnonymousCredentials() if credentials is None else credentials)
 
 
 def _session_of(credentials: Any) -> requests.Session:
     import requests  # noqa: PLC0415
     from google.auth.transport.requests import AuthorizedSession  # noqa: PLC0415
 
-    if credentials is None or os.environ.get("BIGQUERY_EMULATOR_HOST"):
+    if credentials is None or emulator("BIGQUERY_EMULATOR_HOST"):
         return requests.Session()
     session: requests.Session = AuthorizedSession(credentials)
     return session

@@ -90,6 +90,7 @@ _ANY_RATE, _LEAST_WRITES = 1_000_000, 500
 _KEPT_NONCURRENT = timedelta(days=1)
 """Lifecycle rules, which may delete noncurrent versions, count in days."""
 
+_LIST = re.compile(r"/b/[^/]+/o")
 _ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")
 _NO_OBJECT = "bqdispatch-may-delete"
 """No object has this name."""
@@ -133,7 +134,7 @@ class Result:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a precondition failed or the object was not there: both ends have to be looked at again.
+        """Tell whether a precondition failed or the object was not there: both ends have to be looked at again.
 
         Of a delete: whether somebody else has deleted the object, or written another one.
         """
@@ -285,9 +286,7 @@ class TaskStore:
 
         def fetch(token: str = "") -> Body:
             asked = {"maxResults": _PAGE, **query, **({"pageToken": token} if token else {})}
-            answer: Body = _RETRY(alone)(self._client, Call("GET", f"{bucket.path}/o", asked), _TIMEOUT)
-            if not _is_page(answer):
-                raise BadGateway(f"the answer is no list of objects: {str(answer)[:100]}")
+            answer: Body = _RETRY(_told)(self._client, Call("GET", f"{bucket.path}/o", asked))
             return answer
 
         page = fetch()
@@ -552,12 +551,9 @@ class TaskStore:
         return results
 
     def _once(self, calls: Sequence[Call]) -> list[Result]:
-        return [_proven(call, result) for call, result in zip(calls, self._answers(calls), strict=True)]
-
-    def _answers(self, calls: Sequence[Call]) -> list[Result]:
         if self._batches and len(calls) > 1:
             try:
-                results = [_result(*answer) for answer in together(self._client, calls, _TIMEOUT)]
+                answers = together(self._client, calls, _TIMEOUT)
             except NotInParts as error:
                 log.warning("Cloud Storage gave no whole answer to a batch, going on with single calls: %s", error)
                 self._batches = False
@@ -568,12 +564,9 @@ class TaskStore:
                     return [refusal] * len(calls)
             else:
                 # A copy that is too large for one call goes on by rewrites (Cloud Storage, "Objects: copy").
-                large = [
-                    bool(call.rewrite) and result.status == 413 for call, result in zip(calls, results, strict=True)
-                ]
                 return [
-                    self._alone(call) if is_large else result
-                    for call, result, is_large in zip(calls, results, large, strict=True)
+                    self._alone(call) if call.rewrite and status == 413 else _result(call, status, body)
+                    for call, (status, body) in zip(calls, answers, strict=True)
                 ]
             log.info("Cloud Storage takes no batch calls here: going on with single ones")
             self._batches = False
@@ -581,7 +574,7 @@ class TaskStore:
 
     def _alone(self, call: Call) -> Result:
         try:
-            return Result(200, alone(self._client, call, _TIMEOUT))
+            return Result(200, _told(self._client, call))
         except _REFUSALS as error:
             return _failure(error)
 
@@ -681,13 +674,13 @@ def client_of(project: str | None, credentials: Any = None) -> Client:
     """Make a client, for the stand-in that ``STORAGE_EMULATOR_HOST`` names where it is set.
 
     :param project: by default that of the credentials.
-    :param credentials: by default those of the environment; a stand-in needs none.
+    :param credentials: by default those of the environment; a stand-in is given none.
     """
     more: dict[str, Any] = {"project": project} if project else {}
     if host := emulator("STORAGE_EMULATOR_HOST"):
         # The library takes the variable's value as it is.
         more["client_options"] = {"api_endpoint": host}
-        credentials = credentials or AnonymousCredentials()
+        credentials = AnonymousCredentials()
     return Client(**more, credentials=credentials)
 
 
@@ -758,13 +751,11 @@ def _held(item: Mapping[str, Any], now: datetime) -> str:
 
 
 def _look(bucket: Bucket, name: str) -> Mapping[str, Any] | None:
-    """An object's resource; ``None`` when it is not there."""
+    """Return an object's resource; ``None`` when it is not there."""
     try:
-        found: Body = _RETRY(alone)(bucket.client, Call("GET", f"{bucket.path}/o/{quote(name, safe='')}", {}), _TIMEOUT)
+        found: Body = _RETRY(_told)(bucket.client, Call("GET", f"{bucket.path}/o/{quote(name, safe='')}", {}))
     except NotFound:
         return None
-    if not _tells_generation(found) or "timeCreated" not in found:
-        raise BadGateway(f"the answer is of another form: {str(found)[:100]}")
     return found
 
 
@@ -783,33 +774,39 @@ def _refusal(status: int, errors: Sequence[Mapping[str, Any]], message: str) -> 
     return Result(429 if status == 403 and means_too_many(errors) else status, message=message)
 
 
-def _is_page(body: Body) -> bool:
-    """Tell whether an answer is a page of a list of objects ("Objects: list")."""
-    items = body.get("items", [])
-    return isinstance(items, list) and all(isinstance(each, dict) and "name" in each for each in items)
+def _odd(call: Call, body: Body) -> str:
+    """Say of an answer that it does not tell what was asked for, so that it proves nothing, whoever has sent it.
+
+    :returns: that, in words; empty where it does.
+    """
+    fields = call.query.get("fields", "generation,timeCreated")
+    if call.method == "DELETE":
+        fits = not body
+    elif _LIST.fullmatch(call.path):
+        items = body.get("items", [])
+        fits = isinstance(items, list) and all(isinstance(each, dict) and "name" in each for each in items)
+    elif "/o/" in call.path and "generation" in fields:
+        fits = str(body.get("generation", "")).isdecimal() and ("timeCreated" in body or "timeCreated" not in fields)
+    else:
+        fits = True
+    return "" if fits else f"the answer is of another form: {str(body)[:100]}"
 
 
-def _proven(call: Call, result: Result) -> Result:
-    """What an answer proves: one that does not tell what was asked for is as good as none, whoever has sent it."""
-    writes = call.query.get("fields") == _WRITTEN
-    lists = call.method == "GET" and call.path.endswith("/o")
-    odd = (
-        (writes and not _tells_generation(result.body))
-        or (lists and not _is_page(result.body))
-        or (call.method == "DELETE" and result.body)
-    )
-    if result.ok and odd:
-        return Result(502, message=f"the answer is of another form: {str(result.body)[:100]}")
-    return result
+def _told(client: Client, call: Call) -> Body:
+    """Carry out one call, and give what it answers.
+
+    :raises google.api_core.exceptions.GoogleAPICallError: when it is refused, or the answer is of another form.
+    """
+    body = alone(client, call, _TIMEOUT)
+    if odd := _odd(call, body):
+        raise BadGateway(odd)
+    return body
 
 
-def _tells_generation(body: Body) -> bool:
-    return str(body.get("generation", "")).isdecimal()
-
-
-def _result(status: int, body: Body) -> Result:
+def _result(call: Call, status: int, body: Body) -> Result:
     if status < 300:
-        return Result(status, body)
+        odd = _odd(call, body)
+        return Result(502, message=odd) if odd else Result(status, body)
     said = body.get("error")
     if not isinstance(said, dict):  # a proxy's
         said = {"message": str(said or "")}

@@ -335,3 +335,13 @@ def test_what_is_planned_and_dispatched_in_one_cycle_is_counted_once(world):
     world.cycle(MaxConcurrentJobs=5)
     calls = world.control.calls()
     assert (calls["bigquery.jobs.get"], "bigquery.jobs.list" in calls) == (4, False)
+
+
+def test_a_look_of_another_form_does_not_prove_that_a_trace_is_gone(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    name = world.trace()
+    world.control.add_fault("storage.objects.delete", "status", status=404, bucket=TASKS, name=f"*{name}")
+    world.control.add_fault("storage.objects.get", "text", status=200, text='{"kind": "odd"}', bucket=TASKS)
+    document = world.cycle().to_dict()
+    assert (document["Outcomes"], list(document["Jobs"])) == ({"error": 1}, [])
+    assert "another form" in document["Error"]
