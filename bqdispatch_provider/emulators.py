@@ -1,4 +1,4 @@
-"""Where stand-ins for Google's services are, as environment variables name them."""
+"""Read from environment variables where stand-ins for Google's services are."""
 
 from __future__ import annotations
 

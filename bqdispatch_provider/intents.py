@@ -277,7 +277,7 @@ class Intents:
         return intent.owner == self._owner or now - intent.object.created > LEASE
 
     def _is_first(self, rivals: Iterable[Intent], now: datetime) -> bool:
-        """Whether it is worth while to wait for others, which leave what they see here, or are about to be through.
+        """Tell whether to wait for others is worth while, which leave what they see here, or are about to be through.
 
         It is not for those that have written theirs a while ago: they are busy, or gone.
         """
@@ -338,7 +338,7 @@ class Intents:
                     )
 
     def _is_marked(self, name: str) -> bool:
-        """Say beside an intent that it is completed: it was written again, which its writer has not heard of."""
+        """Say beside an intent that it is completed: it was written again, which this process has not heard of."""
         if name not in self._marked:
             self._mark()
         return name in self._marked

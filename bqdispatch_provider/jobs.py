@@ -52,7 +52,7 @@ _LESS_PATIENCE_S = 1.0
 _LOOKS_EVERY_S = 0.25
 
 _REST_S, _LONGEST_REST_S = 2.0, 60.0
-"""How long a project is not asked that has refused, twice as long each time."""
+"""For so long a project is not asked that has refused; twice as long each time."""
 
 
 class _RateLimited(Exception):
@@ -80,7 +80,7 @@ _FAILS = Retry(
     multiplier=2.0,
     timeout=2.0,
 )
-"""What lasts longer is asked again by a later look."""
+"""Patience with failures: a later look asks again."""
 
 _TOO_MANY = Retry(
     predicate=if_exception_type(exceptions.TooManyRequests, _RateLimited),
@@ -166,7 +166,7 @@ class Sighting:
 
 
 class Patience:
-    """How long each project is waited for, and when it is asked again after it has refused, or not answered."""
+    """Keep in mind how long each project is waited for, and when it is asked again after it has refused."""
 
     def __init__(self) -> None:
         self._failures: dict[str, tuple[int, float, str]] = {}
@@ -208,7 +208,8 @@ class JobBoard:
         self._pace = Pace(_MOST_CALLS, _LEAST_CALLS)
         self._patience = Patience()
         self._active: dict[str, float] = {}
-        """When each project was asked, or has answered, last, by the monotonic clock; in the future: it is its turn."""
+        """Last moments at which each project was asked, or answered, by the monotonic clock; infinite while a call
+        waits for the pace that all keep."""
 
         self._memory = Memory()
         self._late: dict[str, Future[Sighting]] = {}
@@ -279,19 +280,18 @@ class JobBoard:
             patience = self._patience.of(project)
             while not future.done() and time.monotonic() < max(began, self._active.get(project, began)) + patience:
                 wait([future], _LOOKS_EVERY_S)
+            answer: T | Exception
             try:
-                if not future.done():
-                    raise NoAnswer(_NO_ANSWER)
-                answer = answers[project] = future.result()
-                said = answer.errors.get(project, "") if isinstance(answer, Sighting) else ""
-            except NoAnswer as error:
-                answers[project] = error
-                said = _NO_ANSWER
+                answer = future.result() if future.done() else NoAnswer(_NO_ANSWER)
             except Exception as error:
                 if not isinstance(error, REFUSED):
                     log.exception("The jobs of project %r could not be looked at, please report this", project)
-                answers[project] = error
-                said = _said(error)
+                answer = error
+            answers[project] = answer
+            if isinstance(answer, Sighting):
+                said = answer.errors.get(project, "")
+            else:
+                said = _said(answer) if isinstance(answer, Exception) else ""
             self._patience.note(project, said)
         return answers
 
@@ -312,15 +312,14 @@ class JobBoard:
         lists = search.lists(small=small)
         took = side_by_side(lambda pages: self._listed(project, search, pages), lists, AT_ONCE)
         sighting.list_ms = sum(each for each, _ in took)
-        for error in (error for _, error in took if error is not None):
-            sighting.jobs = search.found
-            sighting.errors[project] = _said(error)
+        sighting.jobs = search.found
+        if (refused := next((error for _, error in took if error is not None), None)) is not None:
+            sighting.errors[project] = _said(refused)
             return sighting
         if lists:
             search.end_of(lists)
             sighting.whole[project] = search.whole
         self._read(search, search.unread(), place)
-        sighting.jobs = search.found
         wanted = search.asked()
         places = {key: search.place(key) for key in wanted}
         answers = side_by_side(self._got, places.values(), AT_ONCE)
@@ -419,7 +418,7 @@ class JobBoard:
     def _proven(
         self, suspects: Sequence[JobKey], gone: Mapping[JobKey, JobKey], whole: Mapping[str, bool]
     ) -> set[JobKey]:
-        """Which of the jobs that were answered with 404 BigQuery really does not know.
+        """Find those of the jobs that were answered with 404 which BigQuery really does not know.
 
         :param gone: the places where they were looked for.
         """

@@ -182,10 +182,8 @@ class Mover:
         :returns: those that may be, and what becomes of the others.
         """
         folders = sorted({_folder_of(event) for event in events} - self._deletable)
-        if not folders:
-            return list(events), []
         barred: dict[str, str] = {}
-        for folder, result in zip(folders, self.store.delete_nothing(folders), strict=True):
+        for folder, result in zip(folders, self.store.delete_nothing(folders) if folders else (), strict=True):
             if result.ok or result.status == 404:
                 self._deletable.add(folder)
             else:
@@ -193,12 +191,16 @@ class Mover:
                     f"nothing is moved from {self._url(folder)}, for it would be delivered again and again: a delete "
                     f"there was answered with {result}"
                 )
-        done = [
-            Done(event, Outcome.PENDING, barred[folder], unclear=event.key in self._unfinished)
-            for event in events
-            if (folder := _folder_of(event)) in barred
-        ]
-        return [event for event in events if _folder_of(event) not in barred], done
+        if not barred:
+            return list(events), []
+        movable: list[Event] = []
+        done: list[Done] = []
+        for event in events:
+            if (said := barred.get(_folder_of(event))) is None:
+                movable.append(event)
+            else:
+                done.append(Done(event, Outcome.PENDING, said, unclear=event.key in self._unfinished))
+        return movable, done
 
     def move(self, events: Sequence[Event], until: float) -> list[Done]:
         """Move traces.
@@ -429,12 +431,10 @@ class Mover:
             left = self._settled(left, finished, done)
             if time.monotonic() > until:
                 for move in left:
-                    said = self._not_copied(move, move.lost)
-                    done[move.event.name] = (
-                        Done(move.event, Outcome.ERROR, said, unclear=True)
-                        if move.lost
-                        else Done(move.event, Outcome.PENDING)
-                    )
+                    one = Done(move.event, Outcome.PENDING)
+                    if move.lost:
+                        one = Done(move.event, Outcome.ERROR, self._not_copied(move, move.lost), unclear=True)
+                    done[move.event.name] = one
                 break
             refused = self._copied(left, finished, to)
             left = []

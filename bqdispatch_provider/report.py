@@ -241,7 +241,7 @@ class Report:
             raise ValueError(f"not a response document: {type(error).__name__}: {error}") from error
 
     def waiting(self) -> Counter[Reason]:
-        """How many events wait for more than a minute, by their reasons."""
+        """Count the events that wait for more than a minute, by their reasons."""
         return Counter(wait.reason for wait in self.waits.values()) + self.more_waits
 
     def _waiting(self) -> dict[str, dict[str, Any]]:

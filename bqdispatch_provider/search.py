@@ -39,7 +39,7 @@ _AGAIN = timedelta(minutes=1)
 
 @dataclass
 class Memory:
-    """What is known of jobs whose traces do not say where they run.
+    """Keep in mind what is known of jobs whose traces do not say where they run.
 
     :param places: where they are, by what their trace or an earlier list has told.
     :param lost: those of which nothing but a list can tell: the trace's content does not either.
@@ -64,7 +64,7 @@ class Memory:
 
 @dataclass
 class Pages:
-    """What was read of one list of jobs, newest first.
+    """Count what was read of one list of jobs, newest first.
 
     :param since: creation from which on it goes.
     :param until: creation up to which it goes; ``None``: now.
@@ -85,7 +85,7 @@ class Pages:
 
     @property
     def left(self) -> float:
-        """How many pages are probably left, by how much time those have covered that were read."""
+        """Estimate how many pages are left, by how much time those have covered that were read."""
         newest, oldest = self.until or self.newest, self.oldest
         if newest is None or oldest is None:
             return 0
@@ -111,15 +111,15 @@ class Search:
         self.missing = dict.fromkeys(self._traces)
         self.found: dict[JobKey, Job] = {}
         self.whole = True
-        """Whether every list was read to its end, and no location was left out of it."""
+        """True as long as every list was read to its end, and no location was left out of it."""
 
     @property
     def is_small(self) -> bool:
-        """Whether look-ups are enough, without a look at how many pages a list has."""
+        """Tell whether look-ups are enough, without a look at how many pages a list has."""
         return len(self.missing) <= FEW
 
     def place(self, key: JobKey) -> JobKey:
-        """Where a job is, as far as that is known."""
+        """Return where a job is, as far as that is known."""
         return self._memory.places.get(key, key)
 
     def unread(self, of: Collection[JobKey] | None = None) -> list[Trace]:

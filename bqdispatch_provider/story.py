@@ -71,23 +71,27 @@ def of_waiting(report: Report, config: DispatchConfig) -> Iterator[str]:
     ]
     for project in waiting[:_PROJECTS]:
         for key, limit in limits.items():
-            of_queries = key == "MaxConcurrentSQL"
-            gauges = {
-                gauge: {name: number for name, number in counter.items() if (name == _QUERIES) is of_queries and number}
-                for gauge, counter in report.counts[project].items()
-            }
-            if not gauges.get("Throttled"):
-                continue
-            taken = [
-                f"{_counted(gauges[gauge])} {word}"
-                for gauge, word in (("Running", "running"), ("Pending", "pending"), ("Dispatched", "just dispatched"))
-                if gauges.get(gauge)
-            ]
-            beside = f" beside {', '.join(taken)}" if taken else ""
-            told = f"project {project} is at {key}, which is {limit}: {_counted(gauges['Throttled'])} wait{beside}"
-            yield in_one_line(told)
+            if told := _at_limit(report.counts[project], of_queries=key == "MaxConcurrentSQL"):
+                yield in_one_line(f"project {project} is at {key}, which is {limit}: {told}")
     if len(waiting) > _PROJECTS:
         yield f"{len(waiting) - _PROJECTS} more projects are at a limit"
+
+
+def _at_limit(counts: Mapping[str, Mapping[str, int]], *, of_queries: bool) -> str:
+    """Tell what waits for one of the limits, and beside what; nothing where nothing does."""
+    gauges = {
+        gauge: {name: number for name, number in counter.items() if (name == _QUERIES) is of_queries and number}
+        for gauge, counter in counts.items()
+    }
+    if not gauges.get("Throttled"):
+        return ""
+    taken = [
+        f"{_counted(gauges[gauge])} {word}"
+        for gauge, word in (("Running", "running"), ("Pending", "pending"), ("Dispatched", "just dispatched"))
+        if gauges.get(gauge)
+    ]
+    beside = f" beside {', '.join(taken)}" if taken else ""
+    return f"{_counted(gauges['Throttled'])} wait{beside}"
 
 
 def plan_in_short(shares: Sequence[Share], report: Report) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def cells(limits: tuple[int, ...] = (0,)) -> list[Cell]:
 
 @dataclass
 class Told:
-    """What came of a cell.
+    """Result of a cell.
 
     :param struck: how often the fault was met.
     :param first: which events the first cycle has dispatched.
@@ -125,7 +125,7 @@ class Told:
     bad: list[str]
 
     def wrong(self, cell: Cell) -> list[str]:
-        """What is not as it has to be."""
+        """Name what is not as it has to be."""
         found = [
             f"{name} was delivered {self.delivered[name]} times"
             for name in (*self.good, *self.bad)

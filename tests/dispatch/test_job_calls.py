@@ -371,7 +371,7 @@ def test_under_a_limit_a_share_waits_for_no_other_project(world, monkeypatch):
 
 
 def settles(world, dispatcher, outcomes):
-    """Whether cycles of a dispatcher come to these outcomes, of all but intents."""
+    """Run cycles until they come to these outcomes, of all but intents; tell whether they do."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         found = dispatcher.cycle().to_dict()["Outcomes"]
@@ -393,7 +393,7 @@ def test_a_project_that_has_not_answered_once_is_waited_for_again_once_it_answer
 
 
 def test_a_project_is_waited_for_as_long_as_it_answers(world, monkeypatch):
-    """What it has answered so far is lost with a process of one cycle."""
+    """For a process of one cycle loses what it has answered so far."""
     monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 1.0)
     pages_of(world, monkeypatch, 12)
     world.traces(110, age=3700)

@@ -14,7 +14,7 @@ WAITING = f"gs://{JOURNAL}/journal/waiting.json"
 
 
 def waiting(world, **more):
-    """What a run tells of waiting events, by their names."""
+    """Return what a run tells of waiting events, by their names."""
     with world.dispatcher(**more) as dispatcher:
         return dispatcher.run(time_to_live=0).to_dict()["Waiting"]
 
