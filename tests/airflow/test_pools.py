@@ -13,7 +13,7 @@ import airflow
 import psutil
 import pytest
 import requests
-from waiting import wait_until
+from waiting import PATIENCE_S, wait_until
 
 BIN = Path(sys.executable).parent
 COMMANDS = [["bqdispatch"]]
@@ -91,13 +91,17 @@ def page(database, tmp_path):
     else:
         component = ["api-server", "--port", str(port), "--workers", "1", "--apps", "core"]
     (tmp_path / "webserver_config.py").write_text('AUTH_ROLE_PUBLIC = "Admin"\n')
+    patience = str(PATIENCE_S)  # a worker that takes longer to load its application is killed and begins anew
     settings = {
         "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.default",
         "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__WORKER_TIMEOUT": patience,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__WEBSERVER__CONFIG_FILE": str(tmp_path / "webserver_config.py"),
         "AIRFLOW__WEBSERVER__WEB_SERVER_HOST": "127.0.0.1",
+        "AIRFLOW__WEBSERVER__WEB_SERVER_MASTER_TIMEOUT": patience,
         "AIRFLOW__WEBSERVER__WEB_SERVER_PORT": str(port),
+        "AIRFLOW__WEBSERVER__WEB_SERVER_WORKER_TIMEOUT": patience,
     }
     with (tmp_path / "log").open("wb") as log:
         server = psutil.Popen(
@@ -118,11 +122,12 @@ def page(database, tmp_path):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family)
+        print((tmp_path / "log").read_text()[-6000:])  # shown with what failed
 
 
 def is_up(url):
     try:
-        return requests.get(f"{url}/api/v{'1' if airflow.__version__.startswith('2.') else '2'}/version", timeout=5).ok
+        return requests.get(f"{url}/api/v{'1' if airflow.__version__.startswith('2.') else '2'}/version", timeout=30).ok
     except requests.RequestException:
         return False
 
