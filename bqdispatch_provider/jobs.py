@@ -122,7 +122,7 @@ class Sighting:
     :param errors: projects that could not be looked at, with what BigQuery said.
     :param unread: jobs of which BigQuery does not say how they stand, with what it said instead.
     :param unknown: jobs of overdue traces that BigQuery is proven not to know.
-    :param whole: projects whose jobs were listed, and whether to the list's end, with no location left out.
+    :param listed: projects whose jobs were listed.
     :param got: how many jobs were looked up one by one.
     :param list_ms: time spent in listing, in milliseconds, over all projects.
     """
@@ -131,7 +131,7 @@ class Sighting:
     errors: dict[str, str] = field(default_factory=dict)
     unread: dict[JobKey, str] = field(default_factory=dict)
     unknown: set[JobKey] = field(default_factory=set)
-    whole: dict[str, bool] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
     got: int = 0
     list_ms: int = 0
 
@@ -140,7 +140,7 @@ class Sighting:
         self.jobs |= other.jobs
         self.errors |= other.errors
         self.unread |= other.unread
-        self.whole |= other.whole
+        self.listed |= other.listed
         self.unknown |= other.unknown
         self.got += other.got
         self.list_ms += other.list_ms
@@ -308,7 +308,6 @@ class JobBoard:
         small = search.is_small
         # What is to be proven takes a list that reaches further back, unless content tells more.
         self._read(search, search.unread(None if small else doubted), place)
-        lost = set(self._memory.lost)
         lists = search.lists(small=small)
         took = side_by_side(lambda pages: self._listed(project, search, pages), lists, AT_ONCE)
         sighting.list_ms = sum(each for each, _ in took)
@@ -318,7 +317,7 @@ class JobBoard:
             return sighting
         if lists:
             search.end_of(lists)
-            sighting.whole[project] = search.whole
+            sighting.listed.add(project)
         self._read(search, search.unread(), place)
         wanted = search.asked()
         places = {key: search.place(key) for key in wanted}
@@ -329,9 +328,8 @@ class JobBoard:
             if sighting.take(key, found, places[key])
         }
         # Without a location only US and EU are looked at, so the list has to have shown all other places, far back.
-        listed = lost if sighting.whole.get(project) else set()
-        suspects = [key for key in gone if key in doubted and (gone[key].location or key in listed)]
-        sighting.unknown = self._proven(suspects, gone, sighting.whole)
+        suspects = [key for key in gone if key in doubted and (gone[key].location or search.is_listed(key))]
+        sighting.unknown = self._proven(suspects, gone, sighting.listed)
         sighting.got = len(wanted)
         return sighting
 
@@ -402,8 +400,8 @@ class JobBoard:
                     with suppress(Unreadable):
                         search.take(job_id, location, _job(listed, location))
                 pages.add(at for _, _, listed in _named(page) if (at := _moment(listed, "creationTime")))
-                if page.get("nextPageToken") and search.is_over(pages):
-                    search.whole = False
+                pages.ended = not page.get("nextPageToken")
+                if not pages.ended and search.is_over(pages):
                     break
         except REFUSED as error:
             refused = error
@@ -416,16 +414,17 @@ class JobBoard:
             return error
 
     def _proven(
-        self, suspects: Sequence[JobKey], gone: Mapping[JobKey, JobKey], whole: Mapping[str, bool]
+        self, suspects: Sequence[JobKey], gone: Mapping[JobKey, JobKey], listed: Collection[str]
     ) -> set[JobKey]:
         """Find those of the jobs that were answered with 404 which BigQuery really does not know.
 
         :param gone: the places where they were looked for.
+        :param listed: projects that have answered a list.
         """
         nowhere = side_by_side(lambda key: self._is_nowhere_else(gone[key]), suspects, AT_ONCE)
         unknown = {key for key, is_so in zip(suspects, nowhere, strict=True) if is_so}
-        unlisted = sorted({key.project for key in unknown} - whole.keys())
-        answering = {*whole, *(project for project in unlisted if self._answers_lists(project))}
+        unlisted = sorted({key.project for key in unknown}.difference(listed))
+        answering = {*listed, *(project for project in unlisted if self._answers_lists(project))}
         return {key for key in unknown if key.project in answering}
 
     def _is_nowhere_else(self, key: JobKey) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections import defaultdict
@@ -25,7 +26,7 @@ SLICES, SLICE = 32, 900
 traces for which one is made: so that their jobs are in its first page, with some of others between them."""
 
 MOST_PAGES = 20
-"""Pages of a list that are read in a cycle for jobs that nothing but a list can find."""
+"""Pages of one list that are read in a cycle for jobs that nothing but a list can find; the next one goes on there."""
 
 BEFORE = timedelta(minutes=5)
 """BqTail writes the trace before it submits the job; this much is left for clocks that disagree."""
@@ -37,18 +38,36 @@ _AGAIN = timedelta(minutes=1)
 """So much of a list is read again: jobs may come into it a little late."""
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time whose jobs were all listed.
+
+    :param since: creation of the first of them.
+    :param until: creation of the last.
+    """
+
+    since: datetime
+    until: datetime
+
+    def joined(self, older: Span) -> Span:
+        """Add an older time; without it where something between the two was not listed."""
+        if older.until < self.since:
+            return self
+        return Span(min(self.since, older.since), max(self.until, older.until))
+
+
 @dataclass
 class Memory:
     """Keep in mind what is known of jobs whose traces do not say where they run.
 
     :param places: where they are, by what their trace or an earlier list has told.
     :param lost: those of which nothing but a list can tell: the trace's content does not either.
-    :param listed: until when all jobs were listed that could be one of those.
+    :param listed: of those, the time of which no job is theirs.
     """
 
     places: dict[JobKey, JobKey] = field(default_factory=dict)
     lost: set[JobKey] = field(default_factory=set)
-    listed: dict[JobKey, datetime] = field(default_factory=dict)
+    listed: dict[JobKey, Span] = field(default_factory=dict)
 
     def keep(self, keys: Collection[JobKey]) -> None:
         """Forget all but these."""
@@ -75,6 +94,8 @@ class Pages:
     number: int = 0
     newest: datetime | None = None
     oldest: datetime | None = None
+    ended: bool = False
+    """Whether there is no further page."""
 
     def add(self, created: Iterable[datetime]) -> None:
         """Note a page by the creation of its jobs."""
@@ -82,6 +103,12 @@ class Pages:
         for at in created:
             self.newest = max(self.newest or at, at)
             self.oldest = min(self.oldest or at, at)
+
+    @property
+    def read(self) -> Span | None:
+        """The time whose jobs were read; ``None`` where that is none."""
+        oldest = self.since if self.ended else self.oldest
+        return None if oldest is None else Span(oldest, self.until or self.newest or oldest)
 
     @property
     def left(self) -> float:
@@ -111,7 +138,7 @@ class Search:
         self.missing = dict.fromkeys(self._traces)
         self.found: dict[JobKey, Job] = {}
         self.whole = True
-        """True as long as every list was read to its end, and no location was left out of it."""
+        """True as long as no location was left out of a list."""
 
     @property
     def is_small(self) -> bool:
@@ -153,7 +180,16 @@ class Search:
         number = min(SLICES, -(-len(created) // SLICE))
         inner = dict.fromkeys(created[len(created) * each // number] for each in range(1, number))
         oldest = min(self._since(trace) for trace in wanted)
-        return [Pages(*each) for each in zip((*inner, oldest), (None, *inner), strict=True)]
+        lists = [Pages(*each) for each in zip((*inner, oldest), (None, *inner), strict=True)]
+        # What earlier searches have not come to: they read up to so many pages.
+        behind = [
+            (since, span.since)
+            for key in self._lost()
+            if (span := self._memory.listed.get(key)) and (since := self._first(self._traces[key])) < span.since
+        ]
+        if behind:
+            lists.append(Pages(min(since for since, _ in behind), max(until for _, until in behind)))
+        return lists
 
     def take(self, job_id: str, location: str, job: Job) -> None:
         """Note a job that was listed."""
@@ -173,9 +209,7 @@ class Search:
         """
         # A copy, for other threads find some of them meanwhile.
         left = [
-            key
-            for key in list(self.missing)
-            if pages.until is None or self._traces[key].object.created - BEFORE < pages.until
+            key for key in list(self.missing) if pages.until is None or self._first(self._traces[key]) < pages.until
         ]
         if not left:
             return True
@@ -187,10 +221,22 @@ class Search:
         return calls <= FEW or math.ceil(calls / AT_ONCE) <= pages.left
 
     def end_of(self, lists: Sequence[Pages]) -> None:
-        """Note that lists were read, and to which end."""
-        newest = max((each.newest for each in lists if each.newest), default=None)
-        if self.whole and newest is not None:
-            self._memory.listed.update(dict.fromkeys(self._lost(), newest))
+        """Note what of the lists was read.
+
+        :param lists: the first of them goes up to now.
+        """
+        spans = [span for each in lists if (span := each.read) is not None]
+        if not self.whole or lists[0].read is None:
+            return
+        for key in self._lost():
+            known = [*spans, *([self._memory.listed[key]] if key in self._memory.listed else [])]
+            known.sort(key=lambda span: span.until, reverse=True)
+            self._memory.listed[key] = functools.reduce(Span.joined, known)
+
+    def is_listed(self, key: JobKey) -> bool:
+        """Tell whether all jobs were listed that could be this one, of which nothing but a list can tell."""
+        span = self._memory.listed.get(key) if key in self._memory.lost else None
+        return self.whole and span is not None and span.since <= self._first(self._traces[key])
 
     def asked(self) -> list[JobKey]:
         """Give the jobs that are to be looked up: others every time, so that each is asked for in the end."""
@@ -202,15 +248,17 @@ class Search:
     def _lost(self) -> list[JobKey]:
         return [key for key in list(self.missing) if key in self._memory.lost]
 
-    def _since(self, trace: Trace) -> datetime:
-        """From when on a list has to be read to find a trace's job."""
-        key = trace.job
+    def _first(self, trace: Trace) -> datetime:
+        """Return from when on the jobs are to be listed that could be a trace's."""
         # A look-up outside US and EU needs a location; without one the list alone can prove anything.
-        if key in self._memory.lost and key in self._doubted:
+        if trace.job in self._memory.lost and trace.job in self._doubted:
             return trace.object.since - _LONG_BEFORE
-        since = trace.object.created - BEFORE
-        listed = self._memory.listed.get(key)
-        return since if listed is None else max(since, listed - _AGAIN)
+        return trace.object.created - BEFORE
+
+    def _since(self, trace: Trace) -> datetime:
+        """Return from when on a list that goes up to now tells what earlier ones have not."""
+        span = self._memory.listed.get(trace.job)
+        return self._first(trace) if span is None else span.until - _AGAIN
 
 
 def by_project(traces: Iterable[Trace]) -> Mapping[str, list[Trace]]:

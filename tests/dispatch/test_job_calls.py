@@ -297,6 +297,25 @@ def test_where_nothing_but_a_list_can_tell_a_few_pages_are_read_and_none_again(w
     assert calls(world, "list") == 5
 
 
+def test_a_job_behind_more_pages_than_are_read_is_found_by_a_later_look(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.search.MOST_PAGES", 5)
+    pages_of(world, monkeypatch, 12)
+    world.trace(state=None, root=True, age=4000)
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=3900)
+    with world.dispatcher() as dispatcher:
+        seen = [dispatcher.cycle().to_dict()["Outcomes"] for _ in range(3)]
+    assert seen == [{"not_found": 1}, {"not_found": 1}, {"dispatched": 1}]
+
+
+def test_a_job_is_proven_unknown_by_looks_that_read_a_part_of_the_list_each(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.search.MOST_PAGES", 5)
+    pages_of(world, monkeypatch, 12, since=25 * 3600)
+    world.trace(state=None, root=True, age=3700)
+    with world.dispatcher(MaxUnknownJobMin=60) as dispatcher:
+        seen = [dispatcher.cycle().to_dict()["Outcomes"] for _ in range(3)]
+    assert seen == [{"not_found": 1}, {"not_found": 1}, {"quarantined": 1}]
+
+
 def test_what_a_list_has_shown_is_looked_up_where_it_was(world):
     world.trace(state=None, root=True)
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], "RUNNING", location="asia-northeast1")
