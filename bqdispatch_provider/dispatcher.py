@@ -429,7 +429,7 @@ class Dispatcher:
             sighting.jobs,
             errors,
             sighting.unread,
-            frozenset(sighting.unknown),
+            sighting.unknown,
             firings,
             hidden,
             loads,

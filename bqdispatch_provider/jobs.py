@@ -121,7 +121,7 @@ class Sighting:
     :param jobs: the jobs that were found; a key that is missing was not found, which may have many reasons.
     :param errors: projects that could not be looked at, with what BigQuery said.
     :param unread: jobs of which BigQuery does not say how they stand, with what it said instead.
-    :param unknown: jobs of overdue traces that BigQuery is proven not to know.
+    :param unknown: jobs of overdue traces that BigQuery is proven not to know, with where it was asked for them.
     :param listed: projects whose jobs were listed.
     :param got: how many jobs were looked up one by one.
     :param list_ms: time spent in listing, in milliseconds, over all projects.
@@ -130,7 +130,7 @@ class Sighting:
     jobs: dict[JobKey, Job] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     unread: dict[JobKey, str] = field(default_factory=dict)
-    unknown: set[JobKey] = field(default_factory=set)
+    unknown: dict[JobKey, JobKey] = field(default_factory=dict)
     listed: set[str] = field(default_factory=set)
     got: int = 0
     list_ms: int = 0
@@ -157,7 +157,8 @@ class Sighting:
             return any(said.get("reason") == "notFound" for said in found.errors)
         elif isinstance(found, exceptions.BadRequest | Unreadable) or place.project != key.project:
             # Said of this job alone, so it is no reason to give up the project.
-            self.unread[key] = _said(found)
+            where = f" (asked for in project {place.project!r}, location {place.location!r})" if place != key else ""
+            self.unread[key] = f"{_said(found)}{where}"
             if isinstance(found, Unreadable):
                 self.jobs[key] = Job(key.location or "", "PENDING")  # it is there, and may be running
         else:
@@ -329,7 +330,7 @@ class JobBoard:
         }
         # Without a location only US and EU are looked at, so the list has to have shown all other places, far back.
         suspects = [key for key in gone if key in doubted and (gone[key].location or search.is_listed(key))]
-        sighting.unknown = self._proven(suspects, gone, sighting.listed)
+        sighting.unknown = {key: gone[key] for key in self._proven(suspects, gone, sighting.listed)}
         sighting.got = len(wanted)
         return sighting
 

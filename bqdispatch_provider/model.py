@@ -351,7 +351,8 @@ class Snapshot:
     :param jobs: the jobs that were found, by key.
     :param errors: projects whose jobs could not be looked at, with what BigQuery said.
     :param unread: jobs of which BigQuery does not say how they stand, with what it said instead.
-    :param unknown: jobs that BigQuery is proven not to know; one that was merely not found is not among them.
+    :param unknown: jobs that BigQuery is proven not to know, with where it was asked for them; one that was merely not
+        found is not among them.
     :param firings: what the ledger says of the windows that are due, by name.
     :param hidden: windows of which the ledger could not be read, with the reason.
     :param loads: of windows that may be fired, by key: the project in which the load will run, and its event.
@@ -368,7 +369,7 @@ class Snapshot:
     jobs: Mapping[JobKey, Job] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
     unread: Mapping[JobKey, str] = field(default_factory=dict)
-    unknown: frozenset[JobKey] = frozenset()
+    unknown: Mapping[JobKey, JobKey] = field(default_factory=dict)
     firings: Mapping[str, Firings] = field(default_factory=dict)
     hidden: Mapping[str, str] = field(default_factory=dict)
     loads: Mapping[Key, Load] = field(default_factory=dict)

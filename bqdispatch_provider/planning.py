@@ -235,7 +235,7 @@ def plan(snapshot: Snapshot, config: DispatchConfig, now: datetime, only: Only =
     planning.outcomes[Outcome.IGNORED] += len(listing.orphans)
     for trace in listing.traces:
         job, failed = snapshot.jobs.get(trace.job), trace.project in snapshot.errors
-        lost = trace.job in snapshot.unknown and overdue(trace, config, now)
+        lost = snapshot.unknown.get(trace.job) if overdue(trace, config, now) else None
         planning.trace(trace, job, failed, lost)
         if trace.job in snapshot.unread or (not (job or failed or lost) and _waits_too_long(trace, config, now)):
             planning.held.append(_not_found(trace, snapshot.unread.get(trace.job, "")))
@@ -422,7 +422,7 @@ class _Planning:
     waiting: list[tuple[str, int, datetime]] = field(default_factory=list)
     """Windows that are due, with their generations, and since when."""
 
-    def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: bool) -> None:
+    def trace(self, trace: Trace, job: Job | None, project_failed: bool, lost: JobKey | None) -> None:
         age = self.now - trace.object.created
         lane, counter = lane_of(trace.name.action), counter_of(trace.name.action)
         # A trace is written before its job is submitted, so for a while the job may be about to appear.
@@ -444,7 +444,7 @@ class _Planning:
             self.outcomes[Outcome.TOO_YOUNG] += 1
             self.due_in.append(MIN_AGE - age)
         elif job is None and lost:
-            self.quarantines.append(_lost(trace))
+            self.quarantines.append(_lost(trace, lost))
         elif job is None:
             self.outcomes[Outcome.NOT_FOUND] += 1
             self.not_found[trace.project] += 1
@@ -677,9 +677,12 @@ def _not_found(trace: Trace, said: str) -> str:
     return f"{trace.object.name!r} waits since {since}: job {key.job_id!r} of project {key.project!r}, {where}: {said}"
 
 
-def _lost(trace: Trace) -> Quarantine:
-    """The quarantine of a trace whose job BigQuery does not know."""
-    stored, key = trace.object, trace.job
+def _lost(trace: Trace, key: JobKey) -> Quarantine:
+    """The quarantine of a trace whose job BigQuery does not know.
+
+    :param key: the job, where BigQuery was asked for it.
+    """
+    stored = trace.object
     since = stored.created.isoformat(timespec="seconds")
     where = f"location {key.location!r}" if key.location else "any location, nor in the list of jobs since then"
     return Quarantine(

@@ -435,3 +435,10 @@ def test_a_job_whose_place_content_tells_is_not_called_unknown_for_a_list_that_l
     world.trace(state=None, root=True, age=day, content=said(world, "asia-northeast1"))
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=day + 1800)
     assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 7}
+
+
+def test_a_job_that_is_unknown_where_its_traces_content_says_is_set_aside_with_that_place(world):
+    world.trace(state=None, root=True, age=25 * 3600, content=said(world, "asia-northeast1"))
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"quarantined": 1}
+    assert "location 'asia-northeast1'" in next(iter(document["Quarantined"].values()))

@@ -449,7 +449,7 @@ DAY = 86_400.0
 def lost(age, metadata=None, errors=None, region="US", **more):
     """The plan for one trace whose job is proven to be unknown."""
     listing = classify([stored(TraceName("p", region, "ds.t", "1", 1, "load").name, age, 7, metadata)], "p", NOW)
-    unknown = frozenset(trace.job for trace in listing.traces)
+    unknown = {trace.job: trace.job for trace in listing.traces}
     return plan(Snapshot(listing, {}, errors or {}, unknown=unknown), config(**more), NOW)
 
 
@@ -655,7 +655,7 @@ def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
 
     def decide():
         observed = seen(*objects, firings=ledger, verdicts=verdicts, loads=loads, open=tuple(begun_before))
-        observed = replace(observed, jobs=states, errors=errors, unknown=frozenset(unknown))
+        observed = replace(observed, jobs=states, errors=errors, unknown={job: job for job in unknown})
         return plan(observed, settings, NOW)
 
     first = decide()
