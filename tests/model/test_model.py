@@ -19,11 +19,14 @@ TRACES = {
     "two deaths": {"contents": "a", "deaths": 2},
     "nothing kept": {"contents": "a", "keeps": False},
     "nothing kept, quarantine": {"contents": "a", "keeps": False, "on_doubt": "quarantine"},
+    "denied calls": {"contents": "a", "denials": 2},
+    "denied calls, nothing kept": {"contents": "a", "denials": 1, "keeps": False, "on_doubt": "quarantine"},
 }
 MORE_TRACES = {
     "two lost answers": {"contents": "a", "losses": 2},
     "twice the same": {"contents": "aa"},
     "twice, differing": {"contents": "ab"},
+    "twice the same, a denied call": {"contents": "aa", "denials": 1},
     "two deaths and lost answers": {"contents": "a", "deaths": 2, "losses": 2},
 }
 WINDOWS = {
@@ -41,6 +44,25 @@ WINDOWS = {
     "files deleted after their load": {"files": "AA", "dispatchers": 1, "deletes": True, "fails": False},
     "an event that comes again": {"files": "A", "dispatchers": 1, "repeats": 1, "fails": False},
     "eight days later": {"files": "AA", "dispatchers": 1, "cleans": True, "fails": False},
+    "denied calls": {"files": "AA", "dispatchers": 1, "denials": 1, "fails": False},
+    "denied calls, nothing kept": {
+        "files": "A",
+        "dispatchers": 1,
+        "losses": 1,
+        "denials": 1,
+        "deaths": 0,
+        "keeps": False,
+        "on_doubt": "quarantine",
+        "fails": False,
+    },
+    "many folders, denied calls": {
+        "files": "AB",
+        "many": True,
+        "dispatchers": 1,
+        "deaths": 0,
+        "denials": 1,
+        **SMALL,
+    },
     "a 429 for a window": {"files": "AA", "dispatchers": 1, "world": ["busy"], "fails": False},
     "restarts by another event ID": {"files": "AA", "dispatchers": 1, "deaths": 0, "world": ["restarts"]},
     "many folders, one event": {"files": "A", "many": True, "dispatchers": 1},
@@ -106,10 +128,13 @@ def test_no_trace_is_lost_doubled_or_stuck(settings):
         ("order", "a"),
         ("generation", "aa"),
         ("proof", "ab"),
+        ("denied delete", "a"),
+        ("denied fence", "a"),
     ],
 )
 def test_each_guard_of_traces_is_needed(guard, contents):
-    assert "trace" in finds(Traces(contents, without=[guard])).why
+    denials = int(guard.startswith("denied"))
+    assert "trace" in finds(Traces(contents, denials=denials, without=[guard])).why
 
 
 @pytest.mark.parametrize("settings", named(WINDOWS, MORE_WINDOWS if ALL else {}))
@@ -142,6 +167,8 @@ GUARDS = {
     "own intent": {**ALONE, **SMALL},
     "fired ends": {**ALONE, "dispatchers": 1},
     "clean": {**ONE, "dispatchers": 1, "cleans": True},
+    "denied stale": {**MANY, "deaths": 0, "denials": 1},
+    "denied name": {**BACK, "deaths": 0, "denials": 1},
 }
 
 

@@ -48,6 +48,7 @@ class World(NamedTuple):
     dispatchers: tuple
     deaths: int
     losses: int
+    denials: int
 
 
 class Traces:
@@ -59,12 +60,14 @@ class Traces:
     :param without: guards that are taken out: ``source`` and ``target`` (preconditions of the copy), ``fence``,
         ``intent``, ``look after`` (the intents of others are looked at before one's own is written), ``versions``,
         ``younger`` (a copy from before the trace was written is taken for its), ``order`` (of looks at versions),
-        ``generation`` (of a delete), ``proof`` (a refused copy is taken for one that was made).
+        ``generation`` (of a delete), ``proof`` (a refused copy is taken for one that was made), ``denied delete`` and
+        ``denied fence`` (one that the service denies is taken for somebody else's).
+    :param denials: how many calls the service denies whose preconditions hold.
     """
 
-    def __init__(self, contents="a", keeps=True, on_doubt="deliver", deaths=1, losses=1, without=()):
+    def __init__(self, contents="a", keeps=True, on_doubt="deliver", deaths=1, losses=1, denials=0, without=()):
         self.contents, self.keeps, self.on_doubt = contents, keeps, on_doubt
-        self.deaths, self.losses, self.without = deaths, losses, frozenset(without)
+        self.deaths, self.losses, self.denials, self.without = deaths, losses, denials, frozenset(without)
 
     def start(self):
         none = (0,) * len(self.contents)
@@ -84,6 +87,7 @@ class Traces:
             dispatchers=(IDLE, IDLE),
             deaths=self.deaths,
             losses=self.losses,
+            denials=self.denials,
         )
 
     def knows(self, w, which):
@@ -204,17 +208,24 @@ class Traces:
             return w, "refused"
         return w._replace(aside=w.aside | {w.trace[0]}), "ok"
 
-    def _call(self, w, which, call, ok, refused, lost):
+    def _call(self, w, which, call, ok, refused, lost, denied):
         """A call of a dispatcher: its answer comes, or is lost, and then it may be carried out later, or never.
 
-        :param ok: where the dispatcher goes on; ``refused`` and ``lost`` likewise.
+        :param ok: where the dispatcher goes on; ``refused``, ``lost`` and ``denied`` likewise.
         """
+        yield from self._denied(w, which, call[0], denied)
         after, result = self._do(w, call)
         yield Step(f"D{which}", call[0], result, self._at(after, which, ok if result == "ok" else refused))
         if w.losses:
             late = w.late | {call} if call[2] or call[0] in self._blind() else w.late
             gone = w._replace(late=late, losses=w.losses - 1)
             yield Step(f"D{which}", call[0], "lost", self._at(gone, which, lost), hoped=False)
+
+    def _denied(self, w, which, what, at):
+        """A call that the service denies, now, whatever its preconditions."""
+        if w.denials:
+            denied = self._at(w._replace(denials=w.denials - 1), which, at)
+            yield Step(f"D{which}", what, "denied", denied, hoped=False)
 
     def _look(self, w, which, what, result, at, **more):
         """A call that only reads."""
@@ -271,6 +282,7 @@ class Traces:
         if at == "ready" and me[3]:
             at = "doubt"
         yield self._look(w._replace(intents=intents), which, "write intent", "ok", at)
+        yield from self._denied(w, which, "write intent", "idle")
         if w.losses:
             late = w.late | {("write intent", which, present)} if present else w.late
             gone = w._replace(late=late, losses=w.losses - 1)
@@ -288,9 +300,13 @@ class Traces:
         _, present, number, _, other = me
         lost = "ready" if "intent" in self.without else "doubt"
         if "proof" in self.without:
-            yield from self._call(w, which, ("copy", which, present, number, other), "copied", "copied", lost)
+            yield from self._call(
+                w, which, ("copy", which, present, number, other), "copied", "copied", lost, "through"
+            )
         else:
-            yield from self._call(w, which, ("copy", which, present, number, other), "copied", "refused", lost)
+            yield from self._call(
+                w, which, ("copy", which, present, number, other), "copied", "refused", lost, "through"
+            )
 
     def _refused(self, w, which, me):
         """Look at both ends: first the source."""
@@ -313,6 +329,7 @@ class Traces:
         if "fence" in self.without:
             yield self._look(w, which, "go on", "", "fenced")
             return
+        yield from self._denied(w, which, "fence", "through" if "denied fence" in self.without else "open")
         done, result = self._do(w, ("fence", which, me[1]))
         done = self._at(done, which, "fenced", present=1) if result == "ok" else self._at(done, which, "through")
         yield Step(f"D{which}", "fence", result, done)
@@ -358,10 +375,11 @@ class Traces:
         ]
 
     def _aside(self, w, which, me):
-        yield from self._call(w, which, ("set aside", which, me[1]), "copied", "through", "through")
+        yield from self._call(w, which, ("set aside", which, me[1]), "copied", "through", "through", "through")
 
     def _copied(self, w, which, me):
-        yield from self._call(w, which, ("delete", which, me[1]), "through", "through", "open")
+        denied = "through" if "denied delete" in self.without else "open"
+        yield from self._call(w, which, ("delete", which, me[1]), "through", "through", "open", denied)
 
     def _through(self, w, which, me):
         intents = w.intents - {(which, True)}

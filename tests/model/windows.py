@@ -82,6 +82,7 @@ class World(NamedTuple):
     dispatchers: tuple
     deaths: int
     losses: int
+    denials: int
 
 
 _BY_WINDOW = (
@@ -116,6 +117,7 @@ class Windows:
         folder that was loaded anew, beside a window that has come back), ``busy`` (BqTail takes a 429 for "it exists"),
         ``swallowed`` (a ``.loc`` object is not written); and ``restarts``, which one can (a failed load is submitted
         by another event ID).
+    :param denials: how many calls the service denies whose preconditions hold.
     :param without: guards that are taken out; see the tests.
     """
 
@@ -133,12 +135,13 @@ class Windows:
         dispatchers=2,
         deaths=1,
         losses=0,
+        denials=0,
         world=(),
         without=(),
     ):
         self.files, self.many, self.keeps, self.on_doubt = files, many, keeps, on_doubt
         self.repeats, self.fails, self.drops, self.deletes, self.cleans = repeats, fails, drops, deletes, cleans
-        self.dispatchers, self.deaths, self.losses = dispatchers, deaths, losses
+        self.dispatchers, self.deaths, self.losses, self.denials = dispatchers, deaths, losses, denials
         self.world, self.without = frozenset(world), frozenset(without)
 
     def start(self):
@@ -160,6 +163,7 @@ class Windows:
             dispatchers=(IDLE,) * self.dispatchers,
             deaths=self.deaths,
             losses=self.losses,
+            denials=self.denials,
             **empty,
         )
 
@@ -451,11 +455,20 @@ class Windows:
     def _look(self, which, what, result, state):
         return Step(f"D{which}", what, result, state)
 
-    def _call(self, w, which, call, ok, refused, lost, **more):
+    def _denied(self, w, which, what, at, **more):
+        """A call that the service denies, now, whatever its preconditions."""
+        if w.denials:
+            gone = w._replace(denials=w.denials - 1)
+            yield Step(
+                f"D{which}", what, "denied", self._go(gone, which, w.dispatchers[which], at, **more), hoped=False
+            )
+
+    def _call(self, w, which, call, ok, refused, lost, denied="idle", **more):
         """A call whose answer comes, or is lost, and then it is carried out later, or never.
 
-        :param ok: where the dispatcher goes on; ``refused`` and ``lost`` likewise.
+        :param ok: where the dispatcher goes on; ``refused``, ``lost`` and ``denied`` likewise.
         """
+        yield from self._denied(w, which, call[0], denied)
         after, result = self._do(w, call)
         me = after.dispatchers[which]
         yield Step(f"D{which}", call[0], result, self._go(after, which, me, ok if result == "ok" else refused, **more))
@@ -607,7 +620,7 @@ class Windows:
             if w.window == me[1] and me[4]:
                 after, _ = self._do(w, ("delete window", which, me[1]))
                 yield self._look(which, "delete window", "ok", self._go(after, which, me, "claim"))
-        yield from self._call(w, which, ("claim", which, me[1]), first, "whose", "whose", knows=1)
+        yield from self._call(w, which, ("claim", which, me[1]), first, "whose", "whose", "disowned", knows=1)
 
     def _whose(self, w, which, me):
         """A claim that was refused, or whose answer is lost, may be one's own."""
@@ -623,10 +636,18 @@ class Windows:
         if "intent" in self.without:
             yield self._look(which, "go on", "", self._at(w, which, "idle"))
         else:
-            yield from self._call(w, which, ("withdraw", which, me[1]), "idle", "idle", "idle")
+            # What it writes next is another object, which a withdrawal that comes late does not name.
+            left = w._replace(intents=w.intents - {(which, me[1])} | {(GONE, me[1])})
+            yield self._look(
+                which, "withdraw", "ok", self._at(self._do(w, ("withdraw", which, me[1]))[0], which, "idle")
+            )
+            yield from self._denied(left, which, "withdraw", "idle")
+            if w.losses:
+                gone = self._at(left._replace(losses=w.losses - 1), which, "idle")
+                yield Step(f"D{which}", "withdraw", "lost", gone, hoped=False)
 
     def _delete_first(self, w, which, me):
-        yield from self._call(w, which, ("delete window", which, me[1]), "copy", "copy", "copy")
+        yield from self._call(w, which, ("delete window", which, me[1]), "copy", "copy", "copy", "copy")
 
     def _copy(self, w, which, me):
         if "fired first" in self.without and not w.fired[me[1] - 1]:
@@ -654,6 +675,7 @@ class Windows:
         if "fence" in self.without:
             yield self._look(which, "go on", "", self._go(w, which, me, "versions"))
             return
+        yield from self._denied(w, which, "fence", "idle")
         after, result = self._do(w, ("fence", which, me[1], me[2]))
         fenced = self._go(after, which, me, "versions", knows=1)
         yield Step(f"D{which}", "fence", result, fenced if result == "ok" else self._at(w, which, "disowned", me[1]))
@@ -668,7 +690,9 @@ class Windows:
             yield self._look(which, "go on", "", self._go(w, which, me, "copy"))
             return
         if self.many and w.window == me[1]:
-            yield from self._call(w, which, ("delete window", which, me[1]), "versions", "versions", "versions")
+            yield from self._call(
+                w, which, ("delete window", which, me[1]), "versions", "versions", "versions", "versions"
+            )
         elif self.many:
             yield self._look(which, "delete window", "refused", w)
         found = w.copies[me[1] - 1]
@@ -690,6 +714,7 @@ class Windows:
 
     def _doubtful(self, w, which, me):
         """``OnDoubt`` says quarantine: it is named, and counts as fired."""
+        yield from self._denied(w, which, "write undecided", "fired" if "denied name" in self.without else "idle")
         after, _ = self._do(w, ("write undecided", which, me[1]))
         yield self._look(which, "write undecided", "ok", self._go(after, which, me, "fired"))
 
@@ -718,6 +743,8 @@ class Windows:
 
     def _dropped(self, w, which, me):
         """Named first, and only then forgotten: BqTail has dropped it, so it must have been delivered."""
+        then = "end intent" if "denied name" in self.without else "idle"
+        yield from self._denied(w, which, "write undecided", then)
         after, _ = self._do(w, ("write undecided", which, me[1]))
         after = after._replace(lost=w.lost or not w.landed[me[1] - 1])
         yield self._look(which, "write undecided", "ok", self._go(after, which, me, "end intent"))
@@ -827,6 +854,10 @@ class Windows:
             yield self._look(which, "go on", "", self._at(w, which, "idle"))
             return
         folder = min(me[3])
+        if "denied stale" in self.without:
+            yield from self._denied(w, which, "delete location", then, locations=me[3] - {folder})
+        else:
+            yield from self._denied(w, which, "delete location", "idle")
         after, result = self._do(w, ("delete location", which, 0, folder, True))
         me = after.dispatchers[which]
         yield self._look(which, "delete location", result, self._go(after, which, me, then, locations=me[3] - {folder}))
@@ -840,5 +871,8 @@ class Windows:
         yield self._look(which, "report", "", self._at(w._replace(named=w.named | me[3]), which, "idle"))
 
     def _undecided(self, w, which, me):
+        yield from self._denied(
+            w, which, "write undecided", "delete window" if "denied name" in self.without else "idle"
+        )
         after, _ = self._do(w, ("write undecided", which, me[1]))
         yield self._look(which, "write undecided", "ok", self._go(after, which, me, "delete window"))
