@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 from collections import defaultdict
@@ -207,10 +208,17 @@ class Search:
 
         :param pages: what was read of it.
         """
-        # A copy, for other threads find some of them meanwhile.
-        left = [
-            key for key in list(self.missing) if pages.until is None or self._first(self._traces[key]) < pages.until
-        ]
+        # A copy, for other threads find some of them meanwhile. More than can be looked up need not be counted.
+        left = list(
+            itertools.islice(
+                (
+                    key
+                    for key in list(self.missing)
+                    if pages.until is None or self._first(self._traces[key]) < pages.until
+                ),
+                LOOK_UPS + 1,
+            )
+        )
         if not left:
             return True
         if self._lost():
@@ -246,7 +254,7 @@ class Search:
         return key.location is None and key not in self._memory.places
 
     def _lost(self) -> list[JobKey]:
-        return [key for key in list(self.missing) if key in self._memory.lost]
+        return [key for key in list(self._memory.lost) if key in self.missing]
 
     def _first(self, trace: Trace) -> datetime:
         """Return from when on the jobs are to be listed that could be a trace's."""
