@@ -2,13 +2,15 @@
 
 Each figure is the median of several runs, with the lowest and the highest; a run is a process of its own, measured from
 its start to its end. Everything goes to a stand-in Google Cloud in another process, which answers each request 0 or 30
-ms late. ``--write`` puts the table into ``README.md`` beside this file, and its figures into the project's.
+ms late, and lets a name be changed once a second: without that limit each run is made once more, for comparison.
+``--write`` puts the table into ``README.md`` beside this file, and its figures into the project's.
 """
 
 from __future__ import annotations
 
 import argparse
 import compileall
+import itertools
 import json
 import os
 import platform
@@ -74,6 +76,15 @@ class Row:
     target: str
     listed: int
     runs: list[Run] = field(default_factory=list)
+    unlimited: list[Run] = field(default_factory=list)
+    """The same where a name may be changed as often as one likes, in turn with the others."""
+
+    @property
+    def limit(self) -> str:
+        """How many times as long it takes for the limit of one change a second and name."""
+        if not self.unlimited:
+            return ""
+        return f"{self.spread('seconds')[1] / statistics.median(run.seconds for run in self.unlimited):.2f}"
 
     def spread(self, figure: str) -> tuple[float, float, float]:
         """Lowest, median and highest."""
@@ -106,11 +117,21 @@ class Row:
             f"{cpu:.2f} s{each}",
             f"{self.spread('megabytes')[1]:.0f} MB",
             f"{self.requests:,}: {self.kinds}",
+            self.limit,
             self.target if self.latency else "",
         ]
 
 
-HEAD = ["work", "each request", "from start to end", "CPU", "memory", "requests", "to be reached"]
+HEAD = [
+    "work",
+    "each request",
+    "from start to end",
+    "CPU",
+    "memory",
+    "requests",
+    "limit on names",
+    "to be reached",
+]
 
 
 def run(command: Sequence[str | Path], url: str, control: StandInControl, *, exits: int = 0) -> Run:
@@ -160,17 +181,18 @@ def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
     if name == "idle":  # a run writes performance.json besides
         command = [sys.executable, "-c", CYCLE, config.as_uri()]
     with stand_in() as (url, control):
-        for number in range(work.runs):
-            if work.changes or not number:
+        for number, limited in itertools.product(range(work.runs), (True, False) if latency else (True,)):
+            if work.changes or (limited and not number):
                 control.set_latency(0)
                 fill(work, control)
             control.set_latency(latency)
+            control.set_name_limit(limited)
             control.advance(2)  # the run before has written performance.json, which is written once a second
             done = run(command, url, control, exits=int(work.status == "error"))
             dispatched = done.answer["Outcomes"].get("dispatched", 0)
             if dispatched != work.finished or done.answer["Status"] != work.status:
                 raise RuntimeError(f"{work.title}: {dispatched} were dispatched, {done.answer.get('Error')}")
-            row.runs.append(done)
+            (row.runs if limited else row.unlimited).append(done)
     return row
 
 
