@@ -93,7 +93,7 @@ class Recorder:
         path = parts.path
         if method == "POST" and "/upload/" in path:
             name = query.get("name") or json.loads(body.get("head") or "{}").get("name", "")
-            return self._written(unquote(_bucket(path)), name, body.get("text", ""))
+            return self._written(unquote(_bucket(path)), name, body.get("text", ""), query)
         found = re.search(r"/b/([^/]+)/o(?:/([^/]+))?(?:/(compose|copyTo|rewriteTo)(?:/b/([^/]+)/o/([^/]+))?)?$", path)
         if found is None:
             return None
@@ -109,12 +109,14 @@ class Recorder:
             return Call("list versions", query.get("prefix", ""))
         return None
 
-    def _written(self, bucket, name, text):
+    def _written(self, bucket, name, text, query):
         if bucket != self._tasks:
             return None
         name = name.removeprefix(self._folder)
         if found := _INTENT.match(name):
-            return Call("end intent", name.removesuffix(".done")) if found["done"] else _intent(name, text)
+            if found["done"]:
+                return Call("end intent", name.removesuffix(".done"))
+            return _intent(name, text, renewed=query.get("ifGenerationMatch", "0") != "0")
         return None
 
     def _composed(self, name, query):
@@ -149,11 +151,11 @@ class Recorder:
         return Call("delete", name, generation)
 
 
-def _intent(name, text):
+def _intent(name, text, *, renewed):
     document = json.loads(text)
     moves = [(move[0], str(move[1])) for move in document.get("moves", ())]
     firings = [(each["window"], str(each["generation"])) for each in document.get("firings", ())]
-    return Call("write intent", name, "", tuple(moves + firings))
+    return Call("renew intent" if renewed else "write intent", name, "", tuple(moves + firings))
 
 
 def _bucket(path):
@@ -229,7 +231,7 @@ def by_object(calls):
     held = {call.name: call.about for call, _ in calls if call.what == "write intent"}
     found = defaultdict(list)
     for call, result in calls:
-        if call.what in ("write intent", "end intent"):
+        if call.what in ("write intent", "renew intent", "end intent"):
             for name, generation in held.get(call.name, ()):
                 found[_key(name, generation)].append((call.what, result))
         elif call.what == "list versions":

@@ -42,7 +42,7 @@ def union(*explored):
 
 @pytest.fixture(scope="module")
 def of_traces():
-    shown = {"write intent", "fence", "copy", "list versions", "delete", "set aside"}
+    shown = {"write intent", "renew intent", "fence", "copy", "list versions", "delete", "set aside"}
     return [Automaton(union(explore(Traces("a"))), NO_TRACE, shown)]
 
 
@@ -154,6 +154,7 @@ strangers.compared = Counter()
 def test_each_sequence_of_calls_that_real_runs_make_is_one_of_the_model(
     world, tmp_path, monkeypatch, of_traces, of_windows
 ):
+    monkeypatch.setattr("bqdispatch_provider.intents.RENEW_S", 0.0)
     found = []
     strangers.compared.clear()
     for kill_at in itertools.count(1, 1 if ALL else 2):
@@ -174,5 +175,15 @@ def test_each_sequence_of_calls_that_real_runs_make_is_one_of_the_model(
             break
     print(f"{kill_at} requests; compared:", dict(strangers.compared))
     assert not found, "\n".join(found)
-    for what in ("write intent", "claim", "fence", "copy", "list versions", "write fired", "delete", "delete window"):
+    for what in (
+        "write intent",
+        "renew intent",
+        "claim",
+        "fence",
+        "copy",
+        "list versions",
+        "write fired",
+        "delete",
+        "delete window",
+    ):
         assert strangers.compared[what], f"no run made the call {what!r}"

@@ -12,6 +12,8 @@ GONE = 2
 """The owner of what was written by a dispatcher that is no more."""
 
 IDLE = ("idle", 0, 0, False, False)
+MOVING = {"ready", "refused", "there", "doubt", "fenced", "half", "aside", "copied", "through", "open"}
+"""Where a dispatcher has an intent that it renews every ten seconds."""
 
 
 class World(NamedTuple):
@@ -125,6 +127,10 @@ class Traces:
                 yield Step("late", call[0], "", done, hoped=False)
         for which, (at, *_) in enumerate(w.dispatchers):
             yield from getattr(self, "_" + at.replace(" ", "_"))(w, which, w.dispatchers[which])
+            if at in MOVING and "intent" not in self.without:
+                # Its precondition lets it change nothing but for how long others think that its dispatcher lives, and
+                # here that is anybody's choice at any time.
+                yield self._look(w, which, "renew intent", "", at)
             if w.deaths and at != "idle":
                 yield from self._die(w, which)
 

@@ -710,13 +710,18 @@ class Windows:
             after = w._replace(doubted=w.doubted | {number})
             yield self._look(which, what, "none", self._go(after, which, me, "copy"))
         else:
-            yield self._look(which, what, "none", self._go(w, which, me, "doubtful"))
+            after = w._replace(doubted=w.doubted | {number})
+            yield self._look(which, what, "none", self._go(after, which, me, "doubtful"))
 
     def _doubtful(self, w, which, me):
-        """``OnDoubt`` says quarantine: it is named, and counts as fired."""
-        yield from self._denied(w, which, "write undecided", "fired" if "denied name" in self.without else "idle")
+        """``OnDoubt`` says quarantine: it counts as fired, so that it is known should it come again."""
+        yield from self._call(w, which, ("write fired", which, me[1]), "aside", "aside", "idle")
+
+    def _aside(self, w, which, me):
+        """And it is named: now, or once no load has been seen of what may have been fired."""
+        yield from self._denied(w, which, "write undecided", "end intent" if "denied name" in self.without else "idle")
         after, _ = self._do(w, ("write undecided", which, me[1]))
-        yield self._look(which, "write undecided", "ok", self._go(after, which, me, "fired"))
+        yield self._look(which, "write undecided", "ok", self._at(after, which, "idle"))
 
     def _fired(self, w, which, me):
         yield from self._call(w, which, ("write fired", which, me[1]), "idle", "idle", "idle")
@@ -742,11 +747,13 @@ class Windows:
         yield self._look(which, "list jobs", result, after)
 
     def _dropped(self, w, which, me):
-        """Named first, and only then forgotten: BqTail has dropped it, so it must have been delivered."""
+        """Named first, and only then forgotten: BqTail has loaded nothing of it, although it was delivered, if that
+        is known.
+        """
         then = "end intent" if "denied name" in self.without else "idle"
         yield from self._denied(w, which, "write undecided", then)
         after, _ = self._do(w, ("write undecided", which, me[1]))
-        after = after._replace(lost=w.lost or not w.landed[me[1] - 1])
+        after = after._replace(lost=w.lost or not (w.landed[me[1] - 1] or me[1] in w.doubted))
         yield self._look(which, "write undecided", "ok", self._go(after, which, me, "end intent"))
 
     def _end_intent(self, w, which, me):
