@@ -5,7 +5,7 @@ FAKE_GCS := v1.56.1
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-matrix test-compose soak trials late soak-deferral fake-gcs contract bench latency check lock dist clean
+.PHONY: help setup demo test test-matrix test-compose soak trials late apples soak-deferral fake-gcs contract bench latency check lock dist clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ soak: setup ## the fault tests for an hour: thousands of kills, many more failin
 	  BQDISPATCH_APPLES=all $(BIN)/pytest tests/faults tests/unit tests/model tests/apples
 	$(BIN)/python tests/tools/late.py --kills
 
+apples: setup ## carry out each cell of one bad apple and write the table into docs/reliability.md (an hour)
+	BQDISPATCH_APPLES=all $(BIN)/pytest -n 8 --quiet tests/apples --apples docs/reliability.md
+
 soak-deferral: setup ## deferred sensors in a live triggerer for ten minutes (VERSION=3.1.8, MINUTES=…)
 	$(BIN)/python tests/matrix.py soak $(or $(VERSION),3.1.8) --minutes $(or $(MINUTES),10)
 
@@ -72,7 +75,7 @@ fake-gcs: .work/bin/fake-gcs-server-$(FAKE_GCS)
 contract: setup fake-gcs ## the stores against every back end that can be had (Go builds fake-gcs-server)
 	$(BIN)/pytest tests/contract -rxXs
 
-bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (under ten minutes)
+bench: setup ## measure every line of benchmarks/README.md beside two peers, and write it (a quarter of an hour)
 	$(BIN)/python benchmarks/bench.py --write
 
 latency: setup ## measure how soon events are dispatched, for each way to run, and write docs/latency.md (twenty minutes)

@@ -1,7 +1,6 @@
 """A stand-in Google Cloud for the whole session, emptied before each test; and the table of trials."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[1] / "benchmarks"))
 
+from marks import write
 from world import World
 
 from bqdispatch_provider.testing.standin import StandIn, StandInControl
@@ -19,6 +19,7 @@ TRIALS = []
 
 def pytest_addoption(parser):
     parser.addoption("--trials", metavar="FILE", help="write the table of trials between its marks in a document")
+    parser.addoption("--apples", metavar="FILE", help="the same for the table of one bad apple (tests/apples)")
 
 
 def pytest_sessionfinish(session):
@@ -26,9 +27,7 @@ def pytest_sessionfinish(session):
     if document and TRIALS:
         lines = ["| fault | trials | events | lost | doubled |", "| --- | --- | --- | --- | --- |"]
         lines += [f"| {' | '.join(map(str, each))} |" for each in TRIALS]
-        text = Path(document).read_text()
-        table = "<!-- trials -->\n" + "\n".join(lines) + "\n<!-- /trials -->"
-        Path(document).write_text(re.sub(r"<!-- trials -->.*<!-- /trials -->", lambda _: table, text, flags=re.DOTALL))
+        write(Path(document), "trials", "\n".join(lines))
 
 
 @pytest.fixture

@@ -219,3 +219,28 @@ def carry_out(world: Any, cell: Cell) -> Told:
         world.control.advance(200)
         folder.cycle()
     return Told(struck, first, errors, folder.delivered, late, folder.good, folder.bad)
+
+
+def table(rows: list[tuple[str, str, str, int, str]]) -> list[str]:
+    """Return the lines of a table of cells: of how many all events went while the fault was there, or were named.
+
+    :param rows: of each cell its call, whose it was, how long it lasted, the limit, and ``dispatched``, ``named`` or
+        ``wrong``.
+    """
+    counted = Counter((call, whose, lasts, limit, result) for call, whose, lasts, limit, result in rows)
+    limits = sorted({limit for _, _, _, limit, _ in rows})
+    columns = [(lasts, limit) for limit in limits for lasts in (PASSES, STAYS)]
+    names = [f"{lasts}{f', limit {limit}' if limit else ''}" for lasts, limit in columns]
+    lines = [f"| call | of | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    for call, (_, _, scopes) in CALLS.items():
+        for whose in scopes:
+            told = []
+            for lasts, limit in columns:
+                went, named, wrong = (
+                    counted[call, whose, lasts, limit, result] for result in ("dispatched", "named", "wrong")
+                )
+                told.append(f"{went} + {named}" + (f", **{wrong} wrong**" if wrong else ""))
+            lines.append(f"| `{call}` | {'one ' if whose != 'everything' else ''}{whose} | {' | '.join(told)} |")
+    total = Counter(result for *_, result in rows)
+    lines += ["", f"{len(rows):,} cells, of which {total['wrong']} are wrong."]
+    return lines

@@ -1,7 +1,11 @@
-"""Patience in seconds instead of minutes, so that a cell takes no longer."""
+"""Patience in seconds instead of minutes, so that a cell takes no longer; and the table of all cells."""
+
+from pathlib import Path
 
 import pytest
+from apples import table
 from google.api_core.retry import Retry
+from marks import write
 
 from bqdispatch_provider import courtesy, dispatcher, jobs, moves, storage
 
@@ -24,3 +28,11 @@ def hasty(world, monkeypatch):
     ):
         monkeypatch.setattr(module, name, value)
     return world
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write the table, where that was asked for."""
+    if document := config.getoption("--apples"):
+        reports = [each for kind in ("passed", "failed") for each in terminalreporter.getreports(kind)]
+        rows = [dict(each.user_properties)["cell"] for each in reports if each.when == "call" and each.user_properties]
+        write(Path(document), "apples", "\n".join(table(rows)))

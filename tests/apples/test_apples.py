@@ -17,6 +17,9 @@ def chosen():
 
 
 @pytest.mark.parametrize("cell", chosen(), ids=str)
-def test_nothing_is_lost_doubled_or_kept_waiting_in_silence(hasty, cell: Cell):
+def test_nothing_is_lost_doubled_or_kept_waiting_in_silence(hasty, cell: Cell, record_property):
     told = carry_out(hasty, cell)
-    assert told.wrong(cell) == [], told
+    wrong = told.wrong(cell)
+    result = "wrong" if wrong else "named" if told.late else "dispatched"
+    record_property("cell", [cell.call, cell.whose, cell.lasts, cell.limit, result])
+    assert wrong == [], told

@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, repeat
@@ -21,10 +20,10 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "late")]
 
 from cells import CELLS, Cell, Result, run, run_killed, table, totals  # noqa: E402
+from marks import write  # noqa: E402
 
 from bqdispatch_provider.testing.standin import StandIn, StandInControl  # noqa: E402
 
-MARKS = "<!-- late -->", "<!-- /late -->"
 REAL = TESTS / "late" / "real_bqtail.jsonl"
 """What the real BqTail did in some of the cells: by hand, so each line has its date."""
 
@@ -83,20 +82,6 @@ def real(results: list[Result]) -> list[str]:
     return lines
 
 
-def write(document: Path, content: str) -> None:
-    """Replace what stands between the marks.
-
-    :param document: the page.
-    :param content: what is to stand there.
-    """
-    before, after = MARKS
-    page = document.read_text()
-    if not (before in page and after in page):
-        raise SystemExit(f"{document} has no {before} … {after}")
-    new = f"{before}\n{content}\n{after}"
-    document.write_text(re.sub(f"{before}.*{after}", lambda _: new, page, flags=re.DOTALL))
-
-
 def main() -> int:
     """Carry all cells out.
 
@@ -121,7 +106,7 @@ def main() -> int:
     content = text(results, kills)
     print(content)
     if options.write:
-        write(options.write, content)
+        write(options.write, "late", content)
     return 1 if bad else 0
 
 
