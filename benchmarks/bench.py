@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from marks import write
 from rich.console import Console
 from rich.table import Table
 from surroundings import BIN, stand_in
@@ -81,7 +81,7 @@ class Row:
 
     @property
     def limit(self) -> str:
-        """How many times as long it takes for the limit of one change a second and name."""
+        """Return how many times as long it takes for the limit of one change a second and name."""
         if not self.unlimited:
             return ""
         return f"{self.spread('seconds')[1] / statistics.median(run.seconds for run in self.unlimited):.2f}"
@@ -248,13 +248,6 @@ def in_short(rows: Sequence[Row], more: Sequence[str]) -> str:
         if row.latency and not row.title.startswith("peer"):
             lines.append(f"| {row.title} | {row.spread('seconds')[1]:.2f} s | {row.requests:,} |")
     return "\n".join([*lines, "", *(f"- {each}" for each in more)])
-
-
-def write(file: Path, mark: str, text: str) -> None:
-    """Put text between a page's marks."""
-    page = file.read_text()
-    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    file.write_text(re.sub(f"{start}.*{end}", lambda _: f"{start}\n{text}\n{end}", page, flags=re.DOTALL))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import requests
-from bench import write
+from marks import write
 from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cost
-from bench import write
+from marks import write
 from rich.console import Console
 from rich.table import Table
 

@@ -96,7 +96,7 @@ class Pages:
     newest: datetime | None = None
     oldest: datetime | None = None
     ended: bool = False
-    """Whether there is no further page."""
+    """True once there is no further page."""
 
     def add(self, created: Iterable[datetime]) -> None:
         """Note a page by the creation of its jobs."""

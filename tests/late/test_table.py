@@ -23,7 +23,7 @@ def late(tmp_path):
 def test_it_writes_between_its_marks_alone(late, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- late -->\nold\n<!-- /late -->\nafter\n")
-    late.write(page, late.text([RESULT], [8, 8]))
+    late.write(page, "late", late.text([RESULT], [8, 8]))
     table, after = page.read_text().split("<!-- /late -->")
     assert table.startswith("before\n<!-- late -->\n| window |") and after == "\nafter\n"
     assert "1 cells: 1 with each file loaded exactly once, 0 in which" in table
@@ -34,7 +34,7 @@ def test_a_page_without_marks_is_left_alone(late, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(SystemExit, match="has no <!-- late -->"):
-        late.write(page, "x")
+        late.write(page, "late", "x")
     assert page.read_text() == "nothing"
 
 

@@ -13,7 +13,7 @@ GONE = 2
 
 IDLE = ("idle", 0, 0, False, False)
 MOVING = {"ready", "refused", "there", "doubt", "fenced", "half", "aside", "copied", "through", "open"}
-"""Where a dispatcher has an intent that it renews every ten seconds."""
+"""Steps at which a dispatcher has an intent, which it renews every ten seconds."""
 
 
 class World(NamedTuple):
@@ -305,14 +305,8 @@ class Traces:
     def _ready(self, w, which, me):
         _, present, number, _, other = me
         lost = "ready" if "intent" in self.without else "doubt"
-        if "proof" in self.without:
-            yield from self._call(
-                w, which, ("copy", which, present, number, other), "copied", "copied", lost, "through"
-            )
-        else:
-            yield from self._call(
-                w, which, ("copy", which, present, number, other), "copied", "refused", lost, "through"
-            )
+        refused = "copied" if "proof" in self.without else "refused"
+        yield from self._call(w, which, ("copy", which, present, number, other), "copied", refused, lost, "through")
 
     def _refused(self, w, which, me):
         """Look at both ends: first the source."""

@@ -17,7 +17,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "late")]
+sys.path[:0] = [str(TESTS), str(TESTS / "late"), str(TESTS.parent / "benchmarks")]
 
 from cells import CELLS, Cell, Result, run, run_killed, table, totals  # noqa: E402
 from marks import write  # noqa: E402
