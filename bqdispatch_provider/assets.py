@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias, conf
 
 from bqdispatch_provider.compat import make_known, triggering_events
-from bqdispatch_provider.model import EVERYTHING, Only
 from bqdispatch_provider.names import TableName, TraceName
 
 if TYPE_CHECKING:
@@ -57,17 +55,6 @@ def loaded(context: Context, table: str) -> list[dict[str, Any]]:
     return [dict(event.extra) for event in triggering_events(context, table_asset(table))]
 
 
-def chosen(assets: Mapping[str, Any] | bool | None) -> Only | None:
-    """Which events are emitted; ``None`` for none.
-
-    :param assets: as an operator was given it: all by default, none (``False``), or some, as ``only`` has them.
-    :raises ValueError: when it is something else.
-    """
-    if assets is False:
-        return None
-    return EVERYTHING if assets is None or assets is True else Only.of(assets, "assets")
-
-
 def with_alias(outlets: Sequence[Any]) -> list[Any]:
     """A task's outlets with the alias among them, without which Airflow does not take its events.
 
@@ -76,7 +63,7 @@ def with_alias(outlets: Sequence[Any]) -> list[Any]:
     return [*outlets, AssetAlias(ALIAS)]
 
 
-def emit(context: Context, report: Report, config: DispatchConfig, only: Only, url: str) -> int:
+def emit(context: Context, report: Report, config: DispatchConfig, url: str) -> int:
     """Note an asset event for each trace that was dispatched and whose job went well; gives how many traces that are.
 
     Airflow writes them down once the task succeeds, and never otherwise, so a task that is tried again emits what any
@@ -89,16 +76,15 @@ def emit(context: Context, report: Report, config: DispatchConfig, only: Only, u
     :param context: the running task's, which has the alias among its outlets.
     :param report: what was dispatched.
     :param config: the dispatcher's, from which follow the task folder, and the project of tables that name none.
-    :param only: which events.
     :param url: where the report lies.
     """
-    told = list(_told(report, config, only))
+    told = list(_told(report, config))
     at_most = round(conf.getfloat("workers", "execution_api_timeout", fallback=5.0) * _A_SECOND)
     events = told if len(told) <= at_most else list(_by_table(told, url))
     if len(events) > at_most:
         log.warning(
             "%d tables were dispatched to, and %d of them have no asset event, since Airflow would not write more in "
-            "time: raise [workers] execution_api_timeout, or narrow what is emitted by assets={'destinations': …}",
+            "time: raise [workers] execution_api_timeout",
             len(events),
             len(events) - at_most,
         )
@@ -110,26 +96,26 @@ def emit(context: Context, report: Report, config: DispatchConfig, only: Only, u
     return len(told)
 
 
-def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str, str], TraceName, TableName]]:
-    """The jobs whose traces were dispatched, as the report has them, each with its destination; the last to end last.
+def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str, str], TraceName, TableName | None]]:
+    """Go through the jobs whose traces were dispatched, each with the table that it has written; the last to end last.
 
     :param report: what was dispatched.
-    :param config: from which follow the task folder, and the project of tables that name none.
+    :param config: from which the task folder follows.
     """
     for url, job in sorted(report.jobs.items(), key=lambda each: each[1].get("EndTime", "")):
         try:
             name = TraceName.parse(url.removeprefix(f"{config.async_task_url.rstrip('/')}/"))
-            table = TableName.parse(name.dest)
-        except ValueError as error:  # anything may be called so, and the configuration may have changed meanwhile
+            table = TableName.parse(job["Table"]) if "Table" in job else None
+        except ValueError as error:  # the configuration may have changed meanwhile
             log.warning("There is no table for it: %s", error)
         else:
-            yield job, name, replace(table, project=table.project or config.project_id)
+            yield job, name, table
 
 
-def _told(report: Report, config: DispatchConfig, only: Only) -> Iterator[tuple[str, dict[str, Any]]]:
+def _told(report: Report, config: DispatchConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """The URI of the table's asset, and the extra, of each trace whose job went well."""
     for job, name, table in each_job(report, config):
-        if job.get("Error") or not only.takes(job["Project"], name):
+        if table is None or job.get("Error") or _is_transient(table, name):
             continue
         # Flat, and of values that can be hashed, as Airflow 2 needs it.
         yield (
@@ -144,6 +130,11 @@ def _told(report: Report, config: DispatchConfig, only: Only) -> Iterator[tuple[
                 "end_time": job.get("EndTime", ""),
             },
         )
+
+
+def _is_transient(table: TableName, name: TraceName) -> bool:
+    """Tell whether BqTail has made a table for one event alone, of which nobody can know beforehand."""
+    return table.table.endswith(f"_{name.event_id}")
 
 
 def _by_table(told: Sequence[tuple[str, dict[str, Any]]], url: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -960,6 +960,8 @@ class Dispatcher:
                 report.jobs[url]["EndTime"] = event.ended.isoformat(timespec="milliseconds")
             if event.error:
                 report.jobs[url]["Error"] = event.error
+            if event.table:
+                report.jobs[url]["Table"] = event.table
         report.count(project, "Dispatched", _counter_of(event))
         level = logging.INFO if report.dispatched <= story.TOLD else logging.DEBUG
         if log.isEnabledFor(level):

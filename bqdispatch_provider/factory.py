@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,7 +28,7 @@ def dispatch_dag(
     *,
     sql_slots: int | None = None,
     jobs_slots: int | None = None,
-    assets: Mapping[str, Any] | bool | None = None,
+    assets: bool = True,
     **options: Any,
 ) -> DAG:
     """The DAG of a set-up: detect, dispatch each lane, report.
@@ -42,12 +41,11 @@ def dispatch_dag(
         are taken are the events in hand. A task with more slots than its pool never runs. By default the environment
         variable ``BQDISPATCH_SQL_SLOTS`` (of a set-up with a name ``BQDISPATCH_ACME_SQL_SLOTS``), else 1.
     :param jobs_slots: the same for all other events and windows: ``MaxConcurrentJobs``, ``BQDISPATCH_JOBS_SLOTS``.
-    :param assets: which dispatched events become asset events, as :class:`DispatchOperator` has it: all by default.
+    :param assets: whether dispatched events become asset events, as :class:`DispatchOperator` has it.
     :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
         ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else every minute. Its ``default_args`` are added to
         ``retries`` and ``retry_delay``, by which each task is tried three times more, a second later.
-    :raises ValueError: when the set-up's name is none, an environment variable holds no number of slots, or ``assets``
-        is something else.
+    :raises ValueError: when the set-up's name is none, or an environment variable holds no number of slots.
     """
     names = SetUp(setup)
     sql, jobs = (

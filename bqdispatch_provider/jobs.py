@@ -51,6 +51,10 @@ _LESS_PATIENCE_S = 1.0
 
 _LOOKS_EVERY_S = 0.25
 
+_WRITING = ("load", "copy", "query")
+_WRITES = f"configuration({','.join(f'{kind}(destinationTable)' for kind in _WRITING)})"
+"""The field of a job that says which table it writes."""
+
 _REST_S, _LONGEST_REST_S = 2.0, 60.0
 """For so long a project is not asked that has refused; twice as long each time."""
 
@@ -536,10 +540,10 @@ class JobBoard:
         job = "jobReference(jobId,location),state,status(state),errorResult(reason),statistics(creationTime,endTime)"
         query: dict[str, Any] = {
             "allUsers": "true",
-            "projection": "minimal",
+            "projection": "full",  # a minimal one does not say what a job writes
             "minCreationTime": int(since.timestamp() * 1000),
             "maxResults": _PAGE,
-            "fields": f"nextPageToken,unreachable,jobs({job})",
+            "fields": f"nextPageToken,unreachable,jobs({job},{_WRITES})",
             **more,
         }
         if until is not None:
@@ -552,7 +556,7 @@ class JobBoard:
             query["pageToken"] = answer["nextPageToken"]
 
     def _get(self, key: JobKey) -> Job:
-        query = {"fields": "jobReference(location),status(state,errorResult(reason)),statistics(endTime)"}
+        query = {"fields": f"jobReference(location),status(state,errorResult(reason)),statistics(endTime),{_WRITES}"}
         if key.location:
             query["location"] = key.location
         answer = self._ask(f"projects/{quote(key.project, safe='')}/jobs/{quote(key.job_id, safe='')}", query)
@@ -628,7 +632,19 @@ def _job(answer: Mapping[str, Any], location: str) -> Job:
     error = answer.get("errorResult") or status.get("errorResult")
     reason = error.get("reason") if isinstance(error, Mapping) else error
     where = _part(answer, "jobReference").get("location") or location
-    return Job(str(where), state, _moment(answer, "endTime"), str(reason or "unknown") if error else "")
+    ended, said = _moment(answer, "endTime"), str(reason or "unknown") if error else ""
+    return Job(str(where), state, ended, said, _table(answer))
+
+
+def _table(answer: Mapping[str, Any]) -> str:
+    """Return the table that a job writes; empty for one without a name of its own, in a dataset that is hidden."""
+    configuration = _part(answer, "configuration")
+    for kind in _WRITING:
+        table = _part(_part(configuration, kind), "destinationTable")
+        parts = [table.get(key) for key in ("projectId", "datasetId", "tableId")]
+        if all(parts) and not str(parts[1]).startswith("_"):
+            return ".".join(map(str, parts))
+    return ""
 
 
 def _said(error: Exception) -> str:

@@ -21,8 +21,8 @@ MOST_JOBS = 1000
 class BqDispatchRunFacet(RunFacet):
     """What was dispatched.
 
-    :param jobs: for each job ``project``, ``location``, ``job_id``, ``table``, ``action``, ``step``, ``event_id``,
-        ``end_time`` and, of one that ended badly, ``error``.
+    :param jobs: for each job ``project``, ``location``, ``job_id``, ``action``, ``step``, ``event_id``, ``end_time``,
+        where it has written one its ``table`` and, where it ended badly, its ``error``.
     :param number: how many jobs there are, also where not all of them are told.
     :param document: where the response document lies.
     """
@@ -42,14 +42,14 @@ def lineage_of(report: Report, config: DispatchConfig, url: str) -> OperatorLine
     tables: dict[str, None] = {}
     jobs: list[dict[str, Any]] = []
     for job, name, table in each_job(report, config):
-        full = f"{table.project}.{table.dataset}.{table.table}"
-        if not job.get("Error"):
+        full = f"{table.project}.{table.dataset}.{table.table}" if table else ""
+        if full and not job.get("Error"):
             tables[full] = None
         told: dict[str, Any] = {
             "project": job["Project"],
             "location": job["Region"],
             "job_id": job["ID"],
-            "table": full,
+            **({"table": full} if full else {}),
             "action": name.action,
             "step": name.step,
             "event_id": name.event_id,

@@ -301,12 +301,14 @@ class Job:
     :param state: PENDING, RUNNING or DONE, whether well or badly.
     :param ended: when it was done, by BigQuery's clock; ``None`` while it is not.
     :param error: the reason why it ended badly, in BigQuery's words; empty otherwise.
+    :param table: that it writes, ``project.dataset.table``; empty where it writes none, or a nameless one.
     """
 
     location: str
     state: str
     ended: datetime | None = None
     error: str = ""
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,6 +405,7 @@ class Event:
     :param location: where the trace's job ran.
     :param ended: when that job was done, by BigQuery's clock; ``None`` for a window.
     :param error: the reason why that job ended badly; empty otherwise.
+    :param table: that this job has written, ``project.dataset.table``; empty where it has written none.
     :param doubted: whether an earlier delivery of it has to be excluded first.
     :param load: of a window where a limit is set: the project in which its load will run, and its event.
     :param claimed: whether somebody has claimed this window, and not fired it.
@@ -418,6 +421,7 @@ class Event:
     location: str = ""
     ended: datetime | None = None
     error: str = ""
+    table: str = ""
     doubted: bool = False
     load: Load | None = None
     claimed: bool = False
@@ -434,12 +438,12 @@ class Event:
     def to_json(self) -> list[Any]:
         """A compact form for XCom."""
         ended = self.ended.timestamp() if self.ended else 0
-        more: list[Any] = [self.error, self.doubted] if self.error or self.doubted else []
+        more: list[Any] = [self.error, self.table, self.doubted] if self.error or self.table or self.doubted else []
         if self.load or self.claimed or self.many or self.replayed or self.beside is not None:
             load = [self.load.project, self.load.event_id] if self.load else None
             beside = None if self.beside is None else [list(key) for key in self.beside]
             stale = [list(key) for key in self.stale]
-            more = [self.error, self.doubted, load, self.claimed, self.many, self.replayed, stale, beside]
+            more = [self.error, self.table, self.doubted, load, self.claimed, self.many, self.replayed, stale, beside]
         return [self.name, self.generation, self.created.timestamp(), self.location, ended, *more]
 
     @classmethod
@@ -450,8 +454,8 @@ class Event:
         """
         try:
             name, generation, created, location, ended, *more = document
-            given: list[Any] = [*more, *["", False, None, False, False, False, (), None][len(more) :]]
-            error, doubted, load, claimed, many, replayed, stale, beside = given
+            given: list[Any] = [*more, *["", "", False, None, False, False, False, (), None][len(more) :]]
+            error, table, doubted, load, claimed, many, replayed, stale, beside = given
             return cls(
                 str(name),
                 int(generation),
@@ -459,6 +463,7 @@ class Event:
                 str(location),
                 datetime.fromtimestamp(float(ended), UTC) if ended else None,
                 str(error),
+                str(table),
                 bool(doubted),
                 None if load is None else Load(*map(str, load)),
                 bool(claimed),
@@ -534,14 +539,13 @@ class Only:
     event_ids: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, given: Mapping[str, Any] | None, what: str = "only") -> Only:
+    def of(cls, given: Mapping[str, Any] | None) -> Only:
         """Read what an operator was given: lists of strings, or single ones, by the names above.
 
-        :param what: what it was given as, for the refusal.
         :raises ValueError: when it is something else.
         """
         known = cls.__dataclass_fields__
-        refusal = f"{what} is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
+        refusal = f"only is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(refusal)
         fields: dict[str, tuple[str, ...]] = {}
@@ -552,7 +556,7 @@ class Only:
                 raise ValueError(refusal)
             # A misspelt one matches nothing, and who waits for it would be told at once that all of it is done.
             if name == "actions" and (unknown := [each for each in values if each not in ACTIONS]):
-                raise ValueError(f"{what} names the actions {unknown!r}; expected some of {', '.join(ACTIONS)}")
+                raise ValueError(f"only names the actions {unknown!r}; expected some of {', '.join(ACTIONS)}")
             fields[name] = values
         return cls(**fields)
 

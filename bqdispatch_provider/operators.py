@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from bqdispatch_provider import links
 from bqdispatch_provider.alone import run_alone
-from bqdispatch_provider.assets import chosen, emit, with_alias
+from bqdispatch_provider.assets import emit, with_alias
 from bqdispatch_provider.compat import start_trigger_args
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import TIDIED, Part, RunJournal, place_of
@@ -45,7 +45,7 @@ class DispatchOperator(BaseOperator):
     for the next run and stands in the report; the task fails only when the shares, the connection or the journal cannot
     be used. Killed, it finishes what was begun, a batch of 100 events at most in each of 8 threads.
 
-    Each event dispatched whose job went well becomes an asset event of its destination table
+    Each event dispatched whose job went well becomes an asset event of the table that the job has written
     (:func:`~bqdispatch_provider.assets.table_asset`) when the task succeeds, so that a DAG can be scheduled by it. Its
     extra tells ``event_id``, ``step``, ``action``, ``job_id``, ``project``, ``location`` and ``end_time``.
 
@@ -66,9 +66,7 @@ class DispatchOperator(BaseOperator):
         configuration's ``TimeToLiveInMin`` less 5 s (templated).
     :param fail_on_error: fail the task once all is written if the report tells of an error; by default such an event
         waits for the next run, and the task succeeds.
-    :param assets: which dispatched events become asset events: all by default, none (``False``), or some, by lists as
-        in ``only``. A load into a transient table has the same destination as the copy that follows it:
-        ``{"actions": ["copy"]}`` tells of that copy alone.
+    :param assets: whether dispatched events become asset events.
     :param poll_interval: without shares, seconds between two looks at most; while something is on its way, it looks
         every second.
     :param deferrable: without shares, dispatch in the triggerer, in a thread: the whole dispatcher without a worker,
@@ -78,7 +76,7 @@ class DispatchOperator(BaseOperator):
         the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises DispatchError: with ``fail_on_error``, or when the trigger came to an error.
-    :raises ValueError: when ``shares``, ``lane``, ``only`` or ``assets`` is something else.
+    :raises ValueError: when ``shares``, ``lane`` or ``only`` is something else.
     """
 
     template_fields: Sequence[str] = ("shares", "lane", "bqdispatch_conn_id", "variables", "only", "time_to_live")
@@ -96,14 +94,14 @@ class DispatchOperator(BaseOperator):
         only: Mapping[str, Sequence[str]] | None = None,
         time_to_live: float | None = None,
         fail_on_error: bool = False,
-        assets: Mapping[str, Any] | bool | None = None,
+        assets: bool = True,
         poll_interval: float = MOST,
         deferrable: bool = False,
         start_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if chosen(assets) is not None:
+        if assets:
             self.outlets = with_alias(self.outlets)
         self.shares = shares
         self.lane = lane
@@ -208,8 +206,8 @@ class DispatchOperator(BaseOperator):
     def _emit(self, context: Context, report: Report, dispatcher: Dispatcher, url: str) -> None:
         """Note the asset events; they are lost if the task fails, so whoever tries it again notes them again."""
         self._done = (report, dispatcher.config, url)
-        if (only := chosen(self.assets)) is not None:
-            emit(context, report, dispatcher.config, only, url)
+        if self.assets:
+            emit(context, report, dispatcher.config, url)
 
     def _complete(self, context: Context, dispatcher: Dispatcher, report: Report, url: str) -> dict[str, Any]:
         """What is left once a run of its own is over, wherever it was."""

@@ -452,7 +452,14 @@ class _Planning:
         elif job.state == "DONE":
             stored = trace.object
             event = Event(
-                stored.name, stored.generation, stored.created, job.location, job.ended, job.error, stored.doubted
+                stored.name,
+                stored.generation,
+                stored.created,
+                job.location,
+                job.ended,
+                job.error,
+                job.table,
+                stored.doubted,
             )
             candidate = _Candidate(stored.created, event, trace.project, lane, counter)
             self._candidate(candidate, trace.name, stored.held)

@@ -9,7 +9,7 @@ from google.cloud.storage import Client
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.model import CLAIMED, OWNER
-from bqdispatch_provider.names import LedgerName, TraceName, WindowName
+from bqdispatch_provider.names import LedgerName, TableName, TraceName, WindowName
 from bqdispatch_provider.planning import entry_name
 
 TASKS, TRIGGER, JOURNAL = "ops", "p_bqtail", "journal"
@@ -76,10 +76,23 @@ class World:
         )
 
     def trace(
-        self, action="load", state="DONE", project="p", region="US", dest="ds.t", age=60.0, content="{}", root=False
+        self,
+        action="load",
+        state="DONE",
+        project="p",
+        region="US",
+        dest="ds.t",
+        age=60.0,
+        content="{}",
+        root=False,
+        writes=None,
     ):
-        """A trace and its job in a state; ``None`` for no job. Gives the trace's name."""
-        return self.traces(1, action, state, project, region, dest, age, content, root)[0]
+        """A trace, and its job in a state. Gives the trace's name.
+
+        :param state: ``None`` for no job.
+        :param writes: the table that the job writes, with ``{event}`` for the event's ID; by default the destination.
+        """
+        return self.traces(1, action, state, project, region, dest, age, content, root, writes)[0]
 
     def traces(
         self,
@@ -92,6 +105,7 @@ class World:
         age=60.0,
         content="{}",
         root=False,
+        writes=None,
     ):
         names = []
         for _ in range(number):
@@ -101,10 +115,12 @@ class World:
             )
         self.put(*(name.name for name in names), age=age, content=content)
         if state:
-            self.jobs([name.job_id for name in names], state, action, project, region or "US", age=age)
+            tables = {name.job_id: (writes or dest).replace("{event}", name.event_id) for name in names}
+            self.jobs(tables, state, action, project, region or "US", age=age, writes=tables.get)
         return [name.name for name in names]
 
-    def jobs(self, ids, state="DONE", action="load", project="p", location="US", age=60.0, error=None):
+    def jobs(self, ids, state="DONE", action="load", project="p", location="US", age=60.0, error=None, writes=None):
+        """Jobs in a state; ``writes`` gives the table of each."""
         schedule = {
             "DONE": {},
             "RUNNING": {"runningMs": 10**9},
@@ -116,8 +132,18 @@ class World:
             {"project": project, "location": location, "jobId": job, "type": kind, "creationTime": created}
             | schedule
             | ({"error": error} if error else {})
+            | (self._destination(writes(job)) if writes and kind != "extract" else {})
             for job in ids
         )
+
+    @staticmethod
+    def _destination(table):
+        try:
+            name = TableName.parse(table)
+        except ValueError:
+            return {}
+        table = table.rpartition(".")[2]
+        return {"destinationTable": {"projectId": name.project or "p", "datasetId": name.dataset, "tableId": table}}
 
     def window(self, dest="ds.t", due=60.0, age=None, content='{"EventID": 1}', hash_="77"):
         """A window that ended ``due`` seconds ago. Gives its name."""

@@ -35,7 +35,7 @@ TYPES: Final = ("load", "copy", "query", "extract")
 SEED: Final = frozenset(
     (
         *("project", "location", "jobId", "type", "pendingMs", "runningMs"),
-        *("error", "creationTime", "userEmail", "labels", "sourceUris"),
+        *("error", "creationTime", "userEmail", "labels", "sourceUris", "destinationTable"),
     )
 )
 """What may be said of a job that is seeded."""
@@ -291,6 +291,8 @@ class Jobs:
             if kind != "load" or not isinstance(sources, list) or not all(isinstance(uri, str) for uri in sources):
                 raise ApiError(400, f"Job {entry['jobId']}: sourceUris are the URIs, as a list, that a load job reads.")
             details["sourceUris"] = sources
+        if "destinationTable" in entry:
+            details["destinationTable"] = entry["destinationTable"]
         try:
             labels = {str(name): str(value) for name, value in (entry.get("labels") or {}).items()}
             return Job(

@@ -1,9 +1,8 @@
 """Start when BqTail has loaded a table.
 
 Use it where a DAG of yours follows a table, whenever that is loaded: nothing polls, and no time is guessed at. The
-dispatcher emits an asset event for each trace whose job went well; what comes while a run is being made starts one run,
-which gets all of it. Where a load goes into a transient table first, and a copy into this one follows, both have this
-destination: ``dispatch_dag(assets={"actions": ["copy"]})``, or ``DispatchOperator(assets=…)``, tells of the copy alone.
+dispatcher emits an asset event for each job that has written the table; what comes while a run is being made starts one
+run, which gets all of it. Where a load goes into a transient table first, the copy into this one starts it.
 """
 
 from datetime import UTC, datetime

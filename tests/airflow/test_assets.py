@@ -5,7 +5,6 @@ from world import JOURNAL
 
 from bqdispatch_provider import assets
 from bqdispatch_provider.assets import table_asset
-from bqdispatch_provider.operators import DispatchOperator
 
 HAS = {"event_id", "step", "action", "job_id", "project", "location", "end_time"}
 
@@ -44,16 +43,28 @@ def test_events_of_one_table_are_all_kept(world, run):
 def test_an_event_whose_job_went_badly_tells_of_nothing(world, run, document):
     bad, good = world.trace(state=None), world.trace(dest="ds.good")
     job_id = bad.rpartition("/")[2].replace(".", "_")
-    world.jobs([job_id], error="invalid")
+    world.jobs([job_id], error="invalid", writes=lambda _: "ds.t")
     done = run("bqdispatch", "bqdispatch.py")
     assert set(document(done)["Jobs"]) == {world.url_of(bad), world.url_of(good)}
     assert uris(done) == ["x-bqtail://p/ds/good"]
 
 
-@pytest.mark.parametrize(
-    ("dag", "told"), [("alone", 2), ("alone_deferred", 2), ("no_assets", 0), ("assets_of_copies", 1), ("mapped", 2)]
-)
-def test_a_setting_narrows_what_is_told(world, run, dag, told):
+def test_a_load_into_a_transient_table_tells_of_nothing_and_the_copy_that_follows_of_its_table(world, run):
+    world.trace("load", dest="sales.orders", writes="temp.orders_{event}")
+    world.trace("copy", dest="sales.orders")
+    (told,) = run("bqdispatch", "bqdispatch.py").asset_events()
+    assert (told[0], told[1]["action"]) == ("x-bqtail://p/sales/orders", "copy")
+
+
+def test_a_job_tells_of_the_table_that_it_has_written_whatever_its_trace_is_called(world, run):
+    world.trace("query", dest="sales.orders", writes="q.summary.daily")
+    world.trace("query", dest="sales.orders", writes="_0123456789abcdef.anon42")
+    world.trace("export", dest="sales.orders")
+    assert uris(run("bqdispatch", "bqdispatch.py")) == ["x-bqtail://q/summary/daily"]
+
+
+@pytest.mark.parametrize(("dag", "told"), [("alone", 2), ("alone_deferred", 2), ("no_assets", 0), ("mapped", 2)])
+def test_assets_are_told_of_whichever_way_it_runs(world, run, dag, told):
     world.trace("load")
     world.trace("copy")
     done = run(dag)
@@ -118,8 +129,3 @@ def test_a_table_has_one_asset_however_it_is_written(name):
 def test_a_table_without_a_project_is_refused(name):
     with pytest.raises(ValueError, match=r"expected \[?project"):
         table_asset(name)
-
-
-def test_a_filter_that_is_none_is_refused_in_its_own_name():
-    with pytest.raises(ValueError, match=r"assets is \{'actions': \[\]\}"):
-        DispatchOperator(task_id="dispatch", assets={"actions": []})

@@ -28,7 +28,7 @@ def told(tmp_path, monkeypatch, database, airflow_prints, connect):
 def test_tables_are_outputs_and_jobs_are_facets_of_the_run(world, told):
     names = world.traces(2, dest="acme-shop:sales.orders$20240305", region="EU")
     bad = world.trace("query", state=None, dest="ds.bad")
-    world.jobs([bad.rpartition("/")[2].replace(".", "_")], error="invalid")
+    world.jobs([bad.rpartition("/")[2].replace(".", "_")], action="query", error="invalid", writes=lambda _: "ds.bad")
     world.window("ds.w")
     (event,) = told("alone", "dispatch")
     assert [(each["namespace"], each["name"]) for each in event["outputs"]] == [("bigquery", "acme-shop.sales.orders")]

@@ -10,21 +10,21 @@ def started(live, dag_id):
     return [f"dags/{dag_id}/dagRuns/{run['dag_run_id']}" for run in runs]
 
 
-def test_a_dag_starts_when_the_load_into_its_table_was_dispatched(live, world, bqtail, unpaused, wait_until):
+def test_a_dag_starts_when_the_job_that_wrote_its_table_was_dispatched(live, world, bqtail, unpaused, wait_until):
     with unpaused("after_f"), unpaused("bqdispatch"):
         put_files(bqtail, "ds.f")
         wait_until(lambda: started(live, "after_f"), "the table's DAG has run")
     extra = returned(live, started(live, "after_f")[-1], "use")[0]
-    assert extra["action"] == "load"
-    assert extra["job_id"].startswith(f"ds_f--{extra['event_id']}_0000{extra['step']}_load--")
+    assert extra["action"] == "query"  # the load before it wrote a transient table
+    assert extra["job_id"].startswith(f"ds_f--{extra['event_id']}_0000{extra['step']}_query--")
     assert (extra["project"], bool(extra["location"]), bool(extra["end_time"])) == ("p", True, True)
 
 
 def test_of_a_load_and_the_copy_that_follows_only_the_copy_starts_it(live, world, bqtail, unpaused, wait_until):
-    with unpaused("after_orders"), unpaused("dispatch_for_copies"):
+    with unpaused("after_orders"), unpaused("dispatch_tables"):
         for action in ("load", "copy"):
-            world.trace(action, dest="ds.orders")
-            run = trigger(live, "dispatch_for_copies", action)
+            world.trace(action, dest="ds.orders", writes={"load": "temp.orders_{event}"}.get(action))
+            run = trigger(live, "dispatch_tables", action)
             wait_until(lambda run=run: has_ended(live, run), "it is dispatched")
             assert returned(live, run, "dispatch")["Outcomes"]["dispatched"] == 1
         wait_until(lambda: started(live, "after_orders"), "the table's DAG has run")

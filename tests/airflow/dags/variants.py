@@ -148,8 +148,5 @@ with dag_of("from_trigger") as from_trigger:
 with dag_of("no_assets") as no_assets:
     DispatchOperator(task_id="dispatch", time_to_live=0, assets=False)
 
-with dag_of("assets_of_copies") as assets_of_copies:
-    DispatchOperator(task_id="dispatch", time_to_live=0, assets={"actions": ["copy"]})
-
 with dag_of("alone_retried_for_errors") as alone_retried_for_errors:
     DispatchOperator(task_id="dispatch", time_to_live=0, fail_on_error=True, retries=1, retry_delay=timedelta(0))

@@ -1,4 +1,4 @@
-"""DAGs that start when a table was loaded, and a dispatcher that tells of copies alone."""
+"""DAGs that start when a table was loaded, and a dispatcher."""
 
 from datetime import UTC, datetime
 
@@ -26,7 +26,5 @@ def after(table):
 
 after_f, after_orders = after("f"), after("orders")
 
-with DAG(
-    "dispatch_for_copies", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False
-) as for_copies:
-    DispatchOperator(task_id="dispatch", time_to_live=0, assets={"actions": ["copy"]})
+with DAG("dispatch_tables", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False) as for_tables:
+    DispatchOperator(task_id="dispatch", time_to_live=0)
