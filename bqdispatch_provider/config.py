@@ -30,11 +30,16 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; ``findings`` holds one sentence for each thing that is wrong."""
+    """A configuration that cannot be used.
 
-    def __init__(self, findings: list[str]) -> None:
+    :param findings: one sentence for each thing that is wrong.
+    :param where: what holds the configuration, for the message; by default nothing is said of it.
+    """
+
+    def __init__(self, findings: list[str], where: str = "") -> None:
         self.findings = findings
-        super().__init__("the configuration cannot be used:\n" + "\n".join(f"  - {finding}" for finding in findings))
+        listed = "\n".join(f"  - {finding}" for finding in findings)
+        super().__init__(f"the configuration{where and f' of {where}'} cannot be used:\n{listed}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class DispatchConfig:
     :param slack_credentials: where the Slack token lies; ``None``: no Slack.
     :param url: where the document was read; ``None`` when it was given in place.
     :param variables: the variables that it was read with.
+    :param misspelt: keys of the document that are ignored and look like one that is not, each with that one.
     """
 
     async_task_url: str
@@ -92,6 +98,7 @@ class DispatchConfig:
     slack_credentials: SlackCredentials | None = None
     url: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    misspelt: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> DispatchConfig:
@@ -135,12 +142,13 @@ class DispatchConfig:
         reading = _Reading({known.get(str(key).lower(), str(key)): each for key, each in document.items()}, variables)
         fields = {attribute: read(reading, key) for key, (attribute, read) in _KEYS.items()}
         reading.limit_by_its_go_name(fields)
-        reading.log_ignored()
+        misspelt = reading.log_ignored()
         places = {**_DEFAULT_PREFIXES, **{k: v for k, v in fields.items() if v is not None}}
         findings = [*reading.findings, *_overlaps(places)]
         if findings:
             raise ConfigError(findings)
-        return cls(**{k: v for k, v in fields.items() if v is not None}, url=url, variables=dict(variables))
+        known_fields = {k: v for k, v in fields.items() if v is not None}
+        return cls(**known_fields, url=url, variables=dict(variables), misspelt=misspelt)
 
     def for_project(self, project: str | None) -> DispatchConfig:
         """This configuration with the project, and the trigger bucket that follows from it, filled in.
@@ -304,7 +312,8 @@ class _Reading:
         elif None not in (limit, fields["max_concurrent_jobs"]) and limit != fields["max_concurrent_jobs"]:
             self.wrong(_GO_LIMIT, limit, f"the same as MaxConcurrentJobs ({fields['max_concurrent_jobs']})")
 
-    def log_ignored(self) -> None:
+    def log_ignored(self) -> dict[str, str]:
+        """Log the keys that are ignored; gives those that are misspelt, with what they are like."""
         ignored = sorted(self.document.keys() - {*_KEYS, _GO_LIMIT})
         alike = {key: each[0] for key in ignored if (each := get_close_matches(key, _KEYS, 1, 0.9))}
         named = ", ".join(f"{_shown(key)} (not {alike[key]})" if key in alike else _shown(key) for key in ignored)
@@ -312,6 +321,7 @@ class _Reading:
             # A misspelt limit is no limit: that must not go unseen.
             level = logging.WARNING if alike else logging.INFO
             log.log(level, "Ignored keys of the configuration that a dispatcher does not use: %s", named)
+        return alike
 
 
 def _string(reading: _Reading, key: str) -> str | None:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _FORMS = ("config", "config_url")
 _OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
 _LONG = ("config", "variables")
+_OLDER = "extra__bqdispatch__"
+"""With this, forms of Airflow began the name of each field once, and connections may have it still."""
+
 _PLACEHOLDERS = {
     "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
     "config_url": "gs://bucket/config.json",
@@ -234,7 +237,7 @@ class BqDispatchHook(BaseHook):
         return value
 
     def _unusable(self, *findings: str) -> ConfigError:
-        return ConfigError([f"connection {self.bqdispatch_conn_id!r}: {finding}" for finding in findings])
+        return ConfigError(list(findings), f"connection {self.bqdispatch_conn_id!r}")
 
     @property
     def _gcp_conn_id(self) -> str:
@@ -276,8 +279,9 @@ def _emulated() -> bool:
 
 
 def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """An extra without the fields that a form leaves empty."""
-    return {key: value for key, value in extra.items() if value not in (None, "")}
+    """An extra without the fields that a form leaves empty; the older form of a field's name means the same."""
+    filled = {key: value for key, value in extra.items() if value not in (None, "")}
+    return {key.removeprefix(_OLDER): filled[key] for key in sorted(filled, key=lambda key: not key.startswith(_OLDER))}
 
 
 def _client_of(credentials: Any, project: str | None) -> Client:
@@ -333,6 +337,8 @@ def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[lis
             findings |= {("", said): said for said in found.in_the_way(config, store.now())}
         elif ("", f"bucket {name}") not in findings:
             notes.append(f"; {cannot_be_checked(name, found.status, str(found))}")
+    for key, meant in config.misspelt.items():
+        findings["", key] = f"{in_one_line(key)} is no key of the configuration, so it says nothing; {meant} is one"
     projects = sorted({config.project_id or "", *_projects(tasks, store.task_url(""))})
     for project in projects:
         attempt(

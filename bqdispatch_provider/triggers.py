@@ -4,6 +4,7 @@ operator, or tell an asset's watcher that there is something to dispatch."""
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal, place_of
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.model import Lane, Outcome
+from bqdispatch_provider.names import in_one_line
 from bqdispatch_provider.rhythm import MOST, Rhythm
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ _EventTrigger: Any = event_trigger()
 
 TOLD_AGAIN_AFTER = 60.0
 """Seconds after which an event is told of again that still waits: whoever was told of it may have failed."""
+
+LOGGED_AGAIN_AFTER = 60.0
+"""Seconds after which it is said again that something still goes wrong."""
 
 _LONGEST_MESSAGE = 2000
 
@@ -302,7 +307,8 @@ class BqDispatchEventTrigger(_DispatcherTrigger, _EventTrigger):  # type: ignore
     """Tells again and again that there is something to dispatch, for an asset's watcher (Airflow 3).
 
     Yields ``{"status": "work", "events": number}`` when a look shows an event that it has not told of yet, or has told
-    of a minute ago and that still waits. Whatever goes wrong is logged, and tried again.
+    of a minute ago and that still waits. Whatever goes wrong is logged and tried again: what goes on is logged in full
+    once, and then in a line a minute.
 
     :param bqdispatch_conn_id: ID of the connection.
     :param more: as every trigger here has it: ``variables``, ``only`` and ``poll_interval``.
@@ -312,16 +318,24 @@ class BqDispatchEventTrigger(_DispatcherTrigger, _EventTrigger):  # type: ignore
         """Look for as long as there is somebody who wants to know."""
         told: dict[tuple[str, int], float] = {}
         rhythm = Rhythm.between(self.poll_interval)
+        failed, logged = "", -math.inf
         while True:
             try:
                 async with self._opened() as call:
                     while True:
                         number, seconds = await call(partial(self._look, told, rhythm))
+                        failed = ""
                         if number:
                             yield _event("work", events=number)
                         await call(partial(self._pause, seconds))
-            except Exception:
-                self.log.exception("The task folder cannot be looked at; it is tried again")
+            except Exception as error:
+                said = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
+                if said != failed:
+                    self.log.exception("The task folder cannot be looked at; it is tried again")
+                    failed, logged = said, time.monotonic()
+                elif time.monotonic() - logged >= LOGGED_AGAIN_AFTER:
+                    self.log.warning("The task folder still cannot be looked at: %s", in_one_line(said))
+                    logged = time.monotonic()
                 await asyncio.sleep(self.poll_interval)
 
     def _look(self, told: dict[tuple[str, int], float], rhythm: Rhythm, dispatcher: Dispatcher) -> tuple[int, float]:

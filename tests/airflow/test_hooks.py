@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from urllib.parse import urlencode
 
 import pytest
 import requests
@@ -22,8 +23,8 @@ def finding(extra, connect):
     connect(extra)
     with pytest.raises(ConfigError) as raised:
         BqDispatchHook().get_config()
-    (said,) = raised.value.findings
-    return said
+    assert len(raised.value.findings) == 1
+    return str(raised.value)
 
 
 def test_the_documents_keys_may_be_the_extra_itself(world, hook):
@@ -74,12 +75,39 @@ def test_a_document_that_is_no_json_is_told(connect):
     assert "config is no JSON" in finding({"config": "{"}, connect)
 
 
-def test_every_finding_names_the_connection(connect):
+def test_the_connection_is_named_once_whatever_is_found(connect):
     connect({"config": {"AsyncTaskURL": "ops"}})
     with pytest.raises(ConfigError) as raised:
         BqDispatchHook().get_config()
     assert len(raised.value.findings) == 3
-    assert all(said.startswith("connection 'bqdispatch_default': ") for said in raised.value.findings)
+    said = str(raised.value)
+    assert said.startswith("the configuration of connection 'bqdispatch_default' cannot be used:\n  - ")
+    assert said.count("connection") == 1
+
+
+def test_the_uri_of_a_connection_may_carry_the_documents_keys(world, monkeypatch):
+    keys = urlencode(world.document(MaxConcurrentSQL=7))
+    monkeypatch.setenv("AIRFLOW_CONN_BQDISPATCH_DEFAULT", f"bqdispatch://?{keys}")
+    assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_a_field_may_be_called_as_older_forms_had_it(world, connect):
+    older = {"config": json.dumps(world.document(MaxConcurrentSQL=7)), "config_url": ""}
+    connect({f"extra__bqdispatch__{key}": value for key, value in older.items()})
+    assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_of_a_field_that_is_there_twice_the_newer_form_counts(world, connect):
+    newer, older = ({"config": world.document(MaxConcurrentSQL=limit)} for limit in (7, 9))
+    connect({**newer, **{f"extra__bqdispatch__{key}": value for key, value in older.items()}})
+    assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_a_misspelt_limit_fails_the_connections_test(world, connect):
+    connect(world.document(MaxConcurentSQL=7))
+    works, said = BqDispatchHook().test_connection()
+    assert (works, "MaxConcurentSQL is no key of the configuration" in said) == (False, True)
+    assert "MaxConcurrentSQL is one" in said
 
 
 def test_a_connection_that_works_says_what_was_read(world, hook):

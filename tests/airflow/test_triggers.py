@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import logging
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -267,6 +268,25 @@ def test_an_event_trigger_survives_looks_that_fail(world, connect):
 
     assert asyncio.run(tell()) == 1
     assert no_thread_is_left()
+
+
+def test_what_goes_on_failing_is_logged_in_full_once_and_then_in_a_line(world, database, monkeypatch, caplog):
+    monkeypatch.setattr("bqdispatch_provider.triggers.LOGGED_AGAIN_AFTER", 0.0)
+    caplog.set_level(logging.WARNING)
+
+    async def tell():
+        telling = BqDispatchEventTrigger("of_nobody", poll_interval=0.01)
+        telling._log = logging.getLogger("telling")  # Airflow 3 gives one that no handler hears
+        following = asyncio.create_task(anext(aiter(telling.run())))
+        while len(caplog.records) < 4 and not following.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        following.cancel()
+
+    asyncio.run(tell())
+    first, *others = caplog.records
+    assert first.exc_info is not None
+    assert all(each.exc_info is None and "\n" not in each.getMessage() for each in others)
+    assert all("of_nobody" in each.getMessage() for each in others)
 
 
 def test_an_exception_becomes_an_event(world, connect):
