@@ -6,7 +6,7 @@ Importing this costs nothing: DAG files import it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC
 from importlib import import_module
@@ -51,11 +51,10 @@ async def extra_of(conn_id: str) -> Mapping[str, Any]:
     return await sync_to_async(lambda: BaseHook.get_connection(conn_id).extra_dejson)()
 
 
-def form_widgets(fields: Mapping[str, Any], long: Iterable[str]) -> dict[str, Any]:
+def form_widgets(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a connection's form for Airflow 2; Airflow 3 reads them from the provider's metadata.
 
     :param fields: that metadata's ``conn-fields``.
-    :param long: names of those that need several lines.
     """
     from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
     from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
@@ -64,7 +63,7 @@ def form_widgets(fields: Mapping[str, Any], long: Iterable[str]) -> dict[str, An
     return {
         name: StringField(
             lazy_gettext(field["label"]),
-            widget=getattr(fieldwidgets, f"BS3Text{'Area' if name in long else ''}FieldWidget")(),
+            widget=getattr(fieldwidgets, f"BS3Text{'Area' if 'format' in field['schema'] else ''}FieldWidget")(),
         )
         for name, field in fields.items()
     }

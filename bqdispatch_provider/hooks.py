@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _FORMS = ("config", "config_url")
 _OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
-_LONG = ("config", "variables")
 _OLDER = "extra__bqdispatch__"
 """With this, forms of Airflow began the name of each field once, and connections may have it still."""
 
@@ -116,7 +115,11 @@ class BqDispatchHook(BaseHook):
         :raises ConfigError: with every finding at once.
         """
         with ExitStack() as held:
-            return self._config(variables, lambda: held.enter_context(closing(_client_of(*self._credentials()))))
+            return self._config(variables, lambda: held.enter_context(closing(self.get_conn())))
+
+    def get_conn(self) -> Client:
+        """A client of Cloud Storage with the connection's credentials; whoever asks for it closes it."""
+        return _client_of(*self._credentials())
 
     @contextmanager
     def get_dispatcher(
@@ -189,7 +192,7 @@ class BqDispatchHook(BaseHook):
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """The fields of the connection's form, for Airflow 2; Airflow 3 reads them from the provider's metadata."""
-        return compat.form_widgets(_form()["conn-fields"], _LONG)
+        return compat.form_widgets(_form()["conn-fields"])
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:

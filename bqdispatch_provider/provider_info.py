@@ -53,11 +53,12 @@ def get_provider_info() -> dict[str, Any]:
                     "config": _field(
                         "Configuration (JSON)",
                         'The document itself: {"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
+                        format="multiline",
                     ),
                     "config_url": _field(
                         "Configuration URL", "Where the document lies instead: gs://bucket/object or file:///path"
                     ),
-                    "variables": _field("Variables (JSON)", "Values for ${name} in the document"),
+                    "variables": _field("Variables (JSON)", "Values for ${name} in the document", format="multiline"),
                     "gcp_conn_id": _field(
                         "Google Cloud connection", "Whose credentials are used; google_cloud_default when left out"
                     ),
@@ -75,5 +76,5 @@ def get_provider_info() -> dict[str, Any]:
     }
 
 
-def _field(label: str, description: str) -> dict[str, Any]:
-    return {"label": label, "description": description, "schema": {"type": ["string", "null"]}}
+def _field(label: str, description: str, **schema: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["string", "null"], **schema}}

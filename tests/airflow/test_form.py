@@ -12,7 +12,7 @@ FORM_OF_AIRFLOW_3 = """
 import json
 from airflow.api_fastapi.core_api.services.ui.connections import HookMetaService
 (found,) = (each for each in HookMetaService.hook_meta_data() if each.connection_type == "bqdispatch")
-fields = {name: field["schema"]["title"] if "title" in field["schema"] else None
+fields = {name: [field["schema"].get("title"), field["schema"].get("format") == "multiline"]
           for name, field in found.extra_fields.items()}
 standard = found.standard_fields.model_dump()
 hidden = [name for name, field in standard.items() if field and field["hidden"]]
@@ -23,7 +23,8 @@ import json
 from airflow.providers_manager import ProvidersManager
 manager = ProvidersManager()
 widgets = manager.connection_form_widgets
-fields = {widgets[name].field_name: str(widgets[name].field.args[0])
+fields = {widgets[name].field_name:
+          [str(widgets[name].field.args[0]), "Area" in type(widgets[name].field.kwargs["widget"]).__name__]
           for name in widgets if name.startswith("extra__bqdispatch__")}
 print(json.dumps([fields, manager.field_behaviours["bqdispatch"]["hidden_fields"]]))
 """
@@ -35,7 +36,10 @@ def test_the_form_shows_the_providers_fields_and_hides_the_others(database, airf
     printed = subprocess.run([sys.executable, "-c", form], capture_output=True, text=True, check=True).stdout
     fields, hidden = json.loads(printed.splitlines()[-1])
     (connection,) = get_provider_info()["connection-types"]
-    assert fields == {name: field["label"] for name, field in connection["conn-fields"].items()}
+    assert {name: label for name, (label, _) in fields.items()} == {
+        name: field["label"] for name, field in connection["conn-fields"].items()
+    }
+    assert {name for name, (_, has_lines) in fields.items() if has_lines} == {"config", "variables"}
     assert sorted(hidden) == sorted(connection["ui-field-behaviour"]["hidden-fields"])
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from contextlib import closing
 from urllib.parse import urlencode
 
 import pytest
@@ -35,6 +36,12 @@ def test_the_documents_keys_may_be_the_extra_itself(world, hook):
 def test_the_document_may_be_an_object_or_a_string(world, connect, form):
     connect({"config": form(world.document(MaxConcurrentSQL=7))})
     assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+def test_the_hooks_conn_is_a_client_of_cloud_storage(world, hook):
+    world.trace()
+    with closing(hook.get_conn()) as client:
+        assert [blob.name for blob in client.list_blobs(TASKS)] == [f"{FOLDER}{name}" for name in world.names()]
 
 
 def test_the_document_may_lie_in_a_file(world, connect, tmp_path):
