@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -19,7 +19,7 @@ from google.api_core.exceptions import GoogleAPIError, NotFound
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
-from bqdispatch_provider import story
+from bqdispatch_provider import story, threads
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.firings import OpenFirings
@@ -500,6 +500,22 @@ class Dispatcher:
 
         :param shares: from :meth:`look`'s plan, here or in another process.
         """
+        # In a thread of its own nothing interrupts it, wherever it is: what is written down is taken back.
+        dispatching = threads.begin(self._dispatch, shares)
+        try:
+            wait([dispatching])
+        except BaseException as interrupted:
+            self._interrupted = interrupted
+            log.warning("Interrupted: what was begun is finished, and no more is begun")
+            wait([dispatching])
+        finally:
+            interruption, self._interrupted = self._interrupted, None
+        report = dispatching.result()
+        if interruption is not None:
+            raise interruption
+        return report
+
+    def _dispatch(self, shares: Iterable[Share]) -> Report:
         report = Report(cycles=1)
         events: list[Event] = []
         windows: list[Event] = []
@@ -529,9 +545,6 @@ class Dispatcher:
         self._settle_firings(firings, windows, fired)
         if report.dispatched > story.TOLD:
             log.info("and %d more were dispatched", report.dispatched - story.TOLD)
-        if (interrupted := self._interrupted) is not None:
-            self._interrupted = None
-            raise interrupted
         return report
 
     def _announce_firings(
@@ -756,26 +769,13 @@ class Dispatcher:
     def _do(self, work: Iterable[_Work], report: Report) -> list[Done]:
         everything: list[Done] = []
         for begun in [self._threads.submit(self._unless_over, *each) for each in work]:
-            done = self._finished(begun)
+            self.intents.renew()  # each may be done soon, and all of them late
+            while wait([begun], RENEW_S / 4).not_done:
+                self.intents.renew()
+            done = begun.result()
             self._note(report, done)
             everything += done
         return everything
-
-    def _finished(self, begun: Future[list[Done]]) -> list[Done]:
-        try:
-            self._wait_for(begun)
-        except BaseException as interrupted:
-            if self._interrupted is not None:
-                raise
-            self._interrupted = interrupted  # a thread cannot be stopped, and what it does has to be known
-            log.warning("Interrupted: what was begun is finished, and no more is begun")
-            self._wait_for(begun)
-        return begun.result()
-
-    def _wait_for(self, begun: Future[list[Done]]) -> None:
-        self.intents.renew()  # each may be done soon, and all of them late
-        while wait([begun], RENEW_S / 4).not_done:
-            self.intents.renew()
 
     def tidy(self, tidy: Tidy) -> Report:
         """Set aside what must not be dispatched, note what was found out, and delete what nobody needs any more.

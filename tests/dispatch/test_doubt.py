@@ -14,6 +14,7 @@ from test_move import put_target, share_of, target
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
 
+from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.model import CREATED
 from bqdispatch_provider.planning import CLAIM_TIMEOUT, LEASE
 from bqdispatch_provider.storage import Result
@@ -245,6 +246,25 @@ def test_an_interrupted_dispatcher_finishes_what_was_begun_and_leaves_the_rest_t
     assert not [name for name in world.names() if name.startswith("intents/")]
     assert world.cycle().to_dict()["Dispatched"]["LoadJobs"] == len(left)
     assert len(world.names(TRIGGER, "_bqjob_/")) == len(names)
+
+
+def test_a_dispatcher_that_is_interrupted_while_it_notes_what_it_has_done_takes_back_what_it_has_written(
+    world, monkeypatch
+):
+    names = world.traces(300)
+    main, told, note = threading.current_thread().ident, threading.Event(), Dispatcher._note
+
+    def interrupted(*arguments):
+        if not told.is_set() and len(world.names(TRIGGER)) > 0:
+            told.set()
+            signal.pthread_kill(main, signal.SIGINT)
+        note(*arguments)
+
+    monkeypatch.setattr(Dispatcher, "_note", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        world.cycle()
+    assert not [name for name in world.names() if name.startswith("intents/")]
+    assert len(world.names(TRIGGER, "_bqjob_/")) == len(names) - len(traces_of(world))
 
 
 def test_a_dispatcher_that_is_interrupted_while_it_waits_for_others_takes_back_what_it_has_written(world, monkeypatch):
