@@ -1,16 +1,19 @@
-"""How long it takes from a job's end until BqTail has its trace, for each way to run, and what an idle minute costs.
+"""How long it takes from a job's end until BqTail has its trace, and until its table's asset event, for each way to
+run, and what an idle minute costs.
 
 A real Airflow on this machine, a stand-in Google Cloud beside it, and traces whose jobs end at random moments. Takes
-about twenty minutes.
+about forty minutes, ten of them for the asset events of a task that goes on for so long.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,28 +28,27 @@ from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandInControl
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "latency.md"
+PAGE = Path(__file__).parents[1] / "docs" / "latency.md"
 EVENTS = 200
 JOB_S = 3, 8
 """Seconds that a job takes, at random between these."""
 IDLE_S, SETTLE_S, PATIENCE_S = 60.0, 10.0, 150.0
-LAST_RUN_S = 30.0
-"""Seconds until the run of the last event is over, which goes on for twenty where runs come on events."""
+LAST_EVENT_S = 900.0
+"""Seconds until the run of the last event is over: those of the deferred task go on for ten minutes."""
+LIMIT = 1000
+"""Of queries and of other jobs, never reached: with a limit, a run's tasks wait for those of the run before it."""
+TOPIC, SUBSCRIPTION = "projects/p/topics/jobs", "projects/p/subscriptions/jobs"
 ENDED = re.compile(r"Received executor event with state (success|failed) for task instance")
 """What the scheduler logs once for each process that the executor has started for a task; deferring ends one, too."""
 
-FROM_TRIGGER = """
-from datetime import UTC, datetime
-from airflow.providers.common.compat.sdk import DAG
-from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
-from bqdispatch_provider.sensors import BqDispatchSensor
+DAGS = """# Airflow reads a file that has this word alone
+from bqdispatch_provider.factory import dispatch_dag
 
-with DAG("from_trigger", schedule="* * * * *", start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False,
-         max_active_runs=1, is_paused_upon_creation=True) as dag:
-    detect = BqDispatchSensor(task_id="detect", start_from_trigger=True)
-    dispatch = DispatchOperator(task_id="dispatch", shares=detect.output)
-    dispatch >> DispatchReportOperator(task_id="report", trigger_rule="none_skipped")
+minute = dispatch_dag()
+minute_deferred = dispatch_dag(way="minute_deferred", dag_id="minute_deferred")
+deferred = dispatch_dag(way="deferred", dag_id="deferred")
+events = dispatch_dag(way="events", dag_id="events")
+pushed = dispatch_dag("pushed", way="deferred")
 """
 
 
@@ -66,11 +68,11 @@ class Way:
 
 WAYS = {
     "nothing": Way("Airflow alone", None),
-    "minute": Way("every minute, `dags/bqdispatch.py`", "bqdispatch", 170.0),
-    "from_trigger": Way("every minute, the sensor with `start_from_trigger`", "from_trigger", 170.0),
-    "continuous": Way("back to back, `dags/bqdispatch_continuous.py`", "bqdispatch_continuous"),
-    "events": Way("on events, `dags/bqdispatch_on_events.py`", "bqdispatch_on_events"),
-    "deferred": Way("one deferred task, `dags/bqdispatch_deferred.py`", "bqdispatch_deferred"),
+    "minute": Way("`minute`", "bqdispatch", 170.0),
+    "minute_deferred": Way("`minute_deferred`", "minute_deferred", 170.0),
+    "events": Way("`events`", "events"),
+    "deferred": Way("`deferred`", "deferred"),
+    "pushed": Way("`deferred`, with a subscription", "bqdispatch_pushed"),
 }
 
 
@@ -79,6 +81,7 @@ class Measured:
     """What came of a way to run; seconds, process starts and CPU seconds."""
 
     latencies: list[float]
+    told: list[float]
     started: int
     cpu: float
 
@@ -93,7 +96,8 @@ def feed(control: StandInControl, seconds: float) -> dict[str, float]:
         runs = random.uniform(*JOB_S)
         created = control.now()
         job = {"project": "p", "location": "US", "jobId": name.job_id, "type": name.action, "creationTime": created}
-        control.seed_jobs([job | {"runningMs": round(runs * 1000)}])
+        table = {"projectId": "p", "datasetId": "ds", "tableId": "t"}
+        control.seed_jobs([job | {"runningMs": round(runs * 1000), "destinationTable": table}])
         control.seed_objects("ops", [{"name": f"tasks/{name.name}", "content": "{}"}])
         ends[name.name] = created + runs
     return ends
@@ -142,14 +146,44 @@ def measure(live: LiveAirflow, url: str, control: StandInControl, way: Way) -> M
         if time.monotonic() > until:
             raise RuntimeError(f"{way.title}: {len(ends) - len(found)} events are not delivered; {live.log}")
         time.sleep(1)
-    time.sleep(LAST_RUN_S)
+    told = asset_events(live, way, ends)
     before = starts(live), cpu_seconds(live)
     time.sleep(IDLE_S)
     after = starts(live), cpu_seconds(live)
     if way.dag:
         live.patch(f"dags/{way.dag}", {"is_paused": True})
         end_runs(live, way.dag)
-    return Measured([found[name] - ends[name] for name in ends], after[0] - before[0], after[1] - before[1])
+    lags = [found[name] - ends[name] for name in ends]
+    return Measured(lags, told, after[0] - before[0], after[1] - before[1])
+
+
+def asset_events(live: LiveAirflow, way: Way, ends: Mapping[str, float]) -> list[float]:
+    """Wait for the asset events of a way's DAG; gives the seconds from each job's end."""
+    jobs = {TraceName.parse(name).job_id: end for name, end in ends.items()}
+    told: dict[str, float] = {}
+    until = time.monotonic() + LAST_EVENT_S
+    while jobs.keys() - told.keys():
+        if time.monotonic() > until:
+            raise RuntimeError(f"{way.title}: {len(jobs.keys() - told.keys())} jobs have no asset event; {live.log}")
+        time.sleep(5)
+        for offset in range(0, EVENTS, 100):  # a page has no more
+            page = live.get("assets/events", source_dag_id=way.dag, limit=100, offset=offset)
+            for event in page["asset_events"]:
+                at = datetime.fromisoformat(event["timestamp"]).timestamp()
+                told.setdefault(event["extra"]["job_id"], at)
+    time.sleep(SETTLE_S)
+    return [told[job_id] - end for job_id, end in jobs.items()]
+
+
+def wait_for_dags(live: LiveAirflow) -> None:
+    """Wait until Airflow has parsed the DAGs of all ways."""
+    until = time.monotonic() + PATIENCE_S
+    wanted = {way.dag for way in WAYS.values() if way.dag}
+    while missing := wanted - {dag["dag_id"] for dag in live.get("dags", limit=100)["dags"]}:
+        if time.monotonic() > until:
+            raise RuntimeError(f"Airflow does not show the DAGs {', '.join(sorted(missing))}; {live.log}")
+        time.sleep(1)
+    time.sleep(SETTLE_S)
 
 
 def end_runs(live: LiveAirflow, dag: str) -> None:
@@ -163,11 +197,20 @@ def row(way: Way, measured: Measured) -> str:
     """A line of the table."""
     if measured.latencies:
         cuts = statistics.quantiles(measured.latencies, n=100, method="inclusive")
+        events = statistics.quantiles(measured.told, n=100, method="inclusive")
         times = " | ".join(f"{cuts[percent - 1]:.1f}" for percent in (50, 95, 99))
+        times += f" | {events[49]:.0f} | {events[94]:.0f}"
     else:
-        times = "– | – | –"
+        times = "– | – | – | – | –"
     number = len(measured.latencies) or "–"
     return f"| {way.title} | {number} | {times} | {measured.started} | {measured.cpu:.1f} |"
+
+
+def subscribe(url: str, control: StandInControl) -> None:
+    """Let the end of each job be told, as BigQuery's audit logs do."""
+    for path, body in ((TOPIC, {}), (SUBSCRIPTION, {"topic": TOPIC})):
+        requests.put(f"{url}/v1/{path}", json=body, timeout=10).raise_for_status()
+    control.set_log_sink(TOPIC)
 
 
 def main() -> None:
@@ -179,17 +222,24 @@ def main() -> None:
     if unknown := set(options.ways) - set(WAYS):
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     lines = [
-        "| way to run | events | p50, s | p95, s | p99, s | worker processes in an idle minute | CPU s in it |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| way to run | events | p50, s | p95, s | p99, s | asset event p50, s | p95, s "
+        "| worker processes in an idle minute | CPU s in it |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    dags = {file.name: file.read_text() for file in ROOT.glob("dags/*.py")} | {"from_trigger.py": FROM_TRIGGER}
-    paused = {"AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True"}
-    with stand_in() as (url, control), airflow(url, DOCUMENT, dags, **paused) as live:
-        while not {way.dag for way in WAYS.values() if way.dag} <= {
-            dag["dag_id"] for dag in live.get("dags", limit=100)["dags"]
-        }:
-            time.sleep(1)
-        time.sleep(SETTLE_S)
+    document = DOCUMENT | {"MaxConcurrentSQL": LIMIT, "MaxConcurrentJobs": LIMIT}
+    pushed = {"config": document, "subscription": SUBSCRIPTION}
+    environment = {
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
+        "BQDISPATCH_SQL_SLOTS": str(LIMIT),
+        "BQDISPATCH_JOBS_SLOTS": str(LIMIT),
+        "AIRFLOW_CONN_BQDISPATCH_PUSHED": json.dumps({"conn_type": "bqdispatch", "extra": pushed}),
+    }
+    with (
+        stand_in() as (url, control),
+        airflow(url, document, {"ways.py": DAGS}, PUBSUB_EMULATOR_HOST=url, **environment) as live,
+    ):
+        subscribe(url, control)
+        wait_for_dags(live)
         for name in options.ways or WAYS:
             before = starts(live)
             lines.append(row(WAYS[name], measure(live, url, control, WAYS[name])))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias, conf
 
-from bqdispatch_provider.compat import make_known, triggering_events
+from bqdispatch_provider.compat import emitted, make_known, triggering_events
 from bqdispatch_provider.names import TableName, TraceName
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from bqdispatch_provider.report import Report
 
 log = logging.getLogger(__name__)
-
-ALIAS = "bqdispatch"
-"""The asset alias through which all events go: a DAG that is scheduled by it starts whatever table it is."""
 
 _A_SECOND = 100
 """Events that Airflow writes in a second, with a good margin: one took 2.5 ms on two cores."""
@@ -55,30 +52,34 @@ def loaded(context: Context, table: str) -> list[dict[str, Any]]:
     return [dict(event.extra) for event in triggering_events(context, table_asset(table))]
 
 
-def with_alias(outlets: Sequence[Any]) -> list[Any]:
-    """A task's outlets with the alias among them, without which Airflow does not take its events.
+def with_alias(outlets: Sequence[Any], alias: str) -> list[Any]:
+    """Return a task's outlets with an alias at their end, without which Airflow does not take its events.
 
     :param outlets: those that the task has.
+    :param alias: through which all its events go: a DAG that is scheduled by it starts whatever table it is.
     """
-    return [*outlets, AssetAlias(ALIAS)]
+    return [*outlets, AssetAlias(alias)]
 
 
-def emit(context: Context, report: Report, config: DispatchConfig, url: str) -> int:
+def emit(context: Context, alias: str, report: Report, config: DispatchConfig, url: str) -> int:
     """Note an asset event for each trace that was dispatched and whose job went well; gives how many traces that are.
 
     Airflow writes them down once the task succeeds, and never otherwise, so a task that is tried again emits what any
-    of its tries has dispatched, as its merged report has it.
+    of its tries has dispatched, as its merged report has it; less what Airflow knows of, where it can tell (3.2 on).
 
     It writes them while the worker waits, no longer than ``[workers] execution_api_timeout``, 5 s, and the task fails
     if they take longer. So there are 100 for each second of it at most: beyond, the traces of a table share one event,
     whose extra is the last one's, with ``more``, the number of the others, and ``document``, where all of them stand.
 
     :param context: the running task's, which has the alias among its outlets.
+    :param alias: its name.
     :param report: what was dispatched.
     :param config: the dispatcher's, from which follow the task folder, and the project of tables that name none.
     :param url: where the report lies.
     """
     told = list(_told(report, config))
+    if told and context["ti"].try_number > 1 and report.started is not None:
+        told = list(_missing(told, emitted(context, alias, report.started) or ()))
     at_most = round(conf.getfloat("workers", "execution_api_timeout", fallback=5.0) * _A_SECOND)
     events = told if len(told) <= at_most else list(_by_table(told, url))
     if len(events) > at_most:
@@ -89,11 +90,27 @@ def emit(context: Context, report: Report, config: DispatchConfig, url: str) -> 
             len(events) - at_most,
         )
     if events:
-        make_known(ALIAS)
-    accessor = context["outlet_events"][AssetAlias(ALIAS)]
+        make_known(alias)
+    accessor = context["outlet_events"][AssetAlias(alias)]
     for uri, extra in events[:at_most]:
         accessor.add(Asset(uri), extra=extra)
     return len(told)
+
+
+def _missing(
+    told: Iterable[tuple[str, dict[str, Any]]], known: Iterable[tuple[str, Mapping[str, Any]]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Leave out what an earlier try has emitted.
+
+    :param known: what it has emitted; one event may stand for all of a table's until then.
+    """
+    known = list(known)
+    jobs = {(uri, extra.get("project"), extra.get("job_id")) for uri, extra in known}
+    until = {uri: str(extra.get("end_time", "")) for uri, extra in known if "more" in extra}
+    for uri, extra in told:
+        is_known = (uri, extra["project"], extra["job_id"]) in jobs
+        if not is_known and not (uri in until and extra["end_time"] <= until[uri]):
+            yield uri, extra
 
 
 def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str, str], TraceName, TableName | None]]:

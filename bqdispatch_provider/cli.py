@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider.config import ConfigError, DispatchConfig
 from bqdispatch_provider.names import in_one_line
-from bqdispatch_provider.pools import TOKEN, AirflowError, PoolsElsewhere, PoolsHere, differences, has_airflow, pools_of
+from bqdispatch_provider.pools import TOKEN, AirflowError, PoolsElsewhere, PoolsHere, compared, has_airflow, pools_of
 from bqdispatch_provider.setups import SetUp
 
 if TYPE_CHECKING:
@@ -195,9 +195,10 @@ def _smoke(options: argparse.Namespace) -> int:
 
     with _credentials():
         client, session = default_storage_client(config), default_session()
-    wanted = {name: int(pool["slots"]) for name, pool in pools_of(config, options.setup).items()}
     try:
-        pools: Any = (PoolsHere().slots(), wanted) if has_airflow() else "no Airflow is set up in this environment"
+        pools: Any = "no Airflow is set up in this environment"
+        if has_airflow():
+            pools = compared(PoolsHere().read(), pools_of(config, options.setup), options.setup.task_slots())
     except AirflowError as error:
         pools = str(error)
     stopped = Event()
@@ -386,7 +387,8 @@ def _pools(options: argparse.Namespace) -> int:
         for name, pool in wanted.items():
             print(f"pool {name!r} has {pool['slots']} slots")
         return OK
-    found = differences(airflow.slots(wanted), wanted)
+    compared_pools = compared(airflow.read(wanted), wanted, options.setup.task_slots())
+    found = [f"pool {name!r} {said}" for name, said in compared_pools.items() if said]
     for difference in found or ["the pools agree with the configuration"]:
         print(difference)
     if found:

@@ -6,7 +6,8 @@ Importing this costs nothing: DAG files import it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC
 from importlib import import_module
@@ -28,7 +29,70 @@ def date_of(context: Context) -> datetime | None:
 
     :param context: the running task's.
     """
-    return context.get("logical_date") or getattr(context["dag_run"], "run_after", None)
+    return context.get("logical_date") or getattr(context.get("dag_run"), "run_after", None)
+
+
+def emitted(context: Context, alias: str, since: datetime) -> list[tuple[str, Mapping[str, Any]]] | None:
+    """Ask which asset events earlier tries of a task have emitted; ``None`` where Airflow cannot tell, before 3.2.
+
+    :param context: the running task's.
+    :param alias: through which they went.
+    :param since: from when on.
+    :returns: for each the URI of its asset, and its extra.
+    """
+    try:
+        from airflow.sdk import AssetAlias  # noqa: PLC0415
+        from airflow.sdk.execution_time.context import InletEventsAccessors  # noqa: PLC0415
+
+        events = InletEventsAccessors([AssetAlias(alias)])[AssetAlias(alias)].after(since.isoformat())
+    except (ImportError, AttributeError):
+        return None
+    ti: Any = context["ti"]
+    mine = (each for each in events if (each.source_dag_id, each.source_run_id) == (ti.dag_id, ti.run_id))
+    return [(each.asset.uri, each.extra or {}) for each in mine]
+
+
+def due_of(context: Context) -> datetime:
+    """Return when the context's run was due: of a scheduled one, on the minute.
+
+    :param context: the running task's.
+    """
+    run: Any = context["dag_run"]
+    due: datetime
+    if AIRFLOW_V_3_0_PLUS:
+        due = run.run_after
+    elif str(run.run_type) == "scheduled":
+        due = run.data_interval_end
+    else:  # its data interval is that of the last scheduled one
+        due = run.queued_at or run.start_date
+    return due
+
+
+def tasks_beside(task: Any) -> list[Any]:
+    """Return all tasks of a task's DAG; none where it has no DAG.
+
+    :param task: any operator.
+    """
+    return list(task.dag.tasks) if task.has_dag() else []
+
+
+def failed_tasks(context: Context, task_ids: Iterable[str]) -> list[str]:
+    """Find the tasks of the context's run that have failed, or of which one of several has.
+
+    :param context: the running task's.
+    :param task_ids: among which.
+    """
+    ti: Any = context["ti"]
+    wanted = sorted(task_ids)
+    if AIRFLOW_V_3_0_PLUS:
+        found = ti.get_task_states(dag_id=ti.dag_id, task_ids=wanted, run_ids=[ti.run_id])
+        states = [(task, state) for of_run in found.values() for task, state in of_run.items()]
+        # A mapped task's state stands under its ID, an underscore and its number.
+        failed = {task for task, state in states if state in ("failed", "upstream_failed")}
+        return [each for each in wanted if any(re.fullmatch(rf"{re.escape(each)}(_[0-9]+)?", task) for task in failed)]
+    instances: Any = context["dag_run"]
+    failed = {each.task_id for each in instances.get_task_instances(state=["failed", "upstream_failed"])}
+    return [each for each in wanted if each in failed]
 
 
 async def extra_of(conn_id: str) -> Mapping[str, Any]:
@@ -147,7 +211,7 @@ def context_of(trigger: BaseTrigger) -> Context:
 
 
 def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
-    """A DAG's schedule by an asset that a trigger watches, and by time; ``None`` in Airflow 2, which has none.
+    """Return a DAG's schedule by an asset that a trigger watches, and by time; on Airflow 2 by time alone.
 
     :param name: of the asset. It has no URI of its own: a registered scheme would load every provider in each task.
     :param trigger: one of :func:`event_trigger`'s kind.
@@ -155,7 +219,7 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
     """
     if not AIRFLOW_V_3_0_PLUS:
         log.info("No DAG is scheduled by %r here: only Airflow 3 has triggers that watch assets", name)
-        return None
+        return cron
     from airflow.sdk import Asset, AssetWatcher  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
     from airflow.timetables.assets import AssetOrTimeSchedule  # noqa: PLC0415
     from airflow.timetables.trigger import CronTriggerTimetable  # noqa: PLC0415

@@ -8,7 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -142,8 +142,8 @@ class Dispatcher:
 
         self._freed: Counter[tuple[str, bool]] = Counter()
         """Places at limits, by project and whether of queries, that were taken by what was refused in this cycle."""
-        self._threads = ThreadPoolExecutor(THREADS, "bqdispatch")
-        self._readers = ThreadPoolExecutor(READERS, "bqdispatch-read")
+        self._threads = threads.Threads(THREADS, "bqdispatch")
+        self._readers = threads.Threads(READERS, "bqdispatch-read")
         _widen(self._client._http)
         _widen(self.session)
         self.board = JobBoard(self.session)
@@ -186,9 +186,11 @@ class Dispatcher:
         time_to_live: float | timedelta | None = None,
         progress: Callable[[Report], None] = lambda _: None,
         *,
-        begin: Callable[[Plan], None] = lambda _: None,
+        begin: Callable[[Sequence[Share]], None] = lambda _: None,
         wait: Callable[[float], object] = time.sleep,
         rhythm: Rhythm | None = None,
+        first: Sequence[Share] | None = None,
+        measures: bool = True,
     ) -> Report:
         """Cycle after cycle until the time is up. Write ``performance.json`` once a minute, and at the end.
 
@@ -199,6 +201,8 @@ class Dispatcher:
         :param begin: called in each cycle with what it is about to dispatch.
         :param wait: called between two cycles with seconds; it may come back earlier.
         :param rhythm: how many seconds these are.
+        :param first: what the first cycle dispatches, without a look of its own; by default it looks.
+        :param measures: whether to write ``performance.json``.
         """
         began = time.monotonic()
         rhythm = rhythm or Rhythm()
@@ -207,7 +211,7 @@ class Dispatcher:
         # The first cycle takes the time that it needs: were its look alone longer than the time to live, nothing would
         # ever be dispatched. After it, no new work is taken once the time is up.
         try:
-            report = self._cycle_of_run(begin)
+            report = self._cycle_of_run(lambda: self.cycle(begin) if first is None else self._cycle_of(first, begin))
             self._until = until
             progress(report)
             while (left := until - time.monotonic()) > rhythm.least and self._go_on():
@@ -218,15 +222,15 @@ class Dispatcher:
                 if self.config.check_in_ms and time.monotonic() - checked > self.config.check_in_ms / 1000:
                     checked = time.monotonic()
                     self._check_in(report)
-                report.add_cycle(self._cycle_of_run(begin))
-                if time.monotonic() - measured > _MEASURED_EVERY_S and report.started is not None:
+                report.add_cycle(self._cycle_of_run(lambda: self.cycle(begin)))
+                if measures and time.monotonic() - measured > _MEASURED_EVERY_S and report.started is not None:
                     measured = time.monotonic()
                     self.write_performance(report)
                 progress(report)
         finally:
             self._until = math.inf
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
-        if report.started is not None:  # otherwise nothing was seen, and what stands there is truer than nothing
+        if measures and report.started is not None:  # otherwise nothing was seen, and what stands there is truer
             self.write_performance(report)
         return report
 
@@ -239,9 +243,34 @@ class Dispatcher:
             return max(self.config.time_to_live_in_min * 60 - _LESS, 1.0)
         return time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
 
-    def _cycle_of_run(self, begin: Callable[[Plan], None]) -> Report:
+    def _cycle_of(self, shares: Sequence[Share], begin: Callable[[Sequence[Share]], None]) -> Report:
+        """Dispatch shares that were planned elsewhere."""
+        began = time.monotonic()
+        self._plan = None
+        mine = self._chosen(shares)
+        begin(mine)
+        self._freed.clear()
+        report = self.dispatch(mine)
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
+        return report
+
+    def _chosen(self, shares: Sequence[Share]) -> list[Share]:
+        """Keep of shares those events that are to be dispatched here."""
+        if self._only == EVERYTHING:
+            return list(shares)
+
+        def takes(event: Event) -> bool:
+            name = (WindowName if event.name.endswith(".win") else TraceName).parse(event.name)
+            project = name.dest_project if isinstance(name, WindowName) else name.project
+            return self._only.takes(project or self.config.project_id or "", name)
+
+        chosen = (replace(share, events=tuple(filter(takes, share.events))) for share in shares)
+        return [share for share in chosen if share.events]
+
+    @staticmethod
+    def _cycle_of_run(cycle: Callable[[], Report]) -> Report:
         try:
-            return self.cycle(begin)
+            return cycle()
         except Exception as error:
             log.exception("A cycle has failed; the run goes on")
             report = Report(cycles=1)
@@ -261,7 +290,7 @@ class Dispatcher:
         except ConfigError as error:
             self._error(report, f"the changed configuration is not taken over: {error}")
 
-    def cycle(self, begin: Callable[[Plan], None] = lambda _: None) -> Report:
+    def cycle(self, begin: Callable[[Sequence[Share]], None] = lambda _: None) -> Report:
         """Observe, plan and act once.
 
         :param begin: called with what is about to be dispatched.
@@ -275,20 +304,39 @@ class Dispatcher:
             self._error(report, f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
         else:
             report, self._plan = seen.report, seen.plan
-            begin(seen.plan)
+            shares = seen.plan.shares(limits(self.config))
+            begin(shares)
             self._freed.clear()
-            report.add_part(self.dispatch(seen.plan.shares(limits(self.config), BATCH_SIZE)))
+            report.add_part(self.dispatch(shares))
             self._go_on_with_next(seen.plan, report)
-            try:
-                report.add_part(self.tidy(seen.plan.tidy))
-            except Exception as error:  # what was dispatched has to be told all the same
-                log.exception("What is left of this cycle could not be put in order")
-                report.error(f"windows and quarantine could not be put in order: {in_words(error)}")
+            self._put_in_order(seen.plan, report)
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         if report.started is not None:
             told = f"{counted(report.listed, 'object')} in the task folder: {report.in_words()}"
             self._teller.tell([told, *story.of_waiting(report, self.config)])
         return report
+
+    def take_stock(self) -> Report:
+        """Observe, and put in order what is beside dispatching: a cycle that dispatches nothing."""
+        began = time.monotonic()
+        try:
+            seen = self.look()
+        except STORAGE_ERRORS as error:
+            report = Report(cycles=1)
+            self._error(report, f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
+        else:
+            report = seen.report
+            self._note(report, (Done(each, Outcome.PENDING) for events in seen.plan.events.values() for each in events))
+            self._put_in_order(seen.plan, report)
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
+        return report
+
+    def _put_in_order(self, plan: Plan, report: Report) -> None:
+        try:
+            report.add_part(self.tidy(plan.tidy))
+        except Exception as error:  # what was dispatched has to be told all the same
+            log.exception("What is left of this cycle could not be put in order")
+            report.error(f"windows and quarantine could not be put in order: {in_words(error)}")
 
     def _go_on_with_next(self, plan: Plan, report: Report) -> None:
         """Dispatch those that wait for a limit in place of what was refused: no place stays with what cannot go.
@@ -314,7 +362,7 @@ class Dispatcher:
                     left.append((lane, event))
             if chosen:
                 instead = replace(plan, events={lane: tuple(events) for lane, events in chosen.items()})
-                report.add_part(self.dispatch(instead.shares(limits(self.config), BATCH_SIZE)))
+                report.add_part(self.dispatch(instead.shares(limits(self.config))))
             waiting = left
 
     def listing(self) -> Listing:

@@ -11,7 +11,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, WindowName, in_one_line
+from bqdispatch_provider.threads import Threads
 from bqdispatch_provider.triggers import finished
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class BqDispatchDoneTrigger(BaseTrigger):
         only = Only.of(self.only)
         hook = await BqDispatchHook.resolved(self.bqdispatch_conn_id)
         # The loop's own executor is shared by everything in the triggerer.
-        thread = ThreadPoolExecutor(1, "bqdispatch-done")
+        thread = Threads(1, "bqdispatch-done")
         held = ExitStack()
         try:
             dispatcher = await finished(

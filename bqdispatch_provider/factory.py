@@ -1,4 +1,4 @@
-"""The sample DAG, made for a set-up: one line in a DAG file, and as many of them as there are set-ups."""
+"""The DAG that dispatches for a set-up: one line in a DAG file, and as many of them as there are set-ups."""
 
 from __future__ import annotations
 
@@ -8,87 +8,132 @@ from typing import Any
 
 from airflow.providers.common.compat.sdk import DAG
 
+from bqdispatch_provider.compat import schedule_on_events
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
 from bqdispatch_provider.setups import SetUp
+from bqdispatch_provider.triggers import BqDispatchEventTrigger
+
+WAYS = ("minute", "minute_deferred", "deferred", "events")
+"""The ways to run: which costs what, and how soon each is, says docs/latency.md."""
 
 _TRIED_AGAIN: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 """A deferred task may be failed by the scheduler for nothing (docs/versions.md); no try repeats what was done."""
 
-_DOC = """Dispatches what BqTail waits for.
+_MINUTE = """Dispatches what BqTail waits for, every minute, and all the minute.
 
-`detect` waits for finished jobs and due windows, three tasks dispatch one lane each, and `report` writes what became of
-it. Needs the connection `{0.conn_id}`, and the pools `{0.sql_pool}` and `{0.jobs_pool}`, which `bqdispatch pools`
-prints for `airflow pools import`.
+`detect` waits for finished jobs and due windows. Then `dispatch_sql` and `dispatch_jobs` dispatch until the run of the
+next minute takes over, and `report` writes what became of it. Needs the connection `{0.conn_id}`, and the pools
+`{0.sql_pool}` and `{0.jobs_pool}`, which `bqdispatch pools --import` makes: a task that takes more slots than its pool
+has never runs, and `bqdispatch pools --check` tells.
 """
+_ONE_TASK = """Dispatches what BqTail waits for: the whole dispatcher in one task, in a thread of the triggerer.
+
+Needs the connection `{0.conn_id}`. Pools have no say in it; the dispatcher holds the limits itself.
+"""
+_SENSOR_S = 60.0
+"""For so long a run looks for something to dispatch: until the next one does."""
+
+_DEFERRED_S, _ON_EVENT_S = 600.0, 20.0
+"""For so long one task dispatches: without an end, and once an event has started it."""
 
 
 def dispatch_dag(
     setup: str | None = None,
+    way: str = "minute",
     *,
     sql_slots: int | None = None,
     jobs_slots: int | None = None,
     assets: bool = True,
     **options: Any,
 ) -> DAG:
-    """The DAG of a set-up: detect, dispatch each lane, report.
+    """Return the DAG of a set-up.
 
-    :param setup: its name, from which those of DAG, connection and pools follow: ``acme`` has the DAG
-        ``bqdispatch_acme``, the connection ``bqdispatch_acme``, and the pools ``bqdispatch_acme_sql`` and
-        ``bqdispatch_acme_jobs``. Without a name they are ``bqdispatch``, ``bqdispatch_default``, ``bqdispatch_sql`` and
-        ``bqdispatch_jobs``.
+    Airflow passes over files in which it does not find its name, so a file that calls this has to have it somewhere.
+
+    :param setup: its name, from which those of DAG, connection, pools and asset alias follow: ``acme`` has the DAG
+        ``bqdispatch_acme``, the connection and the asset alias ``bqdispatch_acme``, and the pools
+        ``bqdispatch_acme_sql`` and ``bqdispatch_acme_jobs``. Without a name they are ``bqdispatch``,
+        ``bqdispatch_default``, ``bqdispatch_sql`` and ``bqdispatch_jobs``.
+    :param way: how it runs. ``minute``: a run every minute, on workers, in pools that mirror the limits.
+        ``minute_deferred``: the same in the triggerer. ``deferred``: one task in the triggerer, for the shortest way at
+        the least cost. ``events``: one task whenever there is something to dispatch (Airflow 3).
     :param sql_slots: slots that a task takes in the pool for query events: ``MaxConcurrentSQL``, then the slots that
-        are taken are the events in hand. A task with more slots than its pool never runs. By default the environment
-        variable ``BQDISPATCH_SQL_SLOTS`` (of a set-up with a name ``BQDISPATCH_ACME_SQL_SLOTS``), else 1.
+        are taken are the limit, and of two runs one waits for the other. By default the environment variable
+        ``BQDISPATCH_SQL_SLOTS`` (of a set-up with a name ``BQDISPATCH_ACME_SQL_SLOTS``), else 1.
     :param jobs_slots: the same for all other events and windows: ``MaxConcurrentJobs``, ``BQDISPATCH_JOBS_SLOTS``.
-    :param assets: whether dispatched events become asset events, as :class:`DispatchOperator` has it.
+    :param assets: whether jobs become asset events, as :class:`DispatchReportOperator` has it.
     :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
-        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else every minute. Its ``default_args`` are added to
-        ``retries`` and ``retry_delay``, by which each task is tried three times more, a second later.
-    :raises ValueError: when the set-up's name is none, or an environment variable holds no number of slots.
+        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else what the way says. Its ``default_args`` are added
+        to ``retries`` and ``retry_delay``, by which each task is tried three times more, a second later.
+    :raises ValueError: when the set-up's name or the way is none, or an environment variable holds no number of slots.
     """
     names = SetUp(setup)
-    sql, jobs = (
-        _slots(variable) if given is None else given
-        for variable, given in zip(names.slots, (sql_slots, jobs_slots), strict=True)
-    )
+    if way not in WAYS:
+        raise ValueError(f"the way to run is {way!r}; expected one of {', '.join(WAYS)}")
+    in_minutes = way.startswith("minute")
+    usual = "@continuous" if way == "deferred" else "* * * * *"
+    schedule: Any = options.pop("schedule", os.environ.get(names.variable("SCHEDULE"), usual))
+    lasts: float | None = _DEFERRED_S
+    if way == "events":
+        every, trigger = schedule, BqDispatchEventTrigger(names.conn_id)
+        schedule = schedule_on_events(f"{names.dag_id}_events", trigger, every)
+        lasts = _ON_EVENT_S if schedule != every else None
     defaults: dict[str, Any] = {
         "dag_id": names.dag_id,
-        "doc_md": _DOC.format(names),
-        "schedule": os.environ.get(names.variable("SCHEDULE"), "* * * * *"),
+        "doc_md": (_MINUTE if in_minutes else _ONE_TASK).format(names),
+        "schedule": schedule,
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),
         "catchup": False,
-        "max_active_runs": 1,
-        "dagrun_timeout": timedelta(minutes=5),
+        "max_active_runs": 2 if in_minutes and schedule != "@continuous" else 1,
         "tags": ["bqtail", "bigquery"],
+        **({"dagrun_timeout": timedelta(minutes=5)} if in_minutes else {}),
     }
     options["default_args"] = _TRIED_AGAIN | (options.get("default_args") or {})
     with DAG(**defaults | options) as dag:
-        detect = BqDispatchSensor(task_id="detect", bqdispatch_conn_id=names.conn_id)
-        dispatch = [
+        if in_minutes:
+            given = zip(names.task_slots().items(), (sql_slots, jobs_slots), strict=True)
+            slots = {pool: slots or by_environment for (pool, by_environment), slots in given}
+            _every_minute(names, slots, assets=assets, deferrable=way == "minute_deferred")
+        else:
             DispatchOperator(
-                task_id=task_id,
-                shares=detect.output,
-                lane=lane,
+                task_id="dispatch",
                 bqdispatch_conn_id=names.conn_id,
+                time_to_live=lasts,
                 assets=assets,
-                pool=pool,
-                pool_slots=slots,
+                start_from_trigger=True,
             )
-            for task_id, lane, pool, slots in (
-                ("dispatch_sql", "sql", names.sql_pool, sql),
-                ("dispatch_jobs", "jobs", names.jobs_pool, jobs),
-                ("fire_windows", "windows", names.jobs_pool, jobs),
-            )
-        ]
-        detect >> dispatch >> DispatchReportOperator(task_id="report", bqdispatch_conn_id=names.conn_id)
     return dag
 
 
-def _slots(variable: str) -> int:
-    given = os.environ.get(variable, "1")
-    if not given.isdecimal() or not int(given):
-        raise ValueError(
-            f"{variable} is {given!r}; expected a number of slots, or no such variable where there is no limit"
+def _every_minute(names: SetUp, slots: dict[str, int], *, assets: bool, deferrable: bool) -> None:
+    """Make the tasks of a run that goes on until the next one takes over."""
+    detect = BqDispatchSensor(
+        task_id="detect",
+        bqdispatch_conn_id=names.conn_id,
+        timeout=_SENSOR_S,
+        deferrable=deferrable,
+        start_from_trigger=deferrable,
+    )
+    # One planner for jobs and windows: two would spend one limit.
+    lanes = (
+        ("dispatch_sql", ["sql"], names.sql_pool),
+        ("dispatch_jobs", ["jobs", "windows"], names.jobs_pool),
+    )
+    dispatch = [
+        DispatchOperator(
+            task_id=task_id,
+            shares=detect.output,
+            only={"lanes": lanes_of_task},
+            hands_over=True,
+            bqdispatch_conn_id=names.conn_id,
+            deferrable=deferrable,
+            pool=pool,
+            pool_slots=slots[pool],
         )
-    return int(given)
+        for task_id, lanes_of_task, pool in lanes
+    ]
+    report = DispatchReportOperator(
+        task_id="report", bqdispatch_conn_id=names.conn_id, trigger_rule="none_skipped", assets=assets
+    )
+    detect >> dispatch >> report

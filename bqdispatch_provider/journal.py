@@ -1,8 +1,9 @@
 """What the tasks of one DAG run leave for each other in the journal.
 
-Each task writes its part as ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>/<task_id>[~<map_index>].json``; the last
-one merges them into ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json`` and, once every object is accounted for,
-removes them. Any of these tasks may be tried again, or cleared, at any time.
+A task that dispatches writes its document as ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>/<task_id>.json`` (of a
+mapped task ``<task_id>~<map_index>.json``), and beside it what it is about to dispatch; a sensor leaves there what it
+has found. The report merges them into ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json`` and removes them. Any
+of these tasks may be tried again, or cleared, at any time.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import hashlib
 import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bqdispatch_provider import compat
-from bqdispatch_provider.model import Lane, Outcome, Share, Tidy
+from bqdispatch_provider.model import Share
 from bqdispatch_provider.report import Report
 
 if TYPE_CHECKING:
@@ -31,58 +31,7 @@ log = logging.getLogger(__name__)
 
 _AWKWARD = re.compile(r"[%/#?*\[\]\x00-\x1f\x7f]")
 _LONGEST = 250
-_UNDERWAY = ".underway"
-
-TIDIED = ""
-"""Under what :meth:`RunJournal.parts` gives what came of putting in order, which is no task's own."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one task did.
-
-    :param report: what it saw, or did.
-    :param lanes: events per lane: those that a sensor handed on, or that an operator was given.
-    :param tidy: what is still to be put in order; only in a sensor's part.
-    :param url: where it was read.
-    """
-
-    report: Report
-    lanes: Mapping[Lane, int] = field(default_factory=dict)
-    tidy: Tidy | None = None
-    url: str = ""
-
-    def after(self, earlier: Part) -> Part:
-        """This part together with that of an earlier try, which had the same events to dispatch.
-
-        What the earlier try dispatched, this one has found gone, or has not come to.
-        """
-        if dict(earlier.lanes) != dict(self.lanes):
-            return self
-        report = Report()
-        report.add_part(self.report)
-        left = earlier.report.dispatched
-        report.add_part(replace(earlier.report, outcomes=Counter({Outcome.DISPATCHED: left}), errors=[]))
-        for outcome in (Outcome.IGNORED, Outcome.PENDING, Outcome.ERROR):
-            known = min(left, report.outcomes[outcome])
-            report.outcomes[outcome] -= known
-            left -= known
-        return replace(self, report=report)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A form for the journal: the response document with ``Lanes``, and a sensor's ``Tidy``."""
-        document = {**self.report.to_dict(), "Lanes": {str(lane): number for lane, number in self.lanes.items()}}
-        return document if self.tidy is None else {**document, "Tidy": self.tidy.to_dict()}
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Part:
-        """Read what :meth:`to_dict` wrote.
-
-        :raises ValueError: when it is something else.
-        """
-        lanes = {Lane(lane): int(number) for lane, number in document.get("Lanes", {}).items()}
-        tidy = document.get("Tidy")
-        return cls(Report.from_dict(document), lanes, None if tidy is None else Tidy.from_dict(tidy))
+_DOCUMENT, _UNDERWAY, _SHARES = ".json", ".underway", ".shares"
 
 
 @dataclass(frozen=True)
@@ -117,16 +66,42 @@ class Underway:
         return cls(began, int(document["Try"]), int(document["Dispatched"]), shares)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a task of the run has left.
+
+    :param task: its ID, of a mapped task with its number.
+    :param report: what it did, as far as it has said so.
+    :param left: what it was about to dispatch; ``None`` when it has said what came of it.
+    :param fingerprint: of all this.
+    :param urls: where it lies; what a sensor has found is there, too.
+    """
+
+    task: str
+    report: Report
+    left: Underway | None
+    fingerprint: str
+    urls: tuple[str, ...]
+
+
 def place_of(context: Context) -> str:
     """Where a task's part lies, below ``<JournalURL>/runs/`` and without its ending.
 
     :param context: the task's; of it ``ti`` and what tells its run's date.
     """
     ti = context["ti"]
-    day = (compat.date_of(context) or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
     # No task's ID holds a tilde, so that a mapped task's part is no other task's.
     mapped = "" if ti.map_index is None or ti.map_index < 0 else f"~{ti.map_index}"
-    return f"{day}/{_part_of_path(ti.dag_id)}/{_part_of_path(ti.run_id)}/{_part_of_path(ti.task_id)}{mapped}"
+    return f"{place_of_run(context)}{_part_of_path(ti.task_id)}{mapped}"
+
+
+def place_of_run(context: Context) -> str:
+    """Where the parts of a run lie, below ``<JournalURL>/runs/``, with a slash at the end.
+
+    :param context: a task's, or that of a DAG's callback, which may have no task.
+    """
+    day = (compat.date_of(context) or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
+    return f"{day}/{_part_of_path(context['dag'].dag_id)}/{_part_of_path(context['run_id'])}/"
 
 
 class RunJournal:
@@ -139,28 +114,10 @@ class RunJournal:
     def __init__(self, dispatcher: Dispatcher, task: Context | str) -> None:
         self._store: TaskStore = dispatcher.store
         place = task if isinstance(task, str) else place_of(task)
-        own = f"{dispatcher.config.journal_url.rstrip('/')}/runs/{place}"
-        self._run = own.rpartition("/")[0]
-        self.own_url = f"{own}.json"
-        self.tidied_url = f"{self._run}/~tidy.json"
-        self.document_url = f"{self._run}.json"
-        self._underway_url = f"{own}{_UNDERWAY}"
-
-    def earlier_part(self) -> Part | None:
-        """The part that an earlier try of the running task has left."""
-        return self._part(self.own_url)
-
-    def write_part(self, part: Part, url: str | None = None) -> None:
-        """Write a part, over that of an earlier try.
-
-        A sensor's comes before all that other tasks do, so what they have left is of an earlier try of the run, and is
-        removed.
-
-        :param url: by default the running task's own.
-        """
-        if part.tidy is not None:
-            self.remove_parts(each for parts in self.parts().values() for each in parts if each.tidy is None)
-        self._store.write_json(url or self.own_url, part.to_dict())
+        self._own = f"{dispatcher.config.journal_url.rstrip('/')}/runs/{place}"
+        self._run = self._own.rpartition("/")[0]
+        self.own_url = f"{self._own}{_DOCUMENT}"
+        self.document_url = f"{self._run}{_DOCUMENT}"
 
     def write_document(self, report: Report, url: str | None = None) -> str:
         """Write a response document; gives where.
@@ -172,63 +129,101 @@ class RunJournal:
         return url
 
     def read_document(self, url: str | None = None) -> Report | None:
-        """A response document, if an earlier try has written it.
+        """Read a response document; ``None`` where there is none.
 
         :param url: by default that of the whole run.
+        :raises ValueError: when something else lies there.
         """
-        document = self._read(url or self.document_url)
-        return None if document is None else Report.from_dict(document)
+        content = self._read(url or self.document_url)
+        return None if content is None else _report(content, url or self.document_url)
+
+    def write_shares(self, shares: Sequence[Share]) -> str:
+        """Write what a sensor has found; gives where."""
+        url = f"{self._own}{_SHARES}"
+        self._store.write_json(url, [share.to_dict() for share in shares])
+        return url
+
+    def read_shares(self, url: str) -> list[Share] | None:
+        """Read what a sensor of this run has found; ``None`` when it is gone.
+
+        :param url: where it was written.
+        :raises ValueError: when that is not in this run's part of the journal, or something else lies there.
+        """
+        if not url.startswith(f"{self._run}/"):
+            raise ValueError(f"{url!r} is not in the journal of this run, {self._run!r}: do the tasks share a journal?")
+        content = self._read(url)
+        if content is None:
+            return None
+        try:
+            shares = json.loads(content)
+            if not isinstance(shares, list):
+                raise ValueError(f"it is no list: {content[:80]!r}")
+            return [Share.from_dict(share) for share in shares]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{url!r} is not what a sensor has found: {error}") from error
 
     def write_underway(self, underway: Underway) -> None:
         """Write down what is about to be dispatched."""
-        self._store.write_json(self._underway_url, underway.to_dict())
+        self._store.write_json(f"{self._own}{_UNDERWAY}", underway.to_dict())
 
     def read_underway(self) -> Underway | None:
-        """What the running task was about to dispatch when it was killed."""
-        document = self._read(self._underway_url)
-        return None if document is None else Underway.from_dict(document)
+        """Read what the running task was about to dispatch when it was killed."""
+        content = self._read(f"{self._own}{_UNDERWAY}")
+        return None if content is None else Underway.from_dict(json.loads(content))
 
     def remove_underway(self) -> None:
         """Remove it: the document says all."""
-        self._store.remove(self._underway_url)
+        self._store.remove(f"{self._own}{_UNDERWAY}")
 
-    def parts(self) -> dict[str, list[Part]]:
-        """The run's parts by task ID.
+    def parts(self) -> list[Part]:
+        """Read what the tasks of the run have left.
 
-        :raises ValueError: when something else lies among them.
+        :raises ValueError: when something else lies among it.
         """
-        found: dict[str, list[Part]] = {}
+        urls: dict[str, dict[str, str]] = {}
         for url in self._store.names(f"{self._run}/"):
-            if url.endswith(_UNDERWAY):
-                continue
-            task = url.rpartition("/")[2].removesuffix(".json").partition("~")[0]
-            if (part := self._part(url)) is not None:
-                found.setdefault(task, []).append(part)
-        return found
+            task, dot, ending = url.removeprefix(f"{self._run}/").rpartition(".")
+            if (ending := f"{dot}{ending}") not in (_DOCUMENT, _UNDERWAY, _SHARES):
+                raise ValueError(f"{url!r} is no part of a run; remove it and try again")
+            urls.setdefault(task, {})[ending] = url
+        return [self._part(task, of_task) for task, of_task in urls.items()]
 
-    def remove_parts(self, parts: Iterable[Part]) -> None:
-        """Remove parts, a sensor's first: without it the others count for nothing, should this be interrupted.
+    def _part(self, task: str, urls: Mapping[str, str]) -> Part:
+        read = {ending: self._read(url) or b"" for ending, url in urls.items() if ending != _SHARES}
+        document, underway = read.get(_DOCUMENT), read.get(_UNDERWAY)
+        return Part(
+            task,
+            _report(document, urls[_DOCUMENT]) if document else Report(),
+            Underway.from_dict(json.loads(underway)) if underway else None,
+            hashlib.sha256(b"".join(read.values())).hexdigest()[:16],
+            tuple(urls.values()),
+        )
+
+    def remove(self, parts: Iterable[Part], *, shares: bool) -> None:
+        """Remove what the tasks of the run have left, once its document tells of all of it.
 
         :param parts: from :meth:`parts`.
+        :param shares: whether what sensors have found is removed, too.
         """
-        for part in sorted(parts, key=lambda each: each.tidy is None):
-            self._store.remove(part.url)
-            log.debug("Removed %s", part.url)
+        for url in (each for part in parts for each in part.urls):
+            if shares or not url.endswith(_SHARES):
+                self._store.remove(url)
+                log.debug("Removed %s", url)
 
-    def _part(self, url: str) -> Part | None:
-        try:
-            document = self._read(url)
-            return None if document is None else replace(Part.from_dict(document), url=url)
-        except ValueError as error:
-            raise ValueError(f"{url!r} is no part of a run, remove it and try again: {error}") from error
-
-    def _read(self, url: str) -> Any:
+    def _read(self, url: str) -> bytes | None:
         from google.api_core.exceptions import NotFound  # noqa: PLC0415  (importing this module costs nothing)
 
         try:
-            return json.loads(self._store.read(url))
+            return self._store.read(url)
         except NotFound:
             return None
+
+
+def _report(content: bytes, url: str) -> Report:
+    try:
+        return Report.from_dict(json.loads(content))
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no response document; remove it and try again: {error}") from error
 
 
 def _part_of_path(text: str) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
 from bqdispatch_provider.compat import stores_links
+from bqdispatch_provider.emulators import emulator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -74,10 +75,20 @@ def keep(operator: Any, context: Context, links: Mapping[type[_Link], str]) -> N
     :param context: the task's.
     :param links: a URL for each, empty where there is none.
     """
-    operator.links = {link.key: url for link, url in links.items() if url}
+    operator.links = kept(links)
     if not stores_links():
         for key, url in operator.links.items():
             context["ti"].xcom_push(key=key, value=url)
+
+
+def kept(links: Mapping[type[_Link], str]) -> dict[str, Any]:
+    """Return the XComs that hold links; none where stand-ins take the place of Google Cloud, which have no console.
+
+    :param links: a URL for each, empty where there is none.
+    """
+    if emulator("STORAGE_EMULATOR_HOST"):
+        return {}
+    return {link.key: url for link, url in links.items() if url}
 
 
 def job_of(report: Report) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -24,19 +24,6 @@ class Lane(StrEnum):
     SQL = "sql"
     JOBS = "jobs"
     WINDOWS = "windows"
-
-    @classmethod
-    def of(cls, given: Sequence[str] | None) -> list[Lane]:
-        """Read which lanes a task was given.
-
-        :param given: a list of lanes; ``None``: all.
-        :raises ValueError: when it is something else.
-        """
-        if given is None:
-            return list(cls)
-        if isinstance(given, str) or not set(given) <= set(cls):
-            raise ValueError(f"the lanes are {given!r}; expected a list of some of {', '.join(cls)}")
-        return [cls(lane) for lane in given]
 
 
 class Outcome(StrEnum):
@@ -531,12 +518,14 @@ class Only:
     :param actions: actions of finished jobs, of :data:`~bqdispatch_provider.names.ACTIONS`; windows have none, and do
         not match.
     :param event_ids: storage events that began the chain; windows have none, and do not match.
+    :param lanes: lanes of events, of :class:`Lane`.
     """
 
     projects: tuple[str, ...] = ()
     destinations: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     event_ids: tuple[str, ...] = ()
+    lanes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Only:
@@ -555,8 +544,9 @@ class Only:
             if name not in known or not values or not all(isinstance(each, str) for each in values):
                 raise ValueError(refusal)
             # A misspelt one matches nothing, and who waits for it would be told at once that all of it is done.
-            if name == "actions" and (unknown := [each for each in values if each not in ACTIONS]):
-                raise ValueError(f"only names the actions {unknown!r}; expected some of {', '.join(ACTIONS)}")
+            choice = {"actions": ACTIONS, "lanes": tuple(Lane)}.get(name, values)
+            if unknown := [each for each in values if each not in choice]:
+                raise ValueError(f"only names the {name} {unknown!r}; expected some of {', '.join(choice)}")
             fields[name] = values
         return cls(**fields)
 
@@ -571,9 +561,11 @@ class Only:
         if self.destinations and not any(fnmatchcase(table, each) for table in tables for each in self.destinations):
             return False
         if isinstance(name, WindowName):
-            return not (self.actions or self.event_ids)
-        return (not self.actions or name.action in self.actions) and (
-            not self.event_ids or name.event_id in self.event_ids
+            return not (self.actions or self.event_ids) and Lane.WINDOWS in (self.lanes or Lane)
+        return (
+            (not self.actions or name.action in self.actions)
+            and (not self.event_ids or name.event_id in self.event_ids)
+            and lane_of(name.action) in (self.lanes or Lane)
         )
 
 
@@ -617,31 +609,6 @@ class Tidy:
     stale: tuple[Key, ...] = ()
     fired: tuple[Key, ...] = ()
     gone: tuple[tuple[Key, int], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """A form for the journal."""
-        return {
-            "quarantines": [
-                [q.name, q.generation, q.created.timestamp(), q.reason, dict(q.asked), q.undecided, q.dropped]
-                for q in self.quarantines
-            ],
-            "stale": [list(each) for each in self.stale],
-            "fired": [list(each) for each in self.fired],
-            "gone": [[list(key), step] for key, step in self.gone],
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Tidy:
-        """Read what :meth:`to_dict` wrote."""
-        return cls(
-            tuple(
-                Quarantine(name, generation, datetime.fromtimestamp(created, UTC), reason, asked, undecided, dropped)
-                for name, generation, created, reason, asked, undecided, dropped in document["quarantines"]
-            ),
-            tuple((name, generation) for name, generation in document["stale"]),
-            tuple((name, generation) for name, generation in document["fired"]),
-            tuple(((name, generation), step) for (name, generation), step in document["gone"]),
-        )
 
 
 ProjectCounts = Mapping[str, Mapping[str, Mapping[str, int]]]
@@ -689,14 +656,9 @@ class Plan:
     waits: tuple[Wait, ...] = ()
     room: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
-    def shares(self, limits: Mapping[Lane, int], size: int = 250) -> list[Share]:
-        """The plan's events in pieces small enough for XCom.
+    def shares(self, limits: Mapping[Lane, int]) -> list[Share]:
+        """Return the plan's events, a share for each lane that has some.
 
         :param limits: the limit of each lane, 0 for none.
-        :param size: events in a piece at most; with names of the usual length 250 are some 20 KB.
         """
-        return [
-            Share(lane, limits.get(lane, 0), self.now, events[start : start + size])
-            for lane, events in self.events.items()
-            for start in range(0, len(events), size)
-        ]
+        return [Share(lane, limits.get(lane, 0), self.now, events) for lane, events in self.events.items() if events]

@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import BaseNotifier
 
 from bqdispatch_provider.compat import mask, slack_client
 from bqdispatch_provider.hooks import BqDispatchHook
-from bqdispatch_provider.journal import RunJournal
+from bqdispatch_provider.journal import RunJournal, place_of_run
 from bqdispatch_provider.names import in_one_line, in_words
 from bqdispatch_provider.planning import due
 
@@ -65,10 +65,12 @@ class Cause:
 
 
 class BqDispatchNotifier(BaseNotifier):
-    """Tells Slack of run errors, quarantines and stuck windows: a callback of tasks.
+    """Tells Slack of run errors, quarantines and stuck windows: a callback of tasks, or of a DAG.
 
     Give it to the :class:`DispatchReportOperator`, or to a :class:`DispatchOperator` on its own, as both
     ``on_failure_callback`` and ``on_success_callback``: an event that could not be dispatched does not fail a task.
+    As a DAG's callback it tells what the documents of the run say. Where a sensor that finds nothing is to tell of
+    stuck windows too, give it to that as ``on_skipped_callback``.
     Each cause is told once an hour, whatever task, run or process meets it: ``<JournalURL>/notified/`` holds what was
     told. That Slack cannot be told never fails a task, and is a line in its log.
 
@@ -136,18 +138,18 @@ class BqDispatchNotifier(BaseNotifier):
             self.log.info("Slack was told of %d causes", len(claimed))
 
     def _causes(self, context: Context, dispatcher: Dispatcher) -> Iterator[Cause]:
-        journal = RunJournal(dispatcher, context)
-        part = journal.earlier_part()
-        report, url = (part.report, journal.own_url) if part else (journal.read_document(), journal.document_url)
-        if report is not None:
+        of_dag = "reason" in context
+        journal = RunJournal(dispatcher, place_of_run(context) if of_dag else context)
+        documents = [] if of_dag else [(journal.read_document(journal.own_url), journal.own_url)]
+        if not any(report for report, _ in documents):
+            documents = [(journal.read_document(), journal.document_url)]
+        if of_dag:  # its task is any that has ended last
+            documents += [(part.report, part.urls[0]) for part in journal.parts()]
+        reports = [(report, url) for report, url in documents if report is not None]
+        for report, url in reports:
             yield from _of_report(report, url)
-        ti = context["ti"]
-        # Airflow 3.1 does not always say why.
-        failed = context.get("exception") or (ti.state == "failed" and "its log says why")
-        if failed and (report is None or report.ok):
-            task = f"{ti.dag_id}.{ti.task_id}"
-            said = in_words(failed) if isinstance(failed, BaseException) else in_one_line(str(failed))
-            yield Cause("failed", f"{task} {said}", f"the task {task} has failed: {said}", "look at its log")
+        if all(report.ok for report, _ in reports):
+            yield from _failure(context)
         yield from self._stuck(dispatcher)
 
     def _stuck(self, dispatcher: Dispatcher) -> Iterator[Cause]:
@@ -183,6 +185,23 @@ class BqDispatchNotifier(BaseNotifier):
             _post_with(_token(hook, dispatcher), message)
 
 
+def _failure(context: Any) -> Iterator[Cause]:
+    """Tell of a failure for which no document has a reason."""
+    if reason := context.get("reason"):
+        if reason != "success":
+            dag = context["dag"].dag_id
+            yield Cause(
+                "failed", f"{dag} {reason}", f"a run of the DAG {dag} has failed: {reason}", "look at its tasks"
+            )
+        return
+    ti = context["ti"]
+    # Airflow 3.1 does not always say why.
+    if failed := context.get("exception") or (ti.state == "failed" and "its log says why"):
+        task = f"{ti.dag_id}.{ti.task_id}"
+        said = in_words(failed) if isinstance(failed, BaseException) else in_one_line(str(failed))
+        yield Cause("failed", f"{task} {said}", f"the task {task} has failed: {said}", "look at its log")
+
+
 def _of_report(report: Report, url: str) -> Iterator[Cause]:
     for error in report.errors:
         yield Cause("error", error, error, f"the next run takes up again what waits; all errors are in {url}")
@@ -197,8 +216,9 @@ def _of_report(report: Report, url: str) -> Iterator[Cause]:
 
 def _text(context: Context, causes: Sequence[Cause]) -> str:
     """The message: plain text, but for what Slack takes for a link or a mention in that too."""
-    ti = context["ti"]
-    lines = [f"BqTail dispatch: {_escaped(f'{ti.dag_id}.{ti.task_id}, run {ti.run_id}')}"]
+    dag, run = context["dag"].dag_id, context["run_id"]
+    whose = dag if "reason" in context else f"{dag}.{context['ti'].task_id}"
+    lines = [f"BqTail dispatch: {_escaped(f'{whose}, run {run}')}"]
     lines += [f"• {cause.kind}: {_escaped(cause.sentence)}\n    → {_escaped(cause.remedy)}" for cause in causes]
     return "\n".join(lines)
 

@@ -34,7 +34,9 @@ class AirflowError(RuntimeError):
 
 
 def pools_of(config: DispatchConfig, setup: SetUp | None = None) -> dict[str, dict[str, Any]]:
-    """Airflow's pools for a configuration's limits: as many slots, or -1 (no limit).
+    """Return Airflow's pools for a configuration's limits: as many slots, or -1 (no limit).
+
+    They count deferred tasks: one that dispatches in the triggerer holds its slots there.
 
     :param config: the limits.
     :param setup: whose pools; by default those of the set-up without a name.
@@ -44,34 +46,46 @@ def pools_of(config: DispatchConfig, setup: SetUp | None = None) -> dict[str, di
         names.sql_pool: {
             "slots": config.max_concurrent_sql or -1,
             "description": "MaxConcurrentSQL: events of query jobs that may be in hand at one time",
-            "include_deferred": False,
+            "include_deferred": True,
         },
         names.jobs_pool: {
             "slots": config.max_concurrent_jobs or -1,
             "description": "MaxConcurrentJobs: events of load, copy and export jobs and windows in hand at one time",
-            "include_deferred": False,
+            "include_deferred": True,
         },
     }
 
 
-def differences(found: Mapping[str, int], wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong with the pools that were found, a sentence each.
+def compared(
+    found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]], taken: Mapping[str, int]
+) -> dict[str, str]:
+    """Say what is wrong with each of the pools; empty for one that is as it should be.
 
-    :param found: the slots of each pool that is there.
+    :param found: the pools that are there.
     :param wanted: from :func:`pools_of`.
+    :param taken: slots that one task takes in each, from :meth:`SetUp.task_slots`.
     """
-    return [
-        f"pool {name!r} {f'has {found[name]} slots' if name in found else 'is missing'}; expected {pool['slots']} slots"
-        for name, pool in wanted.items()
-        if found.get(name) != pool["slots"]
-    ]
+    wrong: dict[str, str] = {}
+    for name, pool in wanted.items():
+        there = found.get(name)
+        if there is None:
+            wrong[name] = f"is missing, so tasks in it never run; expected {pool['slots']} slots"
+        elif there["slots"] != pool["slots"]:
+            wrong[name] = f"has {there['slots']} slots; expected {pool['slots']} slots"
+        elif there["include_deferred"] != pool["include_deferred"]:
+            wrong[name] = "does not count deferred tasks, so one that dispatches in the triggerer holds no slot of it"
+        elif 0 <= pool["slots"] < taken.get(name, 1):
+            wrong[name] = f"has {pool['slots']} slots, and a task takes {taken[name]}, so it never runs"
+        else:
+            wrong[name] = ""
+    return wrong
 
 
 class PoolsHere:
     """The pools of the Airflow of this environment, by its ``airflow`` command: of any version, in its database."""
 
-    def slots(self, _: Iterable[str] = ()) -> dict[str, int]:
-        """The slots of all pools.
+    def read(self, _: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+        """Read the slots of all pools, and whether they count deferred tasks.
 
         :raises AirflowError: when they cannot be read.
         """
@@ -79,7 +93,13 @@ class PoolsHere:
         try:
             # Airflow may print warnings before its JSON.
             pools = json.loads(listed.stdout[listed.stdout.index("[{") :])
-            return {pool["pool"]: int(pool["slots"]) for pool in pools}
+            return {
+                pool["pool"]: {
+                    "slots": int(pool["slots"]),
+                    "include_deferred": str(pool["include_deferred"]).lower() == "true",
+                }
+                for pool in pools
+            }
         except (ValueError, KeyError) as error:
             raise _failed(listed, "and no list of pools") from error
 
@@ -122,14 +142,18 @@ class PoolsElsewhere:
         self._session.auth = self._sign
         self._api = ""
 
-    def slots(self, names: Iterable[str]) -> dict[str, int]:
-        """The slots of these pools, as far as they are there.
+    def read(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Read the slots of these pools, as far as they are there, and whether they count deferred tasks.
 
         :param names: of the pools.
         :raises AirflowError: when they cannot be read.
         """
         answers = {name: self._ask("GET", f"pools/{quote(name, safe='')}", or_else=404) for name in names}
-        return {name: int(pool["slots"]) for name, pool in answers.items() if pool is not None}
+        return {
+            name: {"slots": int(pool["slots"]), "include_deferred": bool(pool["include_deferred"])}
+            for name, pool in answers.items()
+            if pool is not None
+        }
 
     def set(self, pools: Mapping[str, Mapping[str, Any]]) -> None:
         """Make pools, or change them.
@@ -153,7 +177,7 @@ class PoolsElsewhere:
         if answer.status_code == or_else:
             return None
         if answer.status_code == 500 and _UNLIMITED in answer.text:
-            return {"slots": -1}
+            return {"slots": -1, "include_deferred": True}  # as this has made it
         if not answer.ok:
             refused = answer.status_code in (401, 403)
             raise AirflowError(

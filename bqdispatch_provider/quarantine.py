@@ -10,7 +10,6 @@ import json
 import logging
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +23,7 @@ from bqdispatch_provider.model import CREATED, OWNER, REPLAY, REPLAYED, SINCE, Q
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.planning import aside_path
 from bqdispatch_provider.storage import Result, TaskStore
+from bqdispatch_provider.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class QuarantineStore:
         there = {stored.name: stored for stored in objects}
         paths = sorted({name if _PATH.fullmatch(name) else name.removesuffix(NOTE) for name in there})
         paths = [path for path in paths if _PATH.fullmatch(path)]
-        with ThreadPoolExecutor(_THREADS) as threads:
+        with Threads(_THREADS) as threads:
             found = threads.map(lambda path: self._read(path, there.get(path), there.get(path + NOTE)), paths)
         return sorted((each for each in found if each is not None), key=lambda each: (each.since, each.path))
 

@@ -12,6 +12,7 @@ from bqdispatch_provider.model import TROUBLE, Outcome, Plan, Reason, Wait
 from bqdispatch_provider.names import in_one_line
 
 _GAUGES = ("Running", "Pending", "Throttled")
+_DEEDS = (Outcome.DISPATCHED, Outcome.QUARANTINED)
 MAX_NAMED = 1000
 """Unknown objects, and errors, in a document at most; their number is always in ``Outcomes``."""
 
@@ -37,6 +38,7 @@ class Report:
     :param more_waits: how many more wait, of whom a document that was read told the number alone.
     :param late: how many windows had returned for files that were loaded, and are removed.
     :param balanced: when ``performance.json`` was written, by this process; it does not go into the document.
+    :param parts: documents that were merged into this one, and their fingerprints.
     """
 
     started: datetime | None = None
@@ -61,6 +63,7 @@ class Report:
     more_waits: Counter[Reason] = field(default_factory=Counter)
     late: int = 0
     balanced: datetime | None = None
+    parts: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Report:
@@ -119,6 +122,15 @@ class Report:
         self.more_waits += part.more_waits
         self._add_deeds(part, (*_GAUGES, "Dispatched"))
 
+    def add_deeds(self, task: Report) -> None:
+        """Add what another task did, and not how things stood for it: some task looks after it."""
+        self.started = min((each for each in (self.started, task.started) if each), default=None)
+        self.cycles += task.cycles
+        for outcome in _DEEDS:
+            self.outcomes[outcome] += task.outcomes[outcome]
+        self.waits |= task.waits
+        self._add_deeds(task, ("Dispatched",))
+
     def add_cycle(self, later: Report) -> None:
         """Go on with a later cycle of the same run: deeds add up, gauges are the later cycle's.
 
@@ -130,7 +142,7 @@ class Report:
                 self.error(message)
             return
         self.started = self.started or later.started
-        done = Counter({each: self.outcomes[each] for each in (Outcome.DISPATCHED, Outcome.QUARANTINED)})
+        done = Counter({each: self.outcomes[each] for each in _DEEDS})
         self.cycles += later.cycles
         self.time_taken_ms += later.time_taken_ms
         self.listed = done.total() + later.listed
@@ -201,6 +213,8 @@ class Report:
             "ListTime": self.list_ms,
             "Performance": self.performance(),
         }
+        if self.parts:
+            document["Parts"] = self.parts
         return document
 
     @classmethod
@@ -230,6 +244,7 @@ class Report:
                 late=document.get("Late", 0),
                 waits=waits_of(document.get("Waiting", {})),
                 oldest=datetime.fromisoformat(document["Oldest"]) if document.get("Oldest") else None,
+                parts=dict(document.get("Parts", {})),
             )
             counted = {Reason(reason): number for reason, number in document.get("WaitingCount", {}).items()}
             report.more_waits = Counter(counted) - report.waiting()

@@ -15,19 +15,20 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from bqdispatch_provider import links
-from bqdispatch_provider.compat import start_trigger_args
+from bqdispatch_provider import compat, links
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
-from bqdispatch_provider.journal import Part, RunJournal, place_of
-from bqdispatch_provider.model import Lane, Outcome
+from bqdispatch_provider.journal import RunJournal, place_of
+from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.planning import limits
-from bqdispatch_provider.story import Teller, of_look, of_waiting, plan_in_short
-from bqdispatch_provider.triggers import BqDispatchTrigger, longest_deferral, may_start_from_trigger
+from bqdispatch_provider.runs import end_run
+from bqdispatch_provider.story import Teller, in_short, of_look, of_waiting
+from bqdispatch_provider.triggers import BqDispatchTrigger, ends_unseen, longest_deferral, may_start_from_trigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from bqdispatch_provider.dispatcher import Dispatcher, Sight
+    from bqdispatch_provider.config import DispatchConfig
+    from bqdispatch_provider.dispatcher import Dispatcher
 
 _TRIGGERER_MAY_BE_LATE = timedelta(minutes=1)
 
@@ -35,41 +36,38 @@ _TRIGGERER_MAY_BE_LATE = timedelta(minutes=1)
 class BqDispatchSensor(BaseSensorOperator):
     """Waits until traces or windows can be dispatched, and returns them as shares, for a :class:`DispatchOperator`.
 
-    The return value is a list of dicts, each a share: events of one lane, no more than the limits let through. Give it
-    on whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``). What else was seen goes into
-    the journal, for a :class:`DispatchReportOperator`, which takes one such sensor in a DAG. For people, the XCom
-    ``plan`` has it in short.
+    A share is the events of one lane, no more than the limits let through. They lie in the journal; the return value is
+    a list of dicts, one for each share, that tell where, how many events there are, and the first of them. Give it on
+    whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``).
 
-    Where there is nothing to dispatch when its time is up, the task is skipped, and so is what follows; with
-    ``soft_fail=False`` it fails.
+    Where there is nothing to dispatch when its time is up, the task writes the run's document and ``performance.json``,
+    and is skipped, and so is what follows; with ``soft_fail=False`` it fails.
 
     :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
     :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
         (templated).
-    :param lanes: the lanes to wait for and to hand on, of ``sql``, ``jobs`` and ``windows``; all by default
-        (templated).
-    :param only: which events, by lists of ``projects``, ``destinations`` (patterns, such as ``sales.*``), ``actions``
-        and ``event_ids``; what does not match all of them waits for someone else; all by default (templated).
+    :param only: which events, by lists of ``lanes`` (``sql``, ``jobs``, ``windows``), ``projects``, ``destinations``
+        (patterns, such as ``sales.*``), ``actions`` and ``event_ids``; what does not match all of them waits for
+        someone else; all by default (templated).
     :param poke_interval: seconds (or a timedelta) between two looks; deferred, the most: while something is on its way,
         it looks every second.
     :param timeout: seconds (or a timedelta) after which there is nothing to dispatch.
     :param soft_fail: skip the task when its time is up, rather than fail it. An error fails it either way.
     :param mode: ``poke`` or ``reschedule``, as in every sensor; without effect when deferred.
     :param deferrable: wait in the triggerer, without a worker; by default ``[operators] default_deferrable``. There
-        being nothing to dispatch then ends the task there, and ``performance.json`` and the run's document are written
-        there too: with ``soft_fail`` nothing is left to do for a worker.
+        being nothing to dispatch then ends the task there, unless it has a callback for that, or ``soft_fail=False``.
     :param start_from_trigger: begin in the triggerer, so that a run with nothing to dispatch starts no worker process;
-        give its :class:`DispatchReportOperator` ``trigger_rule="none_skipped"`` then, behind one
-        :class:`DispatchOperator` for all lanes. Airflow 3.0 to 3.2 begin on a worker all the same, and so does 2.11
-        where an argument is a template. Airflow's own sensor time-out and pools have no say in the triggerer.
+        give its :class:`DispatchReportOperator` ``trigger_rule="none_skipped"`` then. Airflow 3.0 to 3.2 begin on a
+        worker all the same, and so does 2.11 where an argument is a template. Airflow's own sensor time-out and pools
+        have no say in the triggerer.
     :raises ConfigError: when the connection or its configuration cannot be used.
     :raises DispatchError: when the trigger came to an error.
-    :raises ValueError: when ``lanes`` or ``only`` is something else.
+    :raises ValueError: when ``only`` is something else.
     """
 
-    template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "lanes", "only")
+    template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "only")
     template_fields_renderers: ClassVar[dict[str, str]] = {"variables": "json", "only": "json"}
-    operator_extra_links = (links.TaskFolderLink(),)
+    operator_extra_links = (links.TaskFolderLink(), links.ResponseDocumentLink())
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -77,7 +75,6 @@ class BqDispatchSensor(BaseSensorOperator):
         *,
         bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
         variables: Mapping[str, str] | None = None,
-        lanes: Sequence[str] | None = None,
         only: Mapping[str, Sequence[str]] | None = None,
         poke_interval: timedelta | float = 5.0,
         timeout: timedelta | float = 50.0,
@@ -89,17 +86,15 @@ class BqDispatchSensor(BaseSensorOperator):
         super().__init__(poke_interval=poke_interval, timeout=timeout, soft_fail=soft_fail, **kwargs)
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
-        self.lanes = lanes
         self.only = only
         self.deferrable = deferrable or start_from_trigger
         if start_from_trigger and may_start_from_trigger(self):
             self.start_from_trigger = True
             longest = longest_deferral(self, timedelta(seconds=self.timeout) + _TRIGGERER_MAY_BE_LATE)
-            self.start_trigger_args = start_trigger_args(
+            self.start_trigger_args = compat.start_trigger_args(
                 self._trigger(timeout=longest.total_seconds()), timeout=longest
             )
         self._dispatcher: Dispatcher | None = None
-        self._sight: Sight | None = None
         self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> Any:
@@ -114,7 +109,7 @@ class BqDispatchSensor(BaseSensorOperator):
                 try:
                     return super().execute(context)
                 except (AirflowSkipException, AirflowSensorTimeout):
-                    self._write_part(context)
+                    self._close(context)
                     raise
         self.defer(
             trigger=self._trigger(since=datetime.now(UTC), place=place_of(context)),
@@ -128,10 +123,9 @@ class BqDispatchSensor(BaseSensorOperator):
             self.bqdispatch_conn_id,
             self.timeout,
             variables=self.variables,
-            lanes=self.lanes,
             only=self.only,
             poll_interval=self.poke_interval,
-            closes=self.soft_fail,
+            closes=self.soft_fail and ends_unseen(self),
             **more,
         )
 
@@ -150,38 +144,51 @@ class BqDispatchSensor(BaseSensorOperator):
             if looked.is_done:
                 shares: list[dict[str, Any]] = looked.xcom_value or []
                 return shares
-            self._write_part(context)
+            self._close(context)
         message = f"nothing to dispatch within {self.timeout:g} s"
         raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once; what is to be dispatched is written to the journal and returned."""
+        """Look once; what is to be dispatched is written to the journal, and what tells of it is returned."""
         assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
-        lanes = Lane.of(self.lanes)
-        self._sight = sight = self._dispatcher.look()
-        shares = [share for share in sight.plan.shares(limits(self._dispatcher.config)) if share.lane in lanes]
+        sight = self._dispatcher.look()
+        shares = sight.plan.shares(limits(self._dispatcher.config))
         number = sum(len(share.events) for share in shares)
-        # What this sensor leaves to another one waits as far as this run is concerned.
-        sight.report.outcomes[Outcome.PENDING] += sum(map(len, sight.plan.events.values())) - number
         self._teller.tell([of_look(sight.report, number), *of_waiting(sight.report, self._dispatcher.config)])
         if not shares:
             return PokeReturnValue(is_done=False)
-        self._write_part(context)
+        url = RunJournal(self._dispatcher, context).write_shares(shares)
         first = self._dispatcher.store.task_url(shares[0].events[0].name)
         links.keep(self, context, {links.TaskFolderLink: links.folder_of(first)})
-        context["ti"].xcom_push(key="plan", value=plan_in_short(shares, sight.report))
-        return PokeReturnValue(is_done=True, xcom_value=[share.to_dict() for share in shares])
+        return PokeReturnValue(is_done=True, xcom_value=[in_short(share, url) for share in shares])
 
     def _open(self, held: ExitStack) -> None:
         self._teller = Teller(self.log)
         hook = BqDispatchHook(self.bqdispatch_conn_id)
         self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables, only=self.only))
         held.callback(setattr, self, "_dispatcher", None)
+        self._warn_of_slots(self._dispatcher.config)
 
-    def _write_part(self, context: Context) -> None:
-        """Write the last look: what it saw, how much it hands on, and what the report is to put in order."""
-        if self._dispatcher is None or self._sight is None:
+    def _warn_of_slots(self, config: DispatchConfig) -> None:
+        """Name tasks that take more slots than their pool has, if it mirrors the limit: they wait for ever."""
+        for task in compat.tasks_beside(self):
+            lanes = (getattr(task, "only", None) or {}).get("lanes", ())
+            limit = config.max_concurrent_sql if list(lanes) == ["sql"] else config.max_concurrent_jobs
+            if lanes and 0 < limit < task.pool_slots:
+                self.log.warning(
+                    "The task %s takes %d slots of the pool %r, which has %d if it mirrors its limit: then it never "
+                    "runs. `bqdispatch pools --check` tells",
+                    task.task_id,
+                    task.pool_slots,
+                    task.pool,
+                    limit,
+                )
+
+    def _close(self, context: Context) -> None:
+        """End a run in which nothing was to be dispatched."""
+        if self._dispatcher is None:
             return
-        plan = self._sight.plan
-        handed_on = {lane: len(plan.events[lane]) for lane in Lane.of(self.lanes) if plan.events[lane]}
-        RunJournal(self._dispatcher, context).write_part(Part(self._sight.report, handed_on, plan.tidy))
+        journal = RunJournal(self._dispatcher, context)
+        _, stock = end_run(self._dispatcher, journal)
+        Metrics(self.bqdispatch_conn_id).send(stock)
+        links.keep(self, context, {links.ResponseDocumentLink: links.object_of(journal.document_url)})

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 
+from bqdispatch_provider.config import ConfigError
+
 _NAME = re.compile(r"[a-z0-9_]{1,50}")
 _UNNAMED = "default"
+_TAKEN = (_UNNAMED, "deferred", "events")
+
+
+def _number(variable: str) -> int:
+    given = os.environ.get(variable, "1")
+    if not given.isdecimal() or not int(given):
+        raise ConfigError(
+            [f"{variable} is {given!r}; expected a number of slots, or no such variable where there is no limit"],
+            "the environment",
+        )
+    return int(given)
 
 
 @dataclass(frozen=True)
@@ -23,10 +37,10 @@ class SetUp:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name is not None and (not _NAME.fullmatch(self.name) or self.name == _UNNAMED):
+        if self.name is not None and (not _NAME.fullmatch(self.name) or self.name in _TAKEN):
             raise ValueError(
                 f"the set-up is {self.name!r}; expected up to 50 lower-case letters, digits and underscores, and not "
-                f"{_UNNAMED!r}, which is how the connection without a name ends"
+                f"{' or '.join(_TAKEN)}, which are the ends of names of the set-up without a name"
             )
 
     @property
@@ -65,6 +79,15 @@ class SetUp:
     def slots(self) -> tuple[str, str]:
         """The environment variables of the tasks' slots in either pool."""
         return self.variable("SQL_SLOTS"), self.variable("JOBS_SLOTS")
+
+    def task_slots(self) -> dict[str, int]:
+        """Read from the environment how many slots a task takes in either pool: 1 where that is not said.
+
+        :raises ConfigError: when it is no number of slots.
+        """
+        return {
+            pool: _number(variable) for pool, variable in zip((self.sql_pool, self.jobs_pool), self.slots, strict=True)
+        }
 
     @property
     def dag_file(self) -> str:

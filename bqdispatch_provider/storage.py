@@ -13,7 +13,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +44,7 @@ from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
 from bqdispatch_provider.refusals import means_too_many
+from bqdispatch_provider.threads import Threads
 
 # The client would read each bucket's metadata in the background to decorate OpenTelemetry's traces: a request more, and
 # storage.buckets.get, which nothing here needs.
@@ -293,7 +294,7 @@ class TaskStore:
         yield page
         if not page.get("nextPageToken"):
             return
-        with ThreadPoolExecutor(1, "bqdispatch-list") as ahead:
+        with Threads(1, "bqdispatch-list") as ahead:
             following: Future[Body] | None = ahead.submit(fetch, page["nextPageToken"])
             while following is not None:
                 page = following.result()

@@ -6,8 +6,7 @@ Lines hold names, which are untrusted text: each is one line, whatever is in the
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
@@ -25,7 +24,7 @@ _UNITS = ((2 * 86_400, 86_400, "days"), (2 * 3600, 3600, "hours"), (600, 60, "mi
 
 _PROJECTS = 10
 _QUERIES = counter_of("query")
-_NAMED = 10
+_NAMED, _LONGEST_NAME = 5, 150
 
 
 def of_event(event: Event, target: str, now: datetime) -> str:
@@ -94,20 +93,18 @@ def _at_limit(counts: Mapping[str, Mapping[str, int]], *, of_queries: bool) -> s
     return f"{_counted(gauges['Throttled'])} wait{beside}"
 
 
-def plan_in_short(shares: Sequence[Share], report: Report) -> dict[str, Any]:
-    """What is going to be dispatched, for people who look at a task: numbers, and the first names.
+def in_short(share: Share, url: str) -> dict[str, Any]:
+    """Return what an XCom holds of a share, for people who look at a task, and for the task that it is for.
 
-    :param shares: what is going to be dispatched.
-    :param report: of the look, which says how many objects stand where.
+    :param share: what is going to be dispatched.
+    :param url: where all of it lies.
     """
-    lanes: Counter[str] = Counter()
-    for share in shares:
-        lanes[str(share.lane)] += len(share.events)
-    names = islice((event.name for share in shares for event in share.events), _NAMED)
     return {
-        "to_dispatch": dict(lanes),
-        "first": [in_one_line(name) for name in names],
-        "others": {str(outcome): number for outcome, number in report.outcomes.items() if number},
+        "lane": str(share.lane),
+        "events": len(share.events),
+        **({"limit": share.limit} if share.limit else {}),
+        "first": [in_one_line(event.name)[:_LONGEST_NAME] for event in islice(share.events, _NAMED)],
+        "all": url,
     }
 
 

@@ -1,15 +1,24 @@
-"""Threads for what may never come back: nobody has to wait for them, not even the end of the process."""
+"""Threads that know whose work they do, and threads for what may never come back, for which nobody has to wait."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 A = TypeVar("A")
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool whose threads log where the caller does: in a triggerer, the log of a task follows the context."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Call a function in a thread, in a copy of the context; a context is in one thread at a time."""
+        return super().submit(copy_context().run, fn, *args, **kwargs)
 
 
 def begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
@@ -26,7 +35,7 @@ def begin(function: Callable[..., T], *arguments: Any) -> Future[T]:
             future.set_exception(error)
 
     try:
-        threading.Thread(target=call, name="bqdispatch-apart", daemon=True).start()
+        threading.Thread(target=copy_context().run, args=(call,), name="bqdispatch-apart", daemon=True).start()
     except RuntimeError:  # there are as many threads as can be
         call()
     return future

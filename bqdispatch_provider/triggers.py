@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -17,16 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from airflow.providers.common.compat.sdk import XComArg
 from airflow.triggers.base import BaseTrigger, TaskSkippedEvent, TaskSuccessEvent, TriggerEvent
 
+from bqdispatch_provider import links
 from bqdispatch_provider.compat import context_of, ends_at, event_trigger, renders_triggers, starts_from_trigger
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal, place_of
 from bqdispatch_provider.metrics import Metrics
-from bqdispatch_provider.model import Lane, Outcome
 from bqdispatch_provider.names import in_one_line
 from bqdispatch_provider.rhythm import MOST, Rhythm
+from bqdispatch_provider.runs import end_run, run_cycles
+from bqdispatch_provider.threads import Threads
 
 if TYPE_CHECKING:
-    from bqdispatch_provider.dispatcher import Dispatcher, Sight
+    from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.push import Subscription
 
 T = TypeVar("T")
@@ -95,7 +97,7 @@ class _DispatcherTrigger(BaseTrigger):
         """What calls a function with the dispatcher, in the thread."""
         hook = await BqDispatchHook.resolved(self.bqdispatch_conn_id)
         # The loop's own executor is shared by everything in the triggerer.
-        thread = ThreadPoolExecutor(1, "bqdispatch-trigger")
+        thread = Threads(1, "bqdispatch-trigger")
         held = ExitStack()
 
         def open_dispatcher() -> Dispatcher:
@@ -176,7 +178,6 @@ class BqDispatchTrigger(_TaskTrigger):
 
     :param bqdispatch_conn_id: ID of the connection.
     :param wait: seconds after which there is nothing to dispatch; it looks once at least.
-    :param lanes: the lanes to wait for; all by default.
     :param closes: whether to end the task as skipped.
     :param more: as every trigger here has it: ``variables``, ``only``, ``poll_interval``, ``since``, ``timeout`` and
         ``place``.
@@ -187,63 +188,55 @@ class BqDispatchTrigger(_TaskTrigger):
         bqdispatch_conn_id: str,
         wait: float,
         *,
-        lanes: Sequence[str] | None = None,
         closes: bool = False,
         **more: Any,
     ) -> None:
         super().__init__(bqdispatch_conn_id, **more)
         self.wait = wait
-        self.lanes = lanes
         self.closes = closes
 
     def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "wait": self.wait, "lanes": self.lanes, "closes": self.closes}
+        return {**super()._arguments(), "wait": self.wait, "closes": self.closes}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look again and again, and yield one event."""
         yield await self._told(self._watch)
 
     def _watch(self, dispatcher: Dispatcher) -> TriggerEvent:
-        lanes = Lane.of(self.lanes)
         end = (self._began() or datetime.now(UTC)) + timedelta(seconds=self.wait)
         rhythm = Rhythm.between(self.poll_interval)
         while True:
-            sight = dispatcher.look()
-            if any(sight.plan.events[lane] for lane in lanes):
+            plan = dispatcher.look().plan
+            if any(plan.events.values()):
                 return _event("work")
             left = (end - datetime.now(UTC)).total_seconds()
             if left <= 0 or self._stopped.is_set():
                 break
-            self._wait(min(rhythm.after(sight.plan, time.monotonic()), left))
+            self._wait(min(rhythm.after(plan, time.monotonic()), left))
         if not self.closes or self._stopped.is_set():
             return _event("nothing")
-        self._close(dispatcher, sight)
-        return TaskSkippedEvent()
-
-    def _close(self, dispatcher: Dispatcher, sight: Sight) -> None:
-        """Report a run in which nothing was to be dispatched, as a task on a worker would."""
-        report = sight.report
-        # What this one leaves to others waits as far as this run is concerned.
-        report.outcomes[Outcome.PENDING] += sum(map(len, sight.plan.events.values()))
-        report.add_part(dispatcher.tidy(sight.plan.tidy))
-        dispatcher.write_performance(report)
-        Metrics(self.bqdispatch_conn_id).send(report)
-        url = RunJournal(dispatcher, self._place()).write_document(report)
+        journal = RunJournal(dispatcher, self._place())
+        report, stock = end_run(dispatcher, journal)
+        Metrics(self.bqdispatch_conn_id).send(stock)
+        url = journal.document_url
         self.log.info("Nothing to dispatch; %d objects: %s; %s", report.listed, report.in_words(), url)
+        return TaskSkippedEvent(xcoms=links.kept({links.ResponseDocumentLink: links.object_of(url)}))
 
 
 class DispatchTrigger(_TaskTrigger):
     """Dispatches, cycle after cycle, until the time to live is over: a :class:`DispatchOperator` without a worker.
 
-    Ends the task as succeeded, with the counts as its return value (Airflow 3 stores it as JSON text), or yields one
-    event for whoever resumes, ``{"status": "done" | "error", "document": …, "message": …}``.
+    Ends the task as succeeded, without a return value, or yields one event for whoever resumes, ``{"status": "done" |
+    "error", "document": …, "message": …}``.
 
     Killed, it finishes what was begun and writes its document. Started again, it goes on with that.
 
     :param bqdispatch_conn_id: ID of the connection.
     :param time_to_live: seconds for which new cycles are begun, from when the task was deferred; by default the
         configuration's ``TimeToLiveInMin`` less 5 s.
-    :param resumes: whether a worker is needed where something was dispatched, or went wrong.
+    :param resumes: whether a worker is needed at the end: ``always``, ``never``, or where there is ``news``, since
+        something was dispatched, or went wrong.
+    :param measures: whether to write ``performance.json``.
     :param attempt: which try of the task this is; where it has started from the trigger, that is known here.
     :param more: as every trigger here has it: ``variables``, ``only``, ``poll_interval``, ``since``, ``timeout`` and
         ``place``.
@@ -254,18 +247,20 @@ class DispatchTrigger(_TaskTrigger):
         bqdispatch_conn_id: str,
         time_to_live: float | None = None,
         *,
-        resumes: bool = False,
+        resumes: str = "never",
+        measures: bool = True,
         attempt: int | None = None,
         **more: Any,
     ) -> None:
         super().__init__(bqdispatch_conn_id, **more)
         self.time_to_live = time_to_live
         self.resumes = resumes
+        self.measures = measures
         self.attempt = attempt
 
     def _arguments(self) -> dict[str, Any]:
-        own = {"time_to_live": self.time_to_live, "resumes": self.resumes, "attempt": self.attempt}
-        return {**super()._arguments(), **own}
+        own = {"time_to_live": self.time_to_live, "resumes": self.resumes, "measures": self.measures}
+        return {**super()._arguments(), **own, "attempt": self.attempt}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Dispatch until the time is up, and yield one event."""
@@ -276,11 +271,9 @@ class DispatchTrigger(_TaskTrigger):
         self.log.info("Ended by somebody, and nothing is left half done")
 
     def _dispatch(self, dispatcher: Dispatcher) -> TriggerEvent:
-        from bqdispatch_provider.alone import run_alone  # noqa: PLC0415
-
         journal = RunJournal(dispatcher, self._place())
         attempt = self.attempt or getattr(self.task_instance, "try_number", None) or 1
-        report = run_alone(
+        report = run_cycles(
             dispatcher,
             journal,
             None if self.time_to_live is None else float(self.time_to_live),
@@ -289,6 +282,7 @@ class DispatchTrigger(_TaskTrigger):
             wait=self._wait,
             rhythm=Rhythm.between(self.poll_interval),
             tell=Metrics(self.bqdispatch_conn_id).send,
+            measures=self.measures,
         )
         self.log.info(
             "%d objects: %s; %d errors; the response document is %s",
@@ -297,10 +291,10 @@ class DispatchTrigger(_TaskTrigger):
             len(report.errors),
             journal.own_url,
         )
-        if self.resumes and (report.dispatched or not report.ok):
+        if self.resumes == "always" or (self.resumes == "news" and (report.dispatched or not report.ok)):
             return _event("done", document=journal.own_url)
-        returned = {**report.summary(), "document": journal.own_url}
-        return TaskSuccessEvent(xcoms={"return_value": returned})
+        own = links.of_report(report, dispatcher.store.task_url(""))
+        return TaskSuccessEvent(xcoms=links.kept(own | {links.ResponseDocumentLink: links.object_of(journal.own_url)}))
 
 
 class BqDispatchEventTrigger(_DispatcherTrigger, _EventTrigger):  # type: ignore[misc]
@@ -376,6 +370,14 @@ def longest_deferral(task: Any, wanted: timedelta) -> timedelta:
     :param wanted: for how long it is to be.
     """
     return min(wanted, task.execution_timeout or wanted)
+
+
+def ends_unseen(task: Any) -> bool:
+    """Tell whether a task may end in the triggerer: Airflow 3 calls no callbacks there but those of failures.
+
+    :param task: which callbacks it has for its end.
+    """
+    return not (task.on_success_callback or task.on_skipped_callback)
 
 
 def may_start_from_trigger(task: Any) -> bool:

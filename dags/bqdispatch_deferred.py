@@ -6,21 +6,6 @@ on its way. A worker is needed only at the end of a run that dispatched somethin
 in it; the dispatcher holds the limits itself.
 """
 
-from datetime import UTC, datetime, timedelta
+from bqdispatch_provider.factory import dispatch_dag
 
-from airflow.providers.common.compat.sdk import DAG
-
-from bqdispatch_provider.operators import DispatchOperator
-
-with DAG(
-    "bqdispatch_deferred",
-    doc_md=__doc__,
-    schedule="@continuous",
-    start_date=datetime(2024, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
-    default_args={"retries": 3, "retry_delay": timedelta(seconds=1)},
-    is_paused_upon_creation=True,
-    tags=["bqtail", "bigquery"],
-) as dag:
-    DispatchOperator(task_id="dispatch", time_to_live=600, deferrable=True, start_from_trigger=True)
+dag = dispatch_dag(way="deferred", dag_id="bqdispatch_deferred", is_paused_upon_creation=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def world(cloud, monkeypatch):
 def intents_stay_young(monkeypatch):
     """However slow the machine is, what was written down is too young to be deleted when its cycle ends."""
     monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
+    monkeypatch.setattr("bqdispatch_provider.intents._SETTLED", timedelta(hours=1))
 
 
 @pytest.fixture

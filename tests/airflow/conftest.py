@@ -142,6 +142,8 @@ def run(connect, database, one_api_server):
                 task.quiet_for, task.poke_interval = 0.2, 0.1
             if getattr(task, "time_to_live", None):
                 task.time_to_live = 0
+            if getattr(task, "hands_over", False):
+                task.hands_over = False
         return Run(dag.test(), database)
 
     return run_dag

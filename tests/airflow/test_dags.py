@@ -10,6 +10,11 @@ import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
 
+def outcomes(document):
+    """What became of events; what else lies there is the dispatcher's own."""
+    return {outcome: number for outcome, number in document["Outcomes"].items() if outcome != "ignored"}
+
+
 def adds_up(document):
     return sum(document["Outcomes"].values()) == document["Listed"]
 
@@ -24,14 +29,15 @@ def test_the_sample_dag_moves_and_fires_and_reports(world, run, document):
     world.trace(state="RUNNING")
     done = run("bqdispatch", "bqdispatch.py")
     assert done.state == "success"
-    assert set(done.states) == {"detect", "dispatch_jobs", "dispatch_sql", "fire_windows", "report"}
+    assert set(done.states) == {"detect", "dispatch_jobs", "dispatch_sql", "report"}
     assert set(done.states.values()) == {"success"}
     written = document(done)
     assert set(written["Jobs"]) == {world.url_of(name) for name in (*loads, query)}
     assert set(written["Batched"]) == {world.url_of(window)}
     assert written["Dispatched"] == {"LoadJobs": 3, "QueryJobs": 1, "BatchJobs": 1}
     assert (written["Status"], written["Running"]) == ("ok", {"LoadJobs": 1})
-    assert (written["Listed"], written["Outcomes"]) == (6, {"dispatched": 5, "running": 1})
+    assert outcomes(written) == {"dispatched": 5, "running": 1}
+    assert adds_up(written)
     assert performance(world) == written["Performance"]
     assert len(world.names(TRIGGER)) == 5
 
@@ -43,10 +49,11 @@ def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run,
     world.control.reset_counters()
     run("bqdispatch", "bqdispatch.py")
     model = cost.look(321, 320, minutes=1)
-    for traces, windows in ((300, 0), (20, 0), (0, 1)):
+    model += cost.look(1, 0, minutes=1)
+    for traces, windows in ((300, 1), (20, 0)):
         model += cost.dispatch(traces, windows)
-        model += cost.end(bool(traces))
-    model += cost.journal(3)
+        model += cost.end(1)
+    model += cost.journal(2)
     made = Counter(world.control.requests_by_method())
     # What the last task removes was written by the others a moment ago: here they begin at once, in one process.
     made -= Counter(world.control.refused())
@@ -56,29 +63,30 @@ def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run,
 def test_with_nothing_to_do_the_tasks_are_skipped_and_the_run_is_reported(world, run, document):
     world.traces(2, state="RUNNING")
     done = run("bqdispatch", "bqdispatch.py")
-    assert done.state == "success"
-    assert done.states.pop("report") == "success"
     assert set(done.states.values()) == {"skipped"}
     assert document(done)["Outcomes"] == {"running": 2}
     assert performance(world)["p"]["Running"] == {"LoadJobs": 2}
 
 
-def test_a_lane_without_events_is_skipped(world, run, document):
+def test_a_lane_without_events_is_not_skipped(world, run, document):
     world.trace("query")
     done = run("bqdispatch", "bqdispatch.py")
-    assert done.state == "success"
-    assert (done.states["dispatch_sql"], done.states["dispatch_jobs"]) == ("success", "skipped")
-    assert document(done)["Outcomes"] == {"dispatched": 1}
+    assert set(done.states.values()) == {"success"}
+    assert outcomes(document(done)) == {"dispatched": 1}
 
 
-def test_xcom_holds_shares_and_counts_and_no_reports(world, run, document):
-    world.traces(600)
+def test_an_xcom_says_in_short_what_is_to_be_dispatched_however_much_that_is(world, run, document):
+    names = world.traces(600, dest="ds." + "t" * 300)
     done = run("bqdispatch", "bqdispatch.py")
-    assert [len(share["events"]) for share in done.returned("detect")] == [250, 250, 100]
+    (share,) = done.returned("detect")
+    assert (share["lane"], share["events"]) == ("jobs", 600)
+    assert all(any(name.startswith(each) for name in names) for each in share["first"])
+    assert len(json.dumps([share] * 3, indent=4)) < 4096, "Airflow cuts it there"
     assert all(len(json.dumps(done.returned(task))) < 1000 for task in ("dispatch_jobs", "report"))
     returned = done.returned("report")
     assert returned["document"].endswith(f"/bqdispatch/{done.run_id}.json")
-    assert returned["Outcomes"] == document(done)["Outcomes"] == {"dispatched": 600}
+    assert returned["Outcomes"] == document(done)["Outcomes"]
+    assert outcomes(document(done)) == {"dispatched": 600}
 
 
 def test_shares_can_be_mapped(world, run, document):
@@ -86,9 +94,9 @@ def test_shares_can_be_mapped(world, run, document):
     world.window()
     done = run("mapped")
     assert done.state == "success"
-    assert {task for task in done.states if task.startswith("dispatch")} == {f"dispatch[{n}]" for n in range(3)}
+    assert {task for task in done.states if task.startswith("dispatch")} == {f"dispatch[{n}]" for n in range(2)}
     written = document(done)
-    assert written["Outcomes"] == {"dispatched": 301}
+    assert outcomes(written) == {"dispatched": 301}
     assert adds_up(written)
 
 
@@ -157,10 +165,11 @@ def test_a_deferred_sensor_fails_with_what_its_trigger_came_to(world, run):
 def test_a_strict_sensor_fails_when_its_time_is_up_and_the_run_is_reported(world, run, document):
     world.trace(state="RUNNING")
     done = run("strict")
-    assert (done.states["detect"], done.states["dispatch"], done.states["report"]) == (
+    assert (done.state, done.states["detect"], done.states["dispatch"], done.states["report"]) == (
+        "failed",
         "failed",
         "upstream_failed",
-        "success",
+        "failed",
     )
     assert document(done)["Outcomes"] == {"running": 1}
 
@@ -172,7 +181,7 @@ def test_a_sensor_of_one_lane_leaves_the_others(world, run, document):
     assert done.state == "success"
     written = document(done)
     assert (list(written["Batched"]), written["Jobs"]) == ([world.url_of(window)], {})
-    assert written["Outcomes"] == {"dispatched": 1, "pending": 1}
+    assert outcomes(written) == {"dispatched": 1, "pending": 1}
 
 
 @pytest.mark.parametrize("dag_id", ["alone", "alone_deferred"])
@@ -196,9 +205,10 @@ def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, d
     written = document(done)
     assert list(written["Jobs"]) == [world.url_of(query)]
     assert list(written["Batched"]) == [world.url_of(window)]
-    assert written["Outcomes"] == {"dispatched": 2, "error": 3}
+    assert written["Outcomes"]["dispatched"] == 2
+    assert written["Outcomes"]["pending"] == 3
     assert adds_up(written)
-    assert written["Errors"] == ["of 5 objects 3 went unaccounted for (lane jobs): look at the tasks dispatch_jobs"]
+    assert written["Errors"] == ["the task dispatch_jobs has failed: look at its log, and clear it with what follows"]
     assert performance(world) == written["Performance"]
 
 
@@ -211,7 +221,7 @@ def test_an_event_that_cannot_be_dispatched_is_reported_and_the_run_succeeds(wor
     written = document(done)
     assert written["Status"] == "error"
     assert list(written["Jobs"]) == [world.url_of(good)]
-    assert written["Outcomes"] == {"dispatched": 1, "error": 1}
+    assert written["Outcomes"]["dispatched"] == written["Outcomes"]["pending"] == 1
     assert world.url_of(bad) in written["Errors"][0]
 
 
@@ -229,9 +239,8 @@ def test_a_share_that_is_dispatched_twice_moves_each_trace_once(world, run, docu
     assert len(world.names(TRIGGER)) == 2
     written = document(done)
     assert set(written["Jobs"]) == {world.url_of(name) for name in names}
-    assert written["Outcomes"] == {"dispatched": 2, "ignored": 2}
-    assert "a share was given to two tasks" in written["Errors"][0]
-    assert done.state == "failed"
+    assert written["Outcomes"]["dispatched"] == 2
+    assert (done.state, written["Errors"]) == ("success", [])
 
 
 def test_a_second_try_of_a_dispatch_task_adds_to_the_first(world, run, document):
@@ -240,7 +249,7 @@ def test_a_second_try_of_a_dispatch_task_adds_to_the_first(world, run, document)
     done = run("retried")
     assert done.state == "success"
     written = document(done)
-    assert written["Outcomes"] == {"dispatched": 4}
+    assert outcomes(written) == {"dispatched": 4}
     assert set(written["Jobs"]) == {world.url_of(name) for name in names}
     assert list(written["Batched"]) == [world.url_of(window)]
     assert written["Dispatched"] == {"LoadJobs": 3, "BatchJobs": 1}
@@ -254,13 +263,14 @@ def test_without_the_journal_nothing_is_moved(world, run):
     assert world.names() == sorted(names)
 
 
-def test_two_sensors_and_a_report_fail_the_run(world, run):
-    world.window()
-    world.trace()
+def test_two_sensors_have_one_report(world, run, document):
+    window, trace = world.window(), world.trace()
     done = run("two_sensors")
-    assert (done.state, done.states["report"]) == ("failed", "failed")
-    assert len(world.names(TRIGGER)) == 2
-    assert not [name for name in world.names(JOURNAL, "journal/runs/") if name.endswith(f"/{done.run_id}.json")]
+    assert (done.state, done.states["report"]) == ("success", "success")
+    written = document(done)
+    assert (list(written["Jobs"]), list(written["Batched"])) == ([world.url_of(trace)], [world.url_of(window)])
+    assert written["Outcomes"]["dispatched"] == 2
+    assert adds_up(written)
 
 
 def test_only_what_a_sensor_is_to_look_for_is_dispatched_and_the_rest_waits(world, run, document):
@@ -325,14 +335,15 @@ def test_a_killed_operator_begins_nothing_more(world, run, document):
     names = world.traces(2)
     done = run("killed")
     assert world.names() == sorted(names)
-    assert document(done)["Outcomes"] == {"pending": 2}
+    assert outcomes(document(done)) == {"pending": 2}
 
 
 def test_a_second_report_finds_what_the_first_has_written(world, run):
     world.trace()
     done = run("reported_again")
     assert done.state == "success"
-    assert done.returned("report_again") == done.returned("report")
+    one, other = done.returned("report"), done.returned("report_again")
+    assert (one["Dispatched"], one["document"]) == (other["Dispatched"], other["document"])
 
 
 def test_variables_are_templated(world, connect, run):

@@ -1,14 +1,13 @@
 """Where the tasks of a run leave their parts: names are untrusted, and no two tasks may meet in one."""
 
-from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 from world import JOURNAL
 
-from bqdispatch_provider.journal import Part, RunJournal
-from bqdispatch_provider.model import Lane, Outcome, Tidy
+from bqdispatch_provider.journal import RunJournal, Underway
+from bqdispatch_provider.model import Event, Lane, Share
 from bqdispatch_provider.report import Report
 
 AT = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
@@ -23,7 +22,8 @@ def dispatcher(world):
 
 def journal_of(dispatcher, task_id="t", map_index=-1, run_id="r", dag_id="d", **context):
     ti = SimpleNamespace(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
-    return RunJournal(dispatcher, {"ti": ti, "dag_run": SimpleNamespace(run_after=AT), **context})
+    run = {"dag": SimpleNamespace(dag_id=dag_id), "run_id": run_id, "dag_run": SimpleNamespace(run_after=AT)}
+    return RunJournal(dispatcher, {"ti": ti, **run, **context})
 
 
 def test_a_part_lies_under_its_day_dag_run_and_task(dispatcher):
@@ -53,52 +53,67 @@ def test_different_run_ids_have_different_places(dispatcher):
     assert len({journal_of(dispatcher, run_id=run_id).own_url for run_id in ids}) == len(ids)
 
 
+def left_in(journal):
+    return {part.task: part for part in journal.parts()}
+
+
 def test_the_longest_ids_fit_in_an_objects_name(dispatcher):
     journal = journal_of(dispatcher, task_id="é" * 250, run_id="é" * 250, dag_id="é" * 250)
-    journal.write_part(Part(Report()))
+    journal.write_document(Report(), journal.own_url)
     assert len(journal.parts()) == 1
 
 
-def test_a_part_is_read_as_it_was_written(dispatcher):
-    part = Part(Report(listed=3), {Lane.SQL: 2}, Tidy(stale=(("w", 7),)))
-    journal_of(dispatcher, "t", 4).write_part(part)
-    ((read,),) = journal_of(dispatcher).parts().values()
-    assert (read.report.listed, dict(read.lanes), read.tidy) == (3, {Lane.SQL: 2}, part.tidy)
+def test_what_a_task_has_left_is_read_as_it_was_written(dispatcher):
+    journal = journal_of(dispatcher, "t", 4)
+    journal.write_document(Report(listed=3), journal.own_url)
+    journal.write_underway(Underway(AT, 2, 7, ()))
+    part = left_in(journal_of(dispatcher))["t~4"]
+    assert (part.report.listed, part.left) == (3, Underway(AT, 2, 7, ()))
 
 
-def test_parts_of_a_mapped_task_stand_under_its_id(dispatcher):
+def test_what_a_sensor_has_found_is_read_in_the_same_run_alone(dispatcher):
+    share = Share(Lane.SQL, 5, AT, (Event("ds.t--1_00001_query--dispatch", 1, AT),))
+    url = journal_of(dispatcher, "detect").write_shares([share])
+    assert journal_of(dispatcher, "dispatch").read_shares(url) == [share]
+    assert journal_of(dispatcher, "dispatch").read_shares(url.replace("detect", "gone")) is None
+    with pytest.raises(ValueError, match="is not in the journal of this run"):
+        journal_of(dispatcher, run_id="r2").read_shares(url)
+    assert left_in(journal_of(dispatcher))["detect"].urls == (url,)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"lane": "sql"}]', "nothing"])
+def test_what_is_no_share_is_refused(world, dispatcher, content):
+    url = journal_of(dispatcher, "detect").write_shares([])
+    world.control.advance(1)
+    world.client.bucket(JOURNAL).blob(url.removeprefix(f"gs://{JOURNAL}/")).upload_from_string(content)
+    with pytest.raises(ValueError, match="is not what a sensor has found"):
+        journal_of(dispatcher).read_shares(url)
+
+
+def test_parts_of_a_mapped_task_have_its_number(dispatcher):
     for index in range(3):
-        journal_of(dispatcher, "t", index).write_part(Part(Report()))
-    assert {task: len(parts) for task, parts in journal_of(dispatcher).parts().items()} == {"t": 3}
+        journal = journal_of(dispatcher, "t", index)
+        journal.write_document(Report(), journal.own_url)
+    assert left_in(journal).keys() == {"t~0", "t~1", "t~2"}
 
 
 def test_the_parts_of_a_run_are_its_own(dispatcher):
-    journal_of(dispatcher, run_id="r").write_part(Part(Report()))
-    journal_of(dispatcher, run_id="r2").write_part(Part(Report()))
-    other = journal_of(dispatcher, run_id="r2")
-    other.remove_parts(other.parts()["t"])
-    assert other.parts() == {}
-    assert len(journal_of(dispatcher, run_id="r").parts()) == 1
+    first, other = journal_of(dispatcher, run_id="r"), journal_of(dispatcher, run_id="r2")
+    for journal in (first, other):
+        journal.write_document(Report(), journal.own_url)
+    first.remove(first.parts(), shares=True)
+    assert (len(first.parts()), len(other.parts())) == (0, 1)
 
 
-def test_a_sensors_part_removes_what_other_tasks_have_left(dispatcher):
-    for task, tidy in (("dispatch", None), ("other_sensor", Tidy())):
-        journal_of(dispatcher, task).write_part(Part(Report(), tidy=tidy))
-    journal_of(dispatcher, "sensor").write_part(Part(Report(), tidy=Tidy()))
-    assert sorted(journal_of(dispatcher).parts()) == ["other_sensor", "sensor"]
-
-
-def test_a_later_try_adds_what_an_earlier_one_has_dispatched():
-    earlier = Report(outcomes=Counter({Outcome.DISPATCHED: 3, Outcome.ERROR: 2}), batched={"w": ""}, errors=["not yet"])
-    later = Report(outcomes=Counter({Outcome.IGNORED: 2, Outcome.PENDING: 2, Outcome.DISPATCHED: 1}), batched={"v": ""})
-    merged = Part(later, {Lane.WINDOWS: 5}).after(Part(earlier, {Lane.WINDOWS: 5})).report
-    assert +merged.outcomes == {Outcome.DISPATCHED: 4, Outcome.PENDING: 1}
-    assert (sorted(merged.batched), merged.errors) == (["v", "w"], [])
-
-
-def test_a_try_with_other_shares_is_no_earlier_one():
-    part = Part(Report(), {Lane.SQL: 1})
-    assert part.after(Part(Report(outcomes=Counter({Outcome.DISPATCHED: 2})), {Lane.SQL: 2})) is part
+def test_a_part_that_is_written_again_has_another_fingerprint(dispatcher):
+    journal = journal_of(dispatcher)
+    seen = set()
+    for dispatched in range(2):
+        journal.write_document(Report(listed=dispatched), journal.own_url)
+        seen.add(left_in(journal)["t"].fingerprint)
+    journal.write_underway(Underway(AT, 1, 0, ()))
+    seen.add(left_in(journal)["t"].fingerprint)
+    assert len(seen) == 3
 
 
 def test_something_else_among_the_parts_is_named(world, dispatcher):

@@ -1,22 +1,22 @@
-"""The links on a task's page, as Airflow's server finds them, and the plan beside them."""
+"""The links on a task's page, as Airflow's server finds them."""
 
-import json
 import runpy
-import sqlite3
 from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from world import JOURNAL, TASKS
 
+from bqdispatch_provider import links as made
 from bqdispatch_provider.names import TraceName
 
 NAMES = ("BigQuery job", "Task folder", "Response document")
 
 
 @pytest.fixture
-def links(dags_folder):
+def links(dags_folder, monkeypatch):
     """What Airflow's server, which sees serialized DAGs alone, gives for the links of a task of a run."""
+    monkeypatch.setattr(made, "emulator", lambda _: "")
 
     def of(done, task_id, file="variants.py"):
         from airflow.models.taskinstancekey import TaskInstanceKey
@@ -54,7 +54,7 @@ def test_a_task_links_to_its_first_job_and_to_where_its_trace_lay(world, run, li
     assert job_in(found["BigQuery job"]) == ("p", TraceName.parse(name).job_id, "US")
     folder = "https://console.cloud.google.com/storage/browser/ops/BqDispatch/Tasks/proj%3Ap%3AUS"
     assert found["Task folder"] == links(done, "detect", "bqdispatch.py")["Task folder"] == folder
-    assert links(done, "dispatch_sql", "bqdispatch.py") == {}
+    assert "BigQuery job" not in links(done, "dispatch_sql", "bqdispatch.py")
 
 
 def test_the_report_links_to_the_response_document(world, run, links):
@@ -71,6 +71,12 @@ def test_the_report_links_to_the_response_document(world, run, links):
 def test_an_operator_on_its_own_has_all_of_them(world, run, links):
     world.trace()
     assert links(run("alone"), "dispatch").keys() == set(NAMES)
+
+
+def test_where_a_stand_in_takes_the_place_of_google_cloud_there_is_no_console(world, run, links, monkeypatch):
+    monkeypatch.undo()
+    world.trace()
+    assert links(run("alone"), "dispatch") == {}
 
 
 def test_a_batch_has_a_folder_and_no_job(world, run, links):
@@ -92,15 +98,3 @@ def test_what_a_name_holds_stays_in_its_part_of_a_link():
         assert url.isprintable()
         assert urlsplit(url).query == urlsplit(url).fragment == ""
         assert not {"<", ">", '"', " "} & set(url)
-
-
-def test_the_plan_stands_in_an_xcom_in_short(world, run, database):
-    names = world.traces(12)
-    world.trace(state="RUNNING")
-    done = run("bqdispatch", "bqdispatch.py")
-    with sqlite3.connect(database) as connection:
-        ((plan,),) = connection.execute("select value from xcom where key = 'plan' and run_id = ?", [done.run_id])
-    plan = json.loads(plan)
-    assert plan["to_dispatch"] == {"jobs": 12}
-    assert plan["first"] == names[:10]
-    assert plan["others"] == {"running": 1}

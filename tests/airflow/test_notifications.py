@@ -127,9 +127,9 @@ def test_a_claim_whose_answer_was_lost_is_ones_own(world):
 def test_a_failed_task_without_a_document_is_told(world, run, slack):
     assert run("tells_that_it_failed", "notifying.py").state == "failed"
     (message,) = slack.messages
-    assert "• failed: the task tells_that_it_failed.report has failed" in message["text"]
+    assert "• failed: the task tells_that_it_failed.dispatch has failed" in message["text"]
     # `dag.test()` of Airflow 3.1 keeps the reason to itself, which a task's own process does not.
-    assert any(reason in message["text"] for reason in ("no sensor of this DAG run", "its log says why"))
+    assert any(reason in message["text"] for reason in ("shares is 'everything'", "its log says why"))
 
 
 def test_the_slack_providers_connection_is_used_where_it_is_named(world, connect, run, slack, monkeypatch):

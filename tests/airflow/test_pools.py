@@ -139,8 +139,8 @@ def test_pools_of_an_airflow_elsewhere_are_made_and_changed_by_its_rest_api(page
         return ended.stdout.splitlines()
 
     assert pools("--check") == [
-        "pool 'bqdispatch_sql' is missing; expected -1 slots",
-        "pool 'bqdispatch_jobs' is missing; expected -1 slots",
+        "pool 'bqdispatch_sql' is missing, so tasks in it never run; expected -1 slots",
+        "pool 'bqdispatch_jobs' is missing, so tasks in it never run; expected -1 slots",
     ]
     pools("--import", MaxConcurrentSQL=5)
     assert pools("--import", MaxConcurrentSQL=7) == [
@@ -150,5 +150,5 @@ def test_pools_of_an_airflow_elsewhere_are_made_and_changed_by_its_rest_api(page
     assert pools("--check", MaxConcurrentSQL=7) == ["the pools agree with the configuration"]
     with sqlite3.connect(database) as connection:
         query = "select pool, slots, include_deferred from slot_pool where pool like 'bqdispatch%' order by slots"
-        assert connection.execute(query).fetchall() == [("bqdispatch_jobs", -1, 0), ("bqdispatch_sql", 7, 0)]
+        assert connection.execute(query).fetchall() == [("bqdispatch_jobs", -1, 1), ("bqdispatch_sql", 7, 1)]
         connection.execute("delete from slot_pool where pool != 'default_pool'")

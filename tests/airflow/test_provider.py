@@ -93,11 +93,10 @@ def test_a_sample_dag_imports_hardly_more_than_a_small_one(modules, file):
 def test_the_sample_dag_is_what_the_docs_say(database, dags_folder, monkeypatch):
     monkeypatch.setenv("BQDISPATCH_SQL_SLOTS", "5")
     dag = runpy.run_path(str(dags_folder / "bqdispatch.py"))["dag"]
-    assert (dag.dag_id, dag.max_active_runs, dag.catchup) == ("bqdispatch", 1, False)
+    assert (dag.dag_id, dag.max_active_runs, dag.catchup) == ("bqdispatch", 2, False)
     assert {task.task_id: (task.pool, task.pool_slots) for task in dag.tasks if task.pool != "default_pool"} == {
         "dispatch_sql": ("bqdispatch_sql", 5),
         "dispatch_jobs": ("bqdispatch_jobs", 1),
-        "fire_windows": ("bqdispatch_jobs", 1),
     }
 
 
@@ -117,8 +116,33 @@ def test_the_dag_of_a_set_up_has_its_names_in_everything(database, monkeypatch):
     assert {task.task_id: (task.pool, task.pool_slots) for task in dag.tasks if task.pool != "default_pool"} == {
         "dispatch_sql": ("bqdispatch_acme_sql", 3),
         "dispatch_jobs": ("bqdispatch_acme_jobs", 7),
-        "fire_windows": ("bqdispatch_acme_jobs", 7),
     }
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_runs_back_to_back_are_one_at_a_time_as_airflow_asks(database, monkeypatch, by):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    if by == "environment":
+        monkeypatch.setenv("BQDISPATCH_ACME_SCHEDULE", "@continuous")
+    assert dispatch_dag("acme", **({"schedule": "@continuous"} if by == "option" else {})).max_active_runs == 1
+
+
+@pytest.mark.parametrize("way", ["minute", "minute_deferred", "deferred", "events"])
+def test_each_way_to_run_has_a_dag_for_any_set_up(database, way):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    dag = dispatch_dag("acme", way)
+    assert (dag.dag_id, {task.bqdispatch_conn_id for task in dag.tasks}) == ("bqdispatch_acme", {"bqdispatch_acme"})
+    deferrable = {task.task_id: task.deferrable for task in dag.tasks if hasattr(task, "deferrable")}
+    assert set(deferrable.values()) == {way != "minute"}
+
+
+def test_a_way_to_run_that_is_none_is_refused():
+    from bqdispatch_provider.factory import dispatch_dag
+
+    with pytest.raises(ValueError, match="the way to run is 'hourly'; expected one of minute, minute_deferred"):
+        dispatch_dag(way="hourly")
 
 
 @pytest.mark.parametrize("slots", ["", "many", "0", "-1"])

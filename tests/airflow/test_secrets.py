@@ -18,8 +18,10 @@ from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider import hooks
 from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
+from bqdispatch_provider.story import in_short
 from bqdispatch_provider.triggers import BqDispatchTrigger
 
 KEY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC"
@@ -89,7 +91,9 @@ def shown(told):
 
 def context_of(task_id):
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id=task_id, map_index=-1, try_number=1)
-    return {"ti": ti, "logical_date": datetime(2026, 1, 1, tzinfo=UTC), "dag_run": None}
+    ti.get_task_states = lambda **_: {}
+    run = {"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "logical_date": datetime(2026, 1, 1, tzinfo=UTC)}
+    return {"ti": ti, **run, "dag_run": SimpleNamespace(get_task_instances=lambda **_: [])}
 
 
 def direct(operator, **more):
@@ -125,7 +129,9 @@ def test_a_refused_call_shows_no_secret(world, secret, written, call, status):
     world.traces(2)
     world.window()
     with BqDispatchHook().get_dispatcher() as dispatcher:
-        shares = [share.to_dict() for share in dispatcher.look().plan.shares({})]
+        shares = dispatcher.look().plan.shares({})
+        url = RunJournal(dispatcher, context_of("detect")).write_shares(shares)
+    shares = [in_short(share, url) for share in shares]
     world.control.add_fault(call, "status", status=status)
     told = {
         "sensor": direct(BqDispatchSensor, timeout=0, soft_fail=False),

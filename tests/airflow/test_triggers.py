@@ -16,7 +16,7 @@ from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import JOURNAL, TASKS
 
-from bqdispatch_provider import compat
+from bqdispatch_provider import compat, links
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.operators import DispatchOperator
 from bqdispatch_provider.triggers import BqDispatchEventTrigger, BqDispatchTrigger, DispatchTrigger
@@ -68,8 +68,8 @@ def no_thread_is_left():
 @pytest.mark.parametrize(
     "first",
     [
-        trigger(variables={"a": "b"}, lanes=["sql"], only={"actions": ["load"]}, timeout=60.0, closes=True),
-        dispatch_trigger(resumes=True, attempt=2, since=datetime(2026, 1, 2, tzinfo=UTC)),
+        trigger(variables={"a": "b"}, only={"actions": ["load"]}, timeout=60.0, closes=True),
+        dispatch_trigger(resumes="always", measures=False, attempt=2, since=datetime(2026, 1, 2, tzinfo=UTC)),
         BqDispatchEventTrigger("bqdispatch_default", only={"projects": "p"}),
     ],
 )
@@ -83,7 +83,9 @@ def test_a_trigger_is_made_again_from_what_it_serializes(first):
 def test_a_triggers_arguments_survive_airflows_serialization():
     from airflow.serialization.serialized_objects import BaseSerialization
 
-    _, arguments = trigger(variables={"a": "b"}, lanes=["sql"], since=datetime(2026, 1, 2, tzinfo=UTC)).serialize()
+    _, arguments = trigger(
+        variables={"a": "b"}, only={"lanes": ["sql"]}, since=datetime(2026, 1, 2, tzinfo=UTC)
+    ).serialize()
     stored = json.dumps(BaseSerialization.serialize(arguments))
     assert BaseSerialization.deserialize(json.loads(stored)) == arguments
     assert len(stored) < 500
@@ -97,7 +99,7 @@ def test_work_ends_the_waiting(world, connect):
 
 def test_work_of_another_lane_does_not_end_the_waiting(world, connect):
     world.trace()
-    assert asyncio.run(event_of(trigger(lanes=["windows"])))["status"] == "nothing"
+    assert asyncio.run(event_of(trigger(only={"lanes": ["windows"]})))["status"] == "nothing"
 
 
 def test_the_end_of_its_time_ends_the_waiting(world, connect):
@@ -161,22 +163,32 @@ def test_a_trigger_that_cannot_report_says_so(world, connect):
     assert asyncio.run(event_of(trigger(closes=True)))["status"] == "error"
 
 
-def test_a_dispatching_trigger_ends_the_task_with_the_counts(world, connect):
+def test_a_dispatching_trigger_ends_the_task_with_a_document_and_without_a_value(world, connect):
     names = world.traces(3)
     (event,) = asyncio.run(events_of(dispatch_trigger()))
     assert type(event) is TaskSuccessEvent
-    assert event.xcoms["return_value"]["Dispatched"] == {"LoadJobs": 3}
-    assert event.xcoms["return_value"]["document"] == f"gs://{JOURNAL}/journal/runs/{PLACE}.json"
+    assert "return_value" not in event.xcoms
     assert set(written(world)["Jobs"]) == {world.url_of(name) for name in names}
     assert written(world, "performance.json") == written(world)["Performance"]
     assert world.names(JOURNAL, "journal/runs/") == [f"journal/runs/{PLACE}.json"]
     assert no_thread_is_left()
 
 
-def test_a_dispatching_trigger_wakes_a_worker_only_where_something_was_done(world, connect):
-    assert type(asyncio.run(events_of(dispatch_trigger(resumes=True)))[0]) is TaskSuccessEvent
+def test_what_ends_in_the_triggerer_has_its_links(world, connect, monkeypatch):
+    monkeypatch.setattr(links, "emulator", lambda _: "")
     world.trace()
-    event = asyncio.run(event_of(dispatch_trigger(resumes=True)))
+    (done,) = asyncio.run(events_of(dispatch_trigger()))
+    (idle,) = asyncio.run(events_of(trigger(closes=True)))
+    document = f"https://console.cloud.google.com/storage/browser/_details/{JOURNAL}/journal/runs/2026-01-02/dag/run"
+    assert done.xcoms.keys() == {"bqdispatch_job", "bqdispatch_folder", "bqdispatch_document"}
+    assert done.xcoms["bqdispatch_document"] == f"{document}/task.json"
+    assert idle.xcoms == {"bqdispatch_document": f"{document}.json"}
+
+
+def test_a_dispatching_trigger_wakes_a_worker_only_where_something_was_done(world, connect):
+    assert type(asyncio.run(events_of(dispatch_trigger(resumes="news")))[0]) is TaskSuccessEvent
+    world.trace()
+    event = asyncio.run(event_of(dispatch_trigger(resumes="news")))
     assert event == {"status": "done", "message": "", "document": f"gs://{JOURNAL}/journal/runs/{PLACE}.json"}
 
 
@@ -196,17 +208,17 @@ def test_a_dispatching_trigger_goes_on_until_its_time_to_live_is_over(world, con
         so_far = looks()
         await asyncio.to_thread(wait_until, lambda: looks() > so_far + 1)
         over.set()
-        return (await task)[0].xcoms["return_value"]
+        await task
 
-    counts = asyncio.run(dispatch())
-    assert counts["Dispatched"] == {"LoadJobs": 1}
-    assert counts["Cycles"] > 2
+    asyncio.run(dispatch())
+    assert written(world)["Dispatched"] == {"LoadJobs": 1}
+    assert written(world)["Cycles"] > 2
 
 
 def test_a_dispatching_trigger_that_is_started_again_goes_on_until_the_same_end(world, connect):
     since = datetime.now(UTC) - timedelta(hours=1)
-    (event,) = asyncio.run(events_of(dispatch_trigger(3600.0, since=since)))
-    assert event.xcoms["return_value"]["Cycles"] == 1
+    asyncio.run(events_of(dispatch_trigger(3600.0, since=since)))
+    assert written(world)["Cycles"] == 1
 
 
 def test_a_cancelled_dispatching_trigger_finishes_what_was_begun_and_the_next_one_adds_to_its_document(world, connect):
@@ -220,7 +232,7 @@ def test_a_cancelled_dispatching_trigger_finishes_what_was_begun_and_the_next_on
     asyncio.run(events_of(dispatch_trigger()))
     document = written(world)
     assert set(document["Jobs"]) == {world.url_of(name) for name in (*first, *later)}
-    assert document["Outcomes"] == {"dispatched": 4}
+    assert document["Outcomes"]["dispatched"] == 4
     assert world.names() == []
 
 

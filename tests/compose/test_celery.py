@@ -3,7 +3,7 @@
 import pytest
 from stack import Stack
 
-DISPATCHING = ("dispatch_sql", "dispatch_jobs", "fire_windows")
+DISPATCHING = ("dispatch_sql", "dispatch_jobs")
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_firing_a_hundred_windows_takes_four_writes_of_which_three_are_batches(w
     world.control.reset_counters()
     with world.dispatcher() as dispatcher:
         plan = dispatcher.look().plan
-        assert dispatcher.dispatch(plan.shares({}, 100)).dispatched == 100
+        assert dispatcher.dispatch(plan.shares({})).dispatched == 100
     look, permissions, intent, batches = 2, 1, 1, 3
     assert world.control.requests() == look + permissions + intent + batches
 

@@ -421,10 +421,11 @@ def test_a_project_is_waited_for_as_long_as_it_answers(world, monkeypatch):
 
 
 def test_many_projects_do_not_take_their_own_pace_for_no_answer(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 0.5)
-    for number in range(30):
+    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 4.0)
+    monkeypatch.setattr("bqdispatch_provider.jobs._MOST_CALLS", 10)  # so all of them take six seconds at least
+    for number in range(14):
         world.traces(5, project=f"p{number}")
-    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 150}
+    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 70}
 
 
 def test_a_job_whose_place_content_tells_is_not_called_unknown_for_a_list_that_lacks_it(world):

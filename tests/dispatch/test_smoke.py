@@ -13,7 +13,7 @@ from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider import smoke
-from bqdispatch_provider.pools import pools_of
+from bqdispatch_provider.pools import compared, pools_of
 from bqdispatch_provider.smoke import Smoke, Verdict
 
 BIN = Path(sys.executable).parent
@@ -26,7 +26,7 @@ def look(world):
     """Runs all checks of a set-up; the stand-in's time flies while the trial waits for its objects to be old enough."""
     world.session.post(f"{world.url}/storage/v1/b?project=p", json={"name": ERRORS}).raise_for_status()
 
-    def run(breaks=lambda _: None, pools=None, bqtail=None, **more):
+    def run(breaks=lambda _: None, pools=None, bqtail=None, takes=1, **more):
         flown = []
 
         def go_on():
@@ -35,12 +35,12 @@ def look(world):
             return True
 
         config = world.config(**{**QUIET, **more}).for_project("p")
-        wanted = {name: pool["slots"] for name, pool in pools_of(config).items()}
-        found = wanted if pools is None else pools
+        wanted = pools_of(config)
+        compared_pools = compared(wanted if pools is None else pools, wanted, {"bqdispatch_sql": takes})
         bqtail = None if bqtail is None else world.config(**{**QUIET, **bqtail})
         before = [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)]
         breaks(world)
-        checks = list(Smoke(config, world.client, world.session, (found, wanted), bqtail=bqtail, go_on=go_on).checks())
+        checks = list(Smoke(config, world.client, world.session, compared_pools, bqtail=bqtail, go_on=go_on).checks())
         world.control.allow_all()
         assert [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)] == before
         return checks
@@ -170,12 +170,25 @@ def test_what_differs_from_bqtails_configuration_is_named(world, look, key, thei
 
 def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):
     world.trace()
-    checks = look(pools={"default_pool": 128, "bqdispatch_jobs": 4}, MaxConcurrentJobs=3)
+    checks = look(pools={"bqdispatch_jobs": {"slots": 4, "include_deferred": True}}, MaxConcurrentJobs=3)
     wrong = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
     assert wrong.keys() == {"bqdispatch_sql", "bqdispatch_jobs"}
     assert "is missing" in wrong["bqdispatch_sql"]
     assert "has 4 slots; expected 3" in wrong["bqdispatch_jobs"]
     assert all("bqdispatch pools --import" in said for said in wrong.values())
+
+
+def test_a_task_that_takes_more_slots_than_its_pool_has_and_a_pool_without_deferred_tasks_are_named(world, look):
+    world.trace()
+    pools = {
+        "bqdispatch_sql": {"slots": 5, "include_deferred": True},
+        "bqdispatch_jobs": {"slots": -1, "include_deferred": False},
+    }
+    checks = look(pools=pools, takes=10, MaxConcurrentSQL=5)
+    found = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
+    assert "has 5 slots, and a task takes 10, so it never runs" in found["bqdispatch_sql"]
+    assert "does not count deferred tasks" in found["bqdispatch_jobs"]
+    assert findings(look(pools=pools_of(world.config()), takes=10)) == {}
 
 
 def test_a_bucket_that_keeps_nothing_is_a_warning(cloud, world, look):

@@ -25,6 +25,8 @@ from bqdispatch_provider.testing.live import LiveAirflow
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600
+SHORT = {"TimeToLiveInMin": 0.2}
+"""Runs are not as long as in earnest, so that there are more of them."""
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +43,14 @@ def live(cloud, statsd, tmp_path_factory):
     home = tmp_path_factory.mktemp("live")
     dags = home / "dags"
     dags.mkdir()
-    for file in (*ROOT.glob("dags/*.py"), *Path(__file__).parent.glob("dags/*.py")):
+    samples = (*ROOT.glob("dags/*.py"), ROOT / "dags" / "examples" / "on_events.py")
+    for file in (*samples, *Path(__file__).parent.glob("dags/*.py")):
         shutil.copy(file, dags)
     environment = {
         "STORAGE_EMULATOR_HOST": cloud.url,
         "BIGQUERY_EMULATOR_HOST": cloud.url,
         "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
-            {"conn_type": "bqdispatch", "extra": {"config": World.document()}}
+            {"conn_type": "bqdispatch", "extra": {"config": World.document(**SHORT)}}
         ),
         "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
             {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}

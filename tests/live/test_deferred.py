@@ -1,6 +1,6 @@
 """A dispatcher that lives in the triggerer of a real Airflow: killed, and woken by an event."""
 
-from runs import has_ended, kill, returned, trigger
+from runs import has_ended, kill, trigger
 from waiting import HELD_MS
 from world import JOURNAL, TASKS, TRIGGER
 
@@ -27,11 +27,11 @@ def test_a_killed_triggerer_loses_and_doubles_nothing_and_the_document_is_comple
         task = live.get(f"{run}/taskInstances/dispatch")
         assert (task["try_number"], task["pid"]) == (1, None), "no worker process was needed"
         assert len(world.names(TRIGGER)) == len(names)
-        result = returned(live, run, "dispatch")
-        assert set(world.document_at(result["document"])["Jobs"]) == {world.url_of(name) for name in names}
-        assert result["Outcomes"]["dispatched"] == len(names)
-        place = result["document"].removeprefix(f"gs://{JOURNAL}/").removesuffix(".json")
-        assert world.names(JOURNAL, f"{place}.underway") == []
+        assert live.get(f"{run}/taskInstances/dispatch/xcomEntries")["xcom_entries"] == []
+        (place,) = [name for name in world.names(JOURNAL, "journal/runs/") if "/alone/killed/" in name]
+        document = world.document_at(f"gs://{JOURNAL}/{place}")
+        assert set(document["Jobs"]) == {world.url_of(name) for name in names}
+        assert document["Outcomes"]["dispatched"] == len(names)
         for name in world.names(TRIGGER):
             world.delete(name, TRIGGER)
 
@@ -42,7 +42,8 @@ def test_an_event_starts_a_run_without_the_minute(live, world, wait_until, unpau
             "dag_runs"
         ]
         paths = (f"dags/bqdispatch_on_events/dagRuns/{run['dag_run_id']}" for run in runs)
-        if any(returned(live, path, "dispatch").get("Dispatched") for path in paths):
+        tasks = (live.get(f"{path}/taskInstances/dispatch/xcomEntries")["xcom_entries"] for path in paths)
+        if any(each["key"] == "return_value" for entries in tasks for each in entries):  # it has dispatched something
             return True
         if not world.names():
             world.trace()  # the minute's own run was faster

@@ -11,10 +11,10 @@ def started(live, dag_id):
 
 
 def test_a_dag_starts_when_the_job_that_wrote_its_table_was_dispatched(live, world, bqtail, unpaused, wait_until):
-    with unpaused("after_f"), unpaused("bqdispatch"):
+    with unpaused("after_summary"), unpaused("bqdispatch"):
         put_files(bqtail, "ds.f")
-        wait_until(lambda: started(live, "after_f"), "the table's DAG has run")
-    extra = returned(live, started(live, "after_f")[-1], "use")[0]
+        wait_until(lambda: started(live, "after_summary"), "the table's DAG has run")
+    extra = returned(live, started(live, "after_summary")[-1], "use")[0]
     assert extra["action"] == "query"  # the load before it wrote a transient table
     assert extra["job_id"].startswith(f"ds_f--{extra['event_id']}_0000{extra['step']}_query--")
     assert (extra["project"], bool(extra["location"]), bool(extra["end_time"])) == ("p", True, True)

@@ -16,7 +16,7 @@ BATCHED = ("ds.a", "q:ds.b$20260101", "ds.c--d", "example.com:legacy.ds.e")
 
 KILLS = 15
 MOMENTS = [
-    ("storage.objects.insert", {"bucket": JOURNAL, "name": "*/detect.json"}),
+    ("storage.objects.insert", {"bucket": JOURNAL, "name": "*/detect.shares"}),
     ("storage.objects.insert", {"bucket": TASKS, "name": "*/intents/*[0-9].json"}),
     ("storage.objects.copy", {"bucket": TRIGGER, "name": "_bqjob_/*"}),
     ("storage.objects.delete", {"bucket": TASKS, "name": "*--dispatch"}),
@@ -53,7 +53,16 @@ class Killer:
         """
         self.control.add_fault(call, "slow", ms=HELD_MS, times=1, after=after, **where)
         begin()
-        self.wait_until(lambda: self.control.faults()[0]["times"] == 0, f"{call} of {where}")
+        looks = itertools.count(1)
+
+        def has_come():
+            if self.control.faults()[0]["times"] == 0:
+                return True
+            if next(looks) % 20 == 0:  # another task may have done with it what this call was to do
+                begin()
+            return False
+
+        self.wait_until(has_come, f"{call} of {where}")
         # Workers first: they would tell of their tasks' end.
         for kind in sorted(kinds, reverse=True):
             self.killed[kind] += kill(self.live, kind)
@@ -63,8 +72,8 @@ class Killer:
 
 def test_killed_tasks_workers_and_triggerers_lose_and_double_nothing(live, world, bqtail, wait_until, unpaused, trials):
     control, killer = world.control, Killer(live, world.control, wait_until)
-    with unpaused("bqdispatch"):
-        wait_until(lambda: "deferred" in states(live, "bqdispatch", task_id="detect"), "the sensor is deferred")
+    with unpaused("killed"):
+        wait_until(lambda: "deferred" in states(live, "killed", task_id="detect"), "the sensor is deferred")
         for _ in range(3):
             killer.kill({"triggerer"}, lambda: put_files(bqtail, *BATCHED), "storage.objects.list", bucket=TASKS)
             live.start("triggerer")
@@ -156,4 +165,4 @@ def set_slots(live, slots):
 
 def found_by(live, run):
     """The events that a run's sensor handed on."""
-    return [share["events"] for share in returned(live, run, "detect")]
+    return [(share["lane"], share["events"], share["first"]) for share in returned(live, run, "detect")]

@@ -43,7 +43,7 @@ STEP = 20
 @pytest.fixture
 def limited(live, world, tmp_path):
     """The set-up of two of the DAGs, and its pools, as `bqdispatch pools` makes them in an Airflow elsewhere."""
-    document = world.document(MaxConcurrentSQL=LIMITS["sql"], MaxConcurrentJobs=LIMITS["jobs"])
+    document = world.document(MaxConcurrentSQL=LIMITS["sql"], MaxConcurrentJobs=LIMITS["jobs"], TimeToLiveInMin=0.2)
     connection = {"connection_id": "bqdispatch_limited", "conn_type": "bqdispatch"}
     live.post("connections", {**connection, "extra": json.dumps({"config": document})})
     config = tmp_path / "config.json"
@@ -121,7 +121,7 @@ def test_neither_pools_nor_limits_are_passed_by_three_dags_and_five_hundred_even
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "Is the token in AIRFLOW_CLI_TOKEN still good" in refused.stderr
     assert limited("--check").stdout.splitlines() == [
-        f"pool {name!r} is missing; expected {slots} slots" for name, slots in POOLS.items()
+        f"pool {name!r} is missing, so tasks in it never run; expected {slots} slots" for name, slots in POOLS.items()
     ]
     live.post("pools", {"name": "bqdispatch_limited_jobs", "slots": 99})
     made = limited("--import")

@@ -350,7 +350,6 @@ def test_nothing_is_deleted_but_fired_windows_after_a_while_and_what_was_judged_
         assert (by_name[name].generation, by_name[name].held) == (stale[name], "")
     assert made.late == len(loaded)
     assert (made.tidy.fired, made.tidy.gone) == (folder.tidy.fired, folder.tidy.gone)
-    assert Tidy.from_dict(json.loads(json.dumps(made.tidy.to_dict()))) == made.tidy
 
 
 @given(folders())
@@ -370,12 +369,11 @@ def test_windows_wait_for_a_decision_in_the_task_folder_and_no_other_object_does
     assert all(each.undecided and each.dropped == (each.name in dropped) for each in made.tidy.quarantines)
 
 
-@given(folders(), st.integers(1, 5))
-def test_shares_are_the_plans_events_in_small_pieces_and_travel_as_json(folder, size):
+@given(folders())
+def test_shares_are_the_plans_events_and_travel_as_json(folder):
     made = folder.plan()
-    shares = made.shares(limits(folder.config), size)
-    there = [Share.from_dict(json.loads(json.dumps(share.to_dict()))) for share in shares]
-    assert all(0 < len(share.events) <= size for share in there)
+    there = [Share.from_dict(json.loads(json.dumps(share.to_dict()))) for share in made.shares(limits(folder.config))]
+    assert all(share.events for share in there)
     for lane in Lane:
         events = [event for share in there if share.lane is lane for event in share.events]
         assert [event.key for event in events] == [event.key for event in made.events[lane]]

@@ -30,4 +30,4 @@ with dag_of("tells_by_a_connection") as tells_by_a_connection:
     DispatchOperator(task_id="dispatch", time_to_live=0, **telling(slack_conn_id="{{ 'slack' }}_ops"))
 
 with dag_of("tells_that_it_failed") as tells_that_it_failed:
-    DispatchReportOperator(task_id="report", **telling())
+    DispatchOperator(task_id="dispatch", shares="everything", **telling())

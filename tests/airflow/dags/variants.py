@@ -52,16 +52,18 @@ with dag_of("strict") as strict:
     reported(DispatchOperator(task_id="dispatch", shares=detect.output))
 
 with dag_of("one_lane") as one_lane:
-    detect = BqDispatchSensor(task_id="detect", lanes=["windows"])
+    detect = BqDispatchSensor(task_id="detect", only={"lanes": ["windows"]})
     reported(DispatchOperator(task_id="dispatch", shares=detect.output))
 
 with dag_of("half_broken") as half_broken:
     detect = BqDispatchSensor(task_id="detect")
     reported(
         [
-            DispatchOperator(task_id="dispatch_sql", shares=detect.output, lane="sql"),
-            DispatchOperator(task_id="dispatch_jobs", shares=detect.output, lane="jobs", bqdispatch_conn_id="missing"),
-            DispatchOperator(task_id="fire_windows", shares=detect.output, lane="windows"),
+            DispatchOperator(task_id="dispatch_sql", shares=detect.output, only={"lanes": ["sql"]}),
+            DispatchOperator(
+                task_id="dispatch_jobs", shares=detect.output, only={"lanes": ["jobs"]}, bqdispatch_conn_id="missing"
+            ),
+            DispatchOperator(task_id="fire_windows", shares=detect.output, only={"lanes": ["windows"]}),
         ]
     )
 
@@ -82,8 +84,8 @@ with dag_of("timed_out") as timed_out:
     )
 
 with dag_of("two_sensors") as two_sensors:
-    detect = BqDispatchSensor(task_id="detect", lanes=["windows"])
-    detect_too = BqDispatchSensor(task_id="detect_too", lanes=["sql", "jobs"], timeout=1)
+    detect = BqDispatchSensor(task_id="detect", only={"lanes": ["windows"]})
+    detect_too = BqDispatchSensor(task_id="detect_too", only={"lanes": ["sql", "jobs"]}, timeout=1)
     reported(
         [
             DispatchOperator(task_id="dispatch", shares=detect.output),
@@ -133,6 +135,9 @@ with dag_of("not_shares") as not_shares:
 
 with dag_of("alone_deferred") as alone_deferred:
     DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True)
+
+with dag_of("alone_deferred_without_assets") as alone_deferred_without_assets:
+    DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True, assets=False)
 
 with dag_of("alone_deferred_fails_on_error") as alone_deferred_fails_on_error:
     DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True, fail_on_error=True)

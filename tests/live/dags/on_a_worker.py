@@ -18,4 +18,4 @@ class TellingOperator(DispatchOperator):
 
 
 with DAG("on_a_worker", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False) as dag:
-    TellingOperator(task_id="dispatch", time_to_live=0, assets=False)
+    TellingOperator(task_id="dispatch", time_to_live=0, assets=False, deferrable=False)

@@ -16,7 +16,7 @@ with DAG(
 ) as dag:
     detect = BqDispatchSensor(task_id="detect")
     dispatch = [
-        DispatchOperator(task_id=task_id, shares=detect.output, lane=lane, pool=pool)
+        DispatchOperator(task_id=task_id, shares=detect.output, only={"lanes": [lane]}, pool=pool)
         for task_id, lane, pool in (
             ("dispatch_sql", "sql", "bqdispatch_sql"),
             ("dispatch_jobs", "jobs", "bqdispatch_jobs"),

@@ -30,6 +30,7 @@ with DAG(
             task_id=task_id,
             only={"actions": actions},
             time_to_live=20,
+            deferrable=False,
             bqdispatch_conn_id=SETUP.conn_id,
             pool=pool,
             pool_slots=slots,

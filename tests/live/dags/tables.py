@@ -24,7 +24,7 @@ def after(table):
     return dag
 
 
-after_f, after_orders = after("f"), after("orders")
+after_summary, after_orders = after("summary"), after("orders")
 
 with DAG("dispatch_tables", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False) as for_tables:
     DispatchOperator(task_id="dispatch", time_to_live=0)
