@@ -93,7 +93,7 @@ def test_every_event_goes_through_once_while_the_scheduler_and_postgresql_restar
     assert account["events"] == account["finished"] >= EVENTS
 
 
-def test_one_run_dispatches_twenty_events_through_the_deferrable_sensor(stack):
+def test_one_run_dispatches_twenty_events_that_its_sensor_has_waited_for(stack):
     """The jobs of all events end at one moment, for which the stand-in's clock is moved."""
     config = DispatchConfig.from_url(f"file://{ROOT}/deploy/compose/dispatch.json")
     client = Client(project="p", credentials=AnonymousCredentials(), client_options={"api_endpoint": stack.cloud_url})
@@ -106,15 +106,15 @@ def test_one_run_dispatches_twenty_events_through_the_deferrable_sensor(stack):
         # A table of its own: event IDs begin anew, and the jobs of the first BqTail's events are done.
         bqtail.put_file("sales.refunds")
 
-    def deferred():
-        """The run under way when its sensor waits in the triggerer, and has half of its time left."""
+    def waiting():
+        """The run under way when its sensor waits, and has half of its time left."""
         for run in stack.runs("running"):
             age = datetime.now(UTC) - datetime.fromisoformat(run["start_date"])
-            if age.total_seconds() < 25 and stack.tasks(run)["detect"]["state"] == "deferred":
+            if age.total_seconds() < 25 and stack.tasks(run)["detect"]["state"] == "running":
                 return run
         return None
 
-    run = stack.wait_for("a sensor that is deferred", deferred)
+    run = stack.wait_for("a sensor that waits", waiting)
     with StandInControl(stack.cloud_url) as control:
         control.advance(HOUR_S)
     stack.wait_for("all events", lambda: bqtail.step() + 1 and bqtail.counters().finished == EVENTS)
