@@ -1,5 +1,5 @@
-"""How long it takes from a job's end until BqTail has its trace, and until its table's asset event, for each way to
-run, and what an idle minute costs.
+"""Measure how long it takes from a job's end until BqTail has its trace, and until its table's asset event, for each
+way to run, and what an idle minute costs.
 
 A real Airflow on this machine, a stand-in Google Cloud beside it, and traces whose jobs end at random moments. Takes
 about forty minutes, ten of them for the asset events of a task that goes on for so long.

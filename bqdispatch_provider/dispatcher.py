@@ -297,19 +297,14 @@ class Dispatcher:
         """
         began = time.monotonic()
         self._plan = None
-        try:
-            seen = self.look()
-        except STORAGE_ERRORS as error:
-            report = Report(cycles=1)
-            self._error(report, f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
-        else:
-            report, self._plan = seen.report, seen.plan
-            shares = seen.plan.shares(limits(self.config))
+        report, self._plan = self._seen()
+        if self._plan is not None:
+            shares = self._plan.shares(limits(self.config))
             begin(shares)
             self._freed.clear()
             report.add_part(self.dispatch(shares))
-            self._go_on_with_next(seen.plan, report)
-            self._put_in_order(seen.plan, report)
+            self._go_on_with_next(self._plan, report)
+            self._put_in_order(self._plan, report)
         report.time_taken_ms = round((time.monotonic() - began) * 1000)
         if report.started is not None:
             told = f"{counted(report.listed, 'object')} in the task folder: {report.in_words()}"
@@ -319,17 +314,22 @@ class Dispatcher:
     def take_stock(self) -> Report:
         """Observe, and put in order what is beside dispatching: a cycle that dispatches nothing."""
         began = time.monotonic()
+        report, plan = self._seen()
+        if plan is not None:
+            self._note(report, (Done(each, Outcome.PENDING) for events in plan.events.values() for each in events))
+            self._put_in_order(plan, report)
+        report.time_taken_ms = round((time.monotonic() - began) * 1000)
+        return report
+
+    def _seen(self) -> tuple[Report, Plan | None]:
+        """Look; gives the report, and no plan where the task folder cannot be listed."""
         try:
             seen = self.look()
         except STORAGE_ERRORS as error:
             report = Report(cycles=1)
             self._error(report, f"the task folder {self.config.async_task_url!r} cannot be listed: {in_words(error)}")
-        else:
-            report = seen.report
-            self._note(report, (Done(each, Outcome.PENDING) for events in seen.plan.events.values() for each in events))
-            self._put_in_order(seen.plan, report)
-        report.time_taken_ms = round((time.monotonic() - began) * 1000)
-        return report
+            return report, None
+        return seen.report, seen.plan
 
     def _put_in_order(self, plan: Plan, report: Report) -> None:
         try:

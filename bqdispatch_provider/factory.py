@@ -15,7 +15,7 @@ from bqdispatch_provider.setups import SetUp
 from bqdispatch_provider.triggers import BqDispatchEventTrigger
 
 WAYS = ("minute", "minute_deferred", "deferred", "events")
-"""The ways to run: which costs what, and how soon each is, says docs/latency.md."""
+"""Ways to run: which costs what, and how soon each is, says docs/latency.md."""
 
 _TRIED_AGAIN: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
 """A deferred task may be failed by the scheduler for nothing (docs/versions.md); no try repeats what was done."""
@@ -57,7 +57,8 @@ def dispatch_dag(
         ``bqdispatch_default``, ``bqdispatch_sql`` and ``bqdispatch_jobs``.
     :param way: how it runs. ``minute``: a run every minute, on workers, in pools that mirror the limits.
         ``minute_deferred``: the same in the triggerer. ``deferred``: one task in the triggerer, for the shortest way at
-        the least cost. ``events``: one task whenever there is something to dispatch (Airflow 3).
+        the least cost. ``events``: one task whenever there is something to dispatch; on Airflow 2,
+        where nothing watches, every minute.
     :param sql_slots: slots that a task takes in the pool for query events: ``MaxConcurrentSQL``, then the slots that
         are taken are the limit, and of two runs one waits for the other. By default the environment variable
         ``BQDISPATCH_SQL_SLOTS`` (of a set-up with a name ``BQDISPATCH_ACME_SQL_SLOTS``), else 1.

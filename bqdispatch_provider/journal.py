@@ -68,7 +68,7 @@ class Underway:
 
 @dataclass(frozen=True)
 class Part:
-    """What a task of the run has left.
+    """Hold what a task of the run has left.
 
     :param task: its ID, of a mapped task with its number.
     :param report: what it did, as far as it has said so.
@@ -85,7 +85,7 @@ class Part:
 
 
 def place_of(context: Context) -> str:
-    """Where a task's part lies, below ``<JournalURL>/runs/`` and without its ending.
+    """Return where a task's part lies, below ``<JournalURL>/runs/`` and without its ending.
 
     :param context: the task's; of it ``ti`` and what tells its run's date.
     """
@@ -96,7 +96,7 @@ def place_of(context: Context) -> str:
 
 
 def place_of_run(context: Context) -> str:
-    """Where the parts of a run lie, below ``<JournalURL>/runs/``, with a slash at the end.
+    """Return where the parts of a run lie, below ``<JournalURL>/runs/``, with a slash at the end.
 
     :param context: a task's, or that of a DAG's callback, which may have no task.
     """

@@ -139,12 +139,13 @@ class DispatchOperator(BaseOperator):
                 seconds += HAND_OVER_S
             elif not self._on_its_own:
                 seconds = seconds or 0.0
-            goes_on = self.deferrable and seconds is not None and datetime.now(UTC) < _end(due or began, seconds)
+            since = due or began
+            goes_on = self.deferrable and seconds is not None and datetime.now(UTC) < since + timedelta(seconds=seconds)
             if not goes_on or not self._on_its_own:
-                report = self._run(context, dispatcher, 0.0 if goes_on else seconds, due)
+                report = self._run(context, dispatcher, journal, 0.0 if goes_on else seconds, due)
             if not goes_on:
                 return self._complete(context, dispatcher, report, journal)
-        self._go_on_deferred(context, due or began, seconds)
+        self._go_on_deferred(context, since, seconds)
         raise AssertionError("defer() raises")
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> dict[str, Any] | None:
@@ -182,8 +183,14 @@ class DispatchOperator(BaseOperator):
 
         return lineage_of(*self._done)
 
-    def _run(self, context: Context, dispatcher: Dispatcher, seconds: float | None, due: datetime | None) -> Report:
-        journal = RunJournal(dispatcher, context)
+    def _run(
+        self,
+        context: Context,
+        dispatcher: Dispatcher,
+        journal: RunJournal,
+        seconds: float | None,
+        due: datetime | None,
+    ) -> Report:
         subscription = self._hook.get_subscription(dispatcher)
         return run_cycles(
             dispatcher,
@@ -199,7 +206,7 @@ class DispatchOperator(BaseOperator):
         )
 
     def _found(self, journal: RunJournal, *, lasts: bool) -> list[Share] | None:
-        """What the sensor has found; ``None`` when it is time to look again.
+        """Read what the sensor has found; ``None`` when it is time to look again.
 
         :param lasts: whether there is time for more than that.
         """
@@ -221,7 +228,7 @@ class DispatchOperator(BaseOperator):
     def _complete(
         self, context: Context, dispatcher: Dispatcher, report: Report, journal: RunJournal
     ) -> dict[str, Any]:
-        """What is left once all is dispatched, wherever it was."""
+        """Do what is left once all is dispatched, wherever it was."""
         url = journal.document_url if self._is_reported else journal.own_url
         mine = links.of_report(report, dispatcher.store.task_url(""))
         links.keep(self, context, mine | {links.ResponseDocumentLink: links.object_of(url)})
@@ -270,8 +277,7 @@ class DispatchOperator(BaseOperator):
         return "news" if self.fail_on_error or self.outlets else "never"
 
     def _seconds(self) -> float | None:
-        given = self.time_to_live
-        return given.total_seconds() if isinstance(given, timedelta) else None if given is None else float(given)
+        return None if self.time_to_live is None else float(self.time_to_live)
 
     def _longest_deferral(self, seconds: Any) -> timedelta | None:
         if seconds is None or isinstance(seconds, str):  # the configuration says it, or a template
@@ -280,7 +286,7 @@ class DispatchOperator(BaseOperator):
 
     @property
     def _is_reported(self) -> bool:
-        """Whether a report of this DAG merges what this task has left."""
+        """Tell whether a report of this DAG merges what this task has left."""
         return any(isinstance(task, DispatchReportOperator) for task in compat.tasks_beside(self))
 
     @property
@@ -356,10 +362,9 @@ class DispatchReportOperator(BaseOperator):
         failures = [f"the task {task} has failed: look at its log, and clear it with what follows" for task in failed]
         with BqDispatchHook(self.bqdispatch_conn_id).get_dispatcher(variables=self.variables) as dispatcher:
             journal = RunJournal(dispatcher, context)
-            report, stock = end_run(dispatcher, journal, failures)
+            report = end_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send, failures)
             url = journal.document_url
             links.keep(self, context, {links.ResponseDocumentLink: links.object_of(url)})
-            Metrics(self.bqdispatch_conn_id).send(stock)
             if self.assets:
                 emit(context, self._alias, report, dispatcher.config, url)
         _log_document(self, report, url)
@@ -367,10 +372,6 @@ class DispatchReportOperator(BaseOperator):
             raise AirflowFailException(f"{'; '.join(failures)}; the report of all else is {url}")
         _check(self, report, url)
         return {**report.summary(), "document": url}
-
-
-def _end(began: datetime, seconds: float) -> datetime:
-    return began + timedelta(seconds=seconds)
 
 
 def _check(operator: DispatchOperator | DispatchReportOperator, report: Report, url: str) -> None:

@@ -1,4 +1,4 @@
-"""How the tasks of a DAG run dispatch, cycle after cycle, and how the run ends: one way, wherever they run.
+"""Run the cycles of a DAG run's tasks, and end the run: one way, wherever they run.
 
 A task may be killed at any moment, on a worker or in a triggerer, and begun again elsewhere with the same arguments.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -90,7 +90,9 @@ def run_cycles(
     return report
 
 
-def end_run(dispatcher: Dispatcher, journal: RunJournal, failures: Iterable[str] = ()) -> tuple[Report, Report]:
+def end_run(
+    dispatcher: Dispatcher, journal: RunJournal, tell: Callable[[Report], None], failures: Sequence[str] = ()
+) -> Report:
     """End a DAG run: add what its tasks did to its document, and how all stands now.
 
     What the document tells of was delivered, so it is only ever added to: by a run that is cleared, and by a report
@@ -98,13 +100,13 @@ def end_run(dispatcher: Dispatcher, journal: RunJournal, failures: Iterable[str]
 
     :param dispatcher: which looks once more, and puts in order what is beside dispatching.
     :param journal: of the running task.
-    :param failures: what is to be told of tasks that have failed; what they have left then stays, for whoever clears
+    :param tell: called with what this task has found alone.
+    :param failures: sentences about tasks that have failed; what sensors have found then stays, for whoever clears
         them.
-    :returns: the run's report as its document has it, and what this task has found alone.
+    :returns: the run's report, as its document has it.
     """
     earlier = journal.read_document()
     report = earlier or Report()
-    failures = list(failures)
     parts = journal.parts()
     news = [part for part in parts if report.parts.get(part.task) != part.fingerprint]
     if news:
@@ -114,19 +116,21 @@ def end_run(dispatcher: Dispatcher, journal: RunJournal, failures: Iterable[str]
             _settle(dispatcher, part.report, part.left)
         report.add_deeds(part.report)
     stock = dispatcher.take_stock()
-    report.add_cycle(stock)
-    known = set(report.errors) - set(stock.errors)
     for failure in failures:
-        report.error(failure)
+        stock.error(failure)
+    report.add_cycle(stock)
     report.parts = {part.task: part.fingerprint for part in parts}
     if report.started is not None:
         if earlier is None:
             report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
+        known = len(report.errors)
         dispatcher.write_performance(report)
-    stock.errors, stock.balanced = [error for error in report.errors if error not in known], report.balanced
+        stock.errors += report.errors[known:]
+        stock.balanced = report.balanced
     journal.write_document(report)
     journal.remove(parts, shares=not failures)
-    return report, stock
+    tell(stock)
+    return report
 
 
 def _settle(dispatcher: Dispatcher, report: Report, left: Underway) -> None:

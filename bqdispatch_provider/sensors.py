@@ -189,6 +189,5 @@ class BqDispatchSensor(BaseSensorOperator):
         if self._dispatcher is None:
             return
         journal = RunJournal(self._dispatcher, context)
-        _, stock = end_run(self._dispatcher, journal)
-        Metrics(self.bqdispatch_conn_id).send(stock)
+        end_run(self._dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         links.keep(self, context, {links.ResponseDocumentLink: links.object_of(journal.document_url)})

@@ -216,8 +216,7 @@ class BqDispatchTrigger(_TaskTrigger):
         if not self.closes or self._stopped.is_set():
             return _event("nothing")
         journal = RunJournal(dispatcher, self._place())
-        report, stock = end_run(dispatcher, journal)
-        Metrics(self.bqdispatch_conn_id).send(stock)
+        report = end_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         url = journal.document_url
         self.log.info("Nothing to dispatch; %d objects: %s; %s", report.listed, report.in_words(), url)
         return TaskSkippedEvent(xcoms=links.kept({links.ResponseDocumentLink: links.object_of(url)}))

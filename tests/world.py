@@ -75,24 +75,12 @@ class World:
             ],
         )
 
-    def trace(
-        self,
-        action="load",
-        state="DONE",
-        project="p",
-        region="US",
-        dest="ds.t",
-        age=60.0,
-        content="{}",
-        root=False,
-        writes=None,
-    ):
+    def trace(self, action="load", **more):
         """A trace, and its job in a state. Gives the trace's name.
 
-        :param state: ``None`` for no job.
-        :param writes: the table that the job writes, with ``{event}`` for the event's ID; by default the destination.
+        :param more: as :meth:`traces` takes it.
         """
-        return self.traces(1, action, state, project, region, dest, age, content, root, writes)[0]
+        return self.traces(1, action, **more)[0]
 
     def traces(
         self,
@@ -107,6 +95,11 @@ class World:
         root=False,
         writes=None,
     ):
+        """Traces, and their jobs in a state. Gives the traces' names.
+
+        :param state: ``None`` for no job.
+        :param writes: the table that the job writes, with ``{event}`` for the event's ID; by default the destination.
+        """
         names = []
         for _ in range(number):
             self._event += 1

@@ -11,7 +11,7 @@ from world import JOURNAL, TASKS, TRIGGER
 
 
 def outcomes(document):
-    """What became of events; what else lies there is the dispatcher's own."""
+    """Count what became of events; what else lies there is the dispatcher's own."""
     return {outcome: number for outcome, number in document["Outcomes"].items() if outcome != "ignored"}
 
 
@@ -194,6 +194,12 @@ def test_an_operator_on_its_own_looks_and_dispatches(world, run, dag_id):
     written = world.document_at(returned["document"])
     assert set(written["Jobs"]) == {world.url_of(name) for name in names}
     assert performance(world) == written["Performance"]
+
+
+def test_an_operator_that_nobody_waits_for_ends_in_the_triggerer_and_returns_nothing(world, run):
+    world.trace()
+    done = run("alone_deferred_without_assets")
+    assert (done.state, done.returned("dispatch"), world.names()) == ("success", None, [])
 
 
 def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, document):
