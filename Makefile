@@ -49,6 +49,7 @@ test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celer
 soak: setup ## the fault tests for an hour: thousands of kills, many more failing calls (KILLS=…, ROUNDS=…)
 	BQDISPATCH_KILLS=$(or $(KILLS),5000) BQDISPATCH_ROUNDS=$(or $(ROUNDS),500) HYPOTHESIS_PROFILE=soak BQDISPATCH_MODEL=all \
 	  BQDISPATCH_APPLES=all $(BIN)/pytest tests/faults tests/unit tests/model tests/apples
+	BQDISPATCH_TABLES=10 $(BIN)/pytest tests/live/test_live_postgres.py
 	$(BIN)/python tests/tools/late.py --kills
 
 apples: setup ## carry out each cell of one bad apple and write the table into docs/reliability.md (an hour)

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow.providers.common.compat.sdk import Asset, AssetAlias, conf
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
-from bqdispatch_provider.compat import emitted, make_known, triggering_events
+from bqdispatch_provider.compat import conf, emitted, make_known, triggering_events
 from bqdispatch_provider.names import TableName, TraceName
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from airflow.providers.common.compat.sdk import Context
 
     from bqdispatch_provider.config import DispatchConfig
@@ -78,7 +80,7 @@ def emit(context: Context, alias: str, report: Report, config: DispatchConfig, u
     :param url: where the report lies.
     """
     told = list(_told(report, config))
-    if told and context["ti"].try_number > 1 and report.started is not None:
+    if told and report.started is not None and _was_begun_before(context, report.started):
         told = list(_missing(told, emitted(context, alias, report.started) or ()))
     at_most = round(conf.getfloat("workers", "execution_api_timeout", fallback=5.0) * _A_SECOND)
     events = told if len(told) <= at_most else list(_by_table(told, url))
@@ -95,6 +97,12 @@ def emit(context: Context, alias: str, report: Report, config: DispatchConfig, u
     for uri, extra in events[:at_most]:
         accessor.add(Asset(uri), extra=extra)
     return len(told)
+
+
+def _was_begun_before(context: Context, started: datetime) -> bool:
+    """Tell whether a report may tell of an earlier try, or of a run of the same ID that somebody has deleted."""
+    run: Any = context["dag_run"]
+    return context["ti"].try_number > 1 or (run.start_date is not None and started < run.start_date)
 
 
 def _missing(

@@ -168,6 +168,10 @@ class LiveAirflow:
         """Patch by Airflow's REST API (``/api/v2``); raises as :meth:`get`."""
         return self._ask("PATCH", path, json=document)
 
+    def delete(self, path: str) -> None:
+        """Delete by Airflow's REST API (``/api/v2``); raises as :meth:`get`."""
+        self._ask("DELETE", path)
+
     def check(self) -> None:
         """Make sure that it still runs.
 
@@ -190,7 +194,7 @@ class LiveAirflow:
                 break
             time.sleep(1)
         response.raise_for_status()
-        answer: dict[str, Any] = response.json()
+        answer: dict[str, Any] = response.json() if response.content else {}
         return answer
 
     def _running(self) -> set[psutil.Process]:

@@ -27,6 +27,34 @@ def has_ended(live, run):
     return live.get(run)["state"] in ("success", "failed")
 
 
+def clear(live, run, *task_ids):
+    """Clear tasks of a run with what follows them, or all of it."""
+    dag, _, run_id = run.removeprefix("dags/").partition("/dagRuns/")
+    if not task_ids:
+        live.post(f"{run}/clear", {"dry_run": False, "only_failed": False})
+        return
+    which = {"task_ids": task_ids, "dag_run_id": run_id, "include_downstream": True}
+    live.post(f"dags/{dag}/clearTaskInstances", {**which, "dry_run": False, "only_failed": False})
+
+
+def mark(live, run, task_id, state):
+    """Mark a task of a run, as users do on Airflow's page."""
+    live.patch(f"{run}/taskInstances/{task_id}", {"new_state": state})
+
+
+def logged(live, run, task_id, attempt=1):
+    """The lines of a try's log, each with its logger."""
+    found = live.get(f"{run}/taskInstances/{task_id}/logs/{attempt}", full_content=True)
+    return [(line.get("logger"), line["event"]) for line in found["content"]]
+
+
+def asset_events(live, run):
+    """The tables of the asset events that a run has emitted, each as often as it was."""
+    dag, _, run_id = run.removeprefix("dags/").partition("/dagRuns/")
+    found = live.get("assets/events", source_dag_id=dag, source_run_id=run_id, limit=100)
+    return sorted(event["uri"].rpartition("/")[2] for event in found["asset_events"])
+
+
 def returned(live, run, task_id):
     """What a task of a run returned; what a trigger returns in its place, Airflow stores as JSON text."""
     value = live.get(f"{run}/taskInstances/{task_id}/xcomEntries/return_value")["value"]
