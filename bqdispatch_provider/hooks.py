@@ -257,8 +257,6 @@ class BqDispatchHook(BaseHook):
             return None, os.environ.get("GOOGLE_CLOUD_PROJECT")
         from airflow.providers.google.common.hooks.base_google import GoogleBaseHook  # noqa: PLC0415  (costs 0.6 s)
 
-        # Older providers do not know the quota project.
-        quota = {key: self.extra[key] for key in ("quota_project_id",) if key in self.extra}
         known = self._google_extra
 
         class ResolvedGoogleHook(GoogleBaseHook):
@@ -266,9 +264,15 @@ class BqDispatchHook(BaseHook):
             def get_connection(cls, conn_id: str) -> Any:
                 return super().get_connection(conn_id) if known is None else SimpleNamespace(extra_dejson=known)
 
-        google = ResolvedGoogleHook(self._gcp_conn_id, impersonation_chain=self._impersonation_chain, **quota)
+        google = ResolvedGoogleHook(self._gcp_conn_id, impersonation_chain=self._impersonation_chain)
         credentials, project = google.get_credentials_and_project_id()
-        return (None if google._get_field("is_anonymous") else credentials), project or None
+        if google._get_field("is_anonymous"):
+            return None, project or None
+        if quota := self.extra.get("quota_project_id"):  # which older providers do not know
+            if not hasattr(credentials, "with_quota_project"):
+                raise self._unusable(f"quota_project_id is {str(quota)[:80]!r}, but these credentials take none")
+            credentials = credentials.with_quota_project(str(quota))
+        return credentials, project or None
 
 
 def _form() -> dict[str, Any]:

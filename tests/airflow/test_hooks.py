@@ -191,6 +191,20 @@ def test_the_google_connections_credentials_and_project_are_used(world, connect,
         assert dispatcher.config.trigger_bucket == "p_bqtail"
 
 
+def test_calls_are_counted_for_the_quota_project_on_any_google_provider(world, connect, monkeypatch):
+    from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+    from google.oauth2.credentials import Credentials
+
+    connect({"config": world.document(), "quota_project_id": "counted"})
+    for variable in ("BIGQUERY_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps({"conn_type": "google_cloud_platform"}))
+    monkeypatch.setattr(GoogleBaseHook, "get_credentials_and_project_id", lambda _: (Credentials("token"), "p"))
+    headers = {}
+    BqDispatchHook().get_conn()._credentials.apply(headers)
+    assert headers["x-goog-user-project"] == "counted"
+
+
 def test_a_resolved_hook_asks_airflow_for_nothing_more(world, connect, monkeypatch):
     monkeypatch.delenv("BIGQUERY_EMULATOR_HOST")
     hook = asyncio.run(BqDispatchHook.resolved("bqdispatch_default"))
