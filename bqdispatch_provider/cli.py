@@ -411,8 +411,7 @@ def _connected(options: argparse.Namespace) -> DispatchConfig:
             f"{options.setup.conn_id!r} could tell where the configuration is"
         )
     with _stdout_on_stderr():
-        from airflow.providers.common.compat.sdk import AirflowException  # noqa: PLC0415  (Airflow takes seconds)
-
+        from bqdispatch_provider.compat import AirflowException  # noqa: PLC0415  (Airflow takes seconds)
         from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415
 
         try:

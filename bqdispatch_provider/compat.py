@@ -15,11 +15,32 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
+try:
+    from airflow.providers.common.compat.sdk import (
+        AirflowException,
+        AirflowFailException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+        Stats,
+        conf,
+    )
+except ImportError:  # common-compat has all of them from 1.12 on
+    from airflow.configuration import conf
+    from airflow.exceptions import (  # type: ignore[attr-defined,no-redef]
+        AirflowException,
+        AirflowFailException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+    )
+    from airflow.stats import Stats
+
 if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow.providers.common.compat.sdk import Context
     from airflow.triggers.base import BaseTrigger, StartTriggerArgs
+
+__all__ = ("AirflowException", "AirflowFailException", "AirflowSensorTimeout", "AirflowSkipException", "Stats", "conf")
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +237,7 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
     :param name: of the asset. It has no URI of its own: a registered scheme would load every provider in each task.
     :param trigger: one of :func:`event_trigger`'s kind.
     :param cron: when to run in any case, UTC.
+    :raises AirflowTimetableInvalid: when ``cron`` is none, on Airflow 3.
     """
     if not AIRFLOW_V_3_0_PLUS:
         log.info("No DAG is scheduled by %r here: only Airflow 3 has triggers that watch assets", name)
@@ -224,8 +246,10 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
     from airflow.timetables.assets import AssetOrTimeSchedule  # noqa: PLC0415
     from airflow.timetables.trigger import CronTriggerTimetable  # noqa: PLC0415
 
+    in_any_case = CronTriggerTimetable(cron, timezone="UTC")
+    in_any_case.validate()  # the DAG asks the outer timetable alone
     asset: Any = Asset(name=name, watchers=[AssetWatcher(name=name, trigger=trigger)])
-    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(cron, timezone="UTC"), assets=[asset])
+    return AssetOrTimeSchedule(timetable=in_any_case, assets=[asset])
 
 
 def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:

@@ -15,14 +15,10 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import (
-    AirflowSensorTimeout,
-    AirflowSkipException,
-    BaseSensorOperator,
-    conf,
-)
+from airflow.providers.common.compat.sdk import BaseSensorOperator
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipException, conf
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, WindowName, in_one_line

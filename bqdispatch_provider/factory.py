@@ -65,8 +65,9 @@ def dispatch_dag(
     :param jobs_slots: the same for all other events and windows: ``MaxConcurrentJobs``, ``BQDISPATCH_JOBS_SLOTS``.
     :param assets: whether jobs become asset events, as :class:`DispatchReportOperator` has it.
     :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
-        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else what the way says. Its ``default_args`` are added
-        to ``retries`` and ``retry_delay``, by which each task is tried three times more, a second later.
+        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else what the way says; that of ``events`` is
+        a cron expression. Its ``default_args`` are added to ``retries`` and ``retry_delay``, by which each task is
+        tried three times more, a second later.
     :raises ValueError: when the set-up's name or the way is none, or an environment variable holds no number of slots.
     """
     names = SetUp(setup)

@@ -12,8 +12,7 @@ from itertools import islice
 from math import ceil
 from typing import Any
 
-from airflow.providers.common.compat.sdk import Stats, conf
-
+from bqdispatch_provider.compat import Stats, conf
 from bqdispatch_provider.model import BATCH_JOBS, Lane, Outcome, Reason
 from bqdispatch_provider.report import Report
 

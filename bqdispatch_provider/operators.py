@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator
 
 from bqdispatch_provider import compat, links
 from bqdispatch_provider.assets import emit, with_alias
+from bqdispatch_provider.compat import AirflowFailException, conf
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import RunJournal, place_of
 from bqdispatch_provider.metrics import Metrics

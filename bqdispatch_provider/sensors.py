@@ -7,15 +7,10 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.providers.common.compat.sdk import (
-    AirflowSensorTimeout,
-    AirflowSkipException,
-    BaseSensorOperator,
-    PokeReturnValue,
-    conf,
-)
+from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 
 from bqdispatch_provider import compat, links
+from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipException, conf
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import RunJournal, place_of
 from bqdispatch_provider.metrics import Metrics

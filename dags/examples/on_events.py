@@ -8,4 +8,4 @@ follows the first event soon does not wait until Airflow has begun another run.
 
 from bqdispatch_provider.factory import dispatch_dag
 
-dag = dispatch_dag(way="events", dag_id="bqdispatch_on_events", is_paused_upon_creation=True)
+dag = dispatch_dag(way="events", dag_id="bqdispatch_on_events", schedule="* * * * *", is_paused_upon_creation=True)

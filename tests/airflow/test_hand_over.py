@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, TaskDeferred
+from airflow.exceptions import TaskDeferred
+from airflow.providers.common.compat.sdk import DAG
 from world import JOURNAL
 
 from bqdispatch_provider import compat

@@ -20,7 +20,7 @@ CONNECTION = "airflow.bqdispatch.bqdispatch_default."
 @pytest.fixture
 def statsd(monkeypatch):
     """A StatsD server, and Airflow's Stats as a task has it that runs beside one."""
-    from airflow.providers.common.compat.sdk import Stats
+    from bqdispatch_provider.compat import Stats
 
     listener = StatsdListener()
     for name, value in listener.environment.items():
@@ -158,7 +158,7 @@ def test_untrusted_names_are_legal(statsd):
 
 
 def test_where_tags_are_carried_they_hold_what_else_stands_in_the_name(monkeypatch):
-    from airflow.providers.common.compat.sdk import Stats
+    from bqdispatch_provider.compat import Stats
 
     monkeypatch.setenv("AIRFLOW__METRICS__OTEL_ON", "True")
     sent = {}

@@ -138,6 +138,19 @@ def test_each_way_to_run_has_a_dag_for_any_set_up(database, way):
     assert set(deferrable.values()) == {way != "minute"}
 
 
+def test_what_an_event_driven_dag_runs_at_in_any_case_is_a_cron_expression(database):
+    from airflow.exceptions import AirflowTimetableInvalid
+    from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+
+    from bqdispatch_provider.factory import dispatch_dag
+
+    if AIRFLOW_V_3_0_PLUS:
+        with pytest.raises(AirflowTimetableInvalid, match="columns"):
+            dispatch_dag("acme", "events", schedule="@continuous")
+    else:  # where nothing watches, it is a schedule as any other
+        assert dispatch_dag("acme", "events", schedule="@continuous").schedule_interval == "@continuous"
+
+
 def test_a_way_to_run_that_is_none_is_refused():
     from bqdispatch_provider.factory import dispatch_dag
 

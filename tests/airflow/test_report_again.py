@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
-from airflow.providers.common.compat.sdk import DAG, AirflowFailException
+from airflow.providers.common.compat.sdk import DAG
 from google.api_core.exceptions import Forbidden
 from world import JOURNAL
 
+from bqdispatch_provider.compat import AirflowFailException
 from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.operators import DispatchReportOperator, _log_document
 from bqdispatch_provider.report import Report

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from airflow.providers.common.compat.sdk import DAG, AirflowTaskTimeout
+from airflow.exceptions import AirflowTaskTimeout
+from airflow.providers.common.compat.sdk import DAG
 
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
