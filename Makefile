@@ -1,8 +1,10 @@
 # `make help` lists what people do here. Needs Python 3.11 or later and make; everything else comes by itself.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# As pip is set up, behind a company's mirror too.
+UV := $(BIN)/python .ci/uv.py
 FAKE_GCS := v1.56.1
-COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
+COMPILE := $(UV) pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-matrix test-compose soak trials late apples soak-deferral fake-gcs contract bench latency check lock dist clean
@@ -17,21 +19,21 @@ setup: .venv/ready ## make the environment in .venv
 	@echo "Setting up .venv (a minute or two the first time) …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python .ci/requirements.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(UV) pip sync --quiet --python $(BIN)/python .ci/requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
 # Airflow 2.11 and the lower bounds of everything else.
 .venv/lowest/ready: .venv/ready .ci/lowest.lock
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/lowest
-	@$(BIN)/uv pip sync --quiet --python .venv/lowest/bin/python .ci/lowest.lock
-	@$(BIN)/uv pip install --quiet --python .venv/lowest/bin/python --no-deps --editable .
+	@$(UV) venv --quiet --clear --python $(BIN)/python .venv/lowest
+	@$(UV) pip sync --quiet --python .venv/lowest/bin/python .ci/lowest.lock
+	@$(UV) pip install --quiet --python .venv/lowest/bin/python --no-deps --editable .
 	@touch $@
 
 # Airflow without this project, for the wheel.
 .venv/clean/ready: .venv/ready
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/clean
-	@$(BIN)/uv pip sync --quiet --python .venv/clean/bin/python .ci/requirements.lock
+	@$(UV) venv --quiet --clear --python $(BIN)/python .venv/clean
+	@$(UV) pip sync --quiet --python .venv/clean/bin/python .ci/requirements.lock
 	@touch $@
 
 demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ONCE=1: ends by itself)
@@ -93,7 +95,7 @@ lock: setup ## resolve the newest releases, the lower bounds, and each Airflow b
 	$(BIN)/python tests/matrix.py lock
 
 dist: setup ## wheel and sdist in dist/
-	$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist)
+	$(UV) build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist)
 
 clean: ## remove what make made
 	rm -rf .venv .work dist

@@ -23,7 +23,7 @@ NEWEST = LOCKS / "requirements.lock"
 GOOGLE = "apache-airflow-providers-google"
 COMPOSERS_GOOGLE = "22.2.2"
 OLDER = ("2.11.2", "3.1.8", "3.2.2")
-UV = str(Path(sys.executable).with_name("uv"))
+UV = [sys.executable, ".ci/uv.py"]
 MARKS = "<!-- matrix -->", "<!-- /matrix -->"
 HEAD = ("Airflow", "google provider", "tests passed", "failed", "skipped")
 
@@ -84,7 +84,7 @@ def matrix() -> list[Versions]:
 
 
 def uv(*arguments: str) -> None:
-    subprocess.run([UV, *arguments], cwd=ROOT, check=True)
+    subprocess.run([*UV, *arguments], cwd=ROOT, check=True)
 
 
 def lock() -> None:
@@ -92,7 +92,7 @@ def lock() -> None:
     options = ["--python-version", "3.11", "--group", "dev", "--no-emit-index-url", "--no-emit-find-links"]
     for airflow in OLDER:
         asked = f"apache-airflow=={airflow}\n{GOOGLE}=={COMPOSERS_GOOGLE}\n"
-        command = [UV, "pip", "compile", "--quiet", *options, "--no-header", "--upgrade"]
+        command = [*UV, "pip", "compile", "--quiet", *options, "--no-header", "--upgrade"]
         command += ["--constraint", ".ci/older.txt", "pyproject.toml", "-"]
         command += ["--output-file", str(lock_of(airflow).relative_to(ROOT))]
         subprocess.run(command, cwd=ROOT, input=asked, text=True, check=True)
