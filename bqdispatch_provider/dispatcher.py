@@ -299,7 +299,7 @@ class Dispatcher:
         self._plan = None
         report, self._plan = self._seen()
         if self._plan is not None:
-            shares = self._plan.shares(limits(self.config))
+            shares = self._plan.shares()
             begin(shares)
             self._freed.clear()
             report.add_part(self.dispatch(shares))
@@ -362,7 +362,7 @@ class Dispatcher:
                     left.append((lane, event))
             if chosen:
                 instead = replace(plan, events={lane: tuple(events) for lane, events in chosen.items()})
-                report.add_part(self.dispatch(instead.shares(limits(self.config))))
+                report.add_part(self.dispatch(instead.shares()))
             waiting = left
 
     def listing(self) -> Listing:
@@ -540,8 +540,8 @@ class Dispatcher:
         """Move the traces and fire the windows of shares, each exactly in the generation that was planned.
 
         An event that is gone, or that has become another generation, was done by someone else: it counts as ignored.
-        One that another dispatcher is about to move is left to it. Of events that were planned under a limit elsewhere,
-        no more are dispatched than it lets through now.
+        One that another dispatcher is about to move is left to it. Of events that were planned elsewhere, no more are
+        dispatched than the limits let through now.
 
         Interrupted, by a task's timeout or Ctrl-C, it begins nothing more, finishes what was begun, and only then
         raises: so whoever tries again can go on at once. A second interruption is raised as it comes.
@@ -572,7 +572,7 @@ class Dispatcher:
         for share in self._counted_anew(shares, room, report):
             if share.lane is Lane.WINDOWS:
                 windows.extend(share.events)
-                limited = limited or bool(share.limit)
+                limited = limited or bool(limits(self.config)[share.lane])
             else:
                 events.extend(share.events)
         asking = self._threads.submit(self.mover.movable, events)
@@ -687,7 +687,8 @@ class Dispatcher:
         room: _Room = {}
         begun: set[Key] = set()
         for share in shares:
-            if not share.limit or (self._plan is not None and share.planned == self._plan.now):
+            limit = limits(self.config)[share.lane]
+            if not limit or (self._plan is not None and share.planned == self._plan.now):
                 yield share
                 continue
             is_sql = share.lane is Lane.SQL
@@ -702,7 +703,7 @@ class Dispatcher:
                 self._note(report, [Done(event, Outcome.PENDING) for event in share.events])
                 continue
             begun |= open_firings
-            room |= {(project, is_sql): share.limit - number for project, number in taken.items()}
+            room |= {(project, is_sql): limit - number for project, number in taken.items()}
             fitting: list[Event] = []
             waiting: list[Event] = []
             for event in share.events:
@@ -711,7 +712,7 @@ class Dispatcher:
                 (fitting if room[key] >= 0 else waiting).append(event)
             left |= {key: max(number, 0) for key, number in room.items()}
             if waiting:
-                log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), share.limit)
+                log.info("%d events wait: others have filled the limit of %d meanwhile", len(waiting), limit)
             self._note_throttled(report, waiting)
             yield replace(share, events=tuple(fitting))
 
@@ -736,7 +737,7 @@ class Dispatcher:
             taken[project] = 0
         for project, error in refused.items():
             self._error(report, f"the jobs of project {project!r} cannot be looked at, so it waits: {error}")
-            taken[project] = share.limit
+            taken[project] = limits(self.config)[share.lane]
         listing = self.listing()
         is_sql = share.lane is Lane.SQL
         running: set[JobKey] = set()

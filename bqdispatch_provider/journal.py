@@ -60,10 +60,16 @@ class Underway:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Underway:
-        """Read what :meth:`to_dict` wrote."""
-        began = datetime.fromtimestamp(float(document["Began"]), UTC)
-        shares = tuple(Share.from_dict(share) for share in document["Shares"])
-        return cls(began, int(document["Try"]), int(document["Dispatched"]), shares)
+        """Read what :meth:`to_dict` wrote.
+
+        :raises ValueError: when it is something else.
+        """
+        try:
+            began = datetime.fromtimestamp(float(document["Began"]), UTC)
+            shares = tuple(Share.from_dict(share) for share in document["Shares"])
+            return cls(began, int(document["Try"]), int(document["Dispatched"]), shares)
+        except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
+            raise ValueError(f"not what a task is about to dispatch: {str(document)[:200]!r}") from error
 
 
 @dataclass(frozen=True)
@@ -167,9 +173,13 @@ class RunJournal:
         self._store.write_json(f"{self._own}{_UNDERWAY}", underway.to_dict())
 
     def read_underway(self) -> Underway | None:
-        """Read what the running task was about to dispatch when it was killed."""
-        content = self._read(f"{self._own}{_UNDERWAY}")
-        return None if content is None else Underway.from_dict(json.loads(content))
+        """Read what the running task was about to dispatch when it was killed.
+
+        :raises ValueError: when something else lies there.
+        """
+        url = f"{self._own}{_UNDERWAY}"
+        content = self._read(url)
+        return None if content is None else _underway(content, url)
 
     def remove_underway(self) -> None:
         """Remove it: the document says all."""
@@ -194,7 +204,7 @@ class RunJournal:
         return Part(
             task,
             _report(document, urls[_DOCUMENT]) if document else Report(),
-            Underway.from_dict(json.loads(underway)) if underway else None,
+            _underway(underway, urls[_UNDERWAY]) if underway else None,
             hashlib.sha256(b"".join(read.values())).hexdigest()[:16],
             tuple(urls.values()),
         )
@@ -224,6 +234,15 @@ def _report(content: bytes, url: str) -> Report:
         return Report.from_dict(json.loads(content))
     except ValueError as error:
         raise ValueError(f"{url!r} is no response document; remove it and try again: {error}") from error
+
+
+def _underway(content: bytes, url: str) -> Underway:
+    try:
+        return Underway.from_dict(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{url!r} does not say what a task was about to dispatch; remove it and try again: {error}"
+        ) from error
 
 
 def _part_of_path(text: str) -> str:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from bqdispatch_provider.names import ACTIONS, TraceName, WindowName
+from bqdispatch_provider.names import ACTIONS, TraceName, WindowName, is_bookkeeping
 
 
 class Lane(StrEnum):
@@ -470,20 +470,17 @@ class Event:
 class Share:
     """What travels from the sensor to an operator: events of one lane, no more than the limits let through.
 
-    :param limit: the limit that the events were planned under; 0 for none.
     :param planned: when they were planned, by the storage server's clock: a limit is counted anew after a while.
     """
 
     lane: Lane
-    limit: int
     planned: datetime
     events: tuple[Event, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """A form for XCom."""
+        """Return a form for the journal."""
         return {
             "lane": str(self.lane),
-            "limit": self.limit,
             "planned": self.planned.timestamp(),
             "events": [event.to_json() for event in self.events],
         }
@@ -497,15 +494,34 @@ class Share:
         try:
             lane = Lane(document["lane"])
             planned = datetime.fromtimestamp(float(document["planned"]), UTC)
-            events = tuple(Event.from_json(event) for event in document["events"])
-            share = cls(lane, int(document["limit"]), planned, events)
-        except (KeyError, TypeError) as error:
+            share = cls(lane, planned, tuple(Event.from_json(event) for event in document["events"]))
+        except (KeyError, TypeError, OverflowError, OSError) as error:
             raise ValueError(
-                f"not a share: {document!r}; expected what BqDispatchSensor returned: lane, limit, planned and events"
+                f"not a share: {str(document)[:200]!r}; expected what BqDispatchSensor wrote: lane, planned and events"
             ) from error
         for event in share.events:
-            (WindowName if lane is Lane.WINDOWS else TraceName).parse(event.name)
+            _check_kind(event, lane)
         return share
+
+
+def _check_kind(event: Event, lane: Lane) -> None:
+    """Make sure that an event from outside of this process is one that its lane dispatches.
+
+    Whoever may write the journal could name any object of the task folder: to be moved, or removed as a window's.
+
+    :raises ValueError: when it is none.
+    """
+    if is_bookkeeping(event.name):
+        raise ValueError(f"{event.name!r} is neither a trace nor a batch window")
+    if lane is Lane.WINDOWS:
+        folder = WindowName.parse(event.name).locations
+        for name, _ in (*event.stale, *(event.beside or ())):
+            if not (name.startswith(folder) and name.endswith(".loc")):
+                raise ValueError(f"{name!r} is no location of the batch window {event.name!r}")
+    elif event.name.endswith((".win", ".wis")):
+        raise ValueError(f"{event.name!r} is not a trace")
+    elif lane_of(TraceName.parse(event.name).action) is not lane:
+        raise ValueError(f"{event.name!r} does not belong to the lane {lane}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -656,9 +672,6 @@ class Plan:
     waits: tuple[Wait, ...] = ()
     room: Mapping[tuple[str, bool], int] = field(default_factory=dict)
 
-    def shares(self, limits: Mapping[Lane, int]) -> list[Share]:
-        """Return the plan's events, a share for each lane that has some.
-
-        :param limits: the limit of each lane, 0 for none.
-        """
-        return [Share(lane, limits.get(lane, 0), self.now, events) for lane, events in self.events.items() if events]
+    def shares(self) -> list[Share]:
+        """Return the plan's events, a share for each lane that has some."""
+        return [Share(lane, self.now, events) for lane, events in self.events.items() if events]

@@ -147,7 +147,7 @@ class BqDispatchSensor(BaseSensorOperator):
         """Look once; what is to be dispatched is written to the journal, and what tells of it is returned."""
         assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
         sight = self._dispatcher.look()
-        shares = sight.plan.shares(limits(self._dispatcher.config))
+        shares = sight.plan.shares()
         number = sum(len(share.events) for share in shares)
         self._teller.tell([of_look(sight.report, number), *of_waiting(sight.report, self._dispatcher.config)])
         if not shares:
@@ -155,7 +155,8 @@ class BqDispatchSensor(BaseSensorOperator):
         url = RunJournal(self._dispatcher, context).write_shares(shares)
         first = self._dispatcher.store.task_url(shares[0].events[0].name)
         links.keep(self, context, {links.TaskFolderLink: links.folder_of(first)})
-        return PokeReturnValue(is_done=True, xcom_value=[in_short(share, url) for share in shares])
+        limit_of = limits(self._dispatcher.config)
+        return PokeReturnValue(is_done=True, xcom_value=[in_short(each, url, limit_of[each.lane]) for each in shares])
 
     def _open(self, held: ExitStack) -> None:
         self._teller = Teller(self.log)

@@ -93,16 +93,17 @@ def _at_limit(counts: Mapping[str, Mapping[str, int]], *, of_queries: bool) -> s
     return f"{_counted(gauges['Throttled'])} wait{beside}"
 
 
-def in_short(share: Share, url: str) -> dict[str, Any]:
+def in_short(share: Share, url: str, limit: int = 0) -> dict[str, Any]:
     """Return what an XCom holds of a share, for people who look at a task, and for the task that it is for.
 
     :param share: what is going to be dispatched.
     :param url: where all of it lies.
+    :param limit: under which it was planned; 0 for none.
     """
     return {
         "lane": str(share.lane),
         "events": len(share.events),
-        **({"limit": share.limit} if share.limit else {}),
+        **({"limit": limit} if limit else {}),
         "first": [in_one_line(event.name)[:_LONGEST_NAME] for event in islice(share.events, _NAMED)],
         "all": url,
     }

@@ -158,7 +158,7 @@ def test_a_look_at_due_windows_takes_a_list_of_each_minute_in_which_they_ended(w
     due = [world.window("sales.orders", due=minutes * 60) for minutes in (2, 3, 4)]
     fired = world.window("sales.orders", due=7200)
     with world.dispatcher() as dispatcher:
-        (share,) = dispatcher.look().plan.shares({})
+        (share,) = dispatcher.look().plan.shares()
         dispatcher.dispatch([replace(share, events=share.events[:1])])
     world.delete(f"_batch_/{fired}", TRIGGER)
     world.control.reset_counters()

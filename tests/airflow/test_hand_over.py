@@ -31,7 +31,7 @@ def execute(world, connect, monkeypatch):
             task = DispatchOperator(task_id="dispatch", shares=[], only=only, hands_over=True, **more)
             task >> DispatchReportOperator(task_id="report")
         with BqDispatchHook().get_dispatcher() as dispatcher:
-            shares = dispatcher.look().plan.shares({})
+            shares = dispatcher.look().plan.shares()
             ti.task_id = "detect"
             url = RunJournal(dispatcher, context).write_shares(shares)
         task.shares = [in_short(share, url) for share in shares]

@@ -72,7 +72,7 @@ def test_what_a_task_has_left_is_read_as_it_was_written(dispatcher):
 
 
 def test_what_a_sensor_has_found_is_read_in_the_same_run_alone(dispatcher):
-    share = Share(Lane.SQL, 5, AT, (Event("ds.t--1_00001_query--dispatch", 1, AT),))
+    share = Share(Lane.SQL, AT, (Event("ds.t--1_00001_query--dispatch", 1, AT),))
     url = journal_of(dispatcher, "detect").write_shares([share])
     assert journal_of(dispatcher, "dispatch").read_shares(url) == [share]
     assert journal_of(dispatcher, "dispatch").read_shares(url.replace("detect", "gone")) is None
@@ -88,6 +88,14 @@ def test_what_is_no_share_is_refused(world, dispatcher, content):
     world.client.bucket(JOURNAL).blob(url.removeprefix(f"gs://{JOURNAL}/")).upload_from_string(content)
     with pytest.raises(ValueError, match="is not what a sensor has found"):
         journal_of(dispatcher).read_shares(url)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"Began": 1e400}', "nothing", "[" * 100_000])
+def test_what_says_nothing_of_what_is_under_way_is_named(world, dispatcher, content):
+    world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/t.underway").upload_from_string(content)
+    for read in (journal_of(dispatcher).parts, journal_of(dispatcher).read_underway):
+        with pytest.raises(ValueError, match=r"d/r/t\.underway' is not what a task is about to dispatch; remove it"):
+            read()
 
 
 def test_parts_of_a_mapped_task_have_its_number(dispatcher):

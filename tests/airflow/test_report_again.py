@@ -27,7 +27,7 @@ class Tasks:
 
     def detect(self):
         with self._world.dispatcher() as dispatcher:
-            self.shares = dispatcher.look().plan.shares({})
+            self.shares = dispatcher.look().plan.shares()
             self._journal(dispatcher, "detect").write_shares(self.shares)
 
     def dispatch(self, task_id="dispatch"):

@@ -129,7 +129,7 @@ def test_a_refused_call_shows_no_secret(world, secret, written, call, status):
     world.traces(2)
     world.window()
     with BqDispatchHook().get_dispatcher() as dispatcher:
-        shares = dispatcher.look().plan.shares({})
+        shares = dispatcher.look().plan.shares()
         url = RunJournal(dispatcher, context_of("detect")).write_shares(shares)
     shares = [in_short(share, url) for share in shares]
     world.control.add_fault(call, "status", status=status)

@@ -98,7 +98,7 @@ def test_many_entries_take_a_list_a_thousand_and_a_batch_a_hundred_and_deletes_a
     remember(world, 1100)
     world.window("ds.new")
     with world.dispatcher() as dispatcher:
-        dispatcher.dispatch(dispatcher.look().plan.shares({}))
+        dispatcher.dispatch(dispatcher.look().plan.shares())
         tidy = dispatcher.look().plan.tidy
         world.control.reset_counters()
         dispatcher.tidy(tidy)
@@ -128,7 +128,7 @@ def test_it_is_done_where_one_process_looks_another_one_fires_and_a_third_one_ti
     remember(world, 3)
     world.window("ds.new")
     with world.dispatcher() as sensor, world.dispatcher() as operator:
-        operator.dispatch(sensor.look().plan.shares({}))
+        operator.dispatch(sensor.look().plan.shares())
     world.control.advance(200)
     with world.dispatcher() as sensor, world.dispatcher() as report:
         report.tidy(sensor.look().plan.tidy)

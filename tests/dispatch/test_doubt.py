@@ -292,7 +292,7 @@ def test_what_was_written_down_is_taken_back_when_the_others_cannot_be_seen(worl
         plan = dispatcher.look().plan
         dispatcher.store.lacking()
         world.control.add_fault("storage.objects.list", "status", status=403, times=1)
-        report = dispatcher.dispatch(plan.shares({}))
+        report = dispatcher.dispatch(plan.shares())
     assert report.outcomes == {"error": 3}
     assert not [name for name in world.names() if name.startswith("intents/")]
     assert world.cycle().dispatched == 3

@@ -14,7 +14,7 @@ from bqdispatch_provider.storage import Result
 
 def share_of(world, name):
     blob = world.blob(name)
-    return Share(Lane.WINDOWS, 0, datetime.now(UTC), (Event(name, int(blob.generation), blob.time_created),))
+    return Share(Lane.WINDOWS, datetime.now(UTC), (Event(name, int(blob.generation), blob.time_created),))
 
 
 def test_a_fired_window_stays_while_the_ledger_proves_the_copy(world):
@@ -37,7 +37,7 @@ def test_firing_a_hundred_windows_takes_four_writes_of_which_three_are_batches(w
     world.control.reset_counters()
     with world.dispatcher() as dispatcher:
         plan = dispatcher.look().plan
-        assert dispatcher.dispatch(plan.shares({})).dispatched == 100
+        assert dispatcher.dispatch(plan.shares()).dispatched == 100
     look, permissions, intent, batches = 2, 1, 1, 3
     assert world.control.requests() == look + permissions + intent + batches
 
@@ -59,7 +59,7 @@ def test_a_window_that_was_seen_before_it_was_due_is_claimed_without_another_loo
         world.control.advance(20)
         world.control.reset_counters()
         plan = dispatcher.look().plan
-        assert dispatcher.dispatch(plan.shares({})).dispatched == 1
+        assert dispatcher.dispatch(plan.shares()).dispatched == 1
         assert world.control.calls()["storage.objects.list"] == 1
 
 

@@ -7,8 +7,6 @@ import pytest
 from waiting import HELD_MS
 from world import FOLDER, TASKS
 
-from bqdispatch_provider.model import Lane
-
 
 def look(world, **more):
     with world.dispatcher(**more) as dispatcher:
@@ -379,7 +377,7 @@ def test_under_a_limit_a_share_waits_for_no_other_project(world, monkeypatch):
     world.traces(2, project="slow")
     good = world.traces(2)
     with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
-        shares = dispatcher.look().plan.shares({Lane.JOBS: 2})
+        shares = dispatcher.look().plan.shares()
     world.control.add_fault("bigquery.*", "slow", project="slow", ms=HELD_MS)
     with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
         document = dispatcher.dispatch(shares).to_dict()

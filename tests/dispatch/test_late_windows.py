@@ -345,9 +345,9 @@ def test_a_share_planned_elsewhere_counts_what_somebody_has_begun_to_fire(world)
     blob = world.blob(fresh)
     event = Event(fresh, int(blob.generation), blob.time_created, load=Load("p", "2"))
     with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
-        shares = dispatcher.look().plan.shares({Lane.WINDOWS: 1})
+        shares = dispatcher.look().plan.shares()
         assert [event.name for share in shares for event in share.events] == [begun]
-        report = dispatcher.dispatch([Share(Lane.WINDOWS, 1, shares[0].planned - timedelta(seconds=1), (event,))])
+        report = dispatcher.dispatch([Share(Lane.WINDOWS, shares[0].planned - timedelta(seconds=1), (event,))])
         assert report.outcomes == {"throttled": 1}
 
 

@@ -4,8 +4,6 @@ import pytest
 from test_doubt import LAST, put_intent
 from world import FOLDER, TASKS, TRIGGER
 
-from bqdispatch_provider.model import Lane
-
 LIMITED = {"MaxConcurrentJobs": 3}
 
 
@@ -73,7 +71,7 @@ def test_a_trigger_bucket_that_cannot_be_listed_is_named_and_no_limit_is_passed(
 def test_a_task_counts_what_bqtail_has_not_consumed(world):
     world.traces(3)
     with world.dispatcher(**LIMITED) as dispatcher:
-        shares = dispatcher.look().plan.shares({Lane.JOBS: 3, Lane.WINDOWS: 3})
+        shares = dispatcher.look().plan.shares()
     world.traces(2)
     with world.dispatcher(**LIMITED, MaxConcurrentSQL=1) as other:
         assert other.cycle().dispatched == 3  # the oldest, which are the share's
@@ -91,7 +89,7 @@ def test_what_others_move_after_the_look_takes_their_place(world, completed):
         intent = put_intent(world, *theirs, owner=LAST)
         if completed:  # a moment ago, by whoever is through with it
             world.client.bucket(TASKS).blob(f"{FOLDER}{intent}.done").upload_from_string("")
-        report = dispatcher.dispatch(sight.plan.shares({Lane.JOBS: 3}))
+        report = dispatcher.dispatch(sight.plan.shares())
     assert report.to_dict()["Outcomes"] == {"dispatched": 1, "throttled": 2}
     assert mine[0] not in world.names()
 
@@ -102,7 +100,7 @@ def test_what_others_move_takes_no_place_that_is_left(world):
         sight = dispatcher.look()
         dispatcher._plan = sight.plan
         put_intent(world, *world.traces(5), owner=LAST)
-        assert dispatcher.dispatch(sight.plan.shares({Lane.JOBS: 9})).dispatched == 2
+        assert dispatcher.dispatch(sight.plan.shares()).dispatched == 2
 
 
 def test_what_others_are_moving_and_is_gone_takes_a_place(world):

@@ -11,7 +11,7 @@ from bqdispatch_provider.planning import target_of
 
 def share_of(world, *names):
     events = tuple(Event(name, int(blob.generation), blob.time_created) for name in names if (blob := world.blob(name)))
-    return Share(Lane.JOBS, 0, datetime.now(UTC), events)
+    return Share(Lane.JOBS, datetime.now(UTC), events)
 
 
 def target(world, name):
@@ -230,7 +230,7 @@ def test_an_endpoint_without_batches_is_served_by_single_calls(world):
 def test_a_share_is_bound_to_its_generations_in_another_process(world):
     name = world.trace()
     with world.dispatcher() as dispatcher:
-        shares = [share.to_dict() for share in dispatcher.look().plan.shares({})]
+        shares = [share.to_dict() for share in dispatcher.look().plan.shares()]
     import json
 
     shares = [Share.from_dict(share) for share in json.loads(json.dumps(shares))]
@@ -274,7 +274,7 @@ def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(
 def test_a_share_that_was_planned_under_a_limit_long_ago_is_counted_again(world):
     """However long a look has taken, or a task has waited for a slot of its pool."""
     name = world.trace()
-    share = Share(Lane.JOBS, 5, datetime.now(UTC) - timedelta(minutes=3), share_of(world, name).events)
+    share = Share(Lane.JOBS, datetime.now(UTC) - timedelta(minutes=3), share_of(world, name).events)
     with world.dispatcher() as dispatcher:
         assert dispatcher.dispatch([share]).to_dict()["Outcomes"] == {"dispatched": 1}
 
@@ -297,7 +297,7 @@ def test_a_look_that_takes_minutes_stops_nothing_under_a_limit(world):
 def test_a_share_that_was_planned_elsewhere_is_held_to_its_limit_by_what_runs_now(world):
     names = world.traces(4)
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
-        shares = dispatcher.look().plan.shares({Lane.JOBS: 5})
+        shares = dispatcher.look().plan.shares()
     world.traces(3, "copy", state="RUNNING")
     world.traces(2, "query", state="RUNNING")
     world.jobs(["ds_t--1_00002_copy--tail", "somebody_elses"], "RUNNING")  # without a trace
@@ -311,7 +311,7 @@ def test_jobs_without_a_trace_take_no_place_of_a_share_that_was_planned_elsewher
     """BqTail gives them IDs of the same form."""
     world.traces(3)
     with world.dispatcher(MaxConcurrentJobs=3) as dispatcher:
-        shares = dispatcher.look().plan.shares({Lane.JOBS: 3})
+        shares = dispatcher.look().plan.shares()
     world.jobs([f"ds_t--{n}_00003_copy--dispatch" for n in range(5)], "RUNNING", age=2)
     with world.dispatcher(MaxConcurrentJobs=3) as dispatcher:
         assert dispatcher.dispatch(shares).outcomes == {"dispatched": 3}
@@ -320,7 +320,7 @@ def test_jobs_without_a_trace_take_no_place_of_a_share_that_was_planned_elsewher
 def test_of_a_share_that_was_planned_elsewhere_nothing_goes_while_what_runs_cannot_be_told(world):
     name = world.trace()
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
-        shares = dispatcher.look().plan.shares({Lane.JOBS: 5})
+        shares = dispatcher.look().plan.shares()
     world.control.refuse("bigquery.jobs.list", project="p")
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         document = dispatcher.dispatch(shares).to_dict()

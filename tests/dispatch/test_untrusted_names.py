@@ -156,7 +156,7 @@ def test_what_goes_wrong_is_told_in_one_line(world, everything, log, call, statu
 def held_meanwhile(world):
     """What a dispatch of objects says that came under a hold after they were looked at: Google's words name them."""
     with all_done(world) as dispatcher:
-        shares = dispatcher.look().plan.shares({})
+        shares = dispatcher.look().plan.shares()
         for name in world.names():
             blob = world.blob(name)
             blob.temporary_hold = True

@@ -37,7 +37,6 @@ from bqdispatch_provider.planning import (
     aside_path,
     classify,
     is_target,
-    limits,
     marker_name,
     other_target,
     plan,
@@ -567,16 +566,18 @@ def test_shares_travel_as_json_and_back():
         replace(event, doubted=True),
         replace(event, table="p.ds.t"),
     )
-    share = Share(Lane.SQL, 5, NOW, (event, *others))
+    share = Share(Lane.SQL, NOW, (event, *others))
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
-    fired = Event(WINDOW, 2**60, NOW, load=Load("p", "4711"), claimed=True, many=True, stale=(("x/9.loc", 5),))
+    fired = Event(
+        WINDOW, 2**60, NOW, load=Load("p", "4711"), claimed=True, many=True, stale=((f"{WINDOW[:-4]}/9.loc", 5),)
+    )
     windows = (
         Event(WINDOW, 2**60, NOW),
         fired,
         *(replace(fired, **{key: value}) for key, value in [("load", None), ("claimed", False), ("many", False)]),
         replace(fired, load=Load("p"), stale=()),
     )
-    share = Share(Lane.WINDOWS, 5, NOW, windows)
+    share = Share(Lane.WINDOWS, NOW, windows)
     assert Share.from_dict(json.loads(json.dumps(share.to_dict()))) == share
 
 
@@ -584,9 +585,10 @@ def test_shares_travel_as_json_and_back():
     "document",
     [
         {},
-        {"lane": "x", "limit": 0, "planned": 1, "events": []},
-        {"lane": "sql", "limit": 0, "planned": 1, "events": [1]},
-        {"lane": "sql", "limit": 0, "planned": 1, "events": [["ds.t_1_2.win", 1, 2.0, ""]]},
+        {"lane": "x", "planned": 1, "events": []},
+        {"lane": "sql", "planned": 1e400, "events": []},
+        {"lane": "sql", "planned": 1, "events": [1]},
+        {"lane": "sql", "planned": 1, "events": [["ds.t_1_2.win", 1, 2.0, ""]]},
     ],
 )
 def test_what_is_no_share_is_refused(document):
@@ -594,10 +596,34 @@ def test_what_is_no_share_is_refused(document):
         Share.from_dict(document)
 
 
-def test_a_share_has_all_events_of_its_lane_and_its_limit():
+@pytest.mark.parametrize(
+    ("lane", "name", "stale"),
+    [
+        ("jobs", "proj:p:US/ds.t--1_00001_load--dispatch.grp", []),
+        ("jobs", "proj:p:US/ds.t--1_00001_load--dispatch.win", []),
+        ("jobs", "proj:p:US/ds.t--1_00001_load--dispatch.wis", []),
+        ("jobs", "intents/me-000001.json", []),
+        ("jobs", "~ledger/0000/ds.t--1_00001_load--dispatch", []),
+        ("jobs", "proj:p:US/ds.t--1_00001_query--dispatch", []),
+        ("sql", "proj:p:US/ds.t--1_00001_load--dispatch", []),
+        ("windows", "proj:p:US/ds.t--1_00001_load--dispatch", []),
+        ("windows", "undecided/ds.t_77_1769904000.win", []),
+        ("windows", "ds.t_77_1769904000.win", [["proj:p:US/ds.t--1_00001_load--dispatch", 1]]),
+        ("windows", "ds.t_77_1769904000.win", [["ds.t_77_1769904060/1.loc", 1]]),
+        ("windows", "ds.t_77_1769904000.win", [["ds.t_77_1769904000.win", 1]]),
+    ],
+)
+def test_an_event_from_outside_is_refused_that_its_lane_does_not_dispatch(lane, name, stale):
+    """Whoever may write the journal names objects that are to be moved, or removed."""
+    event = [name, 1, 2.0, "", 0, *(["", "", False, None, False, False, False, stale, None] if stale else [])]
+    with pytest.raises(ValueError, match=name.partition("/")[0]):
+        Share.from_dict({"lane": lane, "planned": 1, "events": [event]})
+
+
+def test_a_share_has_all_events_of_its_lane():
     made = planned(*(window(f"ds.t{n}")[1] for n in range(600)))
-    (share,) = made.shares(limits(config(jobs=700)))
-    assert (share.lane, share.limit, len(share.events)) == (Lane.WINDOWS, 700, 600)
+    (share,) = made.shares()
+    assert (share.lane, len(share.events)) == (Lane.WINDOWS, 600)
 
 
 AGES = st.floats(0, 1000)

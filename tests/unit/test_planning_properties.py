@@ -30,7 +30,7 @@ from bqdispatch_provider.model import (
     Verdict,
 )
 from bqdispatch_provider.names import TraceName, WindowName
-from bqdispatch_provider.planning import classify, limits, marker_name, plan
+from bqdispatch_provider.planning import classify, marker_name, plan
 from bqdispatch_provider.report import Report
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -372,13 +372,12 @@ def test_windows_wait_for_a_decision_in_the_task_folder_and_no_other_object_does
 @given(folders())
 def test_shares_are_the_plans_events_and_travel_as_json(folder):
     made = folder.plan()
-    there = [Share.from_dict(json.loads(json.dumps(share.to_dict()))) for share in made.shares(limits(folder.config))]
+    there = [Share.from_dict(json.loads(json.dumps(share.to_dict()))) for share in made.shares()]
     assert all(share.events for share in there)
     for lane in Lane:
         events = [event for share in there if share.lane is lane for event in share.events]
         assert [event.key for event in events] == [event.key for event in made.events[lane]]
         assert events == list(made.events[lane])
-    assert {share.limit for share in there} <= set(limits(folder.config).values())
     assert {share.planned for share in there} <= {made.now}
 
 
