@@ -165,7 +165,7 @@ class RunJournal:
             if not isinstance(shares, list):
                 raise ValueError(f"it is no list: {content[:80]!r}")
             return [Share.from_dict(share) for share in shares]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{url!r} is not what a sensor has found: {error}") from error
 
     def write_underway(self, underway: Underway) -> None:
@@ -232,7 +232,7 @@ class RunJournal:
 def _report(content: bytes, url: str) -> Report:
     try:
         return Report.from_dict(json.loads(content))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{url!r} is no response document; remove it and try again: {error}") from error
 
 

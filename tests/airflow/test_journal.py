@@ -81,7 +81,7 @@ def test_what_a_sensor_has_found_is_read_in_the_same_run_alone(dispatcher):
     assert left_in(journal_of(dispatcher))["detect"].urls == (url,)
 
 
-@pytest.mark.parametrize("content", ["{}", "[1]", '[{"lane": "sql"}]', "nothing"])
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"lane": "sql"}]', "nothing", "[" * 100_000])
 def test_what_is_no_share_is_refused(world, dispatcher, content):
     url = journal_of(dispatcher, "detect").write_shares([])
     world.control.advance(1)
@@ -94,7 +94,9 @@ def test_what_is_no_share_is_refused(world, dispatcher, content):
 def test_what_says_nothing_of_what_is_under_way_is_named(world, dispatcher, content):
     world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/t.underway").upload_from_string(content)
     for read in (journal_of(dispatcher).parts, journal_of(dispatcher).read_underway):
-        with pytest.raises(ValueError, match=r"d/r/t\.underway' is not what a task is about to dispatch; remove it"):
+        with pytest.raises(
+            ValueError, match=r"d/r/t\.underway' does not say what a task was about to dispatch; remove"
+        ):
             read()
 
 
