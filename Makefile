@@ -4,7 +4,7 @@ BIN := .venv/bin
 # As pip is set up, behind a company's mirror too.
 UV := $(BIN)/python .ci/uv.py
 FAKE_GCS := v1.56.1
-COMPILE := $(UV) pip compile --quiet --python-version 3.11 --group dev --no-emit-index-url --no-emit-find-links --no-header
+COMPILE := $(UV) pip compile --quiet --python-version 3.11 --group dev --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-matrix test-compose soak trials late apples soak-deferral fake-gcs contract bench latency check lock dist clean
@@ -14,11 +14,11 @@ help: ## list the targets
 
 setup: .venv/ready ## make the environment in .venv
 
-.venv/ready: .ci/requirements.lock pyproject.toml
+.venv/ready: .ci/requirements.lock .ci/uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "make needs $(PYTHON); name another with make PYTHON=…" >&2; exit 1; }
 	@echo "Setting up .venv (a minute or two the first time) …"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .ci/uv.lock
 	@$(UV) pip sync --quiet --python $(BIN)/python .ci/requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
@@ -84,15 +84,19 @@ bench: setup ## measure every line of benchmarks/README.md beside two peers, and
 latency: setup ## measure how soon events are dispatched, for each way to run, and write docs/latency.md (twenty minutes)
 	$(BIN)/python benchmarks/latency.py --write
 
-check: setup ## lint and types alone
+check: setup ## lint, types, what bandit finds, and that each package is locked by its hash
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --severity-level medium --confidence-level medium bqdispatch_provider
+	$(BIN)/python .ci/locks.py
 
 lock: setup ## resolve the newest releases, the lower bounds, and each Airflow between, into .ci/*.lock
 	$(COMPILE) --universal --upgrade --output-file .ci/requirements.lock pyproject.toml
 	$(COMPILE) --override .ci/lowest.txt --upgrade --output-file .ci/lowest.lock pyproject.toml
 	$(BIN)/python tests/matrix.py lock
+	echo uv | $(UV) pip compile --quiet --python-version 3.11 --universal --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --upgrade --output-file .ci/uv.lock -
 
 dist: setup ## wheel and sdist in dist/
 	$(UV) build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ GOOGLE = "apache-airflow-providers-google"
 COMPOSERS_GOOGLE = "22.2.2"
 OLDER = ("2.11.2", "3.1.8", "3.2.2")
 UV = [sys.executable, ".ci/uv.py"]
+locks = runpy.run_path(str(LOCKS / "locks.py"))
 MARKS = "<!-- matrix -->", "<!-- /matrix -->"
 HEAD = ("Airflow", "google provider", "tests passed", "failed", "skipped")
 
@@ -54,7 +56,10 @@ class Versions:
         python = str(self.home / "bin" / "python")
         uv("venv", "--quiet", "--clear", "--python", sys.executable, str(self.home))
         uv("pip", "sync", "--quiet", "--python", python, str(lock_of(self.airflow)))
-        uv("pip", "install", "--quiet", "--python", python, "--no-deps", f"{GOOGLE}=={self.google}", "--editable", ".")
+        install = ["pip", "install", "--quiet", "--python", python, "--no-deps"]
+        exactly = locks["block"](GOOGLE, self.google)
+        uv(*install, "--require-hashes", "--requirement", "-", given=exactly)
+        uv(*install, "--editable", ".")
 
     def run(self, tests: list[str]) -> tuple[int, int, int]:
         """Run tests in it; gives how many passed, failed and were skipped."""
@@ -83,13 +88,14 @@ def matrix() -> list[Versions]:
     return [Versions(airflow, google) for airflow in airflows for google in (COMPOSERS_GOOGLE, locked(GOOGLE))]
 
 
-def uv(*arguments: str) -> None:
-    subprocess.run([*UV, *arguments], cwd=ROOT, check=True)
+def uv(*arguments: str, given: str | None = None) -> None:
+    subprocess.run([*UV, *arguments], cwd=ROOT, input=given, text=True, check=True)
 
 
 def lock() -> None:
     """Resolve the packages of each older Airflow."""
     options = ["--python-version", "3.11", "--group", "dev", "--no-emit-index-url", "--no-emit-find-links"]
+    options += ["--generate-hashes"]
     for airflow in OLDER:
         asked = f"apache-airflow=={airflow}\n{GOOGLE}=={COMPOSERS_GOOGLE}\n"
         command = [*UV, "pip", "compile", "--quiet", *options, "--no-header", "--upgrade"]
