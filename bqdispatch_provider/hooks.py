@@ -256,6 +256,7 @@ class BqDispatchHook(BaseHook):
         if _emulated():
             return None, os.environ.get("GOOGLE_CLOUD_PROJECT")
         from airflow.providers.google.common.hooks.base_google import GoogleBaseHook  # noqa: PLC0415  (costs 0.6 s)
+        from google.auth.credentials import CredentialsWithQuotaProject  # noqa: PLC0415
 
         known = self._google_extra
 
@@ -269,7 +270,7 @@ class BqDispatchHook(BaseHook):
         if google._get_field("is_anonymous"):
             return None, project or None
         if quota := self.extra.get("quota_project_id"):  # which older providers do not know
-            if not hasattr(credentials, "with_quota_project"):
+            if not isinstance(credentials, CredentialsWithQuotaProject):
                 raise self._unusable(f"quota_project_id is {str(quota)[:80]!r}, but these credentials take none")
             credentials = credentials.with_quota_project(str(quota))
         return credentials, project or None
