@@ -470,6 +470,7 @@ class Dispatcher:
             (*lost.stale, *settled, *noted.spent, *opened.spent),
             tuple(opened.fired),
             tuple(dict.fromkeys((*opened.gone, *judged.gone, *lost.gone))),
+            tuple(lost.missed),
         )
         errors = {**opened.errors, **sighting.errors}
         snapshot = Snapshot(
@@ -841,6 +842,8 @@ class Dispatcher:
         cleaned = self._threads.submit(self._cleaned)
         self.ledger.note((key, "fired") for key in tidy.fired)
         self.ledger.note((key, f"gone-{step:05}") for key, step in tidy.gone)
+        for window, content in tidy.missed:
+            self._make_anew(window, content, report)
         for stale in _chunks(tidy.stale):
             for (name, _), result in zip(stale, self.store.delete(stale), strict=True):
                 if not result.ok and not result.doubtful:
@@ -850,6 +853,14 @@ class Dispatcher:
         except STORAGE_ERRORS as error:
             self._error(report, f"old entries of the ledger {self._url(LEDGER)} are not deleted: {in_words(error)}")
         return report
+
+    def _make_anew(self, window: str, content: bytes, report: Report) -> None:
+        """Make a window that is gone, for the next look; whoever makes one first has done it."""
+        try:
+            if self.store.create(self.store.task_url(window), content, {}):
+                log.info("%s is made anew: a folder's event came when it had been fired", self._url(window))
+        except STORAGE_ERRORS as error:
+            self._error(report, f"{self._url(window)} could not be made anew for a missed folder: {in_words(error)}")
 
     def _set_aside(
         self, quarantines: Sequence[Quarantine], act: Callable[[Sequence[Quarantine]], list[Done]], report: Report

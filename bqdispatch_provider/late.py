@@ -7,12 +7,14 @@ loads of the earlier firings tell (docs/protocol.md, "Late events").
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from google.api_core.exceptions import NotFound
 
@@ -121,6 +123,32 @@ def judge(source: str, locations: Mapping[Key, str], fates: Iterable[Fate]) -> V
     )
 
 
+def for_file(document: Mapping[str, Any], source: str, event_id: str) -> bytes:
+    """Return a window's content for another file, with an event of its own: a repeated one would load nothing.
+
+    :param document: content of the window, as an earlier firing of it had it.
+    :param source: URL of the file. BqTail lists the folder in which it lies.
+    :param event_id: of the new event.
+    """
+    former, known = str(document.get("EventID", "")), document.get("Source")
+    changed = {**document, "Source": {**(known if isinstance(known, dict) else {}), "URL": source}, "EventID": event_id}
+    for key in ("ProcessURL", "DoneProcessURL"):
+        if former and isinstance(changed.get(key), str):
+            changed[key] = changed[key].replace(former, event_id)
+    return json.dumps(changed, separators=(",", ":")).encode()
+
+
+def _document(content: bytes) -> dict[str, Any]:
+    document = json.loads(content)
+    assert isinstance(document, dict), "it has told of its event"  # noqa: S101
+    return document
+
+
+def _event_id(key: Key) -> str:
+    """Return an event ID that follows from a location object, so that all who make its window anew write the same."""
+    return str(int(hashlib.sha256(repr(key).encode()).hexdigest()[:13], 16))
+
+
 def folder_of(uri: str) -> str:
     """Return the URL of the folder of a file."""
     return uri.rpartition("/")[0]
@@ -133,12 +161,14 @@ class Judged:
     :param verdicts: by the key of the window.
     :param gone: firings of which it was seen first now that nothing is on its way, and the step of the last load.
     :param stale: location objects that nobody needs, by name and generation.
+    :param missed: windows to be made anew for a folder that their firing has missed, with their content.
     :param findings: what somebody has to act on, one sentence each.
     """
 
     verdicts: dict[Key, Verdict] = field(default_factory=dict)
     gone: list[tuple[Key, int]] = field(default_factory=list)
     stale: list[Key] = field(default_factory=list)
+    missed: list[tuple[str, bytes]] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
 
 
@@ -321,8 +351,9 @@ class Evidence:
     def orphans(self, listing: Listing, firings: Mapping[str, Firings]) -> Judged:
         """Look at what names folders of windows that are gone.
 
-        A folder of which nothing was loaded is named; what names a folder that was loaded is stale, and nobody else
-        removes it.
+        What names a folder that was loaded is stale, and nobody else removes it. For a folder that was not, its window
+        is made anew, as BqTail would have made it had the folder's event come a moment later; it is named where not
+        all was loaded that was fired, since BqTail would drop that window again.
 
         :param listing: of the task folder.
         :param firings: what the ledger says of these windows, by name.
@@ -346,14 +377,22 @@ class Evidence:
                     continue
                 folders = {folder_of(uri) for fate in fates for uri in fate.loaded}
                 tried = {folder_of(uri) for fate in fates for uri in fate.tried}
+                new: dict[Key, str] = {}
                 for key, folder in self.folders(beside).items():
-                    if folder in folders or not self._has_files(folder):
+                    if folder in folders or (file := self._file_in(folder)) is None:
                         found.stale.append(key)
                     elif folder not in tried:  # of those that were, BqTail tells itself, and may load them once more
-                        found.findings.append(
-                            f"the files of {folder!r} were not loaded: their event came when window {window!r} had "
-                            f"been fired. `bqdispatch replay {self._store.task_url(key[0])}` fires it for them"
-                        )
+                        new[key] = file
+                if new and all(fate.loaded for fate in fates):
+                    key = min(new)  # firing it lists the others, too
+                    body = _document(self._ledger.body((window, max(known))))
+                    found.missed.append((window, for_file(body, new[key], _event_id(key))))
+                else:
+                    found.findings += [
+                        f"the files of {folder_of(file)!r} were not loaded: their event came when window {window!r} "
+                        f"had been fired. `bqdispatch replay {self._store.task_url(key[0])}` fires it for them"
+                        for key, file in new.items()
+                    ]
             except (*STORAGE_ERRORS, *REFUSED) as error:
                 found.findings.append(f"whether the folders of window {window!r} were loaded: {in_words(error)}")
         return found
@@ -383,11 +422,14 @@ class Evidence:
                 log.warning("Whether %r is settled cannot be told: %s", marker.name, in_words(error))
         return found
 
-    def _has_files(self, folder: str) -> bool:
-        """Tell whether a folder holds files; where it lies elsewhere than in the trigger bucket, it does."""
+    def _file_in(self, folder: str) -> str | None:
+        """Find a file of a folder; of one that lies elsewhere than in the trigger bucket, any name will do.
+
+        :returns: its URL; ``None`` when the folder is empty.
+        """
         if not folder.startswith(f"gs://{self._config.trigger_bucket}/"):
-            return True
-        return next(self._store.names(folder), None) is not None
+            return f"{folder}/late"
+        return next((url for url in self._store.names(f"{folder}/") if url != f"{folder}/"), None)
 
     def source(self, key: Key) -> str:
         """The URL of the file whose event made a window that was claimed; empty where that cannot be told."""

@@ -619,12 +619,14 @@ class Tidy:
         whose files are loaded, location objects and intents that nobody needs any more.
     :param fired: windows whose loads prove that they were fired, for the ledger.
     :param gone: fired windows of which nothing is on its way any more, and the step of the last load, for the ledger.
+    :param missed: windows that are gone, to be made anew for a folder that their firing has missed, with their content.
     """
 
     quarantines: tuple[Quarantine, ...] = ()
     stale: tuple[Key, ...] = ()
     fired: tuple[Key, ...] = ()
     gone: tuple[tuple[Key, int], ...] = ()
+    missed: tuple[tuple[str, bytes], ...] = ()
 
 
 ProjectCounts = Mapping[str, Mapping[str, Mapping[str, int]]]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.late import Fate, folder_of
+from bqdispatch_provider.late import Fate, folder_of, for_file
 from bqdispatch_provider.model import REASON, REPLAYED, Key, StoredObject
 from bqdispatch_provider.names import UNDECIDED, WindowName
 from bqdispatch_provider.quarantine import Aside, QuarantineStore, ReplayError
@@ -150,7 +150,8 @@ class Decisions:
         if new and (is_folder or folder_of(source) in folders):
             if document is None:
                 raise ReplayError(f"{undecided.url!r} holds no JSON object, so no other folder can be put into it")
-            content = _for_folder(document, new[0])
+            # The names of its files are of no matter: BqTail lists the folder.
+            content = for_file(document, f"{new[0]}/{source.rpartition('/')[2]}", str(time.time_ns() // 1000))
         metadata = {REPLAYED: str(undecided.there.generation)}
         if not self._store.create(url, content, metadata):
             raise ReplayError(f"{undecided.url!r} waits: {url!r} lies there now, try again once it has been fired")
@@ -190,14 +191,3 @@ def _source(document: Mapping[str, Any] | None) -> str:
     source = (document or {}).get("Source")
     url = source.get("URL") if isinstance(source, dict) else ""
     return url if isinstance(url, str) else ""
-
-
-def _for_folder(document: dict[str, Any], folder: str) -> bytes:
-    """A window's content with another folder, and an event of its own: a repeated one would load nothing."""
-    former, event = str(document.get("EventID", "")), str(time.time_ns() // 1000)
-    source = {**document.get("Source", {}), "URL": f"{folder}/{_source(document).rpartition('/')[2]}"}
-    changed = {**document, "Source": source, "EventID": event}
-    for key in ("ProcessURL", "DoneProcessURL"):
-        if former and isinstance(changed.get(key), str):
-            changed[key] = changed[key].replace(former, event)
-    return json.dumps(changed, separators=(",", ":")).encode()

@@ -97,24 +97,29 @@ def test_every_minute_within_limits_and_pools(world, live, document, tmp_path):
     seen = {}
     wait_for_runs(live, 1, seen)
     consumed = consume(world)
-    first, second = wait_for_runs(live, 2, seen)[:2]
-    assert (first["state"], first["run_type"]) == ("success", "scheduled"), live.log.read_text()[-4000:]
-    assert second["state"] == "success"
+    # On a slow machine the next run may be over by now, with nothing dispatched since all places were taken.
+    number = len(live.get("dags/bqdispatch/dagRuns")["dag_runs"])
+    wait_until(lambda: len([name for name in world.names(TRIGGER) if "_query--" in name]) >= SQL)
+    runs = wait_for_runs(live, number + 1, seen)
+    ended = [run for run in runs if run["state"] in ("success", "failed")]
+    assert {(run["state"], run["run_type"]) for run in ended} == {("success", "scheduled")}, live.log.read_text()[
+        -4000:
+    ]
     delivered, waiting = consumed + world.names(TRIGGER), world.names()
-    begun = len(live.get("dags/bqdispatch/dagRuns")["dag_runs"])  # the next minute's run may have come meanwhile
     dispatched = [name for name in delivered if "_query--" in name]
-    assert 2 * SQL <= len(dispatched) <= begun * SQL
-    assert len(delivered) - len(dispatched) <= begun * JOBS
-    assert len(dispatched) + len([name for name in waiting if name in queries]) >= len(queries)
+    assert len(dispatched) == 2 * SQL
+    assert len(delivered) - len(dispatched) <= 2 * JOBS
+    assert len(dispatched) + len([name for name in waiting if name in queries]) == len(queries)
     assert max(seen["bqdispatch_sql"]) in range(1, SQL + 1)
     assert max(seen["bqdispatch_jobs"]) in range(1, JOBS + 1)
 
-    for run in (first, second):
-        each = documents(world)[run["dag_run_id"]]
+    reports = [documents(world)[run["dag_run_id"]] for run in ended]
+    for each in reports:
         assert each["Status"] == "ok"
         assert sum(each["Outcomes"].values()) == each["Listed"]
-        assert each["Dispatched"]["QueryJobs"] == SQL
+        assert each["Dispatched"].get("QueryJobs", 0) <= SQL
         assert sum(number for name, number in each["Dispatched"].items() if name != "QueryJobs") <= JOBS
+    assert sum(each["Dispatched"].get("QueryJobs", 0) for each in reports) == len(dispatched)
     # A run writes it before its document.
     wait_until(lambda: performance(world) in [each["Performance"] for each in documents(world).values()])
 

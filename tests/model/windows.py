@@ -284,11 +284,15 @@ class Windows:
             after = SAW if self.many else DONE
             what = f"event of file {file} in {folder} finds the window"
             return Step("BqTail", what, "", w._replace(events=put(w.events, file, after)))
-        number = len(w.bodies) + 1
+        made = self._made(w, file)._replace(events=put(w.events, file, MADE if self.many else DONE))
+        return Step("BqTail", f"event of file {file} in {folder} makes window {made.window}", "", made)
+
+    @staticmethod
+    def _made(w, file):
+        """A window whose source is that file, where there is none."""
         more = {name: (*getattr(w, name), 0) for name in _BY_WINDOW}
         more["bodies"], more["uris"], more["cleans"] = (*w.bodies, file), (*w.uris, NONE), (*w.cleans, NONE)
-        made = w._replace(window=number, events=put(w.events, file, MADE if self.many else DONE), **more)
-        return Step("BqTail", f"event of file {file} in {folder} makes window {number}", "", made)
+        return w._replace(window=len(w.bodies) + 1, **more)
 
     def _is_known(self, w, folder):
         """Whether files of a folder have been loaded, or are about to be."""
@@ -421,6 +425,12 @@ class Windows:
         lost = w.lost or not (w.claims[at] or w.fired[at] or w.window in w.undecided or loaded)
         return w._replace(window=0, lost=lost, recent="busy" in self.world), "ok"
 
+    def _do_make_window(self, w, sender, number, folder):
+        there = [file for file, its in enumerate(self.files) if its == folder and file not in w.removed]
+        if w.window or not there:
+            return w, "refused"
+        return self._made(w, there[0]), "ok"
+
     def _do_write_gone(self, w, sender, number):
         if w.gone[number - 1]:
             return w, "refused"
@@ -489,6 +499,7 @@ class Windows:
             "take over": ("fence", GONE, number, knows),
             "delete window": ("delete window", GONE, number),
             "delete first": ("delete window", GONE, number),
+            "make window": ("make window", GONE, number, me[4]),
         }
         if at in calls:
             sent = dead._replace(late=dead.late | {calls[at]})
@@ -821,7 +832,8 @@ class Windows:
             if job == "ok":
                 loaded |= uris
         if not number:
-            after = self._at(w, which, "locations", 0, 0, locations, self._folders(loaded))
+            well = all(job == "ok" for job, _ in jobs)
+            after = self._at(w, which, "locations", 0, 0, locations, (self._folders(loaded), well))
             return self._look(which, what, "settled", after)
         then = "verdict" if self.many else "judge"
         return self._look(which, what, "settled", self._at(w, which, then, number, 0, locations, frozenset(loaded)))
@@ -870,9 +882,19 @@ class Windows:
         yield self._look(which, "delete location", result, self._go(after, which, me, then, locations=me[3] - {folder}))
 
     def _locations(self, w, which, me):
-        """Of a window that is gone: those of folders that were loaded are stale, the others are named."""
-        after = w._replace(named=w.named | (me[3] - me[4]))
-        yield self._look(which, "report", "", self._at(after, which, "stale", 0, 0, me[3] & me[4]))
+        """Of a window that is gone: those of folders that were loaded are stale. For another the window is made anew,
+        and judged as one that has come back; it is named where not all was loaded that was fired.
+        """
+        folders, well = me[4]
+        new = me[3] - folders
+        if new and well:
+            yield self._look(which, "go on", "", self._at(w, which, "make window", extra=min(new)))
+        else:
+            after = w._replace(named=w.named | new)
+            yield self._look(which, "report", "", self._at(after, which, "stale", 0, 0, me[3] & folders))
+
+    def _make_window(self, w, which, me):
+        yield from self._call(w, which, ("make window", which, 0, me[4]), "idle", "idle", "idle")
 
     def _name(self, w, which, me):
         yield self._look(which, "report", "", self._at(w._replace(named=w.named | me[3]), which, "idle"))
