@@ -89,7 +89,7 @@ class Cell:
         return method, rule
 
 
-def cells(limits: tuple[int, ...] = (0,)) -> list[Cell]:
+def cells(limits: tuple[int, ...]) -> list[Cell]:
     """All cells that there are.
 
     A part of a batch cannot be cut by itself.
@@ -101,6 +101,10 @@ def cells(limits: tuple[int, ...] = (0,)) -> list[Cell]:
         )
         for whose in scopes
     ]
+
+
+CYCLES = 3
+"""Cycles while the fault is there."""
 
 
 @dataclass
@@ -139,11 +143,18 @@ class Told:
                 least = min(len(mine), cell.limit or len(mine))
                 if (went := len(self.first.intersection(mine))) < least:
                     found.append(f"{went} of {least} good events of project {project} went in the first cycle")
-            if cell.lasts == STAYS and self.late and not any("bad" in each for each in self.early()):
-                found.append(f"{sorted(self.late)} waited, and two cycles have not named it: {self.early()}")
+                least = min(len(mine), CYCLES * cell.limit)
+                if cell.limit and (went := len(mine) - len(self.late.intersection(mine))) < least:
+                    found.append(f"{went} of {least} good events of project {project} went in {CYCLES} cycles")
+            if cell.lasts == STAYS and (late := self.held_up(cell)) and not any("bad" in each for each in self.early()):
+                found.append(f"{sorted(late)} waited, and two cycles have not named it: {self.early()}")
         elif cell.lasts == STAYS and self.late and not self.early() and not cell.limit:
             found.append(f"{sorted(self.late)} waited, and two cycles said ok")
         return found
+
+    def held_up(self, cell: Cell) -> set[str]:
+        """The events that the fault has held up; under a limit good ones wait for their turn, too."""
+        return self.late.intersection(self.bad) if cell.limit else self.late
 
     def early(self) -> list[str]:
         """The errors of the first two cycles."""
@@ -207,7 +218,7 @@ def carry_out(world: Any, cell: Cell) -> Told:
     world.control.add_fault(method, **rule)
     errors: list[list[str]] = []
     first: set[str] = set()
-    for number in range(3):
+    for number in range(CYCLES):
         document = folder.cycle()
         if not number:
             first = {url.removeprefix(world.url_of("")) for url in (*document["Jobs"], *document["Batched"])}
