@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from bqdispatch_provider import compat
 from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
 from bqdispatch_provider.config import ConfigError, DispatchConfig
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import BIGQUERY, PUBSUB, STORAGE, emulator
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
 from bqdispatch_provider.provider_info import get_provider_info
@@ -55,7 +55,8 @@ class BqDispatchHook(BaseHook):
     accounts, comma-separated or a list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake
     whoever waits for this connection's jobs, docs/push.md). It holds no secret.
 
-    With ``STORAGE_EMULATOR_HOST`` or ``BIGQUERY_EMULATOR_HOST`` set, that service is used without credentials.
+    With ``STORAGE_EMULATOR_HOST``, ``BIGQUERY_EMULATOR_HOST`` or ``PUBSUB_EMULATOR_HOST`` set, that service, and no
+    other, is used without credentials.
 
     :param bqdispatch_conn_id: ID of the connection.
     """
@@ -82,7 +83,7 @@ class BqDispatchHook(BaseHook):
         """
         hook = cls(bqdispatch_conn_id)
         hook._extra = _filled(await compat.extra_of(bqdispatch_conn_id))
-        if not _emulated():
+        if not hook._emulated:
             hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
         return hook
 
@@ -97,7 +98,7 @@ class BqDispatchHook(BaseHook):
 
         hook = cls(bqdispatch_conn_id)
         hook._extra = _filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
-        if not _emulated():
+        if not hook._emulated:
             hook._google_extra = _filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
         return hook
 
@@ -251,9 +252,15 @@ class BqDispatchHook(BaseHook):
         chain = self.extra.get("impersonation_chain")
         return [each.strip() for each in chain.split(",")] if isinstance(chain, str) and "," in chain else chain
 
+    @property
+    def _emulated(self) -> bool:
+        """Whether stand-ins take the place of every service that the connection uses: then none needs credentials."""
+        used = (STORAGE, BIGQUERY, *((PUBSUB,) if "subscription" in self.extra else ()))
+        return all(map(emulator, used))
+
     def _credentials(self) -> tuple[Any, str | None]:
         """The Google Cloud connection's credentials, ``None`` for anonymous ones, and its project."""
-        if _emulated():
+        if self._emulated:
             return None, os.environ.get("GOOGLE_CLOUD_PROJECT")
         from airflow.providers.google.common.hooks.base_google import GoogleBaseHook  # noqa: PLC0415  (costs 0.6 s)
 
@@ -281,10 +288,6 @@ def _form() -> dict[str, Any]:
     return form
 
 
-def _emulated() -> bool:
-    return bool(emulator("STORAGE_EMULATOR_HOST") and emulator("BIGQUERY_EMULATOR_HOST"))
-
-
 def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
     """An extra without the fields that a form leaves empty; the older form of a field's name means the same."""
     filled = {key: value for key, value in extra.items() if value not in (None, "")}
@@ -300,13 +303,9 @@ def _client_of(credentials: Any, project: str | None) -> Client:
 
 
 def _session_of(credentials: Any) -> requests.Session:
-    import requests  # noqa: PLC0415
-    from google.auth.transport.requests import AuthorizedSession  # noqa: PLC0415
+    from bqdispatch_provider.sessions import session_of  # noqa: PLC0415  (costs 0.3 s)
 
-    if credentials is None or emulator("BIGQUERY_EMULATOR_HOST"):
-        return requests.Session()
-    session: requests.Session = AuthorizedSession(credentials)
-    return session
+    return session_of(credentials)
 
 
 def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[list[str], str]:

@@ -40,7 +40,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
 from bqdispatch_provider.bucket_settings import FIELDS, BucketSettings
 from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import STORAGE, emulator
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
 from bqdispatch_provider.refusals import means_too_many
@@ -678,7 +678,7 @@ def client_of(project: str | None, credentials: Any = None) -> Client:
     :param credentials: by default those of the environment; a stand-in is given none.
     """
     more: dict[str, Any] = {"project": project} if project else {}
-    if host := emulator("STORAGE_EMULATOR_HOST"):
+    if host := emulator(STORAGE):
         # The library takes the variable's value as it is.
         more["client_options"] = {"api_endpoint": host}
         credentials = AnonymousCredentials()

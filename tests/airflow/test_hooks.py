@@ -4,7 +4,9 @@ import asyncio
 import json
 import logging
 from contextlib import closing
-from urllib.parse import urlencode
+from io import BytesIO
+from itertools import combinations
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import requests
@@ -203,6 +205,47 @@ def test_calls_are_counted_for_the_quota_project_on_any_google_provider(world, c
     headers = {}
     BqDispatchHook().get_conn()._credentials.apply(headers)
     assert headers["x-goog-user-project"] == "counted"
+
+
+AUTHORITY = {"authorization", "x-goog-user-project"}
+HOSTS = {
+    "STORAGE_EMULATOR_HOST": "storage.googleapis.com",
+    "BIGQUERY_EMULATOR_HOST": "bigquery.googleapis.com",
+    "PUBSUB_EMULATOR_HOST": "pubsub.googleapis.com",
+}
+
+
+@pytest.mark.parametrize("emulated", [each for number in range(4) for each in combinations(HOSTS, number)])
+def test_no_stand_in_sees_credentials_and_every_service_does(world, connect, monkeypatch, emulated):
+    from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+    from google.oauth2.credentials import Credentials
+
+    connect({"config": world.document(), "subscription": "projects/p/subscriptions/jobs"})
+    hosts = {variable: f"stand-in-{variable[:3].lower()}.test:1" for variable in emulated}
+    for variable in HOSTS:
+        monkeypatch.setenv(variable, hosts.get(variable, ""))
+    credentials = Credentials("token", quota_project_id="counted")
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps({"conn_type": "google_cloud_platform"}))
+    monkeypatch.setattr(GoogleBaseHook, "get_credentials_and_project_id", lambda _: (credentials, "p"))
+    sent = []
+
+    def send(_, request, **more):
+        sent.append((urlsplit(request.url).netloc, {each for each in AUTHORITY if each in request.headers}))
+        return answer_to(request, 403, b'{"error": {"code": 403, "message": "no"}}')
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    works, said = BqDispatchHook().test_connection()
+    assert (works, said.count(" is missing (403 ")) == (False, 6)
+    assert {host for host, _ in sent} == {hosts.get(variable, host) for variable, host in HOSTS.items()}
+    for host, headers in sent:
+        assert headers == (set() if host in hosts.values() else AUTHORITY), host
+
+
+def answer_to(request, status, body):
+    answer = requests.Response()
+    answer.status_code, answer.request, answer.url, answer.raw = status, request, request.url, BytesIO(body)
+    answer.headers["Content-Type"] = "application/json"
+    return answer
 
 
 def test_a_resolved_hook_asks_airflow_for_nothing_more(world, connect, monkeypatch):
