@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -15,7 +14,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from bqdispatch_provider import compat
 from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
-from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.config import FILE_ROOTS, ConfigError, DispatchConfig, read_json
 from bqdispatch_provider.emulators import BIGQUERY, PUBSUB, STORAGE, emulator
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
@@ -49,11 +48,12 @@ class BqDispatchHook(BaseHook):
     """A connection of type ``bqdispatch``, and the dispatcher that it stands for.
 
     The connection's extra holds the configuration document (docs/protocol.md, "Configuration document") in exactly one
-    of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…`` or ``file://…``), or its
-    keys themselves. It may also hold ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id``
-    (the connection whose credentials are used, by default ``google_cloud_default``), ``impersonation_chain`` (service
-    accounts, comma-separated or a list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake
-    whoever waits for this connection's jobs, docs/push.md). It holds no secret.
+    of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…``, or ``file://…`` below a
+    folder that the environment variable ``BQDISPATCH_FILE_ROOTS`` names), or its keys themselves. It may also hold
+    ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id`` (the connection whose credentials
+    are used, by default ``google_cloud_default``), ``impersonation_chain`` (service accounts, comma-separated or a
+    list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake whoever waits for this
+    connection's jobs, docs/push.md). It holds no secret.
 
     With ``STORAGE_EMULATOR_HOST``, ``BIGQUERY_EMULATOR_HOST`` or ``PUBSUB_EMULATOR_HOST`` set, that service, and no
     other, is used without credentials.
@@ -158,7 +158,9 @@ class BqDispatchHook(BaseHook):
         if name is None:
             return None
         if not isinstance(name, str) or not SUBSCRIPTION.fullmatch(name):
-            raise self._unusable(f"subscription is {name!r}; expected projects/<project>/subscriptions/<subscription>")
+            raise self._unusable(
+                f"subscription is {str(name)[:80]!r}; expected projects/<project>/subscriptions/<subscription>"
+            )
         return Subscription(dispatcher.session, name)
 
     def decrypt(self, key: str, ciphertext: bytes) -> bytes:
@@ -207,7 +209,8 @@ class BqDispatchHook(BaseHook):
         try:
             if form == "config_url":
                 url = str(self.extra["config_url"])
-                return DispatchConfig.from_url(url, given, client() if url.startswith("gs://") else None)
+                roots = [root for root in os.environ.get(FILE_ROOTS, "").split(os.pathsep) if root]
+                return DispatchConfig.from_url(url, given, client() if url.startswith("gs://") else None, roots)
             if form == "config":
                 return DispatchConfig.from_dict(self._object("config"), given)
             return DispatchConfig.from_dict(self._keys(), given)
@@ -233,9 +236,9 @@ class BqDispatchHook(BaseHook):
         """An object of the extra, which a form can only give as a JSON string."""
         value = self.extra.get(key, {})
         try:
-            value = json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise self._unusable(f"{key} is no JSON ({error}); expected a JSON object") from error
+            value = read_json(value, key) if isinstance(value, str) else value
+        except ConfigError as error:
+            raise self._unusable(*error.findings) from error
         if not isinstance(value, Mapping):
             raise self._unusable(f"{key} is a {type(value).__name__}; expected a JSON object")
         return value

@@ -6,13 +6,14 @@ import logging
 from contextlib import closing
 from io import BytesIO
 from itertools import combinations
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
 import pytest
 import requests
 from world import FOLDER, JOURNAL, TASKS
 
-from bqdispatch_provider.config import ConfigError
+from bqdispatch_provider.config import MAX_DOCUMENT_BYTES, ConfigError
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.provider_info import get_provider_info
 
@@ -46,10 +47,32 @@ def test_the_hooks_conn_is_a_client_of_cloud_storage(world, hook):
         assert [blob.name for blob in client.list_blobs(TASKS)] == [f"{FOLDER}{name}" for name in world.names()]
 
 
-def test_the_document_may_lie_in_a_file(world, connect, tmp_path):
+def test_the_document_may_lie_in_a_file_of_a_folder_that_is_named(world, connect, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(world.document(MaxConcurrentSQL=7)))
     connect({"config_url": (tmp_path / "config.json").as_uri()})
+    monkeypatch.setenv("BQDISPATCH_FILE_ROOTS", f"/nowhere:{tmp_path}:")
     assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+@pytest.mark.parametrize("roots", [None, "", ":", "/nowhere"])
+def test_any_other_file_is_refused(world, connect, tmp_path, monkeypatch, roots):
+    (tmp_path / "config.json").write_text(json.dumps(world.document()))
+    monkeypatch.delenv("BQDISPATCH_FILE_ROOTS", raising=False)
+    if roots is not None:
+        monkeypatch.setenv("BQDISPATCH_FILE_ROOTS", roots)
+    for file in (tmp_path / "config.json", Path("/etc/passwd"), Path("/proc/self/environ")):
+        assert "BQDISPATCH_FILE_ROOTS" in finding({"config_url": file.as_uri()}, connect)
+
+
+def test_a_document_in_a_bucket_has_a_mebibyte_at_most(world, connect):
+    blob = world.client.bucket(JOURNAL).blob("config.json")
+    connect({"config_url": f"gs://{JOURNAL}/config.json"})
+    document = json.dumps(world.document())
+    blob.upload_from_string(document.ljust(MAX_DOCUMENT_BYTES))
+    assert BqDispatchHook().get_config().project_id == "p"
+    blob.upload_from_string(document.ljust(MAX_DOCUMENT_BYTES + 1))
+    works, said = BqDispatchHook().test_connection()
+    assert (works, "it is larger than 1,048,576 bytes" in said) == (False, True)
 
 
 def test_the_document_may_lie_in_a_bucket(world, connect):
