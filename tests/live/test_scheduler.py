@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import psutil
 import pytest
+from runs import listening
 from waiting import PATIENCE_S, wait_until
 from world import JOURNAL, TRIGGER
 
@@ -96,6 +97,7 @@ def test_every_minute_within_limits_and_pools(world, live, document, tmp_path):
     world.window("ds.w", due=20)
     seen = {}
     wait_for_runs(live, 1, seen)
+    assert listening(live) == {"127.0.0.1"}
     consumed = consume(world)
     first, second = wait_for_runs(live, 2, seen)[:2]
     assert (first["state"], first["run_type"]) == ("success", "scheduled"), live.log.read_text()[-4000:]
