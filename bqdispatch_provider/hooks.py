@@ -94,13 +94,32 @@ class BqDispatchHook(BaseHook):
         :param bqdispatch_conn_id: ID of the connection.
         :raises AirflowNotFoundException: when there is none.
         """
-        from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
-
         hook = cls(bqdispatch_conn_id)
-        hook._extra = _filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
+        hook._extra = _filled(compat.stored_extra(bqdispatch_conn_id))
         if not hook._emulated:
-            hook._google_extra = _filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
+            hook._google_extra = _filled(compat.stored_extra(hook._gcp_conn_id))
         return hook
+
+    @classmethod
+    def task_folders(cls, but: str) -> dict[str, str | Exception]:
+        """Find the task folders of the connections in Airflow's database and in ``AIRFLOW_CONN_…``, for a command.
+
+        Other backends of secrets cannot be listed.
+
+        :param but: ID of the connection that is left out.
+        :returns: by connection ID the folder's URL, or why it cannot be told.
+        """
+        found: dict[str, str | Exception] = {}
+        for conn_id in sorted(compat.connections_of(cls.conn_type) - {but}):
+            try:
+                hook = cls(conn_id)
+                hook._extra = _filled(compat.stored_extra(conn_id))
+                if hook._form() == "config_url":  # which may need credentials
+                    hook = cls.from_database(conn_id)
+                found[conn_id] = hook.get_config().async_task_url
+            except Exception as error:
+                found[conn_id] = error
+        return found
 
     @property
     def extra(self) -> Mapping[str, Any]:
