@@ -581,12 +581,14 @@ class TaskStore:
         except _REFUSALS as error:
             return _failure(error)
 
-    def read(self, url: str) -> bytes:
+    def read(self, url: str, at_most: float = math.inf) -> bytes:
         """The content of an object.
 
+        :param at_most: as :func:`read_object` takes it.
         :raises google.api_core.exceptions.NotFound: when it is not there.
+        :raises ValueError: when it is larger.
         """
-        return read_object(url, self._client)
+        return read_object(url, self._client, at_most)
 
     def write_json(self, url: str, document: Any, *, replaces: int | None = None) -> int:
         """Write a JSON document, and give its generation; wait before a name that was just changed here.
