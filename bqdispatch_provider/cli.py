@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -203,7 +203,13 @@ def _smoke(options: argparse.Namespace) -> int:
         pools = str(error)
     stopped = Event()
     smoke = Smoke(
-        config.for_project(client.project), client, session, pools, bqtail=bqtail, go_on=lambda: not stopped.is_set()
+        config.for_project(client.project),
+        client,
+        session,
+        pools,
+        bqtail=bqtail,
+        others=_other_folders(options.setup),
+        go_on=lambda: not stopped.is_set(),
     )
     found = []
     with _Progress("Looking at the set-up …") as progress, _drained(stopped):
@@ -212,6 +218,19 @@ def _smoke(options: argparse.Namespace) -> int:
             progress.say(f"{check.what}: {check.verdict}")
     code = _table_of(found)
     return INTERRUPTED if stopped.is_set() else code
+
+
+def _other_folders(setup: SetUp) -> Mapping[str, str | Exception] | str:
+    """The task folders of the other connections in the Airflow of this environment, or why they cannot be told."""
+    if not has_airflow():
+        return "no Airflow is set up in this environment"
+    with _stdout_on_stderr():
+        from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415  (Airflow takes seconds)
+
+        try:
+            return BqDispatchHook.task_folders(but=setup.conn_id)
+        except Exception as error:
+            return f"the connections cannot be listed: {type(error).__name__}; has `airflow db migrate` been run?"
 
 
 def _quiet(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Importing this costs nothing: DAG files import it.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -172,6 +173,38 @@ def make_known(alias: str) -> None:
     with suppress(IntegrityError), create_session() as session:  # another task may have made it just now
         if session.scalar(select(DatasetAliasModel).where(DatasetAliasModel.name == alias)) is None:
             session.add(DatasetAliasModel(name=alias))
+
+
+def stored_extra(conn_id: str) -> dict[str, Any]:
+    """Read a connection's extra from where Airflow's components store it, for a command.
+
+    :raises AirflowNotFoundException: when there is no such connection.
+    """
+    from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
+
+    extra: dict[str, Any] = Connection.get_connection_from_secrets(conn_id).extra_dejson
+    return extra
+
+
+def connections_of(conn_type: str) -> set[str]:
+    """Find the connections of a type in Airflow's database and in the environment, for a command.
+
+    :param conn_type: such as ``bqdispatch``.
+    :returns: their IDs.
+    """
+    from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
+    from airflow.utils.session import create_session  # noqa: PLC0415
+    from sqlalchemy import select  # noqa: PLC0415
+
+    prefix, found = "AIRFLOW_CONN_", set()
+    for variable in [variable for variable in os.environ if variable.startswith(prefix)]:
+        conn_id = variable.removeprefix(prefix).lower()
+        with suppress(Exception):  # one that is malformed is not ours to name
+            if Connection.get_connection_from_secrets(conn_id).conn_type == conn_type:
+                found.add(conn_id)
+    with create_session() as session:
+        found |= set(session.scalars(select(Connection.conn_id).where(Connection.conn_type == conn_type)))
+    return found
 
 
 def stores_links() -> bool:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MAX_DOCUMENT_BYTES = 1 << 20
+"""Bytes that a configuration document may have."""
+
+FILE_ROOTS = "BQDISPATCH_FILE_ROOTS"
+"""Environment variable of Airflow's components: the folders whose files a connection may name as its document."""
+
 _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 _GS_URL = re.compile(rf"gs://{_BUCKET}(/[^/\r\n]+)*/?")
 _KMS_KEY = re.compile(r"[^\s/]+(/[^\s/]+)+")
@@ -27,6 +36,10 @@ _PROJECT = re.compile(r"([a-z0-9.-]+:)?[A-Za-z0-9_-]+")
 _MOST = 10_000_000_000
 _GO_LIMIT = "MaxConcurrentLoad"
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_MAX_SHOWN = 80
+"""Characters of a value or a key that a message shows."""
+_MAX_NAMED = 40
+"""Keys or variables that a message names."""
 
 
 class ConfigError(ValueError):
@@ -77,6 +90,7 @@ class DispatchConfig:
     :param url: where the document was read; ``None`` when it was given in place.
     :param variables: the variables that it was read with.
     :param misspelt: keys of the document that are ignored and look like one that is not, each with that one.
+    :param file_roots: as :meth:`from_url` was given them.
     """
 
     async_task_url: str
@@ -99,6 +113,7 @@ class DispatchConfig:
     url: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     misspelt: Mapping[str, str] = field(default_factory=dict, repr=False)
+    file_roots: tuple[str, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> DispatchConfig:
@@ -118,33 +133,42 @@ class DispatchConfig:
         :param variables: values for ``${name}`` in any string; none by default.
         :raises ConfigError: when it is no JSON object, or with every finding at once.
         """
-        return cls._checked(_parse(text, "the document"), variables or {}, None)
+        return cls._checked(read_json(text, "the document"), variables or {}, None)
 
     @classmethod
     def from_url(
-        cls, url: str, variables: Mapping[str, str] | None = None, storage_client: Client | None = None
+        cls,
+        url: str,
+        variables: Mapping[str, str] | None = None,
+        storage_client: Client | None = None,
+        file_roots: Sequence[str] | None = None,
     ) -> DispatchConfig:
-        """Fetch, read and check a JSON document.
+        """Fetch, read and check a JSON document of 1 MiB at most.
 
-        :param url: ``gs://bucket/object`` or ``file:///path``.
+        :param url: ``gs://bucket/object`` or ``file:///path``, of a regular file.
         :param variables: values for ``${name}`` in any string; none by default.
         :param storage_client: client for ``gs://``; by default one with the environment's credentials.
+        :param file_roots: absolute paths of the folders in which a file may lie, wherever symbolic links lead; none of
+            them: no file is read. By default every file is.
         :raises ConfigError: when it cannot be read, is no JSON object, or with every finding at once.
         """
-        return cls._checked(_parse(_fetch(url, storage_client), url), variables or {}, url)
+        roots = None if file_roots is None else tuple(file_roots)
+        document = read_json(_fetch(url, storage_client, roots), _found(url))
+        return replace(cls._checked(document, variables or {}, url), file_roots=roots)
 
     @classmethod
     def _checked(cls, document: Any, variables: Mapping[str, str], url: str | None) -> DispatchConfig:
         if not isinstance(document, Mapping):
-            raise ConfigError([f"the document is {_found(document)}; expected a JSON object"])
+            # Not shown: a file that is no document may be anything.
+            raise ConfigError([f"the document is {_kind(document)}; expected a JSON object"])
         # Go's JSON decoder takes keys in any case, so documents that worked there may hold them so.
         known = {key.lower(): key for key in (*_KEYS, _GO_LIMIT)}
         reading = _Reading({known.get(str(key).lower(), str(key)): each for key, each in document.items()}, variables)
         fields = {attribute: read(reading, key) for key, (attribute, read) in _KEYS.items()}
         reading.limit_by_its_go_name(fields)
-        misspelt = reading.log_ignored()
         places = {**_DEFAULT_PREFIXES, **{k: v for k, v in fields.items() if v is not None}}
         findings = [*reading.findings, *_overlaps(places)]
+        misspelt = reading.log_ignored(all_of_them=not findings)
         if findings:
             raise ConfigError(findings)
         known_fields = {k: v for k, v in fields.items() if v is not None}
@@ -170,7 +194,7 @@ class DispatchConfig:
 
         :raises ConfigError: as :meth:`from_url`.
         """
-        return self if self.url is None else self.from_url(self.url, self.variables, storage_client)
+        return self if self.url is None else self.from_url(self.url, self.variables, storage_client, self.file_roots)
 
 
 _DEFAULT_PREFIXES = {"post_job_prefix": DispatchConfig.post_job_prefix, "batch_prefix": DispatchConfig.batch_prefix}
@@ -184,32 +208,34 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
     for key, url in places.items():
         if _lies_in(url, tasks):
             findings.append(
-                f"{key} {url!r} lies inside the task folder {tasks!r}, where every object is taken for an event; "
-                "expected a place outside of it"
+                f"{key} {_found(url)} lies inside the task folder {_found(tasks)}, where every object is taken for an "
+                "event; expected a place outside of it"
             )
     journal, errors = places.values()
     runs = f"{journal.rstrip('/')}/runs" if journal else None
     # Where one lies in the other both ways, they are the same, which is told above.
     if _lies_in(tasks, errors) and not _lies_in(errors, tasks):
         findings.append(
-            f"AsyncTaskURL {tasks!r} lies inside the ErrorURL {errors!r}, where every object is taken for one that was "
-            "set aside; expected a place outside of it"
+            f"AsyncTaskURL {_found(tasks)} lies inside the ErrorURL {_found(errors)}, where every object is taken for "
+            "one that was set aside; expected a place outside of it"
         )
     for key, url in {"AsyncTaskURL": tasks, "ErrorURL": errors}.items():
         if _lies_in(url, runs):
             findings.append(
-                f"{key} {url!r} lies inside {runs!r}, where the documents of runs lie; expected a place outside of it"
+                f"{key} {_found(url)} lies inside {_found(runs)}, where the documents of runs lie; expected a place "
+                "outside of it"
             )
     for key, url in {"AsyncTaskURL": tasks, **places}.items():
         if url and trigger and urlsplit(url).netloc == trigger:
             findings.append(
-                f"{key} {url!r} lies in the TriggerBucket, whose every object BqTail consumes; expected another bucket"
+                f"{key} {_found(url)} lies in the TriggerBucket, whose every object BqTail consumes; expected another "
+                "bucket"
             )
     one, other = sorted((fields["post_job_prefix"], fields["batch_prefix"]), key=len)
     if other.startswith(one):
         findings.append(
-            f"PostJobPrefix {fields['post_job_prefix']!r} and BatchPrefix {fields['batch_prefix']!r} overlap; "
-            "expected two folders side by side"
+            f"PostJobPrefix {_found(fields['post_job_prefix'])} and BatchPrefix {_found(fields['batch_prefix'])} "
+            "overlap; expected two folders side by side"
         )
     return findings
 
@@ -219,44 +245,120 @@ def _lies_in(url: str | None, folder: str | None) -> bool:
     return bool(url and folder) and f"{str(url).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
 
 
-def _fetch(url: str, storage_client: Client | None) -> bytes | str:
-    expected = "expected gs://bucket/object or file:///path"
+def _fetch(url: str, storage_client: Client | None, roots: tuple[str, ...] | None) -> bytes:
+    shown, expected = _found(url), "expected gs://bucket/object or file:///path"
     parts = urlsplit(url)
     if parts.scheme not in ("gs", "file") or (parts.scheme == "gs" and not _GS_URL.fullmatch(url)):
-        raise ConfigError([f"the document's URL is {url!r}; {expected}"])
+        raise ConfigError([f"the document's URL is {shown}; {expected}"])
     try:
         if parts.scheme == "file":
-            return Path(unquote(parts.path)).read_bytes()
+            return _read_file(_allowed(Path(unquote(parts.path)), shown, roots))
         from bqdispatch_provider.storage import read_object  # noqa: PLC0415  (costs 0.5 s, and only gs:// needs it)
 
-        return read_object(url, storage_client)
+        return read_object(url, storage_client, at_most=MAX_DOCUMENT_BYTES)
+    except ConfigError:
+        raise
     except Exception as error:
-        raise ConfigError([f"the document at {url!r} cannot be read: {type(error).__name__}: {error}"]) from error
+        raise ConfigError([f"the document at {shown} cannot be read: {type(error).__name__}: {error}"]) from error
 
 
-def _parse(text: str | bytes, what: str) -> Any:
+def _allowed(path: Path, shown: str, roots: tuple[str, ...] | None) -> Path:
+    """Return where a path leads.
+
+    :param shown: its URL, for the message.
+    :param roots: folders in which that has to be; ``None``: anywhere.
+    :raises ConfigError: when it is somewhere else, whether there is a file or not.
+    """
+    leads_to = path.resolve()
+    if roots is None:
+        return leads_to
+    folders = [Path(root) for root in roots if Path(root).is_absolute()]
+    if not folders:
+        raise ConfigError(
+            [
+                f"the document's URL is {shown}, but Airflow reads no files: name the folders of configuration "
+                f"documents in the environment variable {FILE_ROOTS} of its components (absolute paths, "
+                f"{os.pathsep!r} between them), or put the document into a bucket (gs://bucket/object)"
+            ]
+        )
+    if not any(leads_to.is_relative_to(folder.resolve()) for folder in folders):
+        raise ConfigError(
+            [
+                f"the document's URL is {shown}, which leads outside of the folders in {FILE_ROOTS}; expected a file "
+                "in one of them"
+            ]
+        )
+    return leads_to
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a regular file.
+
+    :param path: without symbolic links.
+    :raises OSError: when it cannot be read.
+    :raises ValueError: when it is something else, or too large.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # and is not opened: a device may do something then
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        content = opened.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"it is larger than {MAX_DOCUMENT_BYTES:,} bytes")
+    return content
+
+
+def read_json(text: str | bytes, what: str) -> Any:
+    """Read JSON. What is said of text that is none tells where it is wrong, and shows nothing of it.
+
+    :param what: what the text is, for the message.
+    :raises ConfigError: when it is no JSON.
+    """
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError([f"{what} is no JSON ({error}); expected a JSON object"]) from error
+    except json.JSONDecodeError as error:
+        said = str(error)
+    except UnicodeDecodeError:
+        said = "it is no text"
+    except RecursionError:
+        said = "it is nested too deeply"
+    except ValueError:
+        said = "a number has too many digits"
+    # Here, and not from the error, which has the text with it.
+    raise ConfigError([f"{what} is no JSON ({said}); expected a JSON object"])
+
+
+def _kind(value: Any) -> str:
+    """Return what a JSON value is, without saying any of it."""
+    kinds = {type(None): "null", bool: "true or false", str: "a string", list: "a list"}
+    return kinds.get(type(value), "an object" if isinstance(value, Mapping) else "a number")
 
 
 def _found(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
+    """Return the value of a key for a message: cut short, in one line."""
+    if value is None or isinstance(value, Mapping | list):
+        return _kind(value)
     if isinstance(value, int) and value.bit_length() > 1024:
         return "a huge number"  # which Python would not print
-    shown = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return f"{shown[:80]}…" if len(shown) > 80 else shown
+    if isinstance(value, str):
+        return f"{_quoted(value[:_MAX_SHOWN])}{'…' if len(value) > _MAX_SHOWN else ''}"
+    return repr(value)
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if text.isprintable() else ascii(text)
 
 
 def _shown(key: str) -> str:
-    """A key or a variable's name for a message: untrusted text, in one line."""
-    return key if key.isprintable() else ascii(key)
+    """Return a key or a variable's name for a message: untrusted text, cut short, in one line."""
+    cut = key if len(key) <= _MAX_SHOWN else f"{key[:_MAX_SHOWN]}…"
+    return cut if cut.isprintable() else ascii(cut)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
+    return f"{', '.join(islice(names, _MAX_NAMED))}{more}"
 
 
 class _Reading:
@@ -275,13 +377,15 @@ class _Reading:
         if not isinstance(value, str):
             self.wrong(key, value, expected)
             return None
-        names = set(_VARIABLE.findall(value))
+        # Behind the last brace none ends; to look for one there would take the square of the text's length.
+        start, brace, rest = value.rpartition("}")
+        names = set(_VARIABLE.findall(start + brace))
         unknown = names - self.variables.keys()
-        known = ", ".join(map(_shown, sorted(self.variables))) or "none"
+        known = _listed([_shown(each) for each in sorted(self.variables)]) or "none"
         # Not shown: the value may be a secret.
         kinds = {name: type(self.variables[name]).__name__ for name in names - unknown}
         odd = {name: kind for name, kind in kinds.items() if kind not in ("str", "int", "float")}
-        for name in sorted({*unknown, *odd}):
+        for name in islice(sorted({*unknown, *odd}), _MAX_NAMED):
             what = "not given; expected one of the given ones: " + known
             if name in odd:
                 what = f"a {odd[name]}; expected text or a number"
@@ -289,7 +393,7 @@ class _Reading:
         if unknown or odd:
             return None
         # Once: what a value says is no variable again.
-        filled = _VARIABLE.sub(lambda match: str(self.variables[match[1]]), value)
+        filled = _VARIABLE.sub(lambda match: str(self.variables[match[1]]), start + brace) + rest
         if any("\ud800" <= character <= "\udfff" for character in filled):
             self.wrong(key, value, "text that can be encoded, without surrogates")
             return None
@@ -312,11 +416,15 @@ class _Reading:
         elif None not in (limit, fields["max_concurrent_jobs"]) and limit != fields["max_concurrent_jobs"]:
             self.wrong(_GO_LIMIT, limit, f"the same as MaxConcurrentJobs ({fields['max_concurrent_jobs']})")
 
-    def log_ignored(self) -> dict[str, str]:
-        """Log the keys that are ignored; gives those that are misspelt, with what they are like."""
+    def log_ignored(self, *, all_of_them: bool) -> dict[str, str]:
+        """Log the keys that are ignored; gives those that are misspelt, with what they are like.
+
+        :param all_of_them: also those that are like none of ours: what is no configuration may have anything for a key.
+        """
         ignored = sorted(self.document.keys() - {*_KEYS, _GO_LIMIT})
         alike = {key: each[0] for key in ignored if (each := get_close_matches(key, _KEYS, 1, 0.9))}
-        named = ", ".join(f"{_shown(key)} (not {alike[key]})" if key in alike else _shown(key) for key in ignored)
+        ignored = [*alike, *(key for key in ignored if all_of_them and key not in alike)]
+        named = _listed([f"{_shown(key)} (not {alike[key]})" if key in alike else _shown(key) for key in ignored])
         if ignored:
             # A misspelt limit is no limit: that must not go unseen.
             level = logging.WARNING if alike else logging.INFO

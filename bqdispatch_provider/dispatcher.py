@@ -16,12 +16,11 @@ from typing import TypeVar
 import google.auth
 import requests
 from google.api_core.exceptions import GoogleAPIError, NotFound
-from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 
 from bqdispatch_provider import story, threads
 from bqdispatch_provider.config import ConfigError, DispatchConfig
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import BIGQUERY, emulator
 from bqdispatch_provider.firings import OpenFirings
 from bqdispatch_provider.intents import RENEW_S, Intent, Intents, Noted
 from bqdispatch_provider.jobs import JobBoard, Sighting
@@ -71,6 +70,7 @@ from bqdispatch_provider.planning import (
 )
 from bqdispatch_provider.report import MAX_NAMED, Report, after, waits_as, waits_of
 from bqdispatch_provider.rhythm import Rhythm
+from bqdispatch_provider.sessions import session_of
 from bqdispatch_provider.storage import BATCH_SIZE, STORAGE_ERRORS, TaskStore, client_of
 
 log = logging.getLogger(__name__)
@@ -1075,11 +1075,10 @@ def default_storage_client(config: DispatchConfig) -> Client:
 
 def default_session() -> requests.Session:
     """A session with the environment's credentials; a plain one when ``BIGQUERY_EMULATOR_HOST`` names a stand-in."""
-    if emulator("BIGQUERY_EMULATOR_HOST"):
+    if emulator(BIGQUERY):
         return requests.Session()
     credentials, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/bigquery.readonly"])
-    session: requests.Session = AuthorizedSession(credentials)
-    return session
+    return session_of(credentials)
 
 
 def _is_query(event: Event) -> bool:

@@ -1,8 +1,10 @@
-"""Read from environment variables where stand-ins for Google's services are."""
+"""Read from environment variables where stand-ins for Google's services are. No stand-in is given credentials."""
 
 from __future__ import annotations
 
 import os
+
+STORAGE, BIGQUERY, PUBSUB = "STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST", "PUBSUB_EMULATOR_HOST"
 
 
 def emulator(variable: str) -> str | None:
@@ -14,3 +16,12 @@ def emulator(variable: str) -> str | None:
     if not host:
         return None
     return host if "://" in host else f"http://{host}"
+
+
+def is_emulated(url: str) -> bool:
+    """Tell whether a URL is one of a stand-in.
+
+    :param url: as it is made of what :func:`emulator` returns.
+    """
+    hosts = (emulator(variable) for variable in (STORAGE, BIGQUERY, PUBSUB))
+    return any(url.startswith((f"{host}/", f"{host}?")) for host in hosts if host)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -15,8 +14,8 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from bqdispatch_provider import compat
 from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
-from bqdispatch_provider.config import ConfigError, DispatchConfig
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.config import FILE_ROOTS, ConfigError, DispatchConfig, read_json
+from bqdispatch_provider.emulators import BIGQUERY, PUBSUB, STORAGE, emulator
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
 from bqdispatch_provider.provider_info import get_provider_info
@@ -49,13 +48,15 @@ class BqDispatchHook(BaseHook):
     """A connection of type ``bqdispatch``, and the dispatcher that it stands for.
 
     The connection's extra holds the configuration document (docs/protocol.md, "Configuration document") in exactly one
-    of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…`` or ``file://…``), or its
-    keys themselves. It may also hold ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id``
-    (the connection whose credentials are used, by default ``google_cloud_default``), ``impersonation_chain`` (service
-    accounts, comma-separated or a list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake
-    whoever waits for this connection's jobs, docs/push.md). It holds no secret.
+    of three forms: as ``config`` (an object or a JSON string), at ``config_url`` (``gs://…``, or ``file://…`` below a
+    folder that the environment variable ``BQDISPATCH_FILE_ROOTS`` names), or its keys themselves. It may also hold
+    ``variables`` (an object: values for ``${name}`` in the document), ``gcp_conn_id`` (the connection whose credentials
+    are used, by default ``google_cloud_default``), ``impersonation_chain`` (service accounts, comma-separated or a
+    list), ``quota_project_id``, and ``subscription`` (of Pub/Sub, whose messages wake whoever waits for this
+    connection's jobs, docs/push.md). It holds no secret.
 
-    With ``STORAGE_EMULATOR_HOST`` or ``BIGQUERY_EMULATOR_HOST`` set, that service is used without credentials.
+    With ``STORAGE_EMULATOR_HOST``, ``BIGQUERY_EMULATOR_HOST`` or ``PUBSUB_EMULATOR_HOST`` set, that service, and no
+    other, is used without credentials.
 
     :param bqdispatch_conn_id: ID of the connection.
     """
@@ -82,7 +83,7 @@ class BqDispatchHook(BaseHook):
         """
         hook = cls(bqdispatch_conn_id)
         hook._extra = _filled(await compat.extra_of(bqdispatch_conn_id))
-        if not _emulated():
+        if not hook._emulated:
             hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
         return hook
 
@@ -93,13 +94,32 @@ class BqDispatchHook(BaseHook):
         :param bqdispatch_conn_id: ID of the connection.
         :raises AirflowNotFoundException: when there is none.
         """
-        from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
-
         hook = cls(bqdispatch_conn_id)
-        hook._extra = _filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
-        if not _emulated():
-            hook._google_extra = _filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
+        hook._extra = _filled(compat.stored_extra(bqdispatch_conn_id))
+        if not hook._emulated:
+            hook._google_extra = _filled(compat.stored_extra(hook._gcp_conn_id))
         return hook
+
+    @classmethod
+    def task_folders(cls, but: str) -> dict[str, str | Exception]:
+        """Find the task folders of the connections in Airflow's database and in ``AIRFLOW_CONN_…``, for a command.
+
+        Other backends of secrets cannot be listed.
+
+        :param but: ID of the connection that is left out.
+        :returns: by connection ID the folder's URL, or why it cannot be told.
+        """
+        found: dict[str, str | Exception] = {}
+        for conn_id in sorted(compat.connections_of(cls.conn_type) - {but}):
+            try:
+                hook = cls(conn_id)
+                hook._extra = _filled(compat.stored_extra(conn_id))
+                if hook._form() == "config_url":  # which may need credentials
+                    hook = cls.from_database(conn_id)
+                found[conn_id] = hook.get_config().async_task_url
+            except Exception as error:
+                found[conn_id] = error
+        return found
 
     @property
     def extra(self) -> Mapping[str, Any]:
@@ -157,7 +177,9 @@ class BqDispatchHook(BaseHook):
         if name is None:
             return None
         if not isinstance(name, str) or not SUBSCRIPTION.fullmatch(name):
-            raise self._unusable(f"subscription is {name!r}; expected projects/<project>/subscriptions/<subscription>")
+            raise self._unusable(
+                f"subscription is {str(name)[:80]!r}; expected projects/<project>/subscriptions/<subscription>"
+            )
         return Subscription(dispatcher.session, name)
 
     def decrypt(self, key: str, ciphertext: bytes) -> bytes:
@@ -206,7 +228,8 @@ class BqDispatchHook(BaseHook):
         try:
             if form == "config_url":
                 url = str(self.extra["config_url"])
-                return DispatchConfig.from_url(url, given, client() if url.startswith("gs://") else None)
+                roots = [root for root in os.environ.get(FILE_ROOTS, "").split(os.pathsep) if root]
+                return DispatchConfig.from_url(url, given, client() if url.startswith("gs://") else None, roots)
             if form == "config":
                 return DispatchConfig.from_dict(self._object("config"), given)
             return DispatchConfig.from_dict(self._keys(), given)
@@ -232,9 +255,9 @@ class BqDispatchHook(BaseHook):
         """An object of the extra, which a form can only give as a JSON string."""
         value = self.extra.get(key, {})
         try:
-            value = json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            raise self._unusable(f"{key} is no JSON ({error}); expected a JSON object") from error
+            value = read_json(value, key) if isinstance(value, str) else value
+        except ConfigError as error:
+            raise self._unusable(*error.findings) from error
         if not isinstance(value, Mapping):
             raise self._unusable(f"{key} is a {type(value).__name__}; expected a JSON object")
         return value
@@ -251,9 +274,15 @@ class BqDispatchHook(BaseHook):
         chain = self.extra.get("impersonation_chain")
         return [each.strip() for each in chain.split(",")] if isinstance(chain, str) and "," in chain else chain
 
+    @property
+    def _emulated(self) -> bool:
+        """Whether stand-ins take the place of every service that the connection uses: then none needs credentials."""
+        used = (STORAGE, BIGQUERY, *((PUBSUB,) if "subscription" in self.extra else ()))
+        return all(map(emulator, used))
+
     def _credentials(self) -> tuple[Any, str | None]:
         """The Google Cloud connection's credentials, ``None`` for anonymous ones, and its project."""
-        if _emulated():
+        if self._emulated:
             return None, os.environ.get("GOOGLE_CLOUD_PROJECT")
         from airflow.providers.google.common.hooks.base_google import GoogleBaseHook  # noqa: PLC0415  (costs 0.6 s)
         from google.auth.credentials import CredentialsWithQuotaProject  # noqa: PLC0415
@@ -282,10 +311,6 @@ def _form() -> dict[str, Any]:
     return form
 
 
-def _emulated() -> bool:
-    return bool(emulator("STORAGE_EMULATOR_HOST") and emulator("BIGQUERY_EMULATOR_HOST"))
-
-
 def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
     """An extra without the fields that a form leaves empty; the older form of a field's name means the same."""
     filled = {key: value for key, value in extra.items() if value not in (None, "")}
@@ -301,13 +326,9 @@ def _client_of(credentials: Any, project: str | None) -> Client:
 
 
 def _session_of(credentials: Any) -> requests.Session:
-    import requests  # noqa: PLC0415
-    from google.auth.transport.requests import AuthorizedSession  # noqa: PLC0415
+    from bqdispatch_provider.sessions import session_of  # noqa: PLC0415  (costs 0.3 s)
 
-    if credentials is None or emulator("BIGQUERY_EMULATOR_HOST"):
-        return requests.Session()
-    session: requests.Session = AuthorizedSession(credentials)
-    return session
+    return session_of(credentials)
 
 
 def _try(dispatcher: Dispatcher, subscription: Subscription | None) -> tuple[list[str], str]:

@@ -20,7 +20,7 @@ from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError, TransportError
 
 from bqdispatch_provider.courtesy import Courtesy, Pace
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import BIGQUERY, emulator
 from bqdispatch_provider.model import Job, JobKey, Trace
 from bqdispatch_provider.names import as_job_id, in_words
 from bqdispatch_provider.refusals import means_too_many, refused
@@ -222,7 +222,7 @@ class JobBoard:
 
         self._done: dict[JobKey, Job] = {}
         self._refused: dict[str, str] = {}
-        self._host = emulator("BIGQUERY_EMULATOR_HOST") or "https://bigquery.googleapis.com"
+        self._host = emulator(BIGQUERY) or "https://bigquery.googleapis.com"
 
     def look(
         self,

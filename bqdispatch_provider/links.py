@@ -13,7 +13,7 @@ from urllib.parse import quote
 from airflow.providers.common.compat.sdk import BaseOperatorLink
 
 from bqdispatch_provider.compat import stores_links
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import STORAGE, emulator
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -86,7 +86,7 @@ def kept(links: Mapping[type[_Link], str]) -> dict[str, Any]:
 
     :param links: a URL for each, empty where there is none.
     """
-    if emulator("STORAGE_EMULATOR_HOST"):
+    if emulator(STORAGE):
         return {}
     return {link.key: url for link, url in links.items() if url}
 

@@ -2,24 +2,18 @@
 
 Rules: docs/protocol.md, sections "Objects in the task folder" and "From a trace name to a BigQuery job ID". Names are
 untrusted text; destinations may contain every separator that the names use, so everything is read from the right.
+
+Names are split at fixed separators and never matched with patterns: a pattern with two wildcards takes time that grows
+with the square of a name's length, and 1,024 bytes of a name may be anybody's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 
-_FOLDER = re.compile(r"proj:(?P<project>.*\w.*):(?P<region>[^:]*)", re.DOTALL)
-_TRACE = re.compile(
-    r"(?P<dest>.+)--(?P<event_id>.+)_(?P<step>[0-9]{5})_(?P<action>[^_-]+)--(?P<mode>[^-]+?)(?P<suffix>\.json)?",
-    re.DOTALL,
-)
-_WINDOW = re.compile(r"(?P<dest>.+)_(?P<hash>[^_]+)_(?P<end>0|[1-9][0-9]{0,11})\.win", re.DOTALL)
-_DEST_PROJECT = re.compile(r"(?P<project>.+)[.:][^.:]+\.[^.:]+", re.DOTALL)
-_TABLE = re.compile(r"(?:(?P<project>.+)[.:])?(?P<dataset>[^.:]+)\.(?P<table>[^.:]+)", re.DOTALL)
 ACTIONS = ("load", "reload", "copy", "query", "export")
 """What BqTail's jobs do (docs/protocol.md, first section); a name that holds another word is a trace all the same."""
 
@@ -38,10 +32,8 @@ LEDGER = "~ledger/"
 UNLISTED = "~"
 """A look lists no name of the task folder from here on: no name of BqTail's sorts behind it."""
 
-_ENTRY = re.compile(
-    rf"{re.escape(LEDGER)}[^/]+/(?P<window>.+)\.(?P<generation>[1-9][0-9]*)\.(?P<what>claim|fired|aside|gone-[0-9]{{5}})",
-    re.DOTALL,
-)
+_ENTRY_KINDS = ("claim", "fired", "aside")
+_GONE = "gone-"
 _REMEMBERED = 100_000
 """Names that are read once, however often they are met: more than a cycle dispatches at a time."""
 
@@ -83,23 +75,27 @@ class TraceName:
         folder, slash, base = name.rpartition("/")
         project = region = None
         if slash:
-            in_folder = _FOLDER.fullmatch(folder)
-            if in_folder is None or "/" in folder:
+            scheme, _, place = folder.partition(":")
+            project, _, region = place.rpartition(":")
+            if scheme != "proj" or "/" in folder or not _has_word(project):
                 raise ValueError(f"{name!r} is not a trace: only proj:<project>:<region>/ folders hold traces")
-            project, region = in_folder["project"], in_folder["region"] or None
-        parts = _TRACE.fullmatch(base)
-        if parts is None:
+        chain, between, ending = base.rpartition("--")
+        mode, suffix = (ending[:-5], ".json") if ending.endswith(".json") and ending != ".json" else (ending, "")
+        start, _, action = chain.rpartition("_")
+        start, _, step = start.rpartition("_")
+        # An event ID is never empty, so the last two dashes that may stand before it are not at the very end.
+        cut_at = start.rfind("--", 1, -1)
+        if (
+            not between
+            or not mode
+            or "-" in ending
+            or not action
+            or "-" in action
+            or not (len(step) == 5 and _is_number(step))
+            or cut_at < 0
+        ):
             raise ValueError(f"{name!r} is not a trace: expected <dest>--<event ID>_<5 digits>_<action>--<mode>[.json]")
-        return cls(
-            project,
-            region,
-            parts["dest"],
-            parts["event_id"],
-            int(parts["step"]),
-            parts["action"],
-            parts["mode"],
-            parts["suffix"] or "",
-        )
+        return cls(project, region or None, start[:cut_at], start[cut_at + 2 :], int(step), action, mode, suffix)
 
     @property
     def _base(self) -> str:
@@ -137,14 +133,20 @@ class WindowName:
         :param name: path below the task folder.
         :raises ValueError: when this is not the name of a window.
         """
-        parts = _WINDOW.fullmatch(name)
-        if parts is None or "/" in name:
+        start, _, seconds = name.removesuffix(".win").rpartition("_")
+        dest, _, source_hash = start.rpartition("_")
+        if (
+            not name.endswith(".win")
+            or "/" in name
+            or not (dest and source_hash)
+            or not (seconds == "0" or (len(seconds) <= 12 and _is_number(seconds) and seconds[0] != "0"))
+        ):
             raise ValueError(f"{name!r} is not a batch window: expected <dest>_<hash>_<end in Unix seconds>.win")
         try:
-            end = datetime.fromtimestamp(int(parts["end"]), UTC)
+            end = datetime.fromtimestamp(int(seconds), UTC)
         except (ValueError, OverflowError, OSError) as error:
             raise ValueError(f"{name!r} is not a batch window: its end is no time ({error})") from error
-        return cls(parts["dest"], parts["hash"], end)
+        return cls(dest, source_hash, end)
 
     @property
     def _stem(self) -> str:
@@ -168,8 +170,8 @@ class WindowName:
     @property
     def dest_project(self) -> str | None:
         """The destination's project; ``None`` when it names none, and the configured project is meant."""
-        in_project = _DEST_PROJECT.fullmatch(self.dest)
-        return in_project["project"] if in_project else None
+        parts = _split_table(self.dest)
+        return parts[0] if parts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +196,20 @@ class LedgerName:
         :param name: path below the task folder.
         :raises ValueError: when this is not the name of an entry.
         """
-        parts = _ENTRY.fullmatch(name)
-        if parts is None:
+        minute, _, entry = name.removeprefix(LEDGER).partition("/")
+        start, _, what = entry.rpartition(".")
+        window, _, generation = start.rpartition(".")
+        step = what.removeprefix(_GONE)
+        if (
+            not name.startswith(LEDGER)
+            or not (minute and window)
+            or not (_is_number(generation) and generation[0] != "0")
+            or not (what in _ENTRY_KINDS or (what.startswith(_GONE) and len(step) == 5 and _is_number(step)))
+        ):
             raise ValueError(
                 f"{name!r} is not an entry of the ledger: expected {LEDGER}<minute>/<window>.<generation>.<what>"
             )
-        return cls(parts["window"], int(parts["generation"]), parts["what"])
+        return cls(window, int(generation), what)
 
     @staticmethod
     def folder(end: datetime) -> str:
@@ -227,15 +237,38 @@ class TableName:
 
         :raises ValueError: when this names no table.
         """
-        parts = _TABLE.fullmatch(dest.partition("$")[0])
+        parts = _split_table(dest.partition("$")[0])
         if parts is None:
             raise ValueError(f"{dest!r} is not a table: expected [project.]dataset.table")
-        return cls(parts["project"], parts["dataset"], parts["table"])
+        return cls(*parts)
 
 
 @lru_cache(_REMEMBERED)
 def _trace_name(name: str) -> TraceName:
     return TraceName._parse(name)
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether a text consists of the digits 0 to 9; ``str.isdigit`` alone takes those of every script."""
+    return text.isascii() and text.isdigit()
+
+
+def _has_word(text: str) -> bool:
+    """Tell whether a text holds a letter, a digit or an underscore."""
+    return "_" in text or any(map(str.isalnum, text))
+
+
+def _split_table(dest: str) -> tuple[str | None, str, str] | None:
+    """Split ``[project(:|.)]dataset.table``.
+
+    :returns: the project, ``None`` when there is none, the dataset and the table; ``None`` when this names no table.
+    """
+    start, _, table = dest.rpartition(".")
+    before_dataset = max(start.rfind("."), start.rfind(":"))
+    dataset = start[before_dataset + 1 :]
+    if not dataset or not table or ":" in table or before_dataset == 0:
+        return None
+    return (start[:before_dataset] if before_dataset > 0 else None), dataset, table
 
 
 def cut(name: str, room: int) -> str:

@@ -36,6 +36,9 @@ MOST = 20
 """Causes in a message; the others are told by the next one."""
 
 _LONGEST = 500
+_MAX_TOKEN_BYTES = 1 << 17
+"""Bytes of an encrypted token: KMS encrypts 64 KiB at most, which base64 makes longer by a third."""
+
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -237,7 +240,10 @@ def _token(hook: BqDispatchHook, dispatcher: Dispatcher) -> str:
             f"the connection {hook.bqdispatch_conn_id!r} has no SlackCredentials in its configuration; set them, or "
             "give BqDispatchNotifier a slack_conn_id"
         )
-    encrypted = dispatcher.store.read(config.slack_credentials.url)
+    try:
+        encrypted = dispatcher.store.read(config.slack_credentials.url, _MAX_TOKEN_BYTES)
+    except ValueError as error:
+        raise SlackError(f"what {config.slack_credentials.url} holds is no encrypted token: {error}") from None
     # `gcloud kms encrypt` writes bytes, other tools base64 of them.
     decrypted = hook.decrypt(_key(config), encrypted if encrypted[:1] == b"\n" else _unbase64(encrypted))
     try:

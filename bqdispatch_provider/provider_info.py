@@ -56,7 +56,8 @@ def get_provider_info() -> dict[str, Any]:
                         format="multiline",
                     ),
                     "config_url": _field(
-                        "Configuration URL", "Where the document lies instead: gs://bucket/object or file:///path"
+                        "Configuration URL",
+                        "Where the document lies instead: gs://bucket/object, or file:/// in BQDISPATCH_FILE_ROOTS",
                     ),
                     "variables": _field("Variables (JSON)", "Values for ${name} in the document", format="multiline"),
                     "gcp_conn_id": _field(

@@ -12,7 +12,7 @@ import requests
 from google.api_core.exceptions import GoogleAPICallError
 from google.auth.exceptions import GoogleAuthError
 
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import PUBSUB, emulator
 from bqdispatch_provider.names import in_words
 from bqdispatch_provider.refusals import refused
 
@@ -44,7 +44,7 @@ class Subscription:
     def __init__(self, session: requests.Session, name: str) -> None:
         self.name = name
         self._session = session
-        self._url = f"{emulator('PUBSUB_EMULATOR_HOST') or 'https://pubsub.googleapis.com'}/v1/{name}"
+        self._url = f"{emulator(PUBSUB) or 'https://pubsub.googleapis.com'}/v1/{name}"
         self._told = False
 
     def wait(self, seconds: float, go_on: Callable[[], bool] = lambda: True) -> bool:

@@ -106,6 +106,8 @@ class Smoke:
     :param session: a ``requests.Session`` with credentials for BigQuery.
     :param pools: what is wrong with each of Airflow's pools, empty where nothing is, or why that cannot be told.
     :param bqtail: BqTail's own configuration, to compare what the two must have in common; ``None``: not compared.
+    :param others: the task folders of Airflow's other connections by their IDs, or why one's cannot be told, or why
+        none can; ``None``: not compared.
     :param go_on: asked while the trial's events are waited for.
     """
 
@@ -117,11 +119,12 @@ class Smoke:
         pools: Mapping[str, str] | str,
         *,
         bqtail: DispatchConfig | None = None,
+        others: Mapping[str, str | Exception] | str | None = None,
         go_on: Callable[[], bool] = lambda: True,
     ) -> None:
         self._config = config
         self._client, self._session = client, session
-        self._pools, self._bqtail, self._go_on = pools, bqtail, go_on
+        self._pools, self._bqtail, self._others, self._go_on = pools, bqtail, others, go_on
         self._id = uuid.uuid4().hex[:12]
         self._may_try = False
         self._jobs: dict[str, JobKey | None] = {}
@@ -132,9 +135,11 @@ class Smoke:
             yield from self._folders(dispatcher.store)
             yield from self._trigger_bucket(dispatcher.store)
             yield from self._settings(dispatcher.store)
+            yield from self._document(dispatcher.store)
             yield from self._consumed()
             yield from self._projects(dispatcher)
         yield from self._common()
+        yield from self._alone()
         yield from self._slots()
         yield from self._trials()
 
@@ -211,6 +216,27 @@ class Smoke:
         if odd:
             return Check(what, url, Verdict.FAILED, f"a call was answered with {odd[0]}: try again later")
         return Check(what, url, Verdict.OK, f"the account may {', '.join(at.verbs)}")
+
+    def _document(self, store: TaskStore) -> Iterator[Check]:
+        """Whether the account may replace its own configuration document: then so may whoever gets hold of it."""
+        what, url = "configuration document", self._config.url or ""
+        if not url.startswith("gs://"):
+            return
+        # At a name beside it: a call that fails to change nothing must not hit the document.
+        tried = store.tried(f"{url}.{FOLDER}-{self._id}", ("create", "delete"))
+        refused = [on_objects(verb) for verb, result in tried.items() if result.status in (401, 403)]
+        odd = [result for result in tried.values() if not result.ok and not result.doubtful]
+        if refused:
+            yield Check(what, url, Verdict.OK, f"the account may not replace it: {', '.join(refused)} is refused")
+        elif odd:
+            yield Check(what, url, Verdict.LEFT_OUT, f"a call beside it was answered with {odd[0]}: try again later")
+        else:
+            said = (
+                "the account that dispatches may replace the document, and so change what is dispatched and where to: "
+                "put it into a bucket on which the account has storage.objects.get alone, such as with the role "
+                "roles/storage.objectViewer, and let people or your deployment write it"
+            )
+            yield Check(what, url, Verdict.WARNING, said)
 
     def _consumed(self) -> Iterator[Check]:
         """Whether BqTail takes what is delivered: it deletes what it has consumed."""
@@ -293,6 +319,30 @@ class Smoke:
             else:
                 said = f"is {mine!r} here and {other!r} there: give the same in both configurations"
                 yield Check(f"{key} of both", where, Verdict.FAILED, said)
+
+    def _alone(self) -> Iterator[Check]:
+        """Whether another set-up of this Airflow has the same task folder."""
+        what, own = "other set-ups", self._config.async_task_url.rstrip("/")
+        if self._others is None:
+            return
+        if isinstance(self._others, str):
+            yield Check(what, "Airflow", Verdict.LEFT_OUT, self._others)
+            return
+        alone = True
+        for conn_id, folder in self._others.items():
+            where = f"connection {conn_id}"
+            if isinstance(folder, Exception):
+                yield Check(what, where, Verdict.LEFT_OUT, f"its task folder cannot be told: {in_words(folder)}")
+            elif folder.rstrip("/") == own:
+                alone = False
+                said = (
+                    "has this task folder too, so both would dispatch its events, each within limits, pools and a "
+                    "journal of its own: give each set-up a task folder of its own, or delete one of the connections; "
+                    "if it is this set-up's own, name the set-up by --setup"
+                )
+                yield Check(what, where, Verdict.FAILED, said)
+        if alone:
+            yield Check(what, "Airflow", Verdict.OK, "no other connection is known to have this task folder")
 
     def _slots(self) -> Iterator[Check]:
         if isinstance(self._pools, str):

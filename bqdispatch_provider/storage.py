@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from io import BytesIO
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
@@ -40,7 +42,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from bqdispatch_provider.batches import Body, Call, NotInParts, alone, together
 from bqdispatch_provider.bucket_settings import FIELDS, BucketSettings
 from bqdispatch_provider.courtesy import Courtesy, NameRest, Pace, too_many
-from bqdispatch_provider.emulators import emulator
+from bqdispatch_provider.emulators import STORAGE, emulator
 from bqdispatch_provider.model import CREATED, StoredObject
 from bqdispatch_provider.names import UNLISTED, in_one_line, in_words
 from bqdispatch_provider.refusals import means_too_many
@@ -579,12 +581,14 @@ class TaskStore:
         except _REFUSALS as error:
             return _failure(error)
 
-    def read(self, url: str) -> bytes:
+    def read(self, url: str, at_most: float = math.inf) -> bytes:
         """The content of an object.
 
+        :param at_most: as :func:`read_object` takes it.
         :raises google.api_core.exceptions.NotFound: when it is not there.
+        :raises ValueError: when it is larger.
         """
-        return read_object(url, self._client)
+        return read_object(url, self._client, at_most)
 
     def write_json(self, url: str, document: Any, *, replaces: int | None = None) -> int:
         """Write a JSON document, and give its generation; wait before a name that was just changed here.
@@ -678,7 +682,7 @@ def client_of(project: str | None, credentials: Any = None) -> Client:
     :param credentials: by default those of the environment; a stand-in is given none.
     """
     more: dict[str, Any] = {"project": project} if project else {}
-    if host := emulator("STORAGE_EMULATOR_HOST"):
+    if host := emulator(STORAGE):
         # The library takes the variable's value as it is.
         more["client_options"] = {"api_endpoint": host}
         credentials = AnonymousCredentials()
@@ -705,16 +709,36 @@ def _create(bucket: Bucket, name: str) -> Result:
     return Result(200)
 
 
-def read_object(url: str, client: Client | None = None) -> bytes:
+class _Bounded(BytesIO):
+    """Takes so many bytes, and refuses what comes behind."""
+
+    def __init__(self, at_most: float) -> None:
+        super().__init__()
+        self._at_most = at_most
+
+    def write(self, part: Any) -> int:
+        if self.tell() + len(part) > self._at_most:
+            raise ValueError(f"it is larger than {self._at_most:,} bytes")
+        return super().write(part)
+
+
+def read_object(url: str, client: Client | None = None, at_most: float = math.inf) -> bytes:
     """The content of the object at a ``gs://`` URL.
 
     :param client: by default one with the environment's credentials.
+    :param at_most: bytes that it may have, unpacked where it is stored as gzip; by default any number.
+    :raises ValueError: when it has more; the rest is not read.
     """
     bucket, name = place(client or client_of(None), url, folder=False)
+
+    def download() -> bytes:
+        into = _Bounded(at_most)
+        bucket.blob(name).download_to_file(into, timeout=_TIMEOUT, retry=None, checksum="crc32c")
+        return into.getvalue()
+
     # Not by the library's own retries: the older of them know nothing but statuses where content is sent or asked for.
     # A claim, which is composed, has no MD5, and older libraries tell so in two lines for each.
-    download = _RETRY(bucket.blob(name).download_as_bytes)
-    content: bytes = download(timeout=_TIMEOUT, retry=None, checksum="crc32c")
+    content: bytes = _RETRY(download)()
     return content
 
 

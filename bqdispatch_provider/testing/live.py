@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -25,6 +26,9 @@ _STOP_S = 20.0
 _POLL_S = 0.1
 _TRIES = 5
 _ANSWER_S = 60.0
+_NO_LOG_SERVER = dict.fromkeys(("scheduler", "triggerer"), "--skip-serve-logs")
+"""Options of components by name. Their log servers listen on all addresses, which no setting changes; Airflow's page
+reads the log files themselves, which are on the same machine."""
 
 
 class AirflowDied(RuntimeError):
@@ -33,6 +37,8 @@ class AirflowDied(RuntimeError):
 
 class LiveAirflow:
     """An Airflow that runs while the context is open, and of which nothing is left behind.
+
+    It listens on 127.0.0.1 alone.
 
     :param home: an empty folder for its database and logs.
     :param dags: folder of the DAG files.
@@ -78,11 +84,14 @@ class LiveAirflow:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+            # Nobody serves logs there, nor another Airflow's by mistake.
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             # `airflow standalone` starts its components by name.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PATH": os.pathsep.join(
+                (str(home / "bin"), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+            ),
             "PYTHONUNBUFFERED": "1",
             **environment,
         }
@@ -97,6 +106,7 @@ class LiveAirflow:
         self.home.mkdir(parents=True, exist_ok=True)
         pools = self.home / "pools.json"
         pools.write_text(json.dumps(self._pools))
+        self._write_launcher()
         try:
             with self.log.open("ab") as log_file:
                 self._airflow(log_file, "db", "migrate")
@@ -134,7 +144,7 @@ class LiveAirflow:
         :param component: as ``airflow`` names its command, such as ``triggerer``.
         """
         with self.log.open("ab") as log_file:
-            self._start(log_file, component)
+            self._start(log_file, component, *filter(None, [_NO_LOG_SERVER.get(component)]))
 
     def processes(self) -> list[psutil.Process]:
         """Every process that has been seen to be Airflow's, also those that have ended."""
@@ -221,6 +231,16 @@ class LiveAirflow:
             del self._sessions[session]  # the system may give its number to another
         self._seen |= running
         return running
+
+    def _write_launcher(self) -> None:
+        """Write the command ``airflow`` by which ``airflow standalone`` starts its components: with their options."""
+        airflow = shlex.quote(self._command())
+        cases = [f'  {name}) exec {airflow} "$@" {option} ;;' for name, option in _NO_LOG_SERVER.items()]
+        lines = ["#!/bin/sh", 'case "$1" in', *cases, f'  *) exec {airflow} "$@" ;;', "esac", ""]
+        launcher = self.home / "bin" / "airflow"
+        launcher.parent.mkdir(exist_ok=True)
+        launcher.write_text("\n".join(lines))
+        launcher.chmod(0o755)
 
     @staticmethod
     def _command() -> str:

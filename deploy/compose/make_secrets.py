@@ -3,11 +3,11 @@
 import json
 import os
 import secrets
-import shutil
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
-SETUP, PASSWORDS = Path("/opt/bqdispatch/setup"), Path("/opt/bqdispatch/passwords")
+HOME = Path("/opt/bqdispatch")
+LOGINS, PASSWORDS, PROFILE, SETUP = (HOME / each for each in ("logins", "passwords", "profile", "setup"))
 
 
 def keep(path: Path, new: str, mode: int = 0o660) -> str:
@@ -31,12 +31,11 @@ def main() -> None:
     keep(SETUP / "broker_url", f"redis://:{redis}@redis:6379/0")
     keep(SETUP / "fernet_key", urlsafe_b64encode(secrets.token_bytes()).decode())
     keep(SETUP / "jwt_secret", secrets.token_hex())
-    keep(SETUP / "logins.json", json.dumps({"admin": secrets.token_urlsafe(12)}))
+    keep(LOGINS / "logins.json", json.dumps({"admin": secrets.token_urlsafe(12)}))
     keep(SETUP / "result_backend", f"db+postgresql://{database}")
     keep(SETUP / "sql_alchemy_conn", f"postgresql+psycopg2://{database}")
-    shutil.rmtree(SETUP / "profile", ignore_errors=True)
-    (SETUP / "profile").mkdir()
-    (SETUP / "profile").chmod(0o775)
+    for mark in PROFILE.iterdir():
+        mark.unlink()
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ import asyncio
 import json
 import logging
 from contextlib import closing
-from urllib.parse import urlencode
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import requests
 from world import FOLDER, JOURNAL, TASKS
 
-from bqdispatch_provider.config import ConfigError
+from bqdispatch_provider.config import MAX_DOCUMENT_BYTES, ConfigError
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.provider_info import get_provider_info
 
@@ -44,10 +47,32 @@ def test_the_hooks_conn_is_a_client_of_cloud_storage(world, hook):
         assert [blob.name for blob in client.list_blobs(TASKS)] == [f"{FOLDER}{name}" for name in world.names()]
 
 
-def test_the_document_may_lie_in_a_file(world, connect, tmp_path):
+def test_the_document_may_lie_in_a_file_of_a_folder_that_is_named(world, connect, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(world.document(MaxConcurrentSQL=7)))
     connect({"config_url": (tmp_path / "config.json").as_uri()})
+    monkeypatch.setenv("BQDISPATCH_FILE_ROOTS", f"/nowhere:{tmp_path}:")
     assert BqDispatchHook().get_config().max_concurrent_sql == 7
+
+
+@pytest.mark.parametrize("roots", [None, "", ":", "/nowhere"])
+def test_any_other_file_is_refused(world, connect, tmp_path, monkeypatch, roots):
+    (tmp_path / "config.json").write_text(json.dumps(world.document()))
+    monkeypatch.delenv("BQDISPATCH_FILE_ROOTS", raising=False)
+    if roots is not None:
+        monkeypatch.setenv("BQDISPATCH_FILE_ROOTS", roots)
+    for file in (tmp_path / "config.json", Path("/etc/passwd"), Path("/proc/self/environ")):
+        assert "BQDISPATCH_FILE_ROOTS" in finding({"config_url": file.as_uri()}, connect)
+
+
+def test_a_document_in_a_bucket_has_a_mebibyte_at_most(world, connect):
+    blob = world.client.bucket(JOURNAL).blob("config.json")
+    connect({"config_url": f"gs://{JOURNAL}/config.json"})
+    document = json.dumps(world.document())
+    blob.upload_from_string(document.ljust(MAX_DOCUMENT_BYTES))
+    assert BqDispatchHook().get_config().project_id == "p"
+    blob.upload_from_string(document.ljust(MAX_DOCUMENT_BYTES + 1))
+    works, said = BqDispatchHook().test_connection()
+    assert (works, "it is larger than 1,048,576 bytes" in said) == (False, True)
 
 
 def test_the_document_may_lie_in_a_bucket(world, connect):
@@ -203,6 +228,47 @@ def test_calls_are_counted_for_the_quota_project_on_any_google_provider(world, c
     headers = {}
     BqDispatchHook().get_conn()._credentials.apply(headers)
     assert headers["x-goog-user-project"] == "counted"
+
+
+AUTHORITY = {"authorization", "x-goog-user-project"}
+HOSTS = {
+    "STORAGE_EMULATOR_HOST": "storage.googleapis.com",
+    "BIGQUERY_EMULATOR_HOST": "bigquery.googleapis.com",
+    "PUBSUB_EMULATOR_HOST": "pubsub.googleapis.com",
+}
+
+
+@pytest.mark.parametrize("emulated", [each for number in range(4) for each in combinations(HOSTS, number)])
+def test_no_stand_in_sees_credentials_and_every_service_does(world, connect, monkeypatch, emulated):
+    from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+    from google.oauth2.credentials import Credentials
+
+    connect({"config": world.document(), "subscription": "projects/p/subscriptions/jobs"})
+    hosts = {variable: f"stand-in-{variable[:3].lower()}.test:1" for variable in emulated}
+    for variable in HOSTS:
+        monkeypatch.setenv(variable, hosts.get(variable, ""))
+    credentials = Credentials("token", quota_project_id="counted")
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps({"conn_type": "google_cloud_platform"}))
+    monkeypatch.setattr(GoogleBaseHook, "get_credentials_and_project_id", lambda _: (credentials, "p"))
+    sent = []
+
+    def send(_, request, **more):
+        sent.append((urlsplit(request.url).netloc, {each for each in AUTHORITY if each in request.headers}))
+        return answer_to(request, 403, b'{"error": {"code": 403, "message": "no"}}')
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", send)
+    works, said = BqDispatchHook().test_connection()
+    assert (works, said.count(" is missing (403 ")) == (False, 6)
+    assert {host for host, _ in sent} == {hosts.get(variable, host) for variable, host in HOSTS.items()}
+    for host, headers in sent:
+        assert headers == (set() if host in hosts.values() else AUTHORITY), host
+
+
+def answer_to(request, status, body):
+    answer = requests.Response()
+    answer.status_code, answer.request, answer.url, answer.raw = status, request, request.url, BytesIO(body)
+    answer.headers["Content-Type"] = "application/json"
+    return answer
 
 
 def test_a_resolved_hook_asks_airflow_for_nothing_more(world, connect, monkeypatch):

@@ -178,6 +178,14 @@ def test_the_token_is_nowhere_but_in_slack(world, run, slack, capfd, caplog, bro
     assert TOKEN not in str(done.returned("report"))
 
 
+def test_what_is_too_large_for_a_token_is_not_read_to_its_end(world, run, slack, capfd, caplog):
+    put_secret(world, bytes(notifications._MAX_TOKEN_BYTES + 1))
+    break_copies(world, world.trace())
+    tell(run)
+    assert "is no encrypted token: it is larger than 131,072 bytes" in caplog.text + "".join(capfd.readouterr())
+    assert slack.messages == []
+
+
 def test_without_any_token_the_task_goes_on(world, connect, run, slack):
     connect()
     break_copies(world, world.trace())

@@ -78,7 +78,7 @@ def written(world, database, caplog, capfd):
             told["database"] = "\n".join(connection.iterdump())
         for bucket in (TASKS, TRIGGER, JOURNAL):
             for blob in world.client.list_blobs(bucket, versions=True):
-                if blob.name != "slack.json.enc":
+                if blob.name not in ("slack.json.enc", "string.json", "keys.json"):
                     told[f"{bucket}/{blob.name}"] = f"{blob.name} {blob.metadata} {blob.download_as_bytes().decode()}"
         return told
 
@@ -203,13 +203,20 @@ def test_a_configuration_that_cannot_be_used_shows_no_secret(world, connect, wri
     [
         {"config": f'{{"token": "{SLACK}", }}'},
         {"config_url": "gs://journal/slack.json.enc"},
+        {"config_url": "gs://journal/string.json"},
+        {"config_url": "gs://journal/keys.json"},
+        {"config_url": "file:///tmp/token", "variables": {"token": SLACK}},
         {"config": SLACK},
+        {"config": json.dumps(SLACK)},
         {"AsyncTaskURL": "gs://ops/x", "variables": SLACK},
         {"AsyncTaskURL": "gs://ops/x", "config": {"Token": SLACK}},
         {"AsyncTaskURL": "gs://ops/x", "variables": f'["{SLACK}"]'},
     ],
 )
 def test_an_extra_that_cannot_be_used_shows_no_secret(world, secret, connect, written, extra):
+    for name, document in (("string.json", SLACK), ("keys.json", {SLACK: KEY})):
+        blob = world.client.bucket(JOURNAL).blob(name)
+        blob.upload_from_string(json.dumps(document))
     connect(extra)
     works, said = BqDispatchHook().test_connection()
     assert not works

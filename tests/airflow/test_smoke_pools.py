@@ -1,4 +1,4 @@
-"""`bqdispatch smoke` beside an Airflow: its pools are looked at, too."""
+"""`bqdispatch smoke` beside an Airflow: its pools and its other connections are looked at, too."""
 
 import json
 import subprocess
@@ -9,11 +9,11 @@ from world import TASKS
 from bqdispatch_provider.pools import pools_of
 
 
-def smoke(config):
-    command = [sys.executable, "-m", "bqdispatch_provider.cli", "smoke", "--config", str(config)]
+def smoke(config, *looked_for, setup=()):
+    command = [sys.executable, "-m", "bqdispatch_provider.cli", "smoke", "--config", str(config), *setup]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     rows = [line.split("\t") for line in ended.stdout.splitlines()]
-    return {where: (verdict, said) for verdict, what, where, said in rows if what in ("pool", "pools")}
+    return {where: (verdict, said) for verdict, what, where, said in rows if what in (looked_for or ("pool", "pools"))}
 
 
 def test_pools_that_an_airflow_lacks_are_named(world, database, airflow_prints, tmp_path):
@@ -32,3 +32,35 @@ def test_pools_that_an_airflow_lacks_are_named(world, database, airflow_prints, 
     finally:
         for name in found:
             airflow_prints("pools", "delete", name)
+
+
+def test_other_connections_with_the_task_folder_are_named(world, database, airflow_prints, tmp_path, monkeypatch):
+    world.control.refuse("storage.objects.delete", bucket=TASKS)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(document := world.document()))
+    monkeypatch.delenv("BQDISPATCH_FILE_ROOTS", raising=False)
+    given = {
+        "DEFAULT": document,
+        "SAME": {"config": document},
+        "ELSEWHERE": {**document, "AsyncTaskURL": "gs://ops/elsewhere"},
+        "FILE": {"config_url": config.as_uri()},
+    }
+    for name, extra in given.items():
+        connection = json.dumps({"conn_type": "bqdispatch", "extra": extra})
+        monkeypatch.setenv(f"AIRFLOW_CONN_BQDISPATCH_{name}", connection)
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", json.dumps({"conn_type": "http", "extra": document}))
+    monkeypatch.setenv("AIRFLOW_CONN_MALFORMED", "{")
+    stored = ["--conn-type", "bqdispatch", "--conn-extra", json.dumps({"config": document})]
+    airflow_prints("connections", "add", "stored", *stored)
+    try:
+        found = smoke(config, "other set-ups")
+        named = smoke(config, "other set-ups", setup=("--setup", "same"))
+    finally:
+        airflow_prints("connections", "delete", "stored")
+    assert {where: verdict for where, (verdict, _) in found.items()} == {
+        "connection bqdispatch_same": "failed",
+        "connection stored": "failed",
+        "connection bqdispatch_file": "not checked",
+    }
+    assert "BQDISPATCH_FILE_ROOTS" in found["connection bqdispatch_file"][1]
+    assert named.keys() == {"connection bqdispatch_default", "connection stored", "connection bqdispatch_file"}

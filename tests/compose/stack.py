@@ -58,7 +58,7 @@ class Stack:
             self.compose("up", "--detach", "--wait")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.compose('logs', '--tail', '20')}") from None
-        password = json.loads(self.compose("exec", "api-server", "cat", "/opt/bqdispatch/setup/logins.json"))["admin"]
+        password = json.loads(self.compose("exec", "api-server", "cat", "/opt/bqdispatch/logins/logins.json"))["admin"]
         answer = self._session.post(f"{self.url}/auth/token", json={"username": "admin", "password": password})
         answer.raise_for_status()
         self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def look(world):
     """Runs all checks of a set-up; the stand-in's time flies while the trial waits for its objects to be old enough."""
     world.session.post(f"{world.url}/storage/v1/b?project=p", json={"name": ERRORS}).raise_for_status()
 
-    def run(breaks=lambda _: None, pools=None, bqtail=None, takes=1, **more):
+    def run(breaks=lambda _: None, pools=None, bqtail=None, takes=1, others=None, url=None, **more):
         flown = []
 
         def go_on():
@@ -34,13 +35,14 @@ def look(world):
                 flown.append(world.control.advance(5))
             return True
 
-        config = world.config(**{**QUIET, **more}).for_project("p")
+        config = replace(world.config(**{**QUIET, **more}).for_project("p"), url=url)
         wanted = pools_of(config)
         compared_pools = compared(wanted if pools is None else pools, wanted, {"bqdispatch_sql": takes})
         bqtail = None if bqtail is None else world.config(**{**QUIET, **bqtail})
         before = [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)]
         breaks(world)
-        checks = list(Smoke(config, world.client, world.session, compared_pools, bqtail=bqtail, go_on=go_on).checks())
+        smoke_ = Smoke(config, world.client, world.session, compared_pools, bqtail=bqtail, others=others, go_on=go_on)
+        checks = list(smoke_.checks())
         world.control.allow_all()
         assert [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)] == before
         return checks
@@ -166,6 +168,75 @@ def test_what_differs_from_bqtails_configuration_is_named(world, look, key, thei
     found = findings(look(bqtail={key: theirs}))
     assert found.keys() == {f"{key} of both"}
     assert theirs in found[f"{key} of both"]
+
+
+DOCUMENT = f"gs://{JOURNAL}/config/dispatch.json"
+
+
+def test_a_document_that_the_account_may_replace_is_a_warning(world, look):
+    world.trace()
+    checks = look(url=DOCUMENT)
+    assert findings(checks) == {}
+    (said,) = findings(checks, Verdict.WARNING).values()
+    assert "may replace the document" in said
+    assert "roles/storage.objectViewer" in said
+
+
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_a_document_that_the_account_may_not_replace_is_as_it_should_be(world, look, verb):
+    """An overwrite needs both; a condition of IAM may forbid it where the bucket allows it."""
+    world.trace()
+    checks = look(refused(f"storage.objects.{verb}", bucket=JOURNAL, prefix="config/"), url=DOCUMENT)
+    assert findings(checks, Verdict.WARNING) == {}
+    assert f"storage.objects.{verb} is refused" in findings(checks, Verdict.OK)["configuration document"]
+
+
+def test_the_document_is_not_touched(world, look):
+    world.trace()
+    blob = world.client.bucket(JOURNAL).blob("config/dispatch.json")
+    blob.upload_from_string("{}")
+    generation = blob.generation
+    look(url=DOCUMENT)
+    blob.reload()
+    assert blob.generation == generation
+
+
+def test_a_document_beside_which_no_call_is_answered_is_not_checked(world, look):
+    world.trace()
+    world.control.add_fault("storage.objects.delete", "status", status=400, bucket=JOURNAL, name="config/*")
+    checks = look(url=DOCUMENT)
+    assert "try again later" in findings(checks, Verdict.LEFT_OUT)["configuration document"]
+
+
+def test_a_document_on_this_machine_is_whose_machine_it_is(world, look):
+    world.trace()
+    for url in (None, "file:///etc/dispatch.json"):
+        assert "configuration document" not in {check.what for check in look(url=url)}
+
+
+def test_another_set_up_with_the_same_task_folder_is_refused(world, look):
+    world.trace()
+    others = {
+        "same": f"gs://{TASKS}/{FOLDER}".rstrip("/"),
+        "same_too": f"gs://{TASKS}/{FOLDER}/",
+        "beside": f"gs://{TASKS}/{FOLDER.rstrip('/')}2",
+        "inside": f"gs://{TASKS}/{FOLDER}x",
+        "broken": ValueError("two\nlines"),
+    }
+    checks = look(others=others)
+    wrong = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
+    assert wrong.keys() == {"connection same", "connection same_too"}
+    for said in wrong.values():
+        assert "give each set-up a task folder of its own, or delete one of the connections" in said
+        assert "--setup" in said
+    left_out = {check.where: check.said for check in checks if check.verdict is Verdict.LEFT_OUT}
+    assert left_out == {"connection broken": "its task folder cannot be told: ValueError: two\\nlines"}
+
+
+def test_a_set_up_that_is_alone_in_its_task_folder_passes(world, look):
+    world.trace()
+    assert "no other connection" in findings(look(others={"beside": "gs://ops/x"}), Verdict.OK)["other set-ups"]
+    assert findings(look(others="no Airflow"), Verdict.LEFT_OUT)["other set-ups"] == "no Airflow"
 
 
 def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):

@@ -76,7 +76,17 @@ def kind_of(process):
     title = " ".join(process.cmdline()).strip()
     if found := re.fullmatch(r"airflow worker -- (LocalExecutor: )?[0-9a-f-]{36}", title):
         return "worker" if found[1] else "task"
-    return "triggerer" if title.endswith("airflow triggerer") else None
+    return "triggerer" if re.search(r"airflow triggerer( --skip-serve-logs)?$", title) else None
+
+
+def listening(live):
+    """The addresses on which processes of Airflow wait for connections."""
+    found = set()
+    for process in live.processes():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            sockets = process.net_connections(kind="inet")
+            found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+    return found
 
 
 def put_files(bqtail, *dests):

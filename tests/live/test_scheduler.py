@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import psutil
 import pytest
+from runs import listening
 from waiting import PATIENCE_S, wait_until
 from world import JOURNAL, TRIGGER
 
@@ -96,6 +97,7 @@ def test_every_minute_within_limits_and_pools(world, live, document, tmp_path):
     world.window("ds.w", due=20)
     seen = {}
     wait_for_runs(live, 1, seen)
+    assert listening(live) == {"127.0.0.1"}
     consumed = consume(world)
     # On a slow machine the next run may be over by now, with nothing dispatched since all places were taken.
     number = len(live.get("dags/bqdispatch/dagRuns")["dag_runs"])

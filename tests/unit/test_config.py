@@ -2,12 +2,13 @@
 
 import json
 import logging
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqdispatch_provider.config import ConfigError, DispatchConfig, SlackCredentials
+from bqdispatch_provider.config import MAX_DOCUMENT_BYTES, ConfigError, DispatchConfig, SlackCredentials
 
 PLACES = {"AsyncTaskURL": "gs://ops/BqDispatch/Tasks/", "JournalURL": "gs://ops/journal", "ErrorURL": "gs://ops/errors"}
 
@@ -232,6 +233,154 @@ def test_a_document_that_could_not_be_read_is_read_the_next_time(tmp_path):
             DispatchConfig.from_url(path.as_uri())
     path.write_text(json.dumps({**PLACES, "MaxConcurrentSQL": 3}))
     assert DispatchConfig.from_url(path.as_uri()).max_concurrent_sql == 3
+
+
+def refused(url, **more):
+    with pytest.raises(ConfigError) as caught:
+        DispatchConfig.from_url(url, **more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/stdin"])
+def test_a_device_is_not_read(device):
+    assert "it is no regular file" in refused(f"file://{device}")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "link.json").symlink_to("config.json")
+    for name in ("config.json", "link.json"):
+        assert "it is no regular file" in refused((tmp_path / name).as_uri())
+
+
+def test_a_folder_is_not_read(tmp_path):
+    assert "it is no regular file" in refused(tmp_path.as_uri())
+
+
+def test_a_document_has_a_mebibyte_at_most(tmp_path):
+    path = tmp_path / "config.json"
+    document = json.dumps(PLACES)
+    path.write_text(document.ljust(MAX_DOCUMENT_BYTES))
+    assert DispatchConfig.from_url(path.as_uri()).async_task_url == PLACES["AsyncTaskURL"]
+    path.write_text(document.ljust(MAX_DOCUMENT_BYTES + 1))
+    assert "it is larger than 1,048,576 bytes" in refused(path.as_uri())
+
+
+@pytest.fixture
+def roots(tmp_path):
+    """Two folders of documents, and a document beside them."""
+    for folder in ("a", "b/c", "ab"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text(json.dumps(PLACES))
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+@pytest.mark.parametrize("path", ["a/config.json", "b/c/config.json", "ab/../a/config.json"])
+def test_a_file_in_a_folder_that_is_named_is_read(tmp_path, roots, path):
+    made = DispatchConfig.from_url(f"file://{tmp_path}/{path}", file_roots=roots)
+    assert made.again().journal_url == PLACES["JournalURL"]
+
+
+@pytest.mark.parametrize(
+    "path", ["ab/config.json", "a/../ab/config.json", "a/%2e%2e/ab/config.json", "nothing", "a/.."]
+)
+def test_a_file_elsewhere_is_refused_whether_it_is_there_or_not(tmp_path, roots, path):
+    said = refused(f"file://{tmp_path}/{path}", file_roots=roots)
+    assert "leads outside of the folders in BQDISPATCH_FILE_ROOTS" in said
+
+
+def test_a_symbolic_link_counts_as_where_it_leads(tmp_path, roots):
+    (tmp_path / "a/out.json").symlink_to(tmp_path / "ab/config.json")
+    (tmp_path / "a/folder").symlink_to(tmp_path / "ab")
+    (tmp_path / "in.json").symlink_to(tmp_path / "a/config.json")
+    for path in ("a/out.json", "a/folder/config.json"):
+        said = refused(f"file://{tmp_path}/{path}", file_roots=roots)
+        assert "leads outside" in said
+        assert f"{tmp_path}/ab" not in said
+    assert DispatchConfig.from_url(f"file://{tmp_path}/in.json", file_roots=roots)
+    (tmp_path / "root").symlink_to(tmp_path / "ab")
+    assert DispatchConfig.from_url(f"file://{tmp_path}/ab/config.json", file_roots=[str(tmp_path / "root")])
+
+
+@pytest.mark.parametrize("none", [[], ["a", ".", ""]])
+def test_without_a_folder_no_file_is_read_and_the_message_says_what_to_set(tmp_path, roots, monkeypatch, none):
+    monkeypatch.chdir(tmp_path)
+    said = refused(f"file://{tmp_path}/a/config.json", file_roots=none)
+    assert "Airflow reads no files: name the folders of configuration documents" in said
+    assert "BQDISPATCH_FILE_ROOTS" in said
+
+
+def test_a_document_that_has_moved_out_of_its_folder_is_not_read_again(tmp_path, roots):
+    made = DispatchConfig.from_url(f"file://{tmp_path}/a/config.json", file_roots=roots)
+    (tmp_path / "a/config.json").unlink()
+    (tmp_path / "a/config.json").symlink_to(tmp_path / "ab/config.json")
+    with pytest.raises(ConfigError, match="leads outside"):
+        made.again()
+
+
+HUSH = "hush-5up3r-s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(HUSH),
+        HUSH,
+        f'"{HUSH}',
+        f'{{"AsyncTaskURL": {HUSH}}}',
+        f'["{HUSH}"]',
+        json.dumps({HUSH: HUSH}),
+        json.dumps({HUSH: {HUSH: 1}, "AsyncTaskURL": 1}),
+        HUSH.encode() + b"\xff",
+        f"\ufeff{HUSH}".encode("utf-16"),
+        f"1{'0' * 5000}{HUSH}",
+    ],
+)
+def test_of_a_file_that_is_no_document_nothing_is_shown(tmp_path, caplog, content):
+    caplog.set_level(logging.DEBUG)
+    path = tmp_path / "x"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
+        DispatchConfig.from_url(path.as_uri())
+    error, told = caught.value, [caplog.text]
+    while error is not None:
+        told += [str(error), repr(vars(error))]
+        error = error.__cause__ or error.__context__
+    assert HUSH[:6] not in "".join(told)
+
+
+def test_a_bare_number_is_not_shown_either():
+    with pytest.raises(ConfigError, match=r"the document is a number; expected"):
+        DispatchConfig.from_json("8675309")
+
+
+@pytest.mark.parametrize("key", [*PLACES, "ProjectID", "TriggerBucket", "OnDoubt", "BatchPrefix", "MaxConcurrentSQL"])
+def test_values_and_names_are_cut_short(key):
+    long = f"gs://Ops/{'x' * 100_000}\n"
+    for value in (long, f"${{{long}}}"):
+        assert max(map(len, findings({**PLACES, key: value}))) < 500
+
+
+def test_places_that_overlap_are_cut_short():
+    long = f"gs://ops/{'x' * 1000}"
+    said = findings({"AsyncTaskURL": f"{long}/t", "JournalURL": f"{long}/t/j", "ErrorURL": long})
+    assert len(said) == 2
+    assert max(map(len, said)) < 400
+
+
+def test_ignored_keys_are_few_and_short_in_the_log(caplog):
+    caplog.set_level(logging.INFO)
+    config(**{f"{number:05}{'x' * 1000}": 1 for number in range(1000)})
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.endswith(" and 960 more")
+    assert len(message) < 5000
+
+
+def test_openings_of_variables_that_never_close_are_read_in_linear_time():
+    """It ends at all: looking for each one's end takes the square of their number."""
+    text = "${" * 400_000
+    assert len(findings({**PLACES, "ProjectID": text})) == 1
+    assert len(findings({**PLACES, "ProjectID": "${a}" * 200_000 + text})) == 1
 
 
 def test_variables_are_not_shown():

@@ -1,7 +1,10 @@
 """Names: every row that the Go implementation printed, and what its rows do not show."""
 
 import contextlib
+import gc
 import json
+import re
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +20,7 @@ from bqdispatch_provider.names import (
     UNDECIDED,
     UNLISTED,
     LedgerName,
+    TableName,
     TraceName,
     WindowName,
     as_job_id,
@@ -89,6 +93,14 @@ def test_bookkeeping_is_no_trace_and_no_window(row):
         ("proj:p:EU/ds.json_events--1_00001_load--dispatch", {"job_id": "ds_json_events--1_00001_load--dispatch"}),
         ("proj:example.com:p:EU/ds.t--1_00001_load--x", {"project": "example.com:p", "region": "EU", "mode": "x"}),
         ("proj:p:/ds.t--1_00001_copy--dispatch.json", {"project": "p", "region": None, "suffix": ".json"}),
+        ("proj:a:b:c:/ds.t--1_00001_load--x", {"project": "a:b:c", "region": None}),
+        ("proj:_:US/ds.t--1_00001_load--x", {"project": "_"}),
+        ("----1--1_00001_load--x", {"dest": "----1", "event_id": "1"}),
+        ("ds.t----_00001_load--x", {"dest": "ds.t-", "event_id": "-"}),
+        ("ds.t--a--_00001_load--x", {"dest": "ds.t", "event_id": "a--"}),
+        ("ds.t--_-_00001_load--x", {"dest": "ds.t", "event_id": "_-"}),
+        ("ds.t--1_00001_load--.json", {"mode": ".json", "suffix": ""}),
+        ("ds.t--1_00001_load--x.json.json", {"mode": "x.json", "suffix": ".json"}),
     ],
 )
 def test_trace_is_read_from_the_right(name, fields):
@@ -111,6 +123,16 @@ def test_trace_is_read_from_the_right(name, fields):
         "ds.t--1_٠٠٠٠١_load--dispatch",
         "ds.t--1_00001_load",
         "--1_00001_load--dispatch",
+        "ds.t--_00001_load--dispatch",
+        "ds.t--1_00001_--dispatch",
+        "ds.t--1_00001_lo-ad--dispatch",
+        "ds.t--1_00001_load---dispatch",
+        "ds.t--1_00001_load--",
+        "ds.t--1_00001_load--dis-patch",
+        "ds.t--1_²0001_load--dispatch",
+        "proj:p:US",
+        "proj:/ds.t--1_00001_load--dispatch",
+        "xproj:p:US/ds.t--1_00001_load--dispatch",
     ],
 )
 def test_what_is_no_trace_is_refused(name):
@@ -118,7 +140,21 @@ def test_what_is_no_trace_is_refused(name):
         TraceName.parse(name)
 
 
-@pytest.mark.parametrize("name", ["ds.t_1_999999999999.win", "d/ds.t_1_17.win", "ds.t_1_017.win", "ds.t_1_1.wis"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ds.t_1_999999999999.win",
+        "d/ds.t_1_17.win",
+        "ds.t_1_017.win",
+        "ds.t_1_1.wis",
+        "ds.t__17.win",
+        "_1_17.win",
+        "ds.t_1_.win",
+        "ds.t_1_00.win",
+        "ds.t_1_٣.win",
+        "ds.t_1_1000000000000.win",
+    ],
+)
 def test_what_is_no_window_is_refused(name):
     with pytest.raises(ValueError, match="is not a batch window"):
         WindowName.parse(name)
@@ -232,16 +268,87 @@ def test_every_name_is_of_exactly_one_kind(name):
         assert repr(name) in reason or repr(f"{name[:-4]}.win") in reason
 
 
-@pytest.mark.parametrize("piece", ["--", "a", ":", "--1_00001_a", "_00001_", "proj:", "_1_17", "."])
-def test_no_name_takes_long_to_read(piece):
-    began = time.process_time()
-    for name in ((piece * 1024)[:1024], f"proj:{(piece * 1024)[:1000]}/x", f"{(piece * 1024)[:1020]}.win"):
-        for kind in (TraceName, WindowName, LedgerName):
-            with contextlib.suppress(ValueError):
-                kind.parse(name)
+SHAPES = [
+    "--",
+    "-",
+    "_",
+    "a",
+    ":",
+    ".",
+    "$",
+    "0",
+    "é",
+    "\n",
+    ".win",
+    ".json",
+    "proj:",
+    "--1_00001_a",
+    "_00001_",
+    "_1_17",
+]
+AROUND = [
+    ("", ""),
+    ("proj:", ""),
+    ("proj:", "/x"),
+    ("proj:p:", "/ds.t--1_00001_load--dispatch"),
+    ("proj:p:US/", ""),
+    ("ds.t--1_00001_", ""),
+    ("ds.t--1_00001_load--", ""),
+    ("ds.t", "--1_00001_load--dispatch"),
+    ("ds.t--", "_00001_load--dispatch.json"),
+    ("", ".win"),
+    ("ds.t_", "_17.win"),
+    ("ds.t_1_", ".win"),
+    (f"{LEDGER}2026-01-01_00-00/", ""),
+    (f"{LEDGER}2026-01-01_00-00/", ".12.claim"),
+    (f"{LEDGER}2026-01-01_00-00/x.", ".claim"),
+]
+READERS = {
+    "trace": TraceName._parse,  # what reads a name that was not read before
+    "window": WindowName.parse,
+    "ledger": LedgerName.parse,
+    "table": TableName.parse,
+    "project": lambda name: WindowName(name, "1", NOW).dest_project,
+    "bookkeeping": is_bookkeeping,
+    "job": as_job_id,
+}
+
+
+def calls_of(read, name):
+    """The functions that reading a name calls, in Python and in C."""
+    called = []
+
+    def note(frame, event, function):
+        if event in ("call", "c_call"):
+            called.append(frame.f_code.co_name if event == "call" else function)
+
+    gc.disable()  # whose callbacks would count
+    sys.setprofile(note)
+    try:
         with contextlib.suppress(ValueError):
-            LedgerName.parse(f"{LEDGER}2026-01-01_00-00/{name}"[:1024])
-    assert time.process_time() - began < 1
+            read(name)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return called
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_name_of_any_shape_is_read_in_linear_time(read, shape):
+    """Each call of a method of ``str`` is linear; so it is enough that their number does not depend on the length.
+
+    A pattern is one call that may take any time, so none is used.
+    """
+    for before, after in AROUND:
+        numbers = set()
+        for longest in (512, MAX_OBJECT_NAME_BYTES):
+            times = (longest - len((before + after).encode())) // len(shape.encode())
+            called = calls_of(read, f"{before}{shape * times}{after}")
+            assert not [each for each in called if isinstance(getattr(each, "__self__", None), re.Pattern)]
+            numbers.add(len(called))
+        assert len(numbers) == 1
+        assert max(numbers) < 60
 
 
 # The ledger
