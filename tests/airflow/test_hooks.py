@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 from contextlib import closing
+from datetime import UTC, datetime
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 import requests
+from google.api_core.exceptions import Forbidden
 from world import FOLDER, JOURNAL, TASKS
 
 from bqdispatch_provider.config import MAX_DOCUMENT_BYTES, ConfigError
@@ -70,6 +72,7 @@ def test_a_document_in_a_bucket_has_a_mebibyte_at_most(world, connect):
     document = json.dumps(world.document())
     blob.upload_from_string(document.ljust(MAX_DOCUMENT_BYTES))
     assert BqDispatchHook().get_config().project_id == "p"
+    world.control.advance(1)  # a name takes one change a second, and older clients do not retry
     blob.upload_from_string(document.ljust(MAX_DOCUMENT_BYTES + 1))
     works, said = BqDispatchHook().test_connection()
     assert (works, "it is larger than 1,048,576 bytes" in said) == (False, True)
@@ -269,6 +272,48 @@ def answer_to(request, status, body):
     answer.status_code, answer.request, answer.url, answer.raw = status, request, request.url, BytesIO(body)
     answer.headers["Content-Type"] = "application/json"
     return answer
+
+
+def test_each_set_up_with_an_impersonation_chain_acts_as_its_own_account(world, monkeypatch):
+    """And so gets what that account may, whatever its document names."""
+    from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+    from google.oauth2.credentials import Credentials
+
+    def credentials(hook):
+        return Credentials(str(hook.impersonation_chain)), "p"
+
+    for variable in ("BIGQUERY_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", json.dumps({"conn_type": "google_cloud_platform"}))
+    monkeypatch.setattr(GoogleBaseHook, "get_credentials_and_project_id", credentials)
+    sent = []
+
+    def refused(session, request, **_):
+        sent.append((request.url, request.headers["authorization"]))
+        answer = requests.Response()
+        answer.status_code, answer.request, answer._content = 403, request, b"{}"
+        return answer
+
+    monkeypatch.setattr(requests.Session, "send", refused)
+    for tenant in ("acme", "other"):
+        # The document of one names the task folder of the other.
+        extra = {"config": world.document(AsyncTaskURL="gs://of-other/Tasks"), "impersonation_chain": f"{tenant}@x"}
+        connection = {
+            "conn_type": "bqdispatch",
+            "extra": {**extra, "subscription": "projects/p/subscriptions/finished"},
+        }
+        monkeypatch.setenv(f"AIRFLOW_CONN_BQDISPATCH_{tenant.upper()}", json.dumps(connection))
+        hook = BqDispatchHook(f"bqdispatch_{tenant}")
+        with hook.get_dispatcher() as dispatcher:
+            subscription = hook.get_subscription(dispatcher)
+            assert "of-other" in dispatcher.cycle().errors[0]
+            dispatcher.board.active(["p"], datetime.now(UTC))
+            with pytest.raises(Forbidden):
+                subscription.lacking()
+        services = {url.split("/")[2].partition(".")[0] for url, _ in sent}
+        assert services == {"storage", "bigquery", "pubsub"}
+        assert {token for _, token in sent} == {f"Bearer {tenant}@x"}
+        sent.clear()
 
 
 def test_a_resolved_hook_asks_airflow_for_nothing_more(world, connect, monkeypatch):
