@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from bqdispatch_provider import compat
 from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
 from bqdispatch_provider.config import ConfigError, DispatchConfig
+from bqdispatch_provider.connection import CONN_TYPE, FORMS, OTHERS, filled
 from bqdispatch_provider.emulators import emulator
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
     from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.push import Subscription
-
-_FORMS = ("config", "config_url")
-_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
-_OLDER = "extra__bqdispatch__"
-"""With this, forms of Airflow began the name of each field once, and connections may have it still."""
 
 _PLACEHOLDERS = {
     "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
@@ -62,7 +58,7 @@ class BqDispatchHook(BaseHook):
 
     conn_name_attr = "bqdispatch_conn_id"
     default_conn_name = "bqdispatch_default"
-    conn_type = "bqdispatch"
+    conn_type = CONN_TYPE
     hook_name = "BqTail dispatch"
 
     def __init__(self, bqdispatch_conn_id: str = default_conn_name, **kwargs: Any) -> None:
@@ -81,9 +77,9 @@ class BqDispatchHook(BaseHook):
         :raises ConfigError: when the extra is none that can be used.
         """
         hook = cls(bqdispatch_conn_id)
-        hook._extra = _filled(await compat.extra_of(bqdispatch_conn_id))
+        hook._extra = filled(await compat.extra_of(bqdispatch_conn_id))
         if not _emulated():
-            hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
+            hook._google_extra = filled(await compat.extra_of(hook._gcp_conn_id))
         return hook
 
     @classmethod
@@ -96,16 +92,16 @@ class BqDispatchHook(BaseHook):
         from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
 
         hook = cls(bqdispatch_conn_id)
-        hook._extra = _filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
+        hook._extra = filled(Connection.get_connection_from_secrets(bqdispatch_conn_id).extra_dejson)
         if not _emulated():
-            hook._google_extra = _filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
+            hook._google_extra = filled(Connection.get_connection_from_secrets(hook._gcp_conn_id).extra_dejson)
         return hook
 
     @property
     def extra(self) -> Mapping[str, Any]:
         """The connection's extra, without what is empty."""
         if self._extra is None:
-            self._extra = _filled(self.get_connection(self.bqdispatch_conn_id).extra_dejson)
+            self._extra = filled(self.get_connection(self.bqdispatch_conn_id).extra_dejson)
         return self._extra
 
     def get_config(self, variables: Mapping[str, str] | None = None) -> DispatchConfig:
@@ -216,7 +212,7 @@ class BqDispatchHook(BaseHook):
     def _form(self) -> str:
         """Which form the configuration has: ``config``, ``config_url``, or ``keys``."""
         keys = self._keys()
-        forms = [form for form in _FORMS if form in self.extra] + (["keys"] if keys else [])
+        forms = [form for form in FORMS if form in self.extra] + (["keys"] if keys else [])
         if len(forms) == 1:
             return forms[0]
         found = [*(form for form in forms if form != "keys"), *(f"the key {key}" for key in sorted(keys))]
@@ -226,7 +222,7 @@ class BqDispatchHook(BaseHook):
         )
 
     def _keys(self) -> dict[str, Any]:
-        return {key: value for key, value in self.extra.items() if key not in (*_FORMS, *_OTHERS)}
+        return {key: value for key, value in self.extra.items() if key not in (*FORMS, *OTHERS)}
 
     def _object(self, key: str) -> Mapping[str, Any]:
         """An object of the extra, which a form can only give as a JSON string."""
@@ -283,12 +279,6 @@ def _form() -> dict[str, Any]:
 
 def _emulated() -> bool:
     return bool(emulator("STORAGE_EMULATOR_HOST") and emulator("BIGQUERY_EMULATOR_HOST"))
-
-
-def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """An extra without the fields that a form leaves empty; the older form of a field's name means the same."""
-    filled = {key: value for key, value in extra.items() if value not in (None, "")}
-    return {key.removeprefix(_OLDER): filled[key] for key in sorted(filled, key=lambda key: not key.startswith(_OLDER))}
 
 
 def _client_of(credentials: Any, project: str | None) -> Client:
