@@ -149,6 +149,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     )
     composer.add_argument("--environment", required=True, metavar="NAME")
     composer.add_argument("--location", required=True, metavar="REGION", help="of the environment")
+    composer.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
     composer.add_argument("--dry-run", action="store_true", help="print the commands, and change nothing")
     package = composer.add_mutually_exclusive_group()
     package.add_argument(
@@ -180,8 +181,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         "source `external` of Terraform reads them.",
     )
     rights.set_defaults(act=_rights, verbose=False)
+    rights.add_argument("--project", metavar="ID", help="for a configuration that names none")
     for command in (composer, rights):
-        command.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
         command.add_argument(
             "--by-prefix", action="store_true", help="limit the account to the folders that the configuration names"
         )

@@ -244,11 +244,12 @@ class Deployment:
             found = self._read("iam", "roles", "describe", role, where)
             if found is not None and found.get("deleted"):
                 yield Step(f"{what} back from the bin", ["gcloud", "iam", "roles", "undelete", role, where], hint)
+            texts = {"title": wanted.title, "description": wanted.description, "stage": "GA"}
             same = found is not None and sorted(found.get("includedPermissions", ())) == sorted(wanted.permissions)
+            same = same and found is not None and all(found.get(key) == text for key, text in texts.items())
             verb = "create" if found is None else "update"
-            command = ["gcloud", "iam", "roles", verb, role, where, f"--title={wanted.title}"]
-            command += [f"--description={wanted.description}", f"--permissions={','.join(wanted.permissions)}"]
-            command += ["--stage=GA", "--quiet"]
+            command = ["gcloud", "iam", "roles", verb, role, where, *(f"--{key}={text}" for key, text in texts.items())]
+            command += [f"--permissions={','.join(wanted.permissions)}", "--quiet"]
             yield Step(what, command, hint, done="it has these permissions" if same else "")
 
     def _bindings(self, rights: Rights, at: Environment) -> Iterator[Step]:
@@ -307,7 +308,9 @@ class Deployment:
         wherever. An index of Artifact Registry takes a version from where it has the higher priority.
         """
         if self._builds:
-            yield Step("the wheel", ["make", "--silent", "dist"], "`make setup` makes what it is built with")
+            yield Step(
+                "the wheel", ["make", "--silent", "dist", "DIST=dist"], "`make setup` makes what it is built with"
+            )
         if wheel.url:
             command = ["pip", "download", "--quiet", "--no-deps", "--dest=dist", wheel.url]
             yield Step("the wheel", command, "see that the URL and the hash are right")

@@ -65,7 +65,7 @@ def wheel(version, source, name=PACKAGE):
 
 
 def build(state, words, given):
-    assert words[-1] == "dist"
+    assert words[-2:] == ["dist", "DIST=dist"]
     Path("dist").mkdir(exist_ok=True)
     name = f"{PACKAGE.replace('-', '_')}-{state['version']}-py3-none-any.whl"
     Path("dist", name).write_bytes(wheel(state["version"], state["source"]))
@@ -197,7 +197,8 @@ def create_role(state, options, given, verb, role):
     if verb == "undelete":
         del state["roles"][name]["deleted"]
     else:
-        state["roles"][name] = {"title": options["title"], "includedPermissions": options["permissions"].split(",")}
+        texts = {key: options[key] for key in ("title", "description", "stage")}
+        state["roles"][name] = {**texts, "includedPermissions": options["permissions"].split(",")}
 
 
 def policy(state, options, given, where):

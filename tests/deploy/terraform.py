@@ -64,6 +64,8 @@ def apply(cloud, found):
     roles = {
         f"projects/{role['project']}/roles/{role['role_id']}": {
             "title": role["title"],
+            "description": role["description"],
+            "stage": "GA",  # by default
             "includedPermissions": role["permissions"],
         }
         for role in found["roles"].values()

@@ -51,7 +51,7 @@ def test_a_second_deployment_changes_nothing(deployed):
     assert done.returncode == 0, done.stderr
     assert deployed.state() == before
     # Airflow's answers come with the logs of Composer, so pools are set without looking.
-    assert [change for change in deployed.changes() if "pools set" not in change] == ["make --silent dist"]
+    assert [change for change in deployed.changes() if "pools set" not in change] == ["make --silent dist DIST=dist"]
 
 
 def test_what_was_broken_off_is_finished_by_another_deployment(cloud_project):
