@@ -296,8 +296,9 @@ class Deployment:
         """Roles that a member has somewhere, with their conditions."""
         policy = self._read(*arguments) or {}
         return [
-            (each["role"], Condition(found["title"], found["expression"]) if (found := each.get("condition")) else None)
+            (each["role"], Condition(found.get("title", ""), found["expression"]) if found else None)
             for each in policy.get("bindings", ())
+            for found in [each.get("condition")]
             if member in each.get("members", ())
         ]
 

@@ -67,10 +67,12 @@ def test_terraform_grants_what_the_command_grants(cloud_project, tmp_path, case)
 )
 def test_a_document_that_no_dispatcher_accepts_grants_nothing(cloud_project, document):
     cloud_project.document(**document)
-    done = cloud_project.command("deploy", "rights", "--config=gs://acme-config/dispatch.json", "--project=acme-ops")
-    assert (done.returncode, done.stdout) == (2, "")
     (key,) = document
-    assert f"  - {key} " in done.stderr
+    config = "--config=gs://acme-config/dispatch.json"
+    for done in (cloud_project.command("deploy", "rights", config, "--project=acme-ops"), cloud_project.deploy()):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"  - {key} " in done.stderr
+    assert cloud_project.calls == []
 
 
 def test_terraform_calls_no_shell_and_decodes_no_document():
