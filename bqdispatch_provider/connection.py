@@ -70,7 +70,8 @@ def renewed(there: str | None, wanted: Mapping[str, Any]) -> Renewed:
     return Renewed(
         value,
         json.dumps({**made, **dict.fromkeys(hidden, _DOTS)}, ensure_ascii=False) if hidden else value,
-        tuple(each if isinstance(each, str) else json.dumps(each) for each in hidden.values()),
+        # As it is, and as it stands in the JSON.
+        tuple(form for each in hidden.values() for form in (str(each), json.dumps(each).strip('"'))),
         tuple(_changes(before, after)) if there is not None else (),
     )
 

@@ -362,9 +362,9 @@ class Deployment:
                 f"repository {name!r} in {at.location!r} is a {is_it}; expected a {wanted}: move it out of the way"
             )
         policies = found.get("virtualRepositoryConfig", {}).get("upstreamPolicies", [])
-        known = {each.get("repository"): each.get("priority") for each in policies}
-        if name == INDEX and known != {each["repository"]: each["priority"] for each in upstreams}:
-            notes = [f"{upstream} with priority {priority} goes" for upstream, priority in known.items()]
+        known = {(str(each.get("repository")), int(each.get("priority", 0))) for each in policies}
+        if name == INDEX and known != {(each["repository"], each["priority"]) for each in upstreams}:
+            notes = [f"{upstream} with priority {priority} goes" for upstream, priority in sorted(known)]
             update = [*command, "update", name, more[1], *where]
             yield Step(what, update, hint, given=given, notes=notes)
             return
@@ -457,11 +457,9 @@ class Deployment:
             notes=notes,
             hidden=secret,
         )
-        return (
-            replace(step, typed=shlex.join(self._updated(at, {**changed, name: connection.shown}, gone)))
-            if secret
-            else step
-        )
+        if not secret:
+            return step
+        return replace(step, typed=shlex.join(self._updated(at, {**changed, name: connection.shown}, gone)))
 
     def _updated(self, at: Environment, changed: Mapping[str, str], gone: Sequence[str]) -> list[str]:
         pairs = [f"{name}={value}" for name, value in changed.items()]
@@ -561,7 +559,7 @@ def _list_of(items: Sequence[str]) -> str:
 
 def _last_words(code: int, said: bytes, hidden: Iterable[str] = ()) -> str:
     text = said.decode(errors="replace")
-    for each in hidden:
+    for each in sorted(hidden, key=len, reverse=True):
         text = text.replace(each, "…")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]

@@ -136,7 +136,7 @@ class PipConf:
         users = [user for value in values for user in _USER_INFO.findall(value)]
         words = [part for user in users for part in (user, *user.split(":"))]
         words += [unquote(word) for word in words]
-        return tuple(sorted({each for each in (*lines, *values, *words) if len(each) > 2}, key=len, reverse=True))
+        return tuple({each for each in (*lines, *values, *words) if len(each) > 2})
 
     def names(self, index: str) -> bool:
         """Tell whether pip takes all packages from an index, and from nowhere else.
