@@ -27,6 +27,7 @@ from bqdispatch_provider.pools import TOKEN, AirflowError, PoolsElsewhere, Pools
 from bqdispatch_provider.setups import SetUp
 
 if TYPE_CHECKING:
+    from bqdispatch_provider.rights import Rights
     from bqdispatch_provider.smoke import Check
 
 OK, FAILED, UNUSABLE, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
@@ -142,21 +143,62 @@ def _main(arguments: Sequence[str] | None) -> int:
     composer = targets.add_parser(
         "composer",
         help="set everything up in an environment of Cloud Composer 3",
-        description="Grant the environment's service account its roles, build the wheel and have the environment "
-        "install it, set the connection, the pools and the slots, and put the DAG there. Run it in the project's "
-        "folder, with gcloud logged in, as often as wanted: what is done already is left.",
+        description="Grant the environment's service account its roles, upload the wheel and have the environment "
+        "install it, set the connection, the pools and the slots, and put the DAG there. Run it with gcloud logged in, "
+        "as often as wanted: what is done already is left.",
     )
     composer.add_argument("--environment", required=True, metavar="NAME")
     composer.add_argument("--location", required=True, metavar="REGION", help="of the environment")
     composer.add_argument("--project", metavar="ID", help="of the environment; by default gcloud's")
     composer.add_argument("--dry-run", action="store_true", help="print the commands, and change nothing")
+    package = composer.add_mutually_exclusive_group()
+    package.add_argument(
+        "--wheel",
+        metavar="WHEEL",
+        help="path, or URL with #sha256=…; by default it is built, in a checkout of the project",
+    )
+    package.add_argument(
+        "--published",
+        action="store_true",
+        help="upload nothing: the environment's own index has this version, and nobody else may publish it there",
+    )
+    composer.add_argument(
+        "--gcp-conn-id",
+        metavar="ID",
+        help="the connection whose credentials are used; '' takes it out. By default, what is there stays",
+    )
+    composer.add_argument(
+        "--impersonation-chain",
+        metavar="ACCOUNTS",
+        help="service accounts, comma-separated; '' takes them out. By default, what is there stays",
+    )
+    composer.add_argument("--no-rights", action="store_true", help="leave roles and their bindings to Terraform")
     composer.set_defaults(act=_deploy, verbose=False)
-    for command in (smoke, composer):
+    rights = targets.add_parser(
+        "rights",
+        help="print what the service account needs, for Terraform",
+        description="Check the configuration, and print the roles that it takes and where they are bound, as the data "
+        "source `external` of Terraform reads them.",
+    )
+    rights.set_defaults(act=_rights, verbose=False)
+    rights.add_argument("--project", metavar="ID", help="for a configuration that names none")
+    for command in (composer, rights):
+        command.add_argument(
+            "--by-prefix", action="store_true", help="limit the account to the folders that the configuration names"
+        )
+        command.add_argument(
+            "--job-project",
+            action="append",
+            default=[],
+            metavar="ID",
+            help="another project with traces, beside ProjectID; may be repeated",
+        )
+    for command in (smoke, composer, rights):
         command.add_argument("--setup", **_SETUP)
     run.add_argument("--config", metavar="URL", help=f"{_CONFIG}; by default what the Go service takes: {_GO_CONFIG}")
-    for command in (smoke, quiet, replay, composer):
+    for command in (smoke, quiet, replay, composer, rights):
         command.add_argument("--config", required=True, metavar="URL", help=_CONFIG)
-    for command in (run, smoke, quiet, replay, composer):
+    for command in (run, smoke, quiet, replay, composer, rights):
         command.add_argument("--var", **_VAR)
     options = parser.parse_args(arguments)
     _log_to_stderr(options.verbose)
@@ -266,26 +308,33 @@ def _deploy(options: argparse.Namespace) -> int:
     config = _config(options)
     url = str(config.url)
     # What lies on this machine cannot be read there.
-    place = (
+    connection: dict[str, Any] = (
         {"config_url": url} if url.startswith("gs://") else {"config": json.loads(_local(options.config).read_text())}
     )
-    connection = {**place, **({"variables": dict(config.variables)} if config.variables else {})}
+    given = {
+        "variables": dict(config.variables) or None,
+        "gcp_conn_id": options.gcp_conn_id,
+        "impersonation_chain": options.impersonation_chain,
+    }
+    connection |= {key: value for key, value in given.items() if value is not None}
     try:
         there = Deployment(
             config,
             connection,
             pools_of(config, options.setup),
-            Path.cwd(),
             setup=options.setup,
             project=options.project,
+            wheel=options.wheel,
+            published=options.published,
+            rights=None if options.no_rights else partial(_rights_of, options),
             dry=options.dry_run,
         )
         environment = there.look(options.environment, options.location)
         for step in there.steps(environment):
             if options.dry_run:
-                print(f"# {step.what}: {step.done}" if step.done else f"# {step.what}\n{step.as_typed()}")
+                print(step.as_comment() if step.done else f"{step.as_comment()}\n{step.as_typed()}")
                 continue
-            print(f"{step.what} … {step.done}", file=sys.stderr, flush=True)
+            print(f"{step.what} … {step.done}", *map(in_one_line, step.notes), sep="\n  ", file=sys.stderr, flush=True)
             if not step.done:
                 there.run(step)
     except DeployError as error:
@@ -294,6 +343,18 @@ def _deploy(options: argparse.Namespace) -> int:
     if not options.dry_run:
         print(f"Done. {_next(options, environment.account)}", file=sys.stderr)
     return OK
+
+
+def _rights(options: argparse.Namespace) -> int:
+    config = _config(options).for_project(options.project)
+    print(json.dumps(_rights_of(options, config).for_terraform(), indent=1))
+    return OK
+
+
+def _rights_of(options: argparse.Namespace, config: DispatchConfig) -> Rights:
+    from bqdispatch_provider.rights import rights_of  # noqa: PLC0415  (the others need none of it)
+
+    return rights_of(config, options.setup, by_prefix=options.by_prefix, job_projects=options.job_project)
 
 
 def _next(options: argparse.Namespace, account: str) -> str:

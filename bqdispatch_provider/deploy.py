@@ -7,10 +7,6 @@ prints them.
 
 from __future__ import annotations
 
-import base64
-import configparser
-import hashlib
-import io
 import json
 import os
 import re
@@ -18,28 +14,35 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from bqdispatch_provider import __version__
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.connection import renewed
+from bqdispatch_provider.names import in_one_line
+from bqdispatch_provider.packages import PACKAGE, PipConf, Wheel
+from bqdispatch_provider.rights import ROLES, Condition, Grant, Rights, title_of
 from bqdispatch_provider.setups import SetUp
 
-PACKAGE = "airflow-provider-bqdispatch"
-REPOSITORY = "bqdispatch"
-ROLES = {
-    "bqdispatchFolders": "bqdispatch-folders.yaml",
-    "bqdispatchTrigger": "bqdispatch-trigger.yaml",
-    "bqdispatchJobs": "bqdispatch-jobs.yaml",
-}
-"""Custom roles, and their files in deploy/roles."""
+REPOSITORY, PROXY, INDEX = "bqdispatch", "bqdispatch-pypi", "bqdispatch-index"
+"""Repositories of Artifact Registry: the wheel's, one that passes on what PyPI has, and both as one index."""
+
+_PRIORITIES = {REPOSITORY: 100, PROXY: 10}
+"""In the index: the higher one has a version that is in both."""
 
 _LEAST_AIRFLOW = (2, 11)
 _IMAGE = re.compile(r"composer-(?P<composer>\d+)[^ ]*-airflow-(?P<airflow>\d+\.\d+(\.\d+)?)")
-_PERMISSION = re.compile(r"^ *- ([\w.]+)", re.MULTILINE)
 _NOT_FOUND = re.compile(r"not[ _]found|\b404\b|does not exist", re.IGNORECASE)
+_PROGRAMS = {
+    "gcloud": "install the Google Cloud CLI",
+    "uv": "pip install uv",
+    "make": "install make, or give --wheel",
+    "pip": "install pip, or download the wheel, and give --wheel its path",
+}
 
 
 class DeployError(Exception):
@@ -50,6 +53,9 @@ class DeployError(Exception):
 class Environment:
     """An environment of Cloud Composer, as ``gcloud composer environments describe`` tells of it.
 
+    :param name: its name.
+    :param location: its region.
+    :param project: its project.
     :param airflow: its version, such as ``2.11.1``.
     :param bucket: its bucket, ``gs://…``.
     :param account: e-mail address of the service account that its tasks run as.
@@ -70,6 +76,7 @@ class Environment:
     def of(cls, described: Mapping[str, Any]) -> Environment:
         """Read what was described.
 
+        :param described: gcloud's answer.
         :raises DeployError: when it is no environment that this can be deployed to.
         """
         _, project, _, location, _, name = described["name"].split("/")
@@ -106,6 +113,9 @@ class Step:
     :param done: why nothing is left to do; empty: it is to be done.
     :param given: standard input.
     :param token: whether it needs gcloud's access token, as ``UV_PUBLISH_PASSWORD``.
+    :param notes: what changes by it, a line each.
+    :param typed: what to type instead, where the command or its input holds what must not be shown.
+    :param hidden: what must not be shown of what the command says, either.
     """
 
     what: str
@@ -114,24 +124,35 @@ class Step:
     done: str = ""
     given: str = ""
     token: bool = False
+    notes: Sequence[str] = ()
+    typed: str = ""
+    hidden: Sequence[str] = ()
 
     def as_typed(self) -> str:
-        """The command for a shell."""
+        """Return the command for a shell."""
         before = f"printf %s {shlex.quote(self.given)} | " if self.given else ""
         before += 'UV_PUBLISH_PASSWORD="$(gcloud auth print-access-token)" ' if self.token else ""
-        return before + shlex.join(self.command)
+        return self.typed or before + shlex.join(self.command)
+
+    def as_comment(self) -> str:
+        """Return what it is and what changes, as comments for a shell."""
+        first = f"{self.what}: {self.done}" if self.done else self.what
+        return "\n".join(f"# {in_one_line(line)}" for line in (first, *(f"  {note}" for note in self.notes)))
 
 
 class Deployment:
     """A deployment to one environment.
 
     :param config: the configuration, as it is.
-    :param connection: the extra of the connection.
+    :param connection: what is wanted in the connection's extra.
     :param pools: to be set, as ``airflow pools import`` reads them.
-    :param checkout: where the project's sources lie.
     :param setup: which of several in that Airflow; by default the one without a name.
     :param project: of the environment; by default gcloud's.
+    :param wheel: path or URL of the wheel, as pip takes it; by default it is built, in a checkout of the project.
+    :param published: take the package from where the environment gets its packages, and upload nothing.
+    :param rights: what the account is to be granted, once the project is known; ``None``: nothing.
     :param dry: change nothing.
+    :raises DeployError: if the wheel cannot be used, or a program is missing.
     """
 
     def __init__(
@@ -139,22 +160,28 @@ class Deployment:
         config: DispatchConfig,
         connection: Mapping[str, Any],
         pools: Mapping[str, Mapping[str, Any]],
-        checkout: Path,
         *,
         setup: SetUp | None = None,
         project: str | None = None,
+        wheel: str | None = None,
+        published: bool = False,
+        rights: Callable[[DispatchConfig], Rights] | None = None,
         dry: bool = False,
     ) -> None:
-        if not (checkout / "deploy" / "roles").is_dir() or not (checkout / "dags" / "bqdispatch.py").is_file():
-            raise DeployError(f"{str(checkout)!r} is no checkout of {PACKAGE}: run this in the project's folder")
         self._given, self._connection, self._pools = config, connection, pools
-        self._checkout, self._project, self._dry = checkout, project, dry
-        self._setup = setup or SetUp()
-        self._gcloud, self._uv = _program("gcloud", "install the Google Cloud CLI"), _program("uv", "pip install uv")
+        self._setup, self._project, self._rights, self._dry = setup or SetUp(), project, rights, dry
+        self._wheel = None if published else _wheel(wheel)
+        self._builds = wheel is None and not published
+        needed = {"gcloud"}
+        if self._wheel is not None:
+            needed |= {"uv", *(["make"] if self._builds else []), *(["pip"] if self._wheel.url else [])}
+        self._programs = {name: _program(name) for name in sorted(needed)}
 
     def look(self, name: str, location: str) -> Environment:
-        """The environment as it is.
+        """Return the environment as it is.
 
+        :param name: its name.
+        :param location: its region.
         :raises DeployError: when it cannot be deployed to.
         """
         hint = f"`gcloud composer environments list --locations={location}` lists those that are there"
@@ -165,12 +192,19 @@ class Deployment:
         return Environment.of(described)
 
     def steps(self, at: Environment) -> Iterator[Step]:
-        """What is to be done, in this order; each step is looked at once those before it are done."""
-        config = self._given.for_project(self._given.project_id or at.project)
+        """Yield what is to be done, in this order; each step is looked at once those before it are done.
+
+        :param at: the environment.
+        """
+        config = self._given.for_project(at.project)
         yield self._airflow_runs(at)
-        yield from self._roles(config, at)
-        yield from self._bindings(config, at)
-        yield from self._package(at)
+        if self._rights is not None:
+            rights = self._rights(config)
+            yield from self._roles(rights)
+            yield from self._bindings(rights, at)
+        if self._wheel is not None:
+            yield from self._index(self._wheel, at)
+        yield self._package(at)
         yield self._variables(config, at)
         yield from self._slots(at)
         yield self._dag(at)
@@ -178,21 +212,20 @@ class Deployment:
     def run(self, step: Step) -> None:
         """Carry out a step.
 
+        :param step: one of :meth:`steps`.
         :raises DeployError: when it fails.
         """
-        more = {"UV_PUBLISH_PASSWORD": self._said("auth", "print-access-token")} if step.token else {}
-        program = {"gcloud": self._gcloud, "uv": self._uv}[step.command[0]]
+        more = {"UV_PUBLISH_PASSWORD": self._said("auth", "print-access-token").decode().strip()} if step.token else {}
         ended = subprocess.run(  # noqa: S603  (no shell)
-            [program, *step.command[1:]],
-            cwd=self._checkout,
+            [self._programs[step.command[0]], *step.command[1:]],
             env={**os.environ, **more},
-            input=step.given,
+            input=step.given.encode(errors="surrogateescape"),
             capture_output=True,
-            text=True,
             check=False,
         )
         if ended.returncode:
-            raise DeployError(f"{step.what}: `{step.as_typed()}` failed: {_last_words(ended)}; {step.hint}")
+            said = _last_words(ended.returncode, ended.stderr or ended.stdout, step.hidden)
+            raise DeployError(f"{step.what}: `{step.as_typed()}` failed: {said}; {step.hint}")
 
     # steps
 
@@ -202,144 +235,237 @@ class Deployment:
             hint += "; of an old gcloud that knows no Airflow 3, `gcloud components update` makes a newer one"
         return Step("Airflow's commands can be run there", self._airflow(at, "version"), hint)
 
-    def _roles(self, config: DispatchConfig, at: Environment) -> Iterator[Step]:
-        where = f"--project={config.project_id}"
-        hint = f"whoever deploys needs roles/iam.roleAdmin in {config.project_id!r}"
-        for role, file in ROLES.items():
-            path = f"deploy/roles/{file}"
-            wanted = _PERMISSION.findall((self._checkout / path).read_text())
+    def _roles(self, rights: Rights) -> Iterator[Step]:
+        several = len({project for project, _ in rights.roles}) > 1
+        for project, role in rights.roles:
+            where, wanted = f"--project={project}", ROLES[role]
+            what = f"role {role}{f' in {project}' if several else ''}"
+            hint = f"whoever deploys needs roles/iam.roleAdmin in {project!r}"
             found = self._read("iam", "roles", "describe", role, where)
             if found is not None and found.get("deleted"):
-                yield Step(f"role {role} back from the bin", ["gcloud", "iam", "roles", "undelete", role, where], hint)
-            same = found is not None and sorted(found.get("includedPermissions", ())) == sorted(wanted)
+                yield Step(f"{what} back from the bin", ["gcloud", "iam", "roles", "undelete", role, where], hint)
+            texts = {"title": wanted.title, "description": wanted.description, "stage": "GA"}
+            same = found is not None and sorted(found.get("includedPermissions", ())) == sorted(wanted.permissions)
+            same = same and found is not None and all(found.get(key) == text for key, text in texts.items())
             verb = "create" if found is None else "update"
-            command = ["gcloud", "iam", "roles", verb, role, where, f"--file={path}", "--quiet"]
-            yield Step(f"role {role}", command, hint, done="it has these permissions" if same else "")
+            command = ["gcloud", "iam", "roles", verb, role, where, *(f"--{key}={text}" for key, text in texts.items())]
+            command += [f"--permissions={','.join(wanted.permissions)}", "--quiet"]
+            yield Step(what, command, hint, done="it has these permissions" if same else "")
 
-    def _bindings(self, config: DispatchConfig, at: Environment) -> Iterator[Step]:
-        member = f"--member=serviceAccount:{at.account}"
-        roles = f"--role=projects/{config.project_id}/roles"
-        folders = (_bucket(url) for url in (config.async_task_url, config.journal_url, config.error_url))
-        bound = {bucket: f"{roles}/bqdispatchFolders" for bucket in folders}
-        bound[config.trigger_bucket or ""] = f"{roles}/bqdispatchTrigger"
-        if config.url and config.url.startswith("gs://"):
-            bound.setdefault(_bucket(config.url), "--role=roles/storage.legacyObjectReader")
-        for bucket, role in bound.items():
-            command = ["gcloud", "storage", "buckets", "add-iam-policy-binding", f"gs://{bucket}", member, role]
-            command += ["--condition=None"]
-            hint = (
-                f"the bucket has to be there, and whoever deploys needs storage.buckets.setIamPolicy on gs://{bucket}"
-            )
-            yield Step(f"the account's rights on gs://{bucket}", command, hint)
-        command = ["gcloud", "projects", "add-iam-policy-binding", str(config.project_id), member]
-        command += [f"{roles}/bqdispatchJobs", "--condition=None"]
-        hint = f"whoever deploys needs roles/resourcemanager.projectIamAdmin in {config.project_id!r}"
-        yield Step(f"the account's rights on jobs of {config.project_id}", command, hint)
+    def _bindings(self, rights: Rights, at: Environment) -> Iterator[Step]:
+        member = f"serviceAccount:{at.account}"
+        for bucket in dict.fromkeys(each.bucket for each in rights.grants if each.bucket):
+            url = f"gs://{bucket}"
+            commands = ["gcloud", "storage", "buckets"]
+            hint = f"the bucket has to be there, and whoever deploys needs storage.buckets.setIamPolicy on {url}"
+            there = self._bound(member, "storage", "buckets", "get-iam-policy", url)
+            wanted = [each for each in rights.grants if each.bucket == bucket]
+            for grant in wanted:
+                command = [*commands, "add-iam-policy-binding", url, *_binding(member, grant.role, grant.condition)]
+                done = "it has them" if (grant.role, grant.condition) in there else ""
+                yield Step(f"the account's rights on {url}", command, hint, done)
+            for role, condition, kept in self._superseded(there, wanted, at):
+                command = [*commands, "remove-iam-policy-binding", url, *_binding(member, role, condition)]
+                which = "with an older condition" if condition else "without a condition"
+                what = f"the account no longer has {role.rpartition('/')[2]} {which} on {url}"
+                yield Step(what, command, hint, kept)
+        for project in (each.project for each in rights.grants if each.project):
+            there = self._bound(member, "projects", "get-iam-policy", project)
+            (role,) = (each.role for each in rights.grants if each.project == project)
+            command = ["gcloud", "projects", "add-iam-policy-binding", project, *_binding(member, role, None)]
+            hint = f"whoever deploys needs roles/resourcemanager.projectIamAdmin in {project!r}"
+            done = "it has them" if (role, None) in there else ""
+            yield Step(f"the account's rights on jobs of {project}", command, hint, done)
 
-    def _package(self, at: Environment) -> Iterator[Step]:
-        wheel = f"dist/{PACKAGE.replace('-', '_')}-{__version__}-py3-none-any.whl"
-        yield Step(
-            "the wheel", ["uv", "build", "--wheel", "--quiet", "--out-dir=dist"], "see that pyproject.toml is there"
-        )
-        where = [f"--location={at.location}", f"--project={at.project}"]
-        registry = ["gcloud", "artifacts", "repositories"]
-        hint = f"whoever deploys needs roles/artifactregistry.admin in {at.project!r}"
-        found = self._read("artifacts", "repositories", "describe", REPOSITORY, *where)
-        if found is not None and found.get("format") != "PYTHON":
-            raise DeployError(
-                f"repository {REPOSITORY!r} in {at.location!r} is of format {found.get('format')}, not PYTHON"
-            )
-        yield Step(
-            "a repository of Python packages",
-            [*registry, "create", REPOSITORY, "--repository-format=python", *where],
-            hint,
-            done="it is there" if found else "",
-        )
-        member = f"--member=serviceAccount:{at.account}"
-        command = [
-            *registry,
-            "add-iam-policy-binding",
-            REPOSITORY,
-            *where,
-            member,
-            "--role=roles/artifactregistry.reader",
+    def _superseded(
+        self, there: Sequence[tuple[str, Condition | None]], wanted: Sequence[Grant], at: Environment
+    ) -> Iterator[tuple[str, Condition | None, str]]:
+        """Yield each binding that this set-up made before, or that undoes a condition, and why it is kept."""
+        conditions = [each.condition for each in wanted if each.condition]
+        title = title_of(self._setup)
+        named = r"AIRFLOW_CONN_BQDISPATCH_\w+"
+        others = [name for name in at.variables if re.fullmatch(named, name) and name != self._setup.conn_variable]
+        for role, condition in there:
+            if condition is not None and condition.title == title and condition not in conditions:
+                yield role, condition, ""
+            if condition is None and role in {each.without for each in wanted if each.condition}:
+                shared = f"not yet: {', '.join(sorted(others))} may need it, until deployed with --by-prefix too"
+                yield role, None, shared if others else ""
+
+    def _bound(self, member: str, *arguments: str) -> list[tuple[str, Condition | None]]:
+        """Roles that a member has somewhere, with their conditions."""
+        policy = self._read(*arguments) or {}
+        return [
+            (each["role"], Condition(found.get("title", ""), found["expression"]) if found else None)
+            for each in policy.get("bindings", ())
+            for found in [each.get("condition")]
+            if member in each.get("members", ())
         ]
-        yield Step("the account reads the repository", command, hint)
-        url = f"https://{at.location}-python.pkg.dev/{at.project}/{REPOSITORY}/"
+
+    def _index(self, wheel: Wheel, at: Environment) -> Iterator[Step]:
+        """The wheel, in an index from which the environment takes all packages.
+
+        A second index beside the public one would let anybody's wheel of this name win: pip takes the best, from
+        wherever. An index of Artifact Registry takes a version from where it has the higher priority.
+        """
+        if self._builds:
+            yield Step(
+                "the wheel", ["make", "--silent", "dist", "DIST=dist"], "`make setup` makes what it is built with"
+            )
+        if wheel.url:
+            command = ["pip", "download", "--quiet", "--no-deps", "--dest=dist", wheel.url]
+            yield Step("the wheel", command, "see that the URL and the hash are right")
+        where = [f"--location={at.location}", f"--project={at.project}"]
+        hint = f"whoever deploys needs roles/artifactregistry.admin in {at.project!r}"
+        yield from self._repository(REPOSITORY, "a repository of Python packages", at, hint)
+        host = f"https://{at.location}-python.pkg.dev/{at.project}"
+        command = ["uv", "publish", f"--publish-url={host}/{REPOSITORY}/", "--username=oauth2accesstoken", "--quiet"]
         yield Step(
-            f"{PACKAGE} {__version__} in the repository",
-            ["uv", "publish", f"--publish-url={url}", "--username=oauth2accesstoken", "--quiet", wheel],
+            f"{PACKAGE} {wheel.version} in the repository",
+            [*command, str(wheel.file)],
             hint,
             done=self._uploaded(wheel, where),
             token=True,
         )
-        yield self._pip_conf(at, f"{url}simple/")
-        wanted = f"=={__version__}"
-        yield Step(
+        yield from self._repository(PROXY, "a repository that passes on what PyPI has", at, hint)
+        yield from self._repository(INDEX, "an index of both, in which the first one goes before PyPI", at, hint)
+        member, role = f"serviceAccount:{at.account}", "roles/artifactregistry.reader"
+        bound = self._bound(member, "artifacts", "repositories", "get-iam-policy", INDEX, *where)
+        command = ["gcloud", "artifacts", "repositories", "add-iam-policy-binding", INDEX, *where]
+        command += [f"--member={member}", f"--role={role}"]
+        yield Step("the account reads the index", command, hint, "it does" if (role, None) in bound else "")
+        yield self._pip_conf(at, f"{host}/{INDEX}/simple/")
+
+    def _repository(self, name: str, what: str, at: Environment, hint: str) -> Iterator[Step]:
+        where = [f"--location={at.location}", f"--project={at.project}"]
+        command = ["gcloud", "artifacts", "repositories"]
+        mode = {REPOSITORY: "standard", PROXY: "remote", INDEX: "virtual"}[name]
+        more = {
+            REPOSITORY: [],
+            PROXY: ["--mode=remote-repository", "--remote-python-repo=PYPI"],
+            INDEX: ["--mode=virtual-repository", "--upstream-policy-file=/dev/stdin"],
+        }[name]
+        path = f"projects/{at.project}/locations/{at.location}/repositories"
+        upstreams = [{"id": id, "repository": f"{path}/{id}", "priority": each} for id, each in _PRIORITIES.items()]
+        given = json.dumps(upstreams) if name == INDEX else ""
+        found = self._read("artifacts", "repositories", "describe", name, *where)
+        if found is None:
+            create = [*command, "create", name, "--repository-format=python", *more, *where]
+            yield Step(what, create, hint, given=given)
+            return
+        is_mode = str(found.get("mode", "")).partition("_")[0].lower() or "standard"
+        proxied = found.get("remoteRepositoryConfig", {}).get("pythonRepository", {}).get("publicRepository")
+        if found.get("format") != "PYTHON" or is_mode != mode or (name == PROXY and proxied != "PYPI"):
+            is_it = f"{is_mode} repository of format {found.get('format')}{f' for {proxied}' if proxied else ''}"
+            wanted = f"{mode} one of PYTHON{' for PYPI' if name == PROXY else ''}"
+            raise DeployError(
+                f"repository {name!r} in {at.location!r} is a {is_it}; expected a {wanted}: move it out of the way"
+            )
+        policies = found.get("virtualRepositoryConfig", {}).get("upstreamPolicies", [])
+        known = {(str(each.get("repository")), int(each.get("priority", 0))) for each in policies}
+        if name == INDEX and known != {(each["repository"], each["priority"]) for each in upstreams}:
+            notes = [f"{upstream} with priority {priority} goes" for upstream, priority in sorted(known)]
+            update = [*command, "update", name, more[1], *where]
+            yield Step(what, update, hint, given=given, notes=notes)
+            return
+        yield Step(what, [], done="it is there")
+
+    def _uploaded(self, wheel: Wheel, where: Sequence[str]) -> str:
+        """Say why the wheel need not be uploaded; a version can be uploaded once only."""
+        listed = [f"--repository={REPOSITORY}", f"--package={PACKAGE}", f"--version={wheel.version}", *where]
+        files = [file for file in self._read("artifacts", "files", "list", *listed) or () if ".whl" in file["name"]]
+        if self._dry and (self._builds or wheel.url):
+            return "it is there, if it is the same" if files else ""
+        try:
+            same = wheel.digests()
+        except ValueError as error:
+            raise DeployError(f"the wheel is not what was asked for: {error}") from error
+        # Of several wheels of one version, pip takes whichever has the higher build tag.
+        if not all(any(each.get("value") in same for each in file.get("hashes", ())) for file in files):
+            raise DeployError(
+                f"{PACKAGE} {wheel.version} is in the repository with other content, and a version cannot be replaced: "
+                "raise __version__ in bqdispatch_provider/__init__.py"
+            )
+        return "it is there" if files else ""
+
+    def _pip_conf(self, at: Environment, index: str) -> Step:
+        """Add the index to the environment's pip.conf, in which nothing else may say where packages come from."""
+        url = f"{at.bucket}/config/pip/pip.conf"
+        what, hint = "pip.conf names the index", "whoever deploys needs storage.objects.create and .delete there"
+        there = self._read("storage", "objects", "describe", url)
+        text = self._said("storage", "cat", url).decode(errors="surrogateescape") if there is not None else ""
+        try:
+            conf = PipConf(text)
+            known = conf.names(index)
+            after, added = (0, "") if known else conf.line_for(index)
+        except ValueError as error:
+            raise DeployError(
+                f"{url} {error}, so this command leaves it alone. Change that; or, where the environment's own index "
+                f"has this version, and nobody else may publish {PACKAGE} there, deploy with --published"
+            ) from None
+        generation = there["generation"] if there is not None else 0
+        command = ["gcloud", "storage", "cp", "-", url, f"--if-generation-match={generation}"]
+        step = Step(
+            what, command, hint, done="it does" if known else "", given=conf.with_index(index) if not known else ""
+        )
+        if not text:
+            return step
+        cat = shlex.join(["gcloud", "storage", "cat", url])
+        script = f'{{ print }} NR == {after} {{ printf "%s", {json.dumps(added)} }}'
+        typed = f"{cat} | awk {shlex.quote(script)}" if after else f"{{ {cat}; printf %s {shlex.quote(added)}; }}"
+        return replace(step, typed=f"{typed} | {shlex.join(command)}", hidden=conf.hidden)
+
+    def _package(self, at: Environment) -> Step:
+        wanted = f"=={self._wheel.version if self._wheel else __version__}"
+        return Step(
             "the environment has the package (this takes minutes)",
             self._composer(at, "update", at.name, f"--update-pypi-package={PACKAGE}{wanted}"),
             "the environment goes on with the packages that it had; its build's log says what does not go together",
             done="it has this version" if at.packages.get(PACKAGE) == wanted else "",
         )
 
-    def _uploaded(self, wheel: str, where: Sequence[str]) -> str:
-        """Why the wheel need not be uploaded; a version can be uploaded once only."""
-        listed = [f"--repository={REPOSITORY}", f"--package={PACKAGE}", f"--version={__version__}", *where]
-        files = [file for file in self._read("artifacts", "files", "list", *listed) or () if ".whl" in file["name"]]
-        if not files or self._dry:
-            return "it is there, if it is the same" if files else ""
-        digest = hashlib.sha256((self._checkout / wheel).read_bytes())
-        same = {digest.hexdigest(), base64.b64encode(digest.digest()).decode()}
-        if any(each.get("value") in same for file in files for each in file.get("hashes", ())):
-            return "it is there"
-        raise DeployError(
-            f"{PACKAGE} {__version__} is in the repository with other content, and a version cannot be replaced: raise "
-            "__version__ in bqdispatch_provider/__init__.py"
-        )
-
-    def _pip_conf(self, at: Environment, index: str) -> Step:
-        """The environment's pip.conf, with the repository added to what stands there."""
-        url = f"{at.bucket}/config/pip/pip.conf"
-        there = self._read("storage", "objects", "describe", url)
-        conf = configparser.RawConfigParser()
-        if there is not None:
-            conf.read_string(self._said("storage", "cat", url))
-        if not conf.has_section("global"):
-            conf.add_section("global")
-        indexes = conf.get("global", "extra-index-url", fallback="").split()
-        known = index in [*indexes, conf.get("global", "index-url", fallback="")]
-        conf.set("global", "extra-index-url", "\n".join([*indexes, index]))
-        written = io.StringIO()
-        conf.write(written)
-        generation = there["generation"] if there is not None else 0
-        return Step(
-            "pip.conf names the repository",
-            ["gcloud", "storage", "cp", "-", url, f"--if-generation-match={generation}"],
-            "whoever deploys needs storage.objects.create and .delete on the environment's bucket",
-            done="it does" if known else "",
-            given=written.getvalue(),
-        )
-
     def _variables(self, config: DispatchConfig, at: Environment) -> Step:
         """Connection and slots, as environment variables: the same for every version, and no secret among them."""
+        name = self._setup.conn_variable
+        try:
+            connection = renewed(at.variables.get(name), self._connection)
+        except ValueError as error:
+            raise DeployError(
+                f"{name} {error}, so it cannot be told what in it has to stay: set it, by --update-env-variables, to "
+                '{"conn_type": "bqdispatch", "extra": {…}} with what has to stay (gcp_conn_id, impersonation_chain, '
+                "subscription, quota_project_id), and deploy again; where nothing has to, take it out by "
+                f"`{shlex.join(self._composer(at, 'update', at.name, f'--remove-env-variables={name}'))}`"
+            ) from None
         limits = dict(zip(self._setup.slots, (config.max_concurrent_sql, config.max_concurrent_jobs), strict=True))
-        connection = {"conn_type": "bqdispatch", "extra": self._connection}
-        wanted = {
-            self._setup.conn_variable: json.dumps(connection),
-            **{name: str(each) for name, each in limits.items() if each},
-        }
-        gone = [name for name, each in limits.items() if not each and name in at.variables]
-        changed = {name: value for name, value in wanted.items() if at.variables.get(name) != value}
-        mark = next(each for each in "|~#@!" if not any(each in value for value in wanted.values()))
-        pairs = mark.join(f"{name}={value}" for name, value in changed.items())
-        updates = [f"--update-env-variables=^{mark}^{pairs}"] if changed else []
-        updates += [f"--remove-env-variables={','.join(gone)}"] if gone else []
-        return Step(
+        wanted = {name: connection.value, **{slots: str(each) for slots, each in limits.items() if each}}
+        gone = [slots for slots, each in limits.items() if not each and slots in at.variables]
+        changed = {each: value for each, value in wanted.items() if at.variables.get(each) != value}
+        shown = connection.changes if name in changed else ()
+        secret = connection.hidden if name in changed else ()
+        notes = [f"{name}: {change}" for change in shown]
+        notes += [f"{name}: where it says … below, put in what is there before you type this"] if secret else []
+        notes += [
+            f"{each}: {at.variables[each]} becomes {changed.get(each, 'nothing')}"
+            for each in self._setup.slots
+            if each in at.variables and each in {*changed, *gone}
+        ]
+        step = Step(
             "connection and slots (this takes minutes)",
-            self._composer(at, "update", at.name, *updates),
+            self._updated(at, changed, gone),
             "only one update of an environment runs at a time: try again once it is RUNNING",
-            done="" if updates else "they are set",
+            done="" if changed or gone else "they are set",
+            notes=notes,
+            hidden=secret,
         )
+        if not secret:
+            return step
+        return replace(step, typed=shlex.join(self._updated(at, {**changed, name: connection.shown}, gone)))
+
+    def _updated(self, at: Environment, changed: Mapping[str, str], gone: Sequence[str]) -> list[str]:
+        pairs = [f"{name}={value}" for name, value in changed.items()]
+        updates = [f"--update-env-variables={_list_of(pairs)}"] if pairs else []
+        updates += [f"--remove-env-variables={','.join(gone)}"] if gone else []
+        return self._composer(at, "update", at.name, *updates)
 
     def _slots(self, at: Environment) -> Iterator[Step]:
         for name, pool in self._pools.items():
@@ -347,62 +473,94 @@ class Deployment:
             yield Step(f"pool {name}", command, "Airflow's own message above says what it did not take")
 
     def _dag(self, at: Environment) -> Step:
-        """The sample DAG's file, or one of a line for a set-up with a name."""
         hint = "whoever deploys needs roles/composer.user, and storage.objects.create on the environment's bucket"
-        if self._setup.name is None:
-            command = self._composer(at, "storage", "dags", "import", "--source=dags/bqdispatch.py")
-            return Step("the DAG", command, hint)
         url = f"{at.bucket}/dags/{self._setup.dag_id}.py"
-        return Step("the DAG", ["gcloud", "storage", "cp", "-", url], hint, given=self._setup.dag_file)
+        text = self._setup.dag_file
+        there = self._read("storage", "objects", "describe", url)
+        same = there is not None and self._said("storage", "cat", url).decode(errors="replace").strip() == text.strip()
+        done = "it is there" if same else ""
+        return Step("the DAG", ["gcloud", "storage", "cp", "-", url], hint, done, given=text)
 
     # commands
 
     def _composer(self, at: Environment, *arguments: str) -> list[str]:
-        where = [f"--location={at.location}", f"--project={at.project}"]
-        named = [f"--environment={at.name}"] if arguments[0] == "storage" else []
-        return ["gcloud", "composer", "environments", *arguments, *named, *where]
+        return [
+            "gcloud",
+            "composer",
+            "environments",
+            *arguments,
+            f"--location={at.location}",
+            f"--project={at.project}",
+        ]
 
     def _airflow(self, at: Environment, *arguments: str) -> list[str]:
         where = [f"--location={at.location}", f"--project={at.project}"]
         return ["gcloud", "composer", "environments", "run", at.name, *where, *arguments]
 
     def _read(self, *arguments: str) -> Any:
-        """What gcloud tells of something, ``None`` when there is no such thing."""
+        """Return what gcloud tells of something, ``None`` when there is no such thing."""
         ended = self._ask(*arguments, "--format=json")
-        if ended.returncode and _NOT_FOUND.search(ended.stderr):
+        said = _last_words(ended.returncode, ended.stderr)
+        if ended.returncode and _NOT_FOUND.search(said):
             return None
         if ended.returncode:
-            raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` failed: {_last_words(ended)}")
+            raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` failed: {said}")
         try:
             return json.loads(ended.stdout)
         except ValueError as error:
             raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` answered with no JSON: {error}") from error
 
-    def _said(self, *arguments: str) -> str:
+    def _said(self, *arguments: str) -> bytes:
         ended = self._ask(*arguments)
         if ended.returncode:
-            raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` failed: {_last_words(ended)}")
-        return ended.stdout.strip()
+            said = _last_words(ended.returncode, ended.stderr)
+            raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` failed: {said}")
+        return ended.stdout
 
-    def _ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _ask(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(  # noqa: S603  (no shell)
-            [self._gcloud, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            [self._programs["gcloud"], *arguments], stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
 
 
-def _program(name: str, how: str) -> str:
+def _wheel(given: str | None) -> Wheel:
+    if given is None:
+        if (built := Wheel.of_checkout()) is None:
+            raise DeployError(
+                f"this folder is no checkout of {PACKAGE}, where the wheel could be built: give --wheel, its path or "
+                "its URL with #sha256=…, or --published if the environment's own index has it"
+            )
+        return built
+    try:
+        return Wheel.of(given)
+    except ValueError as error:
+        raise DeployError(f"--wheel: {error}") from error
+
+
+def _program(name: str) -> str:
     beside = str(Path(sys.executable).parent)
     found = shutil.which(name) or shutil.which(name, path=beside)
     if found is None:
-        raise DeployError(f"there is no {name} here: {how}")
+        raise DeployError(f"there is no {name} here: {_PROGRAMS[name]}")
     return found
 
 
-def _bucket(url: str) -> str:
-    return url.removeprefix("gs://").partition("/")[0]
+def _binding(member: str, role: str, condition: Condition | None) -> list[str]:
+    limited = "None" if condition is None else _list_of([f"{key}={value}" for key, value in asdict(condition).items()])
+    return [f"--member={member}", f"--role={role}", f"--condition={limited}"]
 
 
-def _last_words(ended: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (ended.stderr or ended.stdout).splitlines() if line.strip()]
+def _list_of(items: Sequence[str]) -> str:
+    """Return a list as gcloud reads it, between delimiters that none of its items has (`gcloud topic escaping`)."""
+    marks = chain(["|"], (f"|{number}|" for number in count()))
+    mark = next(each for each in marks if each.join(items).split(each) == list(items))
+    return f"^{mark}^{mark.join(items)}"
+
+
+def _last_words(code: int, said: bytes, hidden: Iterable[str] = ()) -> str:
+    text = said.decode(errors="replace")
+    for each in sorted(hidden, key=len, reverse=True):
+        text = text.replace(each, "…")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
-    return " ".join(errors or lines[-3:])[:1000] or f"it said nothing, and ended with {ended.returncode}"
+    return " ".join(errors or lines[-3:])[:1000] or f"it said nothing, and ended with {code}"

@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 from bqdispatch_provider import compat
 from bqdispatch_provider.bucket_settings import BucketSettings, cannot_be_checked
 from bqdispatch_provider.config import FILE_ROOTS, ConfigError, DispatchConfig, read_json
+from bqdispatch_provider.connection import CONN_TYPE, FORMS, OTHERS, filled
 from bqdispatch_provider.emulators import BIGQUERY, PUBSUB, STORAGE, emulator
 from bqdispatch_provider.model import Only
 from bqdispatch_provider.names import TraceName, in_one_line
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
     from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.push import Subscription
-
-_FORMS = ("config", "config_url")
-_OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
-_OLDER = "extra__bqdispatch__"
-"""With this, forms of Airflow began the name of each field once, and connections may have it still."""
 
 _PLACEHOLDERS = {
     "config": '{"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
@@ -63,7 +59,7 @@ class BqDispatchHook(BaseHook):
 
     conn_name_attr = "bqdispatch_conn_id"
     default_conn_name = "bqdispatch_default"
-    conn_type = "bqdispatch"
+    conn_type = CONN_TYPE
     hook_name = "BqTail dispatch"
 
     def __init__(self, bqdispatch_conn_id: str = default_conn_name, **kwargs: Any) -> None:
@@ -82,9 +78,9 @@ class BqDispatchHook(BaseHook):
         :raises ConfigError: when the extra is none that can be used.
         """
         hook = cls(bqdispatch_conn_id)
-        hook._extra = _filled(await compat.extra_of(bqdispatch_conn_id))
+        hook._extra = filled(await compat.extra_of(bqdispatch_conn_id))
         if not hook._emulated:
-            hook._google_extra = _filled(await compat.extra_of(hook._gcp_conn_id))
+            hook._google_extra = filled(await compat.extra_of(hook._gcp_conn_id))
         return hook
 
     @classmethod
@@ -95,9 +91,9 @@ class BqDispatchHook(BaseHook):
         :raises AirflowNotFoundException: when there is none.
         """
         hook = cls(bqdispatch_conn_id)
-        hook._extra = _filled(compat.stored_extra(bqdispatch_conn_id))
+        hook._extra = filled(compat.stored_extra(bqdispatch_conn_id))
         if not hook._emulated:
-            hook._google_extra = _filled(compat.stored_extra(hook._gcp_conn_id))
+            hook._google_extra = filled(compat.stored_extra(hook._gcp_conn_id))
         return hook
 
     @classmethod
@@ -113,7 +109,7 @@ class BqDispatchHook(BaseHook):
         for conn_id in sorted(compat.connections_of(cls.conn_type) - {but}):
             try:
                 hook = cls(conn_id)
-                hook._extra = _filled(compat.stored_extra(conn_id))
+                hook._extra = filled(compat.stored_extra(conn_id))
                 if hook._form() == "config_url":  # which may need credentials
                     hook = cls.from_database(conn_id)
                 found[conn_id] = hook.get_config().async_task_url
@@ -125,7 +121,7 @@ class BqDispatchHook(BaseHook):
     def extra(self) -> Mapping[str, Any]:
         """The connection's extra, without what is empty."""
         if self._extra is None:
-            self._extra = _filled(self.get_connection(self.bqdispatch_conn_id).extra_dejson)
+            self._extra = filled(self.get_connection(self.bqdispatch_conn_id).extra_dejson)
         return self._extra
 
     def get_config(self, variables: Mapping[str, str] | None = None) -> DispatchConfig:
@@ -239,7 +235,7 @@ class BqDispatchHook(BaseHook):
     def _form(self) -> str:
         """Which form the configuration has: ``config``, ``config_url``, or ``keys``."""
         keys = self._keys()
-        forms = [form for form in _FORMS if form in self.extra] + (["keys"] if keys else [])
+        forms = [form for form in FORMS if form in self.extra] + (["keys"] if keys else [])
         if len(forms) == 1:
             return forms[0]
         found = [*(form for form in forms if form != "keys"), *(f"the key {key}" for key in sorted(keys))]
@@ -249,7 +245,7 @@ class BqDispatchHook(BaseHook):
         )
 
     def _keys(self) -> dict[str, Any]:
-        return {key: value for key, value in self.extra.items() if key not in (*_FORMS, *_OTHERS)}
+        return {key: value for key, value in self.extra.items() if key not in (*FORMS, *OTHERS)}
 
     def _object(self, key: str) -> Mapping[str, Any]:
         """An object of the extra, which a form can only give as a JSON string."""
@@ -309,12 +305,6 @@ def _form() -> dict[str, Any]:
     """The connection's form, as the provider's metadata has it for Airflow 3."""
     form: dict[str, Any] = get_provider_info()["connection-types"][0]
     return form
-
-
-def _filled(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """An extra without the fields that a form leaves empty; the older form of a field's name means the same."""
-    filled = {key: value for key, value in extra.items() if value not in (None, "")}
-    return {key.removeprefix(_OLDER): filled[key] for key in sorted(filled, key=lambda key: not key.startswith(_OLDER))}
 
 
 def _client_of(credentials: Any, project: str | None) -> Client:

@@ -92,8 +92,9 @@ class SetUp:
     @property
     def dag_file(self) -> str:
         """The text of a DAG file for this set-up."""
+        whose, name = (f"the set-up {self.name}", json.dumps(self.name)) if self.name else ("the dispatcher", "")
         return (
-            f'"""Airflow\'s DAG of the set-up {self.name}."""\n\n'
+            f'"""Airflow\'s DAG of {whose}."""\n\n'
             "from bqdispatch_provider.factory import dispatch_dag\n\n"
-            f"dag = dispatch_dag({json.dumps(self.name)})\n"
+            f"dag = dispatch_dag({name})\n"
         )

@@ -21,6 +21,7 @@ TRIALS = []
 def pytest_addoption(parser):
     parser.addoption("--trials", metavar="FILE", help="write the table of trials between its marks in a document")
     parser.addoption("--apples", metavar="FILE", help="the same for the table of one bad apple (tests/apples)")
+    parser.addoption("--deployments", metavar="FILE", help="the same for the table of tests/deploy/test_convergence.py")
 
 
 def pytest_sessionfinish(session):

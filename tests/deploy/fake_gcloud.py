@@ -1,18 +1,19 @@
-"""What `gcloud` and `uv` would do to a project, kept in one JSON file: answers and refusals as the real ones give them.
+"""What `gcloud`, `uv` and `make` would do to a project, kept in one JSON file: answers and refusals as the real ones'.
 
-Called by scripts of their names on PATH, which a test writes. Each call is appended to `calls`.
+Called by scripts of their names on PATH, which a test writes. Each call is appended to `calls`. Options are those that
+Google Cloud SDK 528 has; lists are split as its `arg_parsers` splits them.
 """
 
-import base64
-import hashlib
+import fcntl
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
-STATE = Path(os.environ["FAKE_GCLOUD"])
 PACKAGE = "airflow-provider-bqdispatch"
+PIP_CONF = "gs://europe-west1-ops-1234-bucket/config/pip/pip.conf"
+INDEX = "https://europe-west1-python.pkg.dev/acme-ops/bqdispatch-index/simple/"
 
 
 class Refused(Exception):
@@ -20,45 +21,102 @@ class Refused(Exception):
 
 
 def main():
-    state = json.loads(STATE.read_text())
     program, *words = sys.argv[1:]
-    given = "" if sys.stdin.isatty() else sys.stdin.read()
-    state["calls"].append([program, *words])
-    try:
-        for part, said in state["refuse"].items():
-            if part in " ".join(words):
-                raise Refused(said)
-        answer = (gcloud if program == "gcloud" else uv)(state, words, given)
-        code = 0
-    except Refused as error:
-        answer, code = None, 1
-        print(f"ERROR: (gcloud) {error}", file=sys.stderr)
-    STATE.write_text(json.dumps(state))
+    given = "" if sys.stdin.isatty() else sys.stdin.buffer.read().decode(errors="surrogateescape")
+    path = Path(os.environ["FAKE_GCLOUD"])
+    # The parts of a pipeline run at the same time.
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state = json.loads(path.read_text())
+        state["calls"].append([program, *words])
+        try:
+            for part, said in state["refuse"].items():
+                if part in " ".join(words):
+                    raise Refused(said)
+            answer = {"gcloud": gcloud, "uv": publish, "make": build}[program](state, words, given)
+            code = 0
+        except Refused as error:
+            answer, code = None, 1
+            print(f"ERROR: (gcloud) {error}", file=sys.stderr)
+        path.write_text(json.dumps(state))
     if answer is not None:
-        print(answer if isinstance(answer, str) else json.dumps(answer))
+        text = answer if isinstance(answer, str) else json.dumps(answer)
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
     sys.exit(code)
 
 
-def uv(state, words, given):
-    name = f"dist/{PACKAGE.replace('-', '_')}-{state['version']}-py3-none-any.whl"
-    if words[0] == "build":
-        Path("dist").mkdir(exist_ok=True)
-        Path(name).write_text(state["source"])
-    else:
-        assert os.environ["UV_PUBLISH_PASSWORD"] == "ya29.token"
-        assert state["repository"]
-        digest = base64.b64encode(hashlib.sha256(Path(words[-1]).read_bytes()).digest()).decode()
-        assert not state["files"], "a version is uploaded once only"
-        state["files"].append({"name": f"{name} in the repository", "hashes": [{"type": "SHA256", "value": digest}]})
+def wheel(version, source, name=PACKAGE):
+    """A wheel, the same bytes for the same source."""
+    import io
+    import zipfile  # a deployment makes forty calls, and most of them need none of this
+
+    folder = f"{PACKAGE.replace('-', '_')}-{version}.dist-info"
+    parts = {
+        "bqdispatch_provider/__init__.py": source,
+        f"{folder}/METADATA": f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n",
+        f"{folder}/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+        f"{folder}/RECORD": "",
+    }
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        for path, text in parts.items():
+            archive.writestr(zipfile.ZipInfo(path), text)
+    return written.getvalue()
+
+
+def build(state, words, given):
+    assert words[-2:] == ["dist", "DIST=dist"]
+    Path("dist").mkdir(exist_ok=True)
+    name = f"{PACKAGE.replace('-', '_')}-{state['version']}-py3-none-any.whl"
+    Path("dist", name).write_bytes(wheel(state["version"], state["source"]))
+
+
+def publish(state, words, given):
+    import base64
+    import hashlib
+
+    assert words[0] == "publish"
+    assert os.environ["UV_PUBLISH_PASSWORD"] == "ya29.token"
+    assert "bqdispatch" in state["repositories"]
+    path = Path(words[-1])
+    digest = base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode()
+    assert path.name not in {file["name"].rpartition("/")[2] for file in state["files"]}, "a file is uploaded once only"
+    state["files"].append(
+        {
+            "name": f"projects/acme-ops/locations/europe-west1/repositories/bqdispatch/files/{path.name}",
+            "hashes": [{"type": "SHA256", "value": digest}],
+            "version": path.name.split("-")[1],
+        }
+    )
 
 
 def gcloud(state, words, given):
-    options = dict(word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--"))
-    command = " ".join(word for word in words if not word.startswith("--"))
-    for pattern, act in COMMANDS.items():
+    options = dict(
+        word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--") and word != "--"
+    )
+    command = " ".join(word for word in words if word == "--" or not word.startswith("--"))
+    for pattern, (act, known) in COMMANDS.items():
         if match := re.fullmatch(pattern, command):
+            unknown = options.keys() - {*known.split(), "project", "format", "quiet"}
+            if unknown:
+                raise Refused(f"unrecognized arguments: {unknown}")
             return act(state, options, given, *match.groups())
     raise Refused(f"Invalid choice: {command!r}")
+
+
+def items(value):
+    """A list as gcloud's ArgList reads it."""
+    mark = ","
+    if value.startswith("^") and "^" in value[1:]:
+        mark, value = value[1:].split("^", 1)
+    return value.split(mark)
+
+
+def pairs(value):
+    """A dictionary as gcloud's ArgDict reads it."""
+    if bad := [item for item in items(value) if "=" not in item]:
+        raise Refused(f"argument: Bad syntax for dict arg: {bad}")
+    return dict(item.split("=", 1) for item in items(value))
 
 
 def describe(state, options, given, name):
@@ -82,89 +140,153 @@ def describe(state, options, given, name):
 def update(state, options, given, name):
     before = json.dumps([state["packages"], state["variables"]])
     if "update-pypi-package" in options:
-        assert PACKAGE in state["pip_conf"] or "bqdispatch/simple/" in state["pip_conf"]
         package, _, version = options["update-pypi-package"].partition("==")
+        state["installed"] = installed(state, version)
         state["packages"][package] = f"=={version}"
     if "update-env-variables" in options:
-        _, mark, pairs = options["update-env-variables"].split("^", 2)
-        state["variables"] |= dict(pair.split("=", 1) for pair in pairs.split(mark))
+        state["variables"] |= pairs(options["update-env-variables"])
     for each in filter(None, options.get("remove-env-variables", "").split(",")):
-        del state["variables"][each]
+        state["variables"].pop(each, None)
     if json.dumps([state["packages"], state["variables"]]) == before:
         raise Refused("INVALID_ARGUMENT: No change in configuration. Must specify a change.")
 
 
+def installed(state, version):
+    """Whose wheel pip installs: the best of all indexes, whichever has it; a virtual repository chooses by priority."""
+    from configparser import RawConfigParser
+
+    conf = RawConfigParser()
+    conf.read_string(state["objects"].get(PIP_CONF, {}).get("text", ""))
+    indexes = conf.get("global", "index-url", fallback="https://pypi.org/simple/").split()
+    indexes += conf.get("global", "extra-index-url", fallback="").split()
+    ours = ["ours"] * any(file["version"] == version for file in state["files"])
+    public = state["public"].get(version, [])
+    found = []
+    for index in indexes:
+        if index == INDEX:
+            policies = state["repositories"]["bqdispatch-index"]["virtualRepositoryConfig"]["upstreamPolicies"]
+            by = sorted(policies, key=lambda each: -each["priority"])
+            upstreams = [public if each["repository"].endswith("-pypi") else ours for each in by]
+            found += next(filter(None, upstreams), [])
+        else:
+            found += ours if "/bqdispatch/" in index else public
+    if not found:
+        raise Refused(f"FAILED_PRECONDITION: No matching distribution found for {PACKAGE}=={version}")
+    return "a stranger's" if "a stranger's" in found else found[0]  # whose build tag is higher
+
+
 def run(state, options, given, name, rest):
+    words = rest.split()
     if state["old"] and "airflow-3" in state["image"]:
-        raise Refused(
-            f'The subcommand "{rest.split()[0]}" is not supported for Composer environments with Airflow version 3.'
-        )
+        raise Refused(f'The subcommand "{words[0]}" is not supported for Composer environments with Airflow version 3.')
+    if words[:3] == ["pools", "set", "--"]:
+        state["pools"][words[3]] = int(words[4])
 
 
 def describe_role(state, options, given, role):
-    if role not in state["roles"]:
-        raise Refused(f"NOT_FOUND: The role named projects/{options['project']}/roles/{role} was not found.")
-    return state["roles"][role]
+    name = f"projects/{options['project']}/roles/{role}"
+    if name not in state["roles"]:
+        raise Refused(f"NOT_FOUND: The role named {name} was not found.")
+    return state["roles"][name]
 
 
 def create_role(state, options, given, verb, role):
-    if (verb == "create") == (role in state["roles"]):
+    name = f"projects/{options['project']}/roles/{role}"
+    if (verb == "create") == (name in state["roles"]):
         raise Refused(f"ALREADY_EXISTS: A role named {role} already exists, or does not.")
     if verb == "undelete":
-        del state["roles"][role]["deleted"]
+        del state["roles"][name]["deleted"]
     else:
-        permissions = re.findall(r"^ *- ([\w.]+)", Path(options["file"]).read_text(), re.MULTILINE)
-        state["roles"][role] = {"includedPermissions": permissions}
+        texts = {key: options[key] for key in ("title", "description", "stage")}
+        state["roles"][name] = {**texts, "includedPermissions": options["permissions"].split(",")}
 
 
-def bind(state, options, given, where):
-    binding = [where, options["member"], options["role"]]
-    if binding not in state["bindings"]:
+def policy(state, options, given, where):
+    found = [
+        {"role": role, "members": [member], **({"condition": condition} if condition else {})}
+        for place, member, role, condition in state["bindings"]
+        if place == where
+    ]
+    return {"bindings": found, "etag": "CAE="}
+
+
+def bind(state, options, given, verb, where):
+    limited = options.get("condition", "None")
+    binding = [where, options["member"], options["role"], None if limited == "None" else pairs(limited)]
+    if verb == "remove":
+        if binding not in state["bindings"]:
+            raise Refused("Policy bindings with the specified principal, role, and condition not found!")
+        state["bindings"].remove(binding)
+    elif binding not in state["bindings"]:
         state["bindings"].append(binding)
 
 
-def describe_repository(state, options, given):
-    if not state["repository"]:
+def describe_repository(state, options, given, name):
+    if name not in state["repositories"]:
         raise Refused("NOT_FOUND: Requested entity was not found.")
-    return {"format": "PYTHON"}
+    return state["repositories"][name]
 
 
-def create_repository(state, options, given):
-    assert not state["repository"]
-    state["repository"] = True
+def create_repository(state, options, given, verb, name):
+    known = state["repositories"]
+    if (verb == "create") == (name in known):
+        raise Refused("ALREADY_EXISTS: the repository already exists, or does not.")
+    if verb == "create":
+        mode = options.get("mode", "standard-repository").upper().replace("-", "_")
+        known[name] = {"format": options["repository-format"].upper(), "mode": mode}
+        if "remote-python-repo" in options:
+            public = {"publicRepository": options["remote-python-repo"]}
+            known[name]["remoteRepositoryConfig"] = {"pythonRepository": public}
+    if "upstream-policy-file" in options:
+        assert options["upstream-policy-file"] == "/dev/stdin"
+        policies = json.loads(given)
+        assert all(each["repository"].rpartition("/")[2] in known for each in policies)
+        known[name]["virtualRepositoryConfig"] = {"upstreamPolicies": policies}
 
 
 def describe_object(state, options, given, url):
-    if state["pip_conf"] is None:
+    if url not in state["objects"]:
         raise Refused(f"{url} not found: 404.")
-    return {"generation": "17"}
+    return {"generation": str(state["objects"][url]["generation"])}
 
 
 def copy(state, options, given, url):
-    if "/dags/" in url:
-        state["dag_files"][url] = given
-        return
-    assert options["if-generation-match"] == ("0" if state["pip_conf"] is None else "17")
-    state["pip_conf"] = given
+    generation = state["objects"].get(url, {}).get("generation", 0)
+    if options.get("if-generation-match", str(generation)) != str(generation):
+        raise Refused("HTTPError 412: At least one of the pre-conditions you specified did not hold.")
+    state["objects"][url] = {"text": given, "generation": generation + 1}
 
 
+BIND = "member role condition"
 COMMANDS = {
-    r"composer environments describe (\S+)": describe,
-    r"composer environments update (\S+)": update,
-    r"composer environments run (\S+) (.+)": run,
-    r"composer environments storage dags import": lambda *_: None,
-    r"iam roles describe (\S+)": describe_role,
-    r"iam roles (create|update|undelete) (\S+)": create_role,
-    r"storage buckets add-iam-policy-binding (\S+)": bind,
-    r"projects add-iam-policy-binding (\S+)": bind,
-    r"artifacts repositories add-iam-policy-binding (\S+)": bind,
-    r"artifacts repositories describe bqdispatch": describe_repository,
-    r"artifacts repositories create bqdispatch": create_repository,
-    r"artifacts files list": lambda state, *_: state["files"],
-    r"storage objects describe (\S+)": describe_object,
-    r"storage cat (\S+)": lambda state, *_: state["pip_conf"],
-    r"storage cp - (\S+)": copy,
-    r"auth print-access-token": lambda *_: "ya29.token",
+    r"composer environments describe (\S+)": (describe, "location"),
+    r"composer environments update (\S+)": (
+        update,
+        "location update-pypi-package update-env-variables remove-env-variables",
+    ),
+    r"composer environments run (\S+) (.+)": (run, "location"),
+    r"iam roles describe (\S+)": (describe_role, ""),
+    r"iam roles (create|update|undelete) (\S+)": (create_role, "title description permissions stage"),
+    r"storage buckets get-iam-policy (\S+)": (policy, ""),
+    r"storage buckets (add|remove)-iam-policy-binding (\S+)": (bind, BIND),
+    r"projects get-iam-policy (\S+)": (policy, ""),
+    r"projects (add|remove)-iam-policy-binding (\S+)": (bind, BIND),
+    r"artifacts repositories get-iam-policy (\S+)": (policy, "location"),
+    r"artifacts repositories (add|remove)-iam-policy-binding (\S+)": (bind, "location member role"),
+    r"artifacts repositories describe (\S+)": (describe_repository, "location"),
+    r"artifacts repositories (create|update) (\S+)": (
+        create_repository,
+        "location repository-format mode remote-python-repo upstream-policy-file",
+    ),
+    r"artifacts files list": (
+        lambda state, options, *_: [each for each in state["files"] if each["version"] == options["version"]],
+        "location repository package version",
+    ),
+    r"storage objects describe (\S+)": (describe_object, ""),
+    r"storage cat (\S+)": (lambda state, _, __, url: state["objects"][url]["text"], ""),
+    r"storage cp - (\S+)": (copy, "if-generation-match"),
+    r"auth print-access-token": (lambda *_: "ya29.token\n", ""),
 }
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The custom roles in deploy/roles are enough for all that a dispatcher does, and nothing in them is too much."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from google.api_core.exceptions import GoogleAPIError
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.quarantine import QuarantineStore
+from bqdispatch_provider.rights import rights_of
+from bqdispatch_provider.setups import SetUp
 from bqdispatch_provider.testing.standin_permissions import _ON_PROJECT, _STORAGE
 
 ROLES = Path(__file__).parents[2] / "deploy" / "roles"
@@ -63,6 +66,24 @@ def test_the_roles_are_enough_for_everything(world, bound):
     assert undecided.startswith("undecided/")
     assert window.endswith(".win")
     assert len(world.names(TRIGGER)) == 11
+
+
+BEGINNINGS = "~_2Bbeijprux"
+"""First characters of what a dispatcher would write at the top of a bucket, and of others."""
+
+
+def test_the_folders_that_conditions_name_are_enough_for_everything(world, bound):
+    """As with `--by-prefix`: nothing is read or written beside them."""
+    rights = rights_of(world.config().for_project("p"), SetUp(), by_prefix=True)
+    for grant in rights.grants:
+        if grant.condition:
+            start = f'startsWith\\("projects/_/buckets/{grant.bucket}/objects/(.*?)"\\)'
+            inside = {each[0] for each in re.findall(start, grant.condition.expression)}
+            assert inside
+            for prefix in {*BEGINNINGS} - inside:
+                for permission in ("get", "create", "delete"):
+                    world.control.refuse(f"storage.objects.{permission}", bucket=grant.bucket, prefix=prefix)
+    assert everything(world) == []
 
 
 @pytest.mark.parametrize(

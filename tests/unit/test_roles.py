@@ -6,6 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.rights import ROLES as DEPLOYED
+from bqdispatch_provider.rights import rights_of
+from bqdispatch_provider.setups import SetUp
+
 ROOT = Path(__file__).parents[2]
 ROLES = ROOT / "deploy" / "roles"
 NAMES = ["folders", "trigger", "jobs"]
@@ -72,3 +77,24 @@ def test_no_role_may_submit_a_job_or_change_what_was_delivered():
     everything = set().union(*map(granted, NAMES))
     assert not [each for each in everything if re.search(r"jobs\.(create|update|delete)|setIam|\.update$", each)]
     assert "storage.objects.delete" not in granted("trigger")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_deployed_is_the_file(name):
+    deployed, document = DEPLOYED[f"bqdispatch{name.capitalize()}"], role(name)
+    assert (deployed.title, deployed.description) == (document["title"], document["description"])
+    assert list(deployed.permissions) == document["includedPermissions"]
+    assert len(DEPLOYED) == len(NAMES)
+
+
+def test_the_condition_in_the_readme_is_the_one_that_is_deployed():
+    document = {
+        "ProjectID": "acme-ops",
+        "AsyncTaskURL": "gs://acme-ops/BqTail/Tasks",
+        "JournalURL": "gs://acme-ops/BqTail/Journal",
+        "ErrorURL": "gs://acme-errors/BqTail/Errors",
+    }
+    rights = rights_of(DispatchConfig.from_dict(document).for_project(None), SetUp(), by_prefix=True)
+    (condition,) = (each.condition for each in rights.grants if each.bucket == "acme-ops")
+    text = (ROLES / "README.md").read_text()
+    assert f"title={condition.title}|0|expression={condition.expression}'" in text

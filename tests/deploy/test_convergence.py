@@ -1,0 +1,137 @@
+"""Whoever deploys, and whatever was there: the first time brings it about, the second time changes nothing.
+
+`pytest tests/deploy/test_convergence.py --deployments deploy/composer/README.md` writes the table.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import terraform
+from clouds import README
+from marks import write
+
+CHANGED = {
+    "roles": "roles",
+    "bindings": "bindings",
+    "repositories": "repositories",
+    "files": "wheel",
+    "pip.conf": "pip.conf",
+    "packages": "package",
+    "variables": "variables",
+    "pools": "pools",
+    "DAG": "DAG",
+}
+
+
+MEANS = ("the command", "Terraform and the command")
+
+
+def edited(name, change):
+    def edit(cloud):
+        part = getattr(cloud, name)
+        change(part)
+        cloud.set(**{name: part})
+
+    return edit
+
+
+def no_index(cloud):
+    cloud.set_pip_conf("[global]\n")
+
+
+def another_index(cloud):
+    cloud.set_pip_conf("[global]\nindex-url = https://pypi.acme.example/simple/\n")
+
+
+ROLE = "projects/acme-ops/roles/bqdispatchFolders"
+BY_HAND = {
+    "a role's permissions were changed": edited(
+        "roles", lambda roles: roles[ROLE].update(includedPermissions=["a.b.c"])
+    ),
+    "a binding was removed": edited("bindings", lambda bindings: bindings.pop(0)),
+    "the index was taken out of pip.conf": no_index,
+    "pip.conf names another index": another_index,
+    "another version of the package was set": edited(
+        "packages", lambda packages: packages.update({"airflow-provider-bqdispatch": "==0.0.9"})
+    ),
+    "a limit's variable was changed": edited("variables", lambda known: known.update(BQDISPATCH_SQL_SLOTS="5")),
+    "the connection was taken out": edited("variables", lambda known: known.pop("AIRFLOW_CONN_BQDISPATCH_DEFAULT")),
+    "a pool was changed": edited("pools", lambda pools: pools.update(bqdispatch_sql=5)),
+}
+
+
+def parts(cloud):
+    """What a deployment changes, by part; who wrote an object how often does not matter."""
+    state = cloud.state()
+    texts = {url.rpartition("/")[2]: each["text"] for url, each in state["objects"].items()}
+    return {
+        **{name: json.dumps(state[name], sort_keys=True) for name in CHANGED if name in state},
+        "bindings": json.dumps(sorted(state["bindings"], key=json.dumps)),
+        "pip.conf": texts.get("pip.conf"),
+        "DAG": texts.get("bqdispatch.py"),
+    }
+
+
+def deployed_once(cloud, means, rights):
+    """What it changed, and how it ended."""
+    before = parts(cloud)
+    if means == "the command":
+        done = cloud.deploy()
+    else:
+        terraform.apply(cloud, rights)
+        done = cloud.deploy("--no-rights")
+    after = parts(cloud)
+    changed = ", ".join(word for name, word in CHANGED.items() if before[name] != after[name])
+    if done.returncode:
+        assert "pip.conf sets index-url" in done.stderr
+        assert not changed
+        return "refused", after
+    return "all" if len(changed.split(", ")) == len(CHANGED) else changed or "nothing", after
+
+
+@pytest.fixture(scope="session")
+def page(request):
+    given = request.config.getoption("--deployments")
+    return given and Path(given)
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+def test_the_first_time_brings_it_about_and_the_second_changes_nothing(cloud_project, tmp_path, page):
+    rights = terraform.rights(cloud_project, tmp_path / "terraform")
+    new = cloud_project.state()
+    rows, ends = {"new": {}}, {}
+    for means in MEANS:
+        cloud_project.set(**new)
+        first, _ = deployed_once(cloud_project, means, rights)
+        second, ends[means] = deployed_once(cloud_project, means, rights)
+        rows["new"][means] = (first, second, ends[means])
+        there = cloud_project.state()
+        for what, change in BY_HAND.items():
+            cloud_project.set(**there)
+            change(cloud_project)
+            first, _ = deployed_once(cloud_project, means, rights)
+            rows.setdefault(what, {})[means] = (first, *deployed_once(cloud_project, means, rights))
+        # What this one has left is where the other one begins.
+        cloud_project.set(**there)
+        (other,) = {*MEANS} - {means}
+        first, _ = deployed_once(cloud_project, other, rights)
+        rows.setdefault("the other has deployed", {})[other] = (first, *deployed_once(cloud_project, other, rights))
+    lines = ["| an environment | " + " | ".join(f"{means}: first, second" for means in MEANS) + " | the end |"]
+    lines.append("| --- |" + " --- |" * (len(MEANS) + 1))
+    wanted = ends["the command"]
+    for what, by in rows.items():
+        same = all(each[2] == wanted for each in by.values())
+        assert same or "another index" in what
+        assert all(each[1] in ("nothing", "refused") for each in by.values())
+        cells = [f"{by[means][0]}, {by[means][1]}" for means in MEANS]
+        lines.append(f"| {what} | {' | '.join(cells)} | {'the same' if same else 'as it was'} |")
+    table = "\n".join(lines)
+    if page:
+        write(page, "deployments", table)
+    else:
+        assert (
+            re.search(r"<!-- deployments -->\n(.*?)\n<!-- /deployments -->", README.read_text(), re.DOTALL)[1] == table
+        )
