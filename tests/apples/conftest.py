@@ -23,8 +23,8 @@ def hasty(world, monkeypatch):
         (jobs, "_TOO_MANY", Retry(jobs._TOO_MANY._predicate, initial=0.02, maximum=0.1, timeout=0.5)),
         (courtesy, "_FIRST", 0.01),
         (courtesy, "_LONGEST", 0.05),
-        (dispatcher, "AT_MOST", 3.0),
-        (moves, "AT_MOST", 3.0),
+        (dispatcher, "AT_MOST", 30.0),
+        (moves, "AT_MOST", 30.0),
     ):
         monkeypatch.setattr(module, name, value)
     return world
