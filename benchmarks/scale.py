@@ -11,7 +11,7 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -29,6 +29,7 @@ from bqdispatch_provider.dispatcher import _CLEAN_EVERY_S, _LESS, _PAGES_AT_ONCE
 from bqdispatch_provider.firings import _LIST_EVERY_S
 from bqdispatch_provider.intents import MOST
 from bqdispatch_provider.jobs import _MOST_CALLS
+from bqdispatch_provider.names import counted
 from bqdispatch_provider.planning import DUE_AFTER, KEEP_ENTRY
 from bqdispatch_provider.rhythm import LEAST
 from bqdispatch_provider.storage import BATCH_SIZE
@@ -44,14 +45,20 @@ START, LISTED, LOOKED_UP, MOVED, FIRED = 0.6, 16e-6, 24e-6, 90e-6, 170e-6
 BASE_MB, OBJECT_KB, JOB_KB = 66, 1.2, 0.45
 
 HOUR, DAY, WARM = 3600, 86_400, 900
-TIMEOUT, SENSOR, POKE = 300, 50, 5
-"""Seconds after which a run of the sample DAG, and its sensor, give up, and between two looks of the sensor."""
+MINUTE, LASTS, HAND_OVER = 60, 8, 1.7
+"""Seconds from one run of the sample DAG to the next, for how many more its tasks go on, and from then until those of
+the next run dispatch (docs/latency.md)."""
+LANES = (("query",), ("load", "copy", "window"))
+"""The kinds of events of each of its tasks."""
+BEHIND = 600
+"""Seconds for which an event waits where a dispatcher has fallen behind."""
 SHORTEST_LONGEST = {"load": (5, 60), "copy": (3, 15), "query": (5, 180)}
 JOBS = {
     kind: [low * (high / low) ** ((each + 0.5) / 8) for each in range(8)]
     for kind, (low, high) in SHORTEST_LONGEST.items()
 }
 """How many seconds jobs take, each of these as often as the others."""
+KINDS = ("window", *SHORTEST_LONGEST)
 BQTAIL = 2
 """Seconds until BqTail has consumed what was delivered, and written the next trace."""
 
@@ -65,11 +72,10 @@ class Setup:
     """A dispatcher, and what it has to do.
 
     :param tables: with batch windows of 60 to 90 s each, one load for each, and a copy or a query after it.
-    :param every: seconds from one run of the sample DAG to the next at least.
     :param back_to_back: a ``DispatchOperator`` on its own, cycle after cycle, instead of the sample DAG.
     :param minutes: ``TimeToLiveInMin`` of such an operator.
-    :param workers: tasks into which each lane's shares are spread.
     :param task: seconds until a task works.
+    :param gap: seconds from the end of a run's dispatching task until that of the next run works.
     :param page: seconds of a page of a list; ``batch``, of a batch.
     :param writes: that the trigger bucket, and that of the task folder, take a second.
     :param keep: seconds for which a fired window is kept: ``MaxTriggerDelayMs``.
@@ -77,11 +83,10 @@ class Setup:
     """
 
     tables: int
-    every: int = 60
     back_to_back: bool = False
     minutes: float = DispatchConfig.time_to_live_in_min
-    workers: int = 1
     task: float = TASK
+    gap: float = HAND_OVER
     page: float = REQUEST
     batch: float = REQUEST
     writes: int = 5000
@@ -114,6 +119,8 @@ class Folder:
         """Firings that the ledger is to forget."""
         self._begun = 0
         """Firings since the last look, whose loads the next one looks for."""
+        self._lanes = dict.fromkeys(LANES, 2 * setup.task - LASTS - setup.gap)
+        """Until when the dispatching tasks of the sample DAG are busy."""
         self._coming: Counter[tuple[int, str]] = Counter()
         self._order: list[tuple[int, str]] = []
         self._turn = 0
@@ -141,12 +148,18 @@ class Folder:
             heappush(self._order, (ready, kind))
         self._coming[ready, kind] += number
 
-    def ready(self, now: float) -> list[Events]:
+    def ready(self, now: float, kinds: Collection[str]) -> list[Events]:
         """Take what can be dispatched, oldest first."""
         taken: list[Events] = []
+        others: list[tuple[int, str]] = []
         while self._order and self._order[0][0] <= now:
             ready, kind = heappop(self._order)
-            taken.append((ready, kind, self._coming.pop((ready, kind))))
+            if kind in kinds:
+                taken.append((ready, kind, self._coming.pop((ready, kind))))
+            else:
+                others.append((ready, kind))
+        for other in others:
+            heappush(self._order, other)
         self.most = max(self.most, sum(number for _, _, number in taken))
         return taken
 
@@ -163,12 +176,15 @@ class Folder:
     @property
     def falls_behind(self) -> bool:
         """Whether an event waits that could have been dispatched long ago."""
-        return bool(self._order) and self.clock - self._order[0][0] > 2 * TIMEOUT
+        return bool(self._order) and self.clock - self._order[0][0] > BEHIND
 
-    def look(self, now: float, *, first: bool = True) -> tuple[list[Events], float]:
+    def look(
+        self, now: float, *, first: bool = True, kinds: Collection[str] = tuple(KINDS)
+    ) -> tuple[list[Events], float]:
         """Look at everything; gives what can be dispatched, and when that is known.
 
         :param first: whether this process knows nothing of fired windows yet.
+        :param kinds: of events that it dispatches.
         """
         setup, objects = self.setup, self.objects
         asked = cost.look(objects, self.traces, setup.projects)
@@ -195,21 +211,16 @@ class Folder:
         seconds += max(ceil(jobs / THREADS) * REQUEST, jobs / _MOST_CALLS if jobs > THREADS else 0)
         seconds += self.traces * LOOKED_UP
         self.looks.append(seconds)
-        return self.ready(now), now + seconds
+        return self.ready(now, kinds), now + seconds
 
-    def dispatch(
-        self, events: Sequence[Events], begin: float, until: float, beside: int = 1, *, first: bool = True
-    ) -> float:
-        """Dispatch in one process; gives when it is through. What cannot be begun in time waits.
-
-        :param beside: processes that share what the buckets take.
-        """
+    def dispatch(self, events: Sequence[Events], begin: float, until: float, *, first: bool = True) -> float:
+        """Dispatch in one process; gives when it is through. What cannot be begun in time waits."""
         setup = self.setup
         numbers = [number for _, _, number in events]
         windows = sum(number for _, kind, number in events if kind == "window")
         traces = sum(numbers) - windows
         batches = 3 * ceil(windows / BATCH_SIZE) + 2 * ceil(traces / BATCH_SIZE)
-        rate = min(DispatchConfig.max_writes_per_second, setup.writes / beside)
+        rate = min(DispatchConfig.max_writes_per_second, setup.writes)
         cpu = windows * FIRED + traces * MOVED
         seconds = max(ceil(batches / THREADS) * setup.batch, cpu, (2 * windows + traces) / rate)
         begun = begin + (4 + ceil(traces / ROUND) + ceil(windows / MOST / THREADS)) * REQUEST
@@ -250,7 +261,7 @@ class Folder:
 
     def run(self) -> Folder:
         """Let the time go by."""
-        step = self._operator_run if self.setup.back_to_back else self._dag_run
+        step = self._operator_run if self.setup.back_to_back else self._minute
         while self.clock < self.setup.end:
             self.clock = step(self.clock)
         return self
@@ -273,26 +284,21 @@ class Folder:
         self.cost += asked
         return now + seconds
 
-    def _dag_run(self, begin: float) -> float:
-        """One run of the sample DAG: the sensor, a task for each lane and worker, the report."""
-        workers, task, until = self.setup.workers, self.setup.task, begin + TIMEOUT
-        events, now = self.look(begin + task)
-        while not events and now < begin + task + SENSOR:
-            events, now = self.look(now + POKE, first=False)
-        in_lanes: dict[str, list[Events]] = {"window": [], "query": [], "load": []}
-        for event in events:
-            in_lanes["load" if event[1] == "copy" else event[1]].append(event)
-        lanes = [lane for lane in in_lanes.values() if lane]
-        ends = [now]
-        for lane in lanes:
-            for share in range(workers):
-                if mine := lane[share::workers]:
-                    ends.append(self.dispatch(mine, now + task, until, workers * len(lanes)))
-                    self.cost += cost.end(ceil(sum(number for _, kind, number in mine if kind != "window") / MOST))
-                    self.cpu += START
-        self.cost += cost.journal(len(ends) - 1)
-        self.cpu += 2 * START
-        return max(min(self._tidied(max(ends) + task), until), begin + self.setup.every)
+    def _minute(self, begin: float) -> float:
+        """A minute of the sample DAG: the sensor, two tasks that go on until those of the next run, the report."""
+        until = begin + MINUTE + LASTS
+        self.look(begin + self.setup.task, kinds=())
+        first = dict.fromkeys(LANES, True)
+        for lane, busy in self._lanes.items():
+            self._lanes[lane] = max(busy, begin + LASTS) + self.setup.gap
+        while (now := self._lanes[lane := min(self._lanes, key=lambda each: self._lanes[each])]) < until:
+            events, now = self.look(now, first=first[lane], kinds=lane)
+            now = self.dispatch(events, now, math.inf, first=first[lane])
+            self._lanes[lane], first[lane] = self._tidied(now) + LEAST, False
+        self.look(until, kinds=())
+        self.cost += cost.journal(len(LANES))
+        self.cpu += (len(LANES) + 2) * START
+        return begin + MINUTE
 
     def _operator_run(self, begin: float) -> float:
         """One run of a dispatching task on its own: cycles until its time to live is over."""
@@ -345,10 +351,9 @@ def figures(setup: Setup, dispatchers: int = 1) -> list[str]:
 
 HEAD = ["objects in a folder", "a look", "lag: half, 95 %, all", "events a day", "most at one time", "requests a day"]
 HEAD += ["billed, class A + B", "$ a day + what is kept", "memory", "CPU a day"]
-WORKERS = (1, 2, 4, 8)
+MANY = (1, 2, 4, 8)
 MODES = {
     "every minute": Setup(0),
-    "continuous": Setup(0, every=0),
     "back to back": Setup(0, back_to_back=True),
     "back to back, 30 min": Setup(0, back_to_back=True, minutes=30),
 }
@@ -363,13 +368,12 @@ def growth() -> Iterator[list[str]]:
 
 
 def shared() -> Iterator[list[str]]:
-    """The same work for more workers, or for more dispatchers."""
-    for times, dispatchers, workers in ((10, 1, 1), (10, 1, 8), (10, 2, 1), (10, 10, 1), (100, 1, 8), (100, 10, 1)):
-        yield [f"{1.4 * times:g} million", f"{dispatchers} x {workers}", *_of(times, dispatchers, workers=workers)]
-    yield ["140 million", "50 x 1", *_of(100, 50)]
-    yield ["140 million", "50 x 1, Kubernetes: 25 s until a task works", *_of(100, 50, task=25)]
-    yield ["140 million", "50 x 1, a page takes 150 ms, a batch 500 ms", *_of(100, 50, page=0.15, batch=0.5)]
-    yield ["140 million", "50 x 1, fired windows kept for 10 minutes", *_of(100, 50, keep=600)]
+    """The same work for more dispatchers."""
+    for times, dispatchers in ((10, 1), (10, 2), (10, 10), (100, 1), (100, 10), (100, 50)):
+        yield [f"{1.4 * times:g} million", f"{dispatchers}", *_of(times, dispatchers)]
+    yield ["140 million", "50, Kubernetes: 25 s until a task works", *_of(100, 50, task=25, gap=25)]
+    yield ["140 million", "50, a page takes 150 ms, a batch 500 ms", *_of(100, 50, page=0.15, batch=0.5)]
+    yield ["140 million", "50, fired windows kept for 10 minutes", *_of(100, 50, keep=600)]
 
 
 def _of(times: int, dispatchers: int, **more: Any) -> list[str]:
@@ -380,14 +384,15 @@ def outages() -> Iterator[list[str]]:
     """How long it takes until what had gathered in an hour is handed on."""
     for writes, batch in ((1000, REQUEST), (5000, REQUEST), (5000, 0.5), (20_000, 0.5)):
         setup = Setup(1000, writes=writes, batch=batch, outage=HOUR, hours=0)
-        after = [Folder(replace(setup, workers=workers)).run().caught_up for workers in WORKERS]
+        parts = [replace(setup, tables=setup.tables // many, writes=writes // many) for many in MANY]
+        after = [Folder(part).run().caught_up for part in parts]
         yield [f"{writes:,} writes a second, a batch takes {batch} s", *(f"{seconds:.0f} s" for seconds in after)]
 
 
 TABLES = {
     "growth": (["files a day", "runs", *HEAD], growth),
-    "shared": (["files a day", "dispatchers x workers", *HEAD], shared),
-    "outages": (["the buckets take", *(f"{number} a lane" for number in WORKERS)], outages),
+    "shared": (["files a day", "dispatchers", *HEAD], shared),
+    "outages": (["the buckets take", *(counted(number, "dispatcher") for number in MANY)], outages),
 }
 
 
