@@ -16,6 +16,7 @@ import psutil
 import pytest
 import requests
 from runs import UNBATCHED, states
+from slack import StandInSlack
 from statsd_listener import StatsdListener
 from world import TRIGGER, World
 
@@ -93,6 +94,17 @@ def bqtail(world):
     yield stand_in
     stopped.set()
     thread.join()
+
+
+@pytest.fixture
+def slack(live):
+    """A Slack to which the connection ``slack_ops`` leads."""
+    stand_in = StandInSlack()
+    connection = {"connection_id": "slack_ops", "conn_type": "slack", "password": "xoxb-live"}
+    live.post("connections", {**connection, "extra": json.dumps({"base_url": stand_in.url})})
+    yield stand_in
+    live.delete("connections/slack_ops")
+    stand_in.close()
 
 
 @pytest.fixture

@@ -1,17 +1,6 @@
 """The notifier in a real Airflow, where callbacks run in the task's own process."""
 
-import pytest
 from runs import has_ended, trigger
-from slack import StandInSlack
-
-
-@pytest.fixture
-def slack(live):
-    stand_in = StandInSlack()
-    connection = {"connection_id": "slack_ops", "conn_type": "slack", "password": "xoxb-live"}
-    live.post("connections", {**connection, "extra": f'{{"base_url": "{stand_in.url}"}}'})
-    yield stand_in
-    stand_in.close()
 
 
 def test_a_task_that_fails_tells_slack_why(live, slack, world, bqtail, unpaused, wait_until):

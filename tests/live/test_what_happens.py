@@ -5,7 +5,6 @@ import time
 
 import pytest
 from runs import asset_events, clear, has_ended, kill, logged, mark, returned, trigger
-from slack import StandInSlack
 from waiting import HELD_MS
 from world import JOURNAL, TRIGGER
 
@@ -151,16 +150,6 @@ def test_a_deferred_task_has_the_log_that_it_has_on_a_worker(live, world, unpaus
             world.delete(left)
     assert lines["worker"] == lines["triggerer"]
     assert len(lines["worker"]) >= 3
-
-
-@pytest.fixture
-def slack(live):
-    stand_in = StandInSlack()
-    connection = {"connection_id": "slack_ops", "conn_type": "slack", "password": "xoxb-live"}
-    live.post("connections", {**connection, "extra": json.dumps({"base_url": stand_in.url})})
-    yield stand_in
-    live.delete("connections/slack_ops")
-    stand_in.close()
 
 
 @pytest.mark.parametrize("dag_id", ["tells_of_success", "tells_of_a_skip"])
