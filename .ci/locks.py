@@ -13,7 +13,7 @@ HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
 
 
 def findings(text: str) -> list[str]:
-    """What is wrong with a lock file's text, one sentence each."""
+    """Name what is wrong with a lock file's text, one sentence each."""
     found: list[str] = []
     package, hashes = "", 1
     for line in [*(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), ""]:

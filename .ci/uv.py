@@ -24,7 +24,7 @@ NAMES = {
 
 
 def environment(listed: str) -> dict[str, str]:
-    """What uv's environment needs.
+    """Translate pip's settings into uv's environment.
 
     :param listed: the answer of ``pip config list``.
     """

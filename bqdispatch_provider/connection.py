@@ -1,4 +1,4 @@
-"""What the extra of a connection of type ``bqdispatch`` may hold, and how a deployment adds to one that is there."""
+"""The extra of a connection of type ``bqdispatch``: its keys, and how a deployment adds to one that is there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMS = ("config", "config_url")
 """The configuration: the document itself, or where it lies. Without either, the extra is the document."""
 
 OTHERS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
-"""What may stand beside the configuration."""
+"""Keys that may stand beside the configuration."""
 
 _OLDER = "extra__bqdispatch__"
 """With this, forms of Airflow began the name of each field once, and connections may have it still."""

@@ -696,7 +696,7 @@ class Dispatcher:
             projects = {self._project_of(event) for event in share.events}
             projects -= {project for project, of_queries in room if of_queries is is_sql}
             try:
-                taken, open_firings = self._taken(projects, share, report)
+                taken, open_firings = self._taken(projects, is_sql, limit, report)
             except STORAGE_ERRORS as error:
                 number = counted(len(share.events), "event")
                 said = f"the limits cannot be counted again, which holds up {number}: {in_words(error)}"
@@ -717,10 +717,13 @@ class Dispatcher:
             self._note_throttled(report, waiting)
             yield replace(share, events=tuple(fitting))
 
-    def _taken(self, projects: Collection[str], share: Share, report: Report) -> tuple[dict[str, int], set[Key]]:
+    def _taken(
+        self, projects: Collection[str], is_sql: bool, limit: int, report: Report
+    ) -> tuple[dict[str, int], set[Key]]:
         """How many places of a limit are taken in projects now, and the firings among them.
 
-        :param share: that is to be dispatched under the limit.
+        :param is_sql: whether it is the limit of query events, or that of all others.
+        :param limit: taken as a whole in a project whose jobs cannot be looked at.
         :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be read.
         """
         taken: dict[str, int] = {}
@@ -738,9 +741,8 @@ class Dispatcher:
             taken[project] = 0
         for project, error in refused.items():
             self._error(report, f"the jobs of project {project!r} cannot be looked at, so it waits: {error}")
-            taken[project] = limits(self.config)[share.lane]
+            taken[project] = limit
         listing = self.listing()
-        is_sql = share.lane is Lane.SQL
         running: set[JobKey] = set()
         seen: set[str] = set()
         for trace in listing.traces:

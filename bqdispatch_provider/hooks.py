@@ -272,7 +272,7 @@ class BqDispatchHook(BaseHook):
 
     @property
     def _emulated(self) -> bool:
-        """Whether stand-ins take the place of every service that the connection uses: then none needs credentials."""
+        """Tell whether stand-ins take the place of every service that is used: then none needs credentials."""
         used = (STORAGE, BIGQUERY, *((PUBSUB,) if "subscription" in self.extra else ()))
         return all(map(emulator, used))
 

@@ -138,10 +138,16 @@ def for_file(document: Mapping[str, Any], source: str, event_id: str) -> bytes:
     return json.dumps(changed, separators=(",", ":")).encode()
 
 
-def _document(content: bytes) -> dict[str, Any]:
-    document = json.loads(content)
-    assert isinstance(document, dict), "it has told of its event"  # noqa: S101
-    return document
+def document_of(content: bytes) -> dict[str, Any] | None:
+    """Read a window's content; ``None`` when it is no JSON object.
+
+    :param content: as it is stored.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def _event_id(key: Key) -> str:
@@ -383,9 +389,11 @@ class Evidence:
                         found.stale.append(key)
                     elif folder not in tried:  # of those that were, BqTail tells itself, and may load them once more
                         new[key] = file
+                body = None
                 if new and all(fate.loaded for fate in fates):
+                    body = document_of(self._ledger.body((window, max(known))))
+                if body is not None:
                     key = min(new)  # firing it lists the others, too
-                    body = _document(self._ledger.body((window, max(known))))
                     found.missed.append((window, for_file(body, new[key], _event_id(key))))
                 else:
                     found.findings += [

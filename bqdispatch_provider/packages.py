@@ -1,4 +1,4 @@
-"""What a deployment needs to know of Python packages: the wheel that it uploads, and an environment's pip.conf."""
+"""Python packages of a deployment: the wheel that it uploads, and an environment's pip.conf."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class PipConf:
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """What no message may show: lines, values, and the names and passwords in URLs."""
+        """Texts that no message may show: lines, values, and the names and passwords in URLs."""
         lines = [line.strip() for line in self._text.splitlines()]
         values = [word for value in self._settings.values() for word in value.split()]
         users = [user for value in values for user in _USER_INFO.findall(value)]

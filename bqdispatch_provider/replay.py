@@ -7,14 +7,13 @@ own was loaded it is fired for those that were not (docs/protocol.md, "Late even
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.late import Fate, folder_of, for_file
+from bqdispatch_provider.late import Fate, document_of, folder_of, for_file
 from bqdispatch_provider.model import REASON, REPLAYED, Key, StoredObject
 from bqdispatch_provider.names import UNDECIDED, WindowName
 from bqdispatch_provider.quarantine import Aside, QuarantineStore, ReplayError
@@ -92,7 +91,7 @@ class Decisions:
         """
         if aside.name.endswith(".win") and aside.there is not None:
             fates, _, _ = self._fates(aside.name, aside.url)
-            source = _source(_document(self._store.read(aside.url)))
+            source = _source(document_of(self._store.read(aside.url)))
             if any(source in fate.loaded for fate in fates):
                 raise ReplayError(f"{aside.url!r} stays, for {source!r} was loaded: delete it")
         return quarantine.put_back(aside)
@@ -138,7 +137,7 @@ class Decisions:
         new = sorted({folder for folder in named.values() if folder not in folders})
         is_folder = undecided.there.name.endswith(".loc")
         content = self._content(undecided, generations)
-        document = _document(content)
+        document = document_of(content)
         source = _source(document)
         if is_folder and not new:
             self._delete([*stale])
@@ -177,14 +176,6 @@ class Decisions:
                 raise ReplayError(
                     f"{self._store.task_url(key[0])!r} names a loaded folder and is not deleted: {result}"
                 )
-
-
-def _document(content: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _source(document: Mapping[str, Any] | None) -> str:

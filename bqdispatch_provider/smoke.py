@@ -218,7 +218,7 @@ class Smoke:
         return Check(what, url, Verdict.OK, f"the account may {', '.join(at.verbs)}")
 
     def _document(self, store: TaskStore) -> Iterator[Check]:
-        """Whether the account may replace its own configuration document: then so may whoever gets hold of it."""
+        """Check that the account may not replace its own configuration document: whoever gets hold of it could."""
         what, url = "configuration document", self._config.url or ""
         if not url.startswith("gs://"):
             return
@@ -321,7 +321,7 @@ class Smoke:
                 yield Check(f"{key} of both", where, Verdict.FAILED, said)
 
     def _alone(self) -> Iterator[Check]:
-        """Whether another set-up of this Airflow has the same task folder."""
+        """Check that no other set-up of this Airflow has the same task folder."""
         what, own = "other set-ups", self._config.async_task_url.rstrip("/")
         if self._others is None:
             return

@@ -11,7 +11,7 @@ from pathlib import Path
 from waiting import wait_until
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
-"""Where the newest one lies; ``None`` where there is none."""
+"""Folder of the newest one's programs; ``None`` where there is none."""
 
 
 @contextmanager

@@ -203,5 +203,13 @@ class World:
         self.control.advance(1)  # a name is changed once a second
         self.client.bucket(bucket).delete_blob(FOLDER + name if bucket == TASKS else name)
 
+    def consume(self):
+        """Take what was delivered, as BqTail does: until then it counts at the limits. Gives its names."""
+        delivered = self.names(TRIGGER)
+        self.control.advance(1)  # a name is changed once a second
+        for name in delivered:
+            self.client.bucket(TRIGGER).delete_blob(name)
+        return delivered
+
     def url_of(self, name):
         return f"gs://{TASKS}/{FOLDER}{name}"

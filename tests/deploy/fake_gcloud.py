@@ -1,4 +1,4 @@
-"""What `gcloud`, `uv` and `make` would do to a project, kept in one JSON file: answers and refusals as the real ones'.
+"""A project to `gcloud`, `uv` and `make`, kept in one JSON file: answers and refusals as the real ones'.
 
 Called by scripts of their names on PATH, which a test writes. Each call is appended to `calls`. Options are those that
 Google Cloud SDK 528 has; lists are split as its `arg_parsers` splits them.
@@ -157,7 +157,7 @@ def installed(state, version):
 
     conf = RawConfigParser()
     conf.read_string(state["objects"].get(PIP_CONF, {}).get("text", ""))
-    indexes = conf.get("global", "index-url", fallback="https://pypi.org/simple/").split()
+    indexes = conf.get("global", "index-url", fallback="https://public.example/simple/").split()
     indexes += conf.get("global", "extra-index-url", fallback="").split()
     ours = ["ours"] * any(file["version"] == version for file in state["files"])
     public = state["public"].get(version, [])

@@ -49,7 +49,7 @@ def evaluated(folder, names, rights=None, **given):
 
 
 def rights(cloud, folder, **given):
-    """What main.tf would grant: its program is called as it says, and its locals are worked out from the answer."""
+    """Work out what main.tf would grant: call its program as it says, and take its locals from the answer."""
     program = evaluated(folder, ["program"], **given)["program"]
     assert program[:3] == ["bqdispatch", "deploy", "rights"]
     done = cloud.command(*program[1:])

@@ -1,4 +1,4 @@
-"""What stands in the connection and is not the deployment's stays, and nothing secret is shown."""
+"""All that stands in the connection and is not the deployment's stays, and nothing secret is shown."""
 
 import json
 

@@ -64,7 +64,7 @@ BY_HAND = {
 
 
 def parts(cloud):
-    """What a deployment changes, by part; who wrote an object how often does not matter."""
+    """Return what a deployment changes, by part; who wrote an object how often does not matter."""
     state = cloud.state()
     texts = {url.rpartition("/")[2]: each["text"] for url, each in state["objects"].items()}
     return {
@@ -76,7 +76,7 @@ def parts(cloud):
 
 
 def deployed_once(cloud, means, rights):
-    """What it changed, and how it ended."""
+    """Deploy; gives what it changed, and how it ended."""
     before = parts(cloud)
     if means == "the command":
         done = cloud.deploy()

@@ -1,12 +1,10 @@
 """`bqdispatch deploy composer` outside a checkout, with a wheel that is given."""
 
 import hashlib
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from fake_gcloud import wheel
+from served import served
 
 NAME = "airflow_provider_bqdispatch-7.1.0-py3-none-any.whl"
 CONTENT = wheel("7.1.0", "somebody's build")
@@ -33,13 +31,8 @@ def path(tmp_path):
 @pytest.fixture
 def url(path):
     """The wheel, on a server."""
-    served = partial(SimpleHTTPRequestHandler, directory=path.parent)
-    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/{NAME}"
-        server.shutdown()
-        thread.join()
+    with served(path.parent) as files:
+        yield f"{files}/{NAME}"
 
 
 def refused(cloud, *options):

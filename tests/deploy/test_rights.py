@@ -1,4 +1,4 @@
-"""What the account is granted, by the command and by Terraform: the same, checked, and no more than is named."""
+"""The rights that the account is granted, by command and by Terraform: the same, checked, no more than is named."""
 
 import json
 import re
@@ -114,7 +114,7 @@ FOLDERS = {
 
 
 def allows(condition, name):
-    """Whether a condition holds for an object of a name, or for the bucket itself."""
+    """Tell whether a condition holds for an object of a name, or for the bucket itself."""
     bucket, _, path = name.removeprefix("gs://").partition("/")
     resource = f"projects/_/buckets/{bucket}" + (f"/objects/{path}" if path else "")
     kind = "Object" if path else "Bucket"

@@ -12,17 +12,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
-from runs import UNBATCHED, states
+from runs import UNBATCHED, airflow_with, states
 from slack import StandInSlack
 from statsd_listener import StatsdListener
 from world import TRIGGER, World
 
-from bqdispatch_provider.pools import pools_of
 from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
-from bqdispatch_provider.testing.live import LiveAirflow
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 600
@@ -48,14 +45,6 @@ def live(cloud, statsd, tmp_path_factory):
     for file in (*samples, *Path(__file__).parent.glob("dags/*.py")):
         shutil.copy(file, dags)
     environment = {
-        "STORAGE_EMULATOR_HOST": cloud.url,
-        "BIGQUERY_EMULATOR_HOST": cloud.url,
-        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
-            {"conn_type": "bqdispatch", "extra": {"config": World.document(**SHORT)}}
-        ),
-        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
-            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-        ),
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
@@ -69,11 +58,8 @@ def live(cloud, statsd, tmp_path_factory):
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "5",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     }
-    with LiveAirflow(home / "airflow", dags, pools_of(World.config()), environment) as airflow:
+    with airflow_with(World.document(**SHORT), cloud.url, home / "airflow", dags, **environment) as airflow:
         yield airflow
-        started = set(airflow.processes())
-    assert started
-    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture

@@ -3,9 +3,37 @@
 import json
 import re
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import psutil
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.pools import pools_of
+from bqdispatch_provider.testing.live import LiveAirflow
+
+
+@contextmanager
+def airflow_with(document, url, home, dags, **environment):
+    """Run an Airflow whose connection has a configuration, against a stand-in; nothing of it is left.
+
+    :param document: the configuration.
+    :param url: of the stand-in.
+    """
+    settings = {
+        "STORAGE_EMULATOR_HOST": url,
+        "BIGQUERY_EMULATOR_HOST": url,
+        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps({"conn_type": "bqdispatch", "extra": {"config": document}}),
+        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
+            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
+        ),
+        **environment,
+    }
+    with LiveAirflow(home, dags, pools_of(DispatchConfig.from_dict(document)), settings) as airflow:
+        yield airflow
+        started = set(airflow.processes())
+    assert started
+    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
 
 UNBATCHED = ("ds.f", "ds.g")
 """Tables whose files BqTail loads one by one."""

@@ -32,8 +32,7 @@ def test_a_killed_triggerer_loses_and_doubles_nothing_and_the_document_is_comple
         document = world.document_at(f"gs://{JOURNAL}/{place}")
         assert set(document["Jobs"]) == {world.url_of(name) for name in names}
         assert document["Outcomes"]["dispatched"] == len(names)
-        for name in world.names(TRIGGER):
-            world.delete(name, TRIGGER)
+        world.consume()
 
 
 def test_an_event_starts_a_run_without_the_minute(live, world, wait_until, unpaused):
@@ -52,5 +51,4 @@ def test_an_event_starts_a_run_without_the_minute(live, world, wait_until, unpau
     with unpaused("bqdispatch_on_events"):
         wait_until(dispatched_on_event, "a run that an event has started has dispatched it")
         wait_until(lambda: not world.names(), "the last one is through, too")
-        for name in world.names(TRIGGER):
-            world.delete(name, TRIGGER)
+        world.consume()

@@ -134,8 +134,7 @@ def test_a_task_that_is_asked_to_end_finishes_what_it_has_begun_and_the_next_run
         rest = document_of(live, world, wait_until, trigger(live, "on_a_worker", "next"))
         assert rest == {world.url_of(name) for name in left}
         assert len(world.names(TRIGGER)) == len(names)
-        for name in world.names(TRIGGER):
-            world.delete(name, TRIGGER)
+        world.consume()
 
 
 def document_of(live, world, wait_until, run):

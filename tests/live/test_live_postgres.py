@@ -1,24 +1,20 @@
 """The sample DAG in an Airflow with PostgreSQL, as teams have it, where what writes at a time collides."""
 
 import itertools
-import json
 import os
 from pathlib import Path
 
-import psutil
 import pytest
 from postgres import BINARIES, postgres
+from runs import airflow_with
 from waiting import wait_until
 from world import TRIGGER, World
-
-from bqdispatch_provider.pools import pools_of
-from bqdispatch_provider.testing.live import LiveAirflow
 
 pytestmark = pytest.mark.skipif(BINARIES is None, reason="there is no PostgreSQL: apt-get install postgresql")
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = int(os.environ.get("BQDISPATCH_TABLES", "1"))
-"""How often there are new tables; `make soak` asks for more."""
+"""Number of times that there are new tables; `make soak` asks for more."""
 NEW, ACTIONS = 40, ("query", "load", "copy")
 """So many tables that Airflow does not know, and the jobs that have written each of them, in both lanes of traces."""
 UNWELL = ["failed", "up_for_retry", "upstream_failed"]
@@ -26,23 +22,11 @@ UNWELL = ["failed", "up_for_retry", "upstream_failed"]
 
 @pytest.fixture
 def live(world, tmp_path):
-    environment = {
-        "STORAGE_EMULATOR_HOST": world.url,
-        "BIGQUERY_EMULATOR_HOST": world.url,
-        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps(
-            {"conn_type": "bqdispatch", "extra": {"config": World.document(TimeToLiveInMin=0.2)}}
-        ),
-        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
-            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-        ),
-    }
-    with postgres() as url:
-        environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = url
-        with LiveAirflow(tmp_path / "airflow", ROOT / "dags", pools_of(World.config()), environment) as airflow:
+    document = World.document(TimeToLiveInMin=0.2)
+    with postgres() as database:
+        there = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database}
+        with airflow_with(document, world.url, tmp_path / "airflow", ROOT / "dags", **there) as airflow:
             yield airflow
-            started = set(airflow.processes())
-        assert started
-        assert not [each for each in started if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_each_of_forty_new_tables_has_its_events_and_no_task_fails(live, world):

@@ -7,14 +7,10 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
-import psutil
 import pytest
-from runs import listening
+from runs import airflow_with, listening
 from waiting import PATIENCE_S, wait_until
 from world import JOURNAL, TRIGGER
-
-from bqdispatch_provider.pools import pools_of
-from bqdispatch_provider.testing.live import LiveAirflow
 
 ROOT = Path(__file__).parents[2]
 SQL, JOBS = 5, 3
@@ -27,21 +23,9 @@ def document(world):
 
 @pytest.fixture
 def live(world, document, tmp_path):
-    environment = {
-        "STORAGE_EMULATOR_HOST": world.url,
-        "BIGQUERY_EMULATOR_HOST": world.url,
-        "AIRFLOW_CONN_BQDISPATCH_DEFAULT": json.dumps({"conn_type": "bqdispatch", "extra": {"config": document}}),
-        "AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT": json.dumps(
-            {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
-        ),
-        "BQDISPATCH_SQL_SLOTS": str(SQL),
-        "BQDISPATCH_JOBS_SLOTS": str(JOBS),
-    }
-    with LiveAirflow(tmp_path / "airflow", ROOT / "dags", pools_of(world.config(**document)), environment) as airflow:
+    slots = {"BQDISPATCH_SQL_SLOTS": str(SQL), "BQDISPATCH_JOBS_SLOTS": str(JOBS)}
+    with airflow_with(document, world.url, tmp_path / "airflow", ROOT / "dags", **slots) as airflow:
         yield airflow
-        started = set(airflow.processes())
-    assert started
-    assert not [process for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 def wait_for_runs(live, number, seen):
@@ -81,15 +65,6 @@ def check_pools(live, config):
     )
 
 
-def consume(world):
-    """Take what was delivered, as BqTail does: until then it counts at the limits."""
-    delivered = world.names(TRIGGER)
-    world.control.advance(1)  # a name takes one change a second
-    for path in delivered:
-        world.client.bucket(TRIGGER).blob(path).delete()
-    return delivered
-
-
 def test_every_minute_within_limits_and_pools(world, live, document, tmp_path):
     queries = world.traces(12, "query")
     world.traces(4, "load")
@@ -98,7 +73,7 @@ def test_every_minute_within_limits_and_pools(world, live, document, tmp_path):
     seen = {}
     wait_for_runs(live, 1, seen)
     assert listening(live) == {"127.0.0.1"}
-    consumed = consume(world)
+    consumed = world.consume()
     # On a slow machine the next run may be over by now, with nothing dispatched since all places were taken.
     number = len(live.get("dags/bqdispatch/dagRuns")["dag_runs"])
     wait_until(lambda: len([name for name in world.names(TRIGGER) if "_query--" in name]) >= SQL)

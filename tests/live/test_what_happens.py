@@ -1,4 +1,4 @@
-"""What happens when somebody meddles with a run of a real Airflow: the rows of docs/runs.md that need one."""
+"""Somebody meddles with a run of a real Airflow: the rows of docs/runs.md that need one."""
 
 import json
 import time
@@ -25,11 +25,6 @@ def document_of(world, live, run, task_id):
     return world.document_at(returned(live, run, task_id)["document"])
 
 
-def consume(world):
-    for name in world.names(TRIGGER):
-        world.delete(name, TRIGGER)
-
-
 def test_a_lone_task_that_is_cleared_emits_nothing_again_and_its_document_is_added_to(live, world, unpaused, ended):
     first = world.trace(dest="ds.first")
     with unpaused("dispatch_tables"):
@@ -41,7 +36,7 @@ def test_a_lone_task_that_is_cleared_emits_nothing_again_and_its_document_is_add
         second = world.trace(dest="ds.second")
         clear(live, run, "dispatch")
         ended("dispatch_tables", run=run)
-        consume(world)
+        world.consume()
     assert asset_events(live, run) == ["first", "second"]
     document = document_of(world, live, run, "dispatch")
     assert set(document["Jobs"]) == {world.url_of(first), world.url_of(second)}
@@ -57,7 +52,7 @@ def test_a_run_that_is_cleared_adds_to_its_document_and_emits_what_is_new(live, 
         assert asset_events(live, run) == ["a", "b"]
         clear(live, run, "report")
         ended("by_hand", run=run)
-        consume(world)
+        world.consume()
     assert asset_events(live, run) == ["a", "b"]
     document = document_of(world, live, run, "report")
     assert set(document["Jobs"]) == {world.url_of(name) for name in traces}
@@ -85,7 +80,7 @@ def test_a_task_that_is_marked_while_it_runs_finishes_what_it_has_begun_and_the_
         following = ended("on_a_worker", f"after-{state}")
         assert set(document_of(world, live, following, "dispatch")["Jobs"]) == {world.url_of(name) for name in left}
         assert len(world.names(TRIGGER)) == len(names)
-        consume(world)
+        world.consume()
 
 
 def test_a_run_that_is_deleted_and_started_again_adds_to_its_document(live, world, unpaused, ended):
@@ -95,7 +90,7 @@ def test_a_run_that_is_deleted_and_started_again_adds_to_its_document(live, worl
         live.delete(run)
         traces.append(world.trace(dest="ds.b"))
         ended("by_hand", "deleted")
-        consume(world)
+        world.consume()
     assert asset_events(live, run) == ["a", "b"]
     assert set(document_of(world, live, run, "report")["Jobs"]) == {world.url_of(name) for name in traces}
 
@@ -123,7 +118,7 @@ def test_a_connection_that_is_changed_holds_for_the_next_task(live, world, unpau
         names[1] = world.trace()
         live.patch("connections/changing", connection("after"))
         after = ended("changing", "after")
-        consume(world)
+        world.consume()
     for run, journal, name in ((before, "before", names[0]), (after, "after", names[1])):
         url = returned(live, run, "dispatch")["document"]
         assert url.startswith(f"gs://{JOURNAL}/{journal}/")
@@ -138,7 +133,7 @@ def test_a_deferred_task_has_the_log_that_it_has_on_a_worker(live, world, unpaus
             world.control.add_fault(call, "status", status=403, name=f"*{bad}")
         with unpaused(f"logs_on_{where}"):
             run = ended(f"logs_on_{where}")
-            consume(world)
+            world.consume()
         own = ("bqdispatch_provider.operators", "bqdispatch_provider.triggers")
         lines[where] = sorted(
             "".join(each for each in event if not each.isdigit())

@@ -1,4 +1,4 @@
-"""What `make` installs is what was locked: each package by its hash, from no index that a file names."""
+"""Packages that `make` installs are those that were locked: each by its hash, from no index that a file names."""
 
 import runpy
 from pathlib import Path

@@ -4,13 +4,11 @@ import os
 import runpy
 import subprocess
 import sys
-import threading
 import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from served import served
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / ".ci" / "uv.py"
@@ -26,13 +24,8 @@ def index(tmp_path):
         wheel.writestr("only_here-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: only-here\nVersion: 1.0\n")
         wheel.writestr("only_here-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("only_here-1.0.dist-info/RECORD", "")
-    served = partial(SimpleHTTPRequestHandler, directory=folder.parent)
-    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with served(folder.parent) as packages:
+        yield packages
 
 
 @pytest.mark.parametrize("setting", ["index-url", "extra-index-url"])

@@ -10,7 +10,7 @@ SERVICES = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"
 
 
 def mounts(service):
-    """What a service mounts: (source, target, whether it may write)."""
+    """List what a service mounts: (source, target, whether it may write)."""
     for each in SERVICES[service].get("volumes", ()):
         if isinstance(each, str):
             source, target, *mode = each.split(":")
@@ -24,7 +24,7 @@ def environment(service):
 
 
 def default(value):
-    """What stands for ``${VARIABLE:-default}`` where the variable is not set."""
+    """Return what stands for ``${VARIABLE:-default}`` where the variable is not set."""
     return re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", value)
 
 
