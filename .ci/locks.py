@@ -1,6 +1,6 @@
 """Check that the lock files hold each package by its hash, and no index or address.
 
-An index that is told otherwise could give another file of the same version.
+Without the hash, an index could serve another file of the same version.
 """
 
 import re
@@ -13,7 +13,7 @@ HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
 
 
 def findings(text: str) -> list[str]:
-    """Name what is wrong with a lock file's text, one sentence each."""
+    """Return what is wrong with a lock file's text, one sentence each."""
     found: list[str] = []
     package, hashes = "", 1
     for line in [*(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), ""]:
@@ -29,9 +29,9 @@ def findings(text: str) -> list[str]:
 
 
 def block(package: str, version: str) -> str:
-    """Return a package of one version as a lock file has it.
+    """Return the lines of a package of one version in a lock file, with its hashes.
 
-    :raises LookupError: when none has it.
+    :raises LookupError: when no lock file has it.
     """
     named = rf"^{re.escape(package)}=={re.escape(version)}"
     wanted = re.compile(named + r"( ;[^\\\n]*)? \\\n(    --hash=.*\n)+", re.MULTILINE)

@@ -1,7 +1,7 @@
-"""Run uv with what pip is told of indexes, certificates and proxies, by pip.conf or its environment.
+"""Run uv with pip's settings for indexes, certificates and proxies, from pip.conf or the environment.
 
-Behind a company's mirror there is no other index, and the company's certificate is one of the system's. What uv is told
-itself (``UV_…``) counts more.
+Behind a company's mirror there is no other index, and the company's certificate is one of the system's. Settings for uv
+itself (``UV_…``) override them.
 """
 
 import ast
@@ -26,7 +26,7 @@ NAMES = {
 def environment(listed: str) -> dict[str, str]:
     """Translate pip's settings into uv's environment.
 
-    :param listed: the answer of ``pip config list``.
+    :param listed: output of ``pip config list``.
     """
     settings: dict[str, str] = {}
     for section in ("global", "install", ":env:"):  # the last one counts
@@ -43,7 +43,11 @@ def environment(listed: str) -> dict[str, str]:
 
 
 def main(arguments: list[str], known: Mapping[str, str]) -> None:
-    """Take uv's place, with its arguments."""
+    """Replace this process by uv.
+
+    :param arguments: of uv.
+    :param known: the environment, whose ``UV_…`` override pip's settings.
+    """
     config = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(config, capture_output=True, text=True, check=True).stdout
     uv = str(Path(sys.executable).with_name("uv"))

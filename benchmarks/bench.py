@@ -1,9 +1,9 @@
-"""How long a dispatcher takes, beside its peers: ``make bench``, or ``python benchmarks/bench.py [workload …]``.
+"""Measure how long a dispatcher and its peers take: ``make bench``, or ``python benchmarks/bench.py [workload …]``.
 
 Each figure is the median of several runs, with the lowest and the highest; a run is a process of its own, measured from
 its start to its end. Everything goes to a stand-in Google Cloud in another process, which answers each request 0 or 30
 ms late, and lets a name be changed once a second: without that limit each run is made once more, for comparison.
-``--write`` puts the table into ``README.md`` beside this file, and its figures into the project's.
+``--write`` puts the table into ``README.md`` beside this file, and its figures into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ KINDS = {
 
 @dataclass
 class Run:
-    """What one process took."""
+    """Time, memory and requests of one process."""
 
     seconds: float
     cpu: float
@@ -69,7 +69,7 @@ class Run:
 
 @dataclass
 class Row:
-    """A line of the table: several runs of the same."""
+    """A row of the table: several runs of the same."""
 
     title: str
     latency: int
@@ -77,28 +77,28 @@ class Row:
     listed: int
     runs: list[Run] = field(default_factory=list)
     unlimited: list[Run] = field(default_factory=list)
-    """The same where a name may be changed as often as one likes, in turn with the others."""
+    """Runs without the limit on changes of a name, in turn with the others."""
 
     @property
     def limit(self) -> str:
-        """Return how many times as long it takes for the limit of one change a second and name."""
+        """Return how many times as long it takes because of the limit of one change a second for each name."""
         if not self.unlimited:
             return ""
         return f"{self.spread('seconds')[1] / statistics.median(run.seconds for run in self.unlimited):.2f}"
 
     def spread(self, figure: str) -> tuple[float, float, float]:
-        """Lowest, median and highest."""
+        """Return the lowest, the median and the highest of a figure."""
         values = [getattr(run, figure) for run in self.runs]
         return min(values), statistics.median(values), max(values)
 
     @property
     def requests(self) -> int:
-        """The most that a run made."""
+        """Return the number of requests of the run that made the most."""
         return max(sum(run.requests.values()) for run in self.runs)
 
     @property
     def kinds(self) -> str:
-        """The requests of the last run by kind."""
+        """Return the requests of the last run by kind, in words."""
         words: dict[str, int] = {}
         for method, number in self.runs[-1].requests.items():
             word = KINDS.get(method, "single calls")
@@ -106,7 +106,7 @@ class Row:
         return ", ".join(f"{number} {word}" for word, number in sorted(words.items(), key=lambda each: -each[1]))
 
     def cells(self) -> list[str]:
-        """As the table has them."""
+        """Return the cells of the table."""
         low, middle, high = self.spread("seconds")
         cpu = self.spread("cpu")[1]
         each = f" ({1000 * cpu / self.listed:.2f} ms an object)" if self.listed else ""
@@ -135,9 +135,10 @@ HEAD = [
 
 
 def run(command: Sequence[str | Path], url: str, control: StandInControl, *, exits: int = 0) -> Run:
-    """One process, from its start to its end.
+    """Run a process, and measure it from its start to its end.
 
-    :param exits: the exit code that is expected.
+    :param exits: the expected exit code.
+    :raises RuntimeError: when it exits with another one.
     """
     environment = {**os.environ, "STORAGE_EMULATOR_HOST": url, "BIGQUERY_EMULATOR_HOST": url}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled, and so is this one by now
@@ -164,9 +165,9 @@ def run(command: Sequence[str | Path], url: str, control: StandInControl, *, exi
 
 
 def peak(pid: int) -> int:
-    """The most memory that a process itself has had, in KiB; 0 once it has ended.
+    """Return the peak memory of a process in KiB; 0 once it has ended.
 
-    What ``wait4`` tells includes the process that it was forked from.
+    The figure of ``wait4`` would include the process that it was forked from.
     """
     with suppress(OSError, StopIteration):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -175,7 +176,7 @@ def peak(pid: int) -> int:
 
 
 def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
-    """Our dispatcher at one workload."""
+    """Measure our dispatcher at one workload."""
     row = Row(work.title, latency, work.target, work.listed)
     command: list[str | Path] = [BIN / "bqdispatch", "run", "--once", "--config", config]
     if name == "idle":  # a run writes performance.json besides
@@ -197,7 +198,7 @@ def measure(name: str, work: Workload, config: Path, latency: int) -> Row:
 
 
 def measure_peer(name: str, latency: int) -> Row:
-    """A peer at finished traces; its time is without its imports."""
+    """Measure a peer at finished traces; its time does not count its imports."""
     work = Workload(f"peer: {PEERS[name]}, {PEER_TRACES} finished traces", PEER_TRACES, PEER_TRACES, traces(1), "")
     row = Row(work.title, latency, "", PEER_TRACES)
     with stand_in() as (url, control):
@@ -213,7 +214,7 @@ def measure_peer(name: str, latency: int) -> Row:
 
 
 def ratios(rows: Sequence[Row]) -> list[str]:
-    """How much longer a trace takes the peers than the first row, which is ours, at the same latency."""
+    """Return how much longer a trace takes the peers than us at the same latency, a sentence each."""
     ours = {
         row.latency: row.spread("seconds")[1] / row.listed for row in rows if row.title == WORKLOADS["finished"].title
     }
@@ -226,7 +227,7 @@ def ratios(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For a terminal."""
+    """Return the table for a terminal."""
     shown = Table(*HEAD)
     for row in rows:
         shown.add_row(*row.cells())
@@ -234,15 +235,15 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def as_markdown(rows: Sequence[Row], more: Sequence[str]) -> str:
-    """For a page."""
+    """Return the table for a page, with further figures and the machine."""
     lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}"]
     lines += [f"| {' | '.join(row.cells())} |" for row in rows]
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return "\n".join([*lines, "", *(f"- {each}" for each in more), "", f"{datetime.now(UTC):%Y-%m-%d}, {machine}."])
 
 
-def in_short(rows: Sequence[Row], more: Sequence[str]) -> str:
-    """For the project's page: medians at 30 ms a request."""
+def summary_table(rows: Sequence[Row], more: Sequence[str]) -> str:
+    """Return the table for the project's page: medians at 30 ms a request."""
     lines = ["| work | from start to end | requests |", "| --- | --- | --- |"]
     for row in rows:
         if row.latency and not row.title.startswith("peer"):
@@ -251,14 +252,14 @@ def in_short(rows: Sequence[Row], more: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and perhaps write."""
+    """Measure, print, and with ``--write`` write the pages."""
     parser = argparse.ArgumentParser(description="Measure how long a dispatcher takes.")
     known = [*WORKLOADS, *PEERS, "start"]
     parser.add_argument("names", nargs="*", metavar="workload", help=f"of {', '.join(known)}; by default all")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/README.md")
     options = parser.parse_args()
     if unknown := set(options.names) - set(known):
-        parser.error(f"there is no {', '.join(sorted(unknown))}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     names = options.names or known
     compileall.compile_dir(HERE.parent / "bqdispatch_provider", quiet=2)
     console, notes = Console(width=None if sys.stdout.isatty() else 200), Console(stderr=True)
@@ -284,7 +285,7 @@ def main() -> None:
         console.print(each, highlight=False)
     if options.write:
         write(HERE / "README.md", "bench", as_markdown(rows, more))
-        write(HERE.parent / "README.md", "bench", in_short(rows, more))
+        write(HERE.parent / "docs" / "performance.md", "bench", summary_table(rows, more))
 
 
 if __name__ == "__main__":

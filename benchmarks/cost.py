@@ -1,4 +1,4 @@
-"""What a cycle costs: its requests, and the calls in them, as the dispatcher makes them. Counted, nothing is sent.
+"""Count what a cycle costs: its requests, and the calls in them, as the dispatcher makes them. Nothing is sent.
 
 ``tests/dispatch/test_scale.py`` holds these against what the dispatcher really asks for.
 """
@@ -9,10 +9,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import ceil
 
-from bqdispatch_provider.dispatcher import ROUND
-from bqdispatch_provider.intents import MOST
-from bqdispatch_provider.search import FEW, SLICE, SLICES
-from bqdispatch_provider.storage import _PAGE, BATCH_SIZE
+from bqdispatch_provider.cycle.dispatching import MAX_TRACES_PER_ROUND
+from bqdispatch_provider.delivery.own_intents import MAX_EVENTS_PER_INTENT
+from bqdispatch_provider.gcp.gcs_batch import BATCH_SIZE
+from bqdispatch_provider.gcp.job_search import MAX_LISTS, MAX_LOOKUPS_WITHOUT_LIST, TRACES_PER_LIST
+from bqdispatch_provider.gcp.storage_calls import PAGE_SIZE
 
 A, B = 0.005 / 1000, 0.0004 / 1000
 """Dollars of an operation of either class (docs/scale.md says where from)."""
@@ -24,18 +25,18 @@ CLASS_B = ["storage.objects.get", "storage.buckets.testIamPermissions"]
 
 @dataclass
 class Cost:
-    """HTTP requests by method, and calls, of which a batch holds many; each of them is billed."""
+    """HTTP requests and calls, by method. A batch holds many calls, and each call is billed."""
 
     requests: Counter[str] = field(default_factory=Counter)
     calls: Counter[str] = field(default_factory=Counter)
 
     def add(self, method: str, number: int = 1) -> None:
-        """Requests of one call each."""
+        """Add requests of one call each."""
         self.requests[method] += number
         self.calls[method] += number
 
     def together(self, method: str, number: int) -> None:
-        """Calls in batches; one alone is sent as it is, and a copy then as a rewrite."""
+        """Add calls in batches. A single one is sent as it is, and a single copy as a rewrite."""
         whole, rest = divmod(number, BATCH_SIZE)
         if rest == 1:
             self.add("storage.objects.rewrite" if method == "storage.objects.copy" else method)
@@ -52,7 +53,7 @@ class Cost:
 
     @property
     def billed(self) -> tuple[int, int]:
-        """Operations of class A, and of class B."""
+        """Return the number of operations of class A, and of class B."""
         return sum(self.calls[each] for each in CLASS_A), sum(self.calls[each] for each in CLASS_B)
 
 
@@ -64,19 +65,19 @@ def look(
     Jobs whose traces are gone are left out: at BigQuery's 100,000 load jobs a day and project, those of the last
     minutes are less than a page.
 
-    :param minutes: of the ledger: those in which windows ended that are due, and of which nothing is known yet.
-    :param bodies: windows of which has to be read by which event their loads are known: each of them once.
-    :param limited: whether there is a limit, at which counts what BqTail has not consumed.
+    :param minutes: minutes of the ledger to list: those in which due windows ended that are not known yet.
+    :param bodies: windows to read, to learn by which event their loads are known: each window once.
+    :param limited: there is a limit, so what BqTail has not consumed counts and is listed.
     """
     cost = Cost()
-    cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)) + limited)
+    cost.add("storage.objects.list", max(1, ceil(objects / PAGE_SIZE)) + limited)
     cost.together("storage.objects.list", minutes)
     cost.add("storage.objects.get", bodies)
     each, more = divmod(traces, projects)
     for number, of_projects in ((each, projects - more), (each + 1, more)):
-        if number > FEW:
-            slices = min(SLICES, ceil(number / SLICE))
-            cost.add("bigquery.jobs.list", of_projects * slices * ceil(number / slices / _PAGE))
+        if number > MAX_LOOKUPS_WITHOUT_LIST:
+            slices = min(MAX_LISTS, ceil(number / TRACES_PER_LIST))
+            cost.add("bigquery.jobs.list", of_projects * slices * ceil(number / slices / PAGE_SIZE))
         else:
             cost.add("bigquery.jobs.get", of_projects * number)
     return cost
@@ -85,24 +86,25 @@ def look(
 def dispatch(traces: int, windows: int, *, first: bool = True, folders: int = 1, limited: bool = False) -> Cost:
     """Move traces and fire windows.
 
-    Completed intents are deleted a second later (:func:`tidy`), or noted by a process that ends before (:func:`end`).
+    Completed intents are deleted a second later (:func:`clean_up`), or marked by a process that ends before
+    (:func:`end`).
 
-    :param first: whether this process has not asked before what it may do.
-    :param folders: in which the traces lie: in each of them it is seen whether a delete works.
-    :param limited: whether windows have a limit, so that it is looked who else has written down that it fires some.
+    :param first: this process has not tested its permissions yet.
+    :param folders: number of folders with traces: in each one, the first delete is a test.
+    :param limited: windows have a limit, so the intents of other dispatchers are listed.
     """
     cost = Cost()
     if first and (traces or windows):
         cost.requests["storage.batch"] += 1
         cost.calls["storage.buckets.testIamPermissions"] += 2
         cost.together("storage.objects.delete", folders if traces else 0)
-    cost.add("storage.objects.insert", ceil(windows / MOST))
+    cost.add("storage.objects.insert", ceil(windows / MAX_EVENTS_PER_INTENT))
     cost.add("storage.objects.list", 1 if windows and limited else 0)
     for method in ("compose", "copy", "compose"):
         cost.together(f"storage.objects.{method}", windows)
-    for left in range(traces, 0, -ROUND):
-        moved = min(left, ROUND)
-        intents = ceil(moved / MOST)
+    for left in range(traces, 0, -MAX_TRACES_PER_ROUND):
+        moved = min(left, MAX_TRACES_PER_ROUND)
+        intents = ceil(moved / MAX_EVENTS_PER_INTENT)
         cost.add("storage.objects.insert", intents)
         cost.add("storage.objects.list")
         cost.together("storage.objects.copy", moved)
@@ -111,36 +113,60 @@ def dispatch(traces: int, windows: int, *, first: bool = True, folders: int = 1,
 
 
 def end(intents: int) -> Cost:
-    """End a process that has completed so many intents less than a second ago: each is noted, and deleted later on."""
+    """End a process.
+
+    :param intents: those that it completed less than a second ago: each is noted, and deleted later.
+    """
     cost = Cost()
     cost.add("storage.objects.insert", intents)
     return cost
 
 
-def tidy(stale: int) -> Cost:
+def clean_up(stale: int) -> Cost:
     """Delete windows and intents that were kept long enough."""
     cost = Cost()
     cost.together("storage.objects.delete", stale)
     return cost
 
 
-def clean_up(objects: int, firings: int) -> Cost:
-    """Forget so many firings that the ledger has remembered long enough, two entries each: once an hour.
+def delete_old_entries(objects: int, firings: int) -> Cost:
+    """Remove old firings from the ledger, once an hour.
 
-    :param objects: in the task folder, which is listed for it.
+    :param objects: objects in the task folder, which is listed.
+    :param firings: firings to remove, with two entries each.
     """
     cost = Cost()
     cost.add("storage.objects.get", 2)
-    cost.add("storage.objects.list", max(1, ceil(objects / _PAGE)) + ceil(2 * firings / _PAGE) + 1)
-    for left in range(firings, 0, -_PAGE // 2):
+    cost.add("storage.objects.list", max(1, ceil(objects / PAGE_SIZE)) + 1)
+    while firings:
+        more = firings > PAGE_SIZE // 2  # then the last firing of the page is left to the next one
+        deleted = PAGE_SIZE // 2 - 1 if more else firings
+        cost.add("storage.objects.list", more)
         for _ in ("claim", "fired"):
-            cost.together("storage.objects.delete", min(left, _PAGE // 2))
+            cost.together("storage.objects.delete", deleted)
+        firings -= deleted
     cost.add("storage.objects.insert")
     return cost
 
 
+def history(*, first: bool = False) -> Cost:
+    """Write the figures of a run into the history, and see whether old documents were looked for within an hour.
+
+    :param first: whether it is the first run of an hour: it finds no document, and looks for old ones.
+    """
+    cost = Cost()
+    cost.add("storage.objects.get", 2 if first else 3)
+    cost.add("storage.objects.insert", 2 if first else 1)
+    if first:
+        cost.add("storage.objects.list", 2)
+    return cost
+
+
 def journal(tasks: int) -> Cost:
-    """Read and write what the tasks of one DAG run leave for each other, of which so many dispatch something, once."""
+    """Read and write what the tasks of one DAG run leave for each other.
+
+    :param tasks: those that dispatch something, each once.
+    """
     cost = Cost()
     cost.add("storage.objects.list")
     cost.add("storage.objects.insert", 2 * tasks + 3)

@@ -25,8 +25,8 @@ from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 
 from bqdispatch_provider.names import TraceName
-from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandInControl
+from demo.live import LiveAirflow
 
 PAGE = Path(__file__).parents[1] / "docs" / "latency.md"
 EVENTS = 200
@@ -39,7 +39,7 @@ LIMIT = 1000
 """Of queries and of other jobs, never reached: with a limit, a run's tasks wait for those of the run before it."""
 TOPIC, SUBSCRIPTION = "projects/p/topics/jobs", "projects/p/subscriptions/jobs"
 ENDED = re.compile(r"Received executor event with state (success|failed) for task instance")
-"""What the scheduler logs once for each process that the executor has started for a task; deferring ends one, too."""
+"""The scheduler logs it once for each process that the executor has started for a task; deferring ends one, too."""
 
 DAGS = """# Airflow reads a file that has this word alone
 from bqdispatch_provider.factory import dispatch_dag
@@ -78,7 +78,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a way to run; seconds, process starts and CPU seconds."""
+    """Figures of a way to run.
+
+    :param latencies: seconds from the end of each job until its trace is delivered.
+    :param told: seconds from the end of each job until its asset event.
+    :param started: process starts in an idle minute.
+    :param cpu: CPU seconds in it.
+    """
 
     latencies: list[float]
     told: list[float]
@@ -87,7 +93,10 @@ class Measured:
 
 
 def feed(control: StandInControl, seconds: float) -> dict[str, float]:
-    """Write traces at random moments, each with a job that runs for a while; gives when each job ends, by name."""
+    """Write traces at random moments, each with a job that runs for a while.
+
+    :returns: the end of each job, by the trace's name.
+    """
     ends: dict[str, float] = {}
     began = time.monotonic()
     for at in sorted(random.uniform(0, seconds) for _ in range(EVENTS)):
@@ -104,7 +113,7 @@ def feed(control: StandInControl, seconds: float) -> dict[str, float]:
 
 
 def delivered(url: str) -> dict[str, float]:
-    """When each trace came into the trigger bucket, by its name in the task folder."""
+    """Return when each trace came into the trigger bucket, by its name in the task folder."""
     found: dict[str, float] = {}
     token = None
     while True:
@@ -119,7 +128,7 @@ def delivered(url: str) -> dict[str, float]:
 
 
 def cpu_seconds(live: LiveAirflow) -> float:
-    """What Airflow's processes have used, and those of their children that have ended."""
+    """Return the CPU seconds of Airflow's processes, and of their children that have ended."""
     total = 0.0
     for process in live.processes():
         try:
@@ -130,7 +139,7 @@ def cpu_seconds(live: LiveAirflow) -> float:
 
 
 def starts(live: LiveAirflow) -> int:
-    """How many processes the executor has started for tasks that have ended since."""
+    """Return how many processes the executor has started for tasks that have ended."""
     return len(ENDED.findall(live.log.read_text(errors="replace")))
 
 
@@ -158,7 +167,10 @@ def measure(live: LiveAirflow, url: str, control: StandInControl, way: Way) -> M
 
 
 def asset_events(live: LiveAirflow, way: Way, ends: Mapping[str, float]) -> list[float]:
-    """Wait for the asset events of a way's DAG; gives the seconds from each job's end."""
+    """Wait for the asset events of a way's DAG.
+
+    :returns: seconds from the end of each job.
+    """
     jobs = {TraceName.parse(name).job_id: end for name, end in ends.items()}
     told: dict[str, float] = {}
     until = time.monotonic() + LAST_EVENT_S
@@ -187,14 +199,14 @@ def wait_for_dags(live: LiveAirflow) -> None:
 
 
 def end_runs(live: LiveAirflow, dag: str) -> None:
-    """Nothing of a way is left when the next one begins."""
+    """End the runs of a way, so that nothing of it is left when the next one begins."""
     for run in live.get(f"dags/{dag}/dagRuns", state=["running", "queued"])["dag_runs"]:
         live.patch(f"dags/{dag}/dagRuns/{run['dag_run_id']}", {"state": "failed"})
     time.sleep(SETTLE_S)
 
 
 def row(way: Way, measured: Measured) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     if measured.latencies:
         cuts = statistics.quantiles(measured.latencies, n=100, method="inclusive")
         events = statistics.quantiles(measured.told, n=100, method="inclusive")
@@ -207,20 +219,20 @@ def row(way: Way, measured: Measured) -> str:
 
 
 def subscribe(url: str, control: StandInControl) -> None:
-    """Let the end of each job be told, as BigQuery's audit logs do."""
+    """Publish the end of each job, as BigQuery's audit logs do."""
     for path, body in ((TOPIC, {}), (SUBSCRIPTION, {"topic": TOPIC})):
         requests.put(f"{url}/v1/{path}", json=body, timeout=10).raise_for_status()
     control.set_log_sink(TOPIC)
 
 
 def main() -> None:
-    """Measure, print, and perhaps write."""
+    """Measure, print, and with ``--write`` write the page."""
     parser = argparse.ArgumentParser(description="Measure how soon an event is dispatched, and what idling costs.")
     parser.add_argument("ways", nargs="*", metavar="way", help=f"of {', '.join(WAYS)}; by default all")
     parser.add_argument("--write", action="store_true", help="put the table into docs/latency.md")
     options = parser.parse_args()
     if unknown := set(options.ways) - set(WAYS):
-        parser.error(f"there is no {', '.join(sorted(unknown))}")
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(WAYS)}")
     lines = [
         "| way to run | events | p50, s | p95, s | p99, s | asset event p50, s | p95, s "
         "| worker processes in an idle minute | CPU s in it |",
@@ -245,9 +257,7 @@ def main() -> None:
             lines.append(row(WAYS[name], measure(live, url, control, WAYS[name])))
             print(lines[-1], flush=True)
             if name == "minute" and starts(live) == before:
-                raise RuntimeError(
-                    f"no process was counted where there are some, so the log says it otherwise: {live.log}"
-                )
+                raise RuntimeError(f"no process was counted, so the log must have changed its words: {live.log}")
     if options.write:
         write(PAGE, "latency", "\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Tables in the documentation that a command writes: each stands between two marks."""
+"""Write tables into the documentation: each stands between two marks."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ def write(document: Path, name: str, content: str) -> None:
     """Replace what stands between the marks of a name.
 
     :param document: the page.
-    :param name: in the marks.
-    :param content: what is to stand there.
-    :raises SystemExit: when the page lacks the marks.
+    :param name: the name in the marks.
+    :param content: the new text.
+    :raises SystemExit: when the page has no such marks.
     """
     before, after = f"<!-- {name} -->", f"<!-- /{name} -->"
     page = document.read_text()

@@ -1,4 +1,4 @@
-"""How long the sample DAG takes to parse beside an empty one: ``python benchmarks/parse.py``, where Airflow is."""
+"""Measure how long the sample DAG and an empty one take to parse: ``python benchmarks/parse.py``, beside Airflow."""
 
 import json
 import statistics
@@ -24,7 +24,10 @@ print(json.dumps([time.perf_counter() - began, len(sys.modules)]))
 
 
 def parse(file: Path) -> tuple[float, int]:
-    """Seconds and modules of one parse, in a process of its own."""
+    """Parse a file in a process of its own.
+
+    :returns: seconds, and number of loaded modules.
+    """
     done = subprocess.run([sys.executable, "-c", PARSE, str(file)], capture_output=True, text=True, check=True)
     seconds, modules = json.loads(done.stdout.splitlines()[-1])
     return seconds, modules

@@ -1,6 +1,6 @@
-"""What anyone can do without this provider, on the same task folder: ``python benchmarks/peers.py loop|operators URL``.
+"""Move finished traces without this provider: ``python benchmarks/peers.py loop|operators URL``.
 
-Prints as JSON how many traces were moved, and the seconds that it took from the first list on, without imports.
+Prints as JSON how many traces were moved, and the seconds from the first list on, without imports.
 """
 
 import json
@@ -13,14 +13,14 @@ FOLDER, TRIGGER = "tasks/", "p_bqtail"
 
 
 def job_of(name: str) -> tuple[str, str, str]:
-    """Project, location and ID of a trace's job."""
+    """Return project, location and ID of a trace's job."""
     _, project, rest = name.removeprefix(FOLDER).split(":", 2)
     location, _, trace = rest.partition("/")
     return project, location, trace.replace(".", "_")
 
 
 def loop(url: str) -> Iterator[str]:
-    """The client libraries, one call after the other."""
+    """Call the client libraries, one call after the other."""
     from google.auth.credentials import AnonymousCredentials
     from google.cloud import bigquery, storage
 
@@ -37,7 +37,7 @@ def loop(url: str) -> Iterator[str]:
 
 
 def operators(url: str) -> Iterator[str]:
-    """Airflow's hook and operator for it, an operator for each trace."""
+    """Use Airflow's hook and operator, an operator for each trace."""
     connection = {"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True, "project": "p"}}
     os.environ["AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT"] = json.dumps(connection)
     from airflow.providers.google.cloud.hooks.bigquery import BigQueryHook

@@ -1,4 +1,4 @@
-"""What a DAG run takes in each of the two shapes that pools can have: ``python benchmarks/shapes.py``.
+"""Measure a DAG run in each of the two shapes that use pools: ``python benchmarks/shapes.py``.
 
 In either, the slots that are taken are the events in hand, five and three: a task for each lane that takes as many
 slots as it may have events, or a task with one slot for each event.
@@ -15,8 +15,8 @@ from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 
 from bqdispatch_provider.names import TraceName
-from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandInControl
+from demo.live import LiveAirflow
 
 RUNS = 10
 LIMITED = {**DOCUMENT, "MaxConcurrentSQL": 5, "MaxConcurrentJobs": 3}
@@ -48,7 +48,7 @@ NUMBERS = count(10**15)
 
 
 def fill(control: StandInControl) -> None:
-    """Five finished queries and three finished loads."""
+    """Write traces of five finished queries and three finished loads."""
     created = control.now() - 60
     names = [TraceName("p", "US", "ds.t", str(next(NUMBERS)), 1, a) for a in ("query",) * 5 + ("load",) * 3]
     control.seed_objects("ops", [{"name": f"tasks/{n.name}", "content": "{}", "timeCreated": created} for n in names])
@@ -58,7 +58,10 @@ def fill(control: StandInControl) -> None:
 
 
 def run(live: LiveAirflow, dag_id: str) -> tuple[float, int]:
-    """How many seconds a run takes, and how many tasks it has."""
+    """Run a DAG.
+
+    :returns: seconds, and number of tasks.
+    """
     path = f"dags/{dag_id}/dagRuns"
     path += f"/{live.post(path, {'logical_date': None})['dag_run_id']}"
     while (found := live.get(path))["state"] not in ("success", "failed"):

@@ -1,4 +1,4 @@
-"""What the benchmarks run in: a stand-in Google Cloud, and a real Airflow beside it."""
+"""Surroundings of the benchmarks: a stand-in Google Cloud, and a real Airflow beside it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bqdispatch_provider.commands.pools import expected_pools
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.pools import pools_of
-from bqdispatch_provider.testing.live import LiveAirflow
 from bqdispatch_provider.testing.standin import StandInControl
+from demo.live import LiveAirflow
 
 BIN = Path(sys.executable).parent
 
 
 @contextmanager
 def stand_in() -> Iterator[tuple[str, StandInControl]]:
-    """A stand-in Google Cloud in a process of its own, with the workloads' buckets: its address, and its control."""
+    """Run a stand-in Google Cloud in a process of its own, with the workloads' buckets.
+
+    :returns: its address, and its control.
+    """
     with subprocess.Popen([BIN / "bqdispatch-standin"], stdout=subprocess.PIPE, text=True) as process:
         try:
             url = (process.stdout.readline() if process.stdout else "").strip()
@@ -35,7 +38,7 @@ def stand_in() -> Iterator[tuple[str, StandInControl]]:
 
 @contextmanager
 def airflow(url: str, document: Mapping[str, Any], dags: Mapping[str, str], **more: str) -> Iterator[LiveAirflow]:
-    """A real Airflow that has parsed its DAGs.
+    """Run a real Airflow.
 
     :param url: of the stand-in.
     :param document: the configuration; its pools are made.
@@ -55,6 +58,6 @@ def airflow(url: str, document: Mapping[str, Any], dags: Mapping[str, str], **mo
         files.mkdir()
         for name, text in dags.items():
             (files / name).write_text(text)
-        pools = pools_of(DispatchConfig.from_dict(document))
+        pools = expected_pools(DispatchConfig.from_dict(document))
         with LiveAirflow(Path(folder, "airflow"), files, pools, environment) as live:
             yield live

@@ -1,4 +1,4 @@
-"""How much later a dispatching task in a real Airflow is through than an empty one."""
+"""Measure how much longer a dispatching task takes in a real Airflow than an empty one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from surroundings import airflow, stand_in
 from workloads import DOCUMENT
 
-from bqdispatch_provider.testing.live import LiveAirflow
+from demo.live import LiveAirflow
 
 RUNS = 7
 DAG = """
@@ -28,7 +28,7 @@ with DAG("start", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UT
 
 
 def seconds(live: LiveAirflow) -> dict[str, float]:
-    """How long each task of a run took."""
+    """Run the DAG, and return the duration of each task."""
     run = live.post("dags/start/dagRuns", {"logical_date": None})["dag_run_id"]
     while True:
         state = live.get(f"dags/start/dagRuns/{run}")["state"]
@@ -42,13 +42,13 @@ def seconds(live: LiveAirflow) -> dict[str, float]:
 
 
 def wait_for_dag(live: LiveAirflow) -> None:
-    """Until Airflow has read the file."""
+    """Wait until Airflow has read the file."""
     while not [dag for dag in live.get("dags")["dags"] if dag["dag_id"] == "start"]:
         time.sleep(0.5)
 
 
 def task_start() -> str:
-    """The figure, as a sentence."""
+    """Measure, and return the figure as a sentence."""
     with stand_in() as (url, control):
         control.set_latency(30)
         with airflow(url, DOCUMENT, {"start.py": DAG}) as live:

@@ -1,4 +1,4 @@
-"""What the benchmarks let a dispatcher do: how a task folder is filled, and what a cycle has to make of it."""
+"""Workloads of the benchmarks: what fills a task folder, and what a cycle has to make of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
 
-from bqdispatch_provider.planning import entry_name
+from bqdispatch_provider.core.targets import ledger_entry_name
 from bqdispatch_provider.testing.standin import StandInControl
 
 TASKS = "gs://ops/tasks/"
@@ -19,7 +19,7 @@ DOCUMENT = {
     "ErrorURL": "gs://journal/errors/",
 }
 HOUR = 3600
-"""Traces were written, and their jobs submitted, evenly over so many seconds before now."""
+"""Traces were written, and their jobs submitted, evenly over this many seconds before now."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Workload:
 
 
 def traces(projects: int) -> Callable[[StandInControl, int, int], None]:
-    """Traces of so many projects, every so manieth of them finished."""
+    """Return what writes traces of several projects; the finished ones are spread evenly among them."""
 
     def fill(control: StandInControl, listed: int, finished: int) -> None:
         now, every = control.now(), listed // finished if finished else 0
@@ -80,7 +80,7 @@ def traces(projects: int) -> Callable[[StandInControl, int, int], None]:
 
 
 def windows(control: StandInControl, listed: int, finished: int) -> None:
-    """Due windows."""
+    """Write due windows."""
     now = control.now()
     for chunk in _chunks(iter(range(listed))):
         control.seed_objects(
@@ -97,8 +97,10 @@ def windows(control: StandInControl, listed: int, finished: int) -> None:
 
 
 def behind(days: int) -> Callable[[StandInControl, int, int], None]:
-    """Traces whose jobs run, in two projects, and so many days of 100 tables behind them, in the ledger and as the
-    windows that were fired in the last two minutes."""
+    """Return what writes traces with running jobs in two projects, and a ledger with days of 100 tables.
+
+    The windows that were fired in the last two minutes are still there.
+    """
     a_day, waiting = 120_000, traces(2)
 
     def fill(control: StandInControl, listed: int, finished: int) -> None:
@@ -120,7 +122,11 @@ def behind(days: int) -> Callable[[StandInControl, int, int], None]:
             control.seed_objects(
                 "ops",
                 [
-                    {"name": f"tasks/{entry_name(name, generation, what, TASKS)}", "content": BODY, "timeCreated": at}
+                    {
+                        "name": f"tasks/{ledger_entry_name(name, generation, what, TASKS)}",
+                        "content": BODY,
+                        "timeCreated": at,
+                    }
                     for (name, at), generation in zip(chunk, generations, strict=False)
                     for what in ("claim", "fired")
                 ],
@@ -131,9 +137,10 @@ def behind(days: int) -> Callable[[StandInControl, int, int], None]:
 
 
 def old(jobs: int, region: str) -> Callable[[StandInControl, int, int], None]:
-    """Traces of six hours ago whose jobs run still, in a project that has submitted so many jobs since.
+    """Return what writes traces of six hours ago whose jobs are still running.
 
-    :param region: of the traces' names; empty where their content alone says it, as BqTail writes it.
+    :param jobs: submitted in the project since.
+    :param region: in the traces' names; empty when only their content says it, as BqTail writes it.
     """
 
     def fill(control: StandInControl, listed: int, finished: int) -> None:
@@ -166,7 +173,7 @@ def old(jobs: int, region: str) -> Callable[[StandInControl, int, int], None]:
 
 
 def one_dead(projects: int) -> Callable[[StandInControl, int, int], None]:
-    """Finished traces in so many projects, of which one answers 503 to whatever it is asked."""
+    """Return what writes finished traces in several projects, one of which answers every request with 503."""
     healthy = traces(projects)
 
     def fill(control: StandInControl, listed: int, finished: int) -> None:
@@ -177,7 +184,7 @@ def one_dead(projects: int) -> Callable[[StandInControl, int, int], None]:
 
 
 def nothing(control: StandInControl, listed: int, finished: int) -> None:
-    """An empty folder."""
+    """Leave the folder empty."""
     control.seed_objects("ops", [])
 
 
@@ -224,7 +231,7 @@ WORKLOADS = {
 
 
 def fill(workload: Workload, control: StandInControl) -> None:
-    """Empty a stand-in, and fill it for a workload."""
+    """Reset a stand-in, and fill it for a workload."""
     control.reset()
     for bucket in ("p_bqtail", "journal"):
         control.seed_objects(bucket, [])

@@ -1,6 +1,6 @@
-"""Differences between the versions of Airflow; what ``airflow.providers.common.compat.sdk`` has is taken from it.
+"""Differences between Airflow's versions that ``airflow.providers.common.compat.sdk`` does not hide.
 
-Importing this costs nothing: DAG files import it.
+DAG files import this module, so it imports nothing that is slow.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from airflow.providers.common.compat.sdk import Context
-    from airflow.triggers.base import BaseTrigger, StartTriggerArgs
+    from airflow.triggers.base import BaseTrigger
 
 __all__ = ("AirflowException", "AirflowFailException", "AirflowSensorTimeout", "AirflowSkipException", "Stats", "conf")
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def date_of(context: Context) -> datetime | None:
-    """When the context's run was to start: its logical date, or where it has none (Airflow 3), what stands for it.
+    """Return the logical date of the context's run, or on Airflow 3, where it may have none, when it was due.
 
     :param context: the running task's.
     """
@@ -55,12 +55,12 @@ def date_of(context: Context) -> datetime | None:
 
 
 def emitted(context: Context, alias: str, since: datetime) -> list[tuple[str, Mapping[str, Any]]] | None:
-    """Ask which asset events earlier tries of a task have emitted; ``None`` where Airflow cannot tell, before 3.2.
+    """Read the asset events that earlier tries of a task have emitted.
 
     :param context: the running task's.
-    :param alias: through which they went.
-    :param since: from when on.
-    :returns: for each the URI of its asset, and its extra.
+    :param alias: name of the alias through which they were emitted.
+    :param since: the earliest time.
+    :returns: the URI of each event's asset, and its extra; ``None`` before Airflow 3.2, which cannot tell.
     """
     try:
         from airflow.sdk import AssetAlias  # noqa: PLC0415
@@ -75,7 +75,7 @@ def emitted(context: Context, alias: str, since: datetime) -> list[tuple[str, Ma
 
 
 def due_of(context: Context) -> datetime:
-    """Return when the context's run was due: of a scheduled one, on the minute.
+    """Return when the context's run was due.
 
     :param context: the running task's.
     """
@@ -85,13 +85,13 @@ def due_of(context: Context) -> datetime:
         due = run.run_after
     elif str(run.run_type) == "scheduled":
         due = run.data_interval_end
-    else:  # its data interval is that of the last scheduled one
+    else:  # its data interval is that of the last scheduled run
         due = run.queued_at or run.start_date
     return due
 
 
 def tasks_beside(task: Any) -> list[Any]:
-    """Return all tasks of a task's DAG; none where it has no DAG.
+    """Return all tasks of a task's DAG; none if it has no DAG.
 
     :param task: any operator.
     """
@@ -99,17 +99,17 @@ def tasks_beside(task: Any) -> list[Any]:
 
 
 def failed_tasks(context: Context, task_ids: Iterable[str]) -> list[str]:
-    """Find the tasks of the context's run that have failed, or of which one of several has.
+    """Find the failed tasks of the context's run. A mapped task has failed if one of its instances has.
 
     :param context: the running task's.
-    :param task_ids: among which.
+    :param task_ids: IDs of the tasks to look at.
     """
     ti: Any = context["ti"]
     wanted = sorted(task_ids)
     if AIRFLOW_V_3_0_PLUS:
         found = ti.get_task_states(dag_id=ti.dag_id, task_ids=wanted, run_ids=[ti.run_id])
         states = [(task, state) for of_run in found.values() for task, state in of_run.items()]
-        # A mapped task's state stands under its ID, an underscore and its number.
+        # A mapped task's state has the key <task ID>_<map index>.
         failed = {task for task, state in states if state in ("failed", "upstream_failed")}
         return [each for each in wanted if any(re.fullmatch(rf"{re.escape(each)}(_[0-9]+)?", task) for task in failed)]
     instances: Any = context["dag_run"]
@@ -118,13 +118,13 @@ def failed_tasks(context: Context, task_ids: Iterable[str]) -> list[str]:
 
 
 async def extra_of(conn_id: str) -> Mapping[str, Any]:
-    """A connection's extra, read on an event loop without blocking it.
+    """Read a connection's extra on an event loop, without blocking it.
 
-    From 3.3.2 on Airflow reads it there. Before that, a connection hides its secrets from the logs by a call to the
-    triggerer's supervisor that must not be made on the event loop, and on 3.1 only from a thread that asgiref knows.
+    Airflow can do this from 3.3.2 on. Before that, masking a connection's secrets calls the triggerer's supervisor,
+    which must not happen on the event loop, and on 3.1 only in a thread of asgiref.
 
     :param conn_id: ID of the connection.
-    :raises AirflowNotFoundException: when there is none.
+    :raises AirflowNotFoundException: if it does not exist.
     """
     from airflow.providers.common.compat.sdk import BaseHook, Connection  # noqa: PLC0415
 
@@ -138,9 +138,9 @@ async def extra_of(conn_id: str) -> Mapping[str, Any]:
 
 
 def form_widgets(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a connection's form for Airflow 2; Airflow 3 reads them from the provider's metadata.
+    """Return the fields of a connection's form for Airflow 2. Airflow 3 reads the provider's metadata.
 
-    :param fields: that metadata's ``conn-fields``.
+    :param fields: ``conn-fields`` of the metadata.
     """
     from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
     from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
@@ -156,12 +156,12 @@ def form_widgets(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_known(alias: str) -> None:
-    """Make sure that Airflow knows an asset alias before events go through it.
+    """Register an asset alias before events go through it.
 
-    Airflow 3 makes it on its own. Airflow 2 fails the task whose alias its scheduler has not read from a DAG file, as
-    those of mapped tasks, or of a DAG that is only tested.
+    Airflow 3 does this itself. Airflow 2 fails a task whose alias its scheduler has not read from a DAG file, such as
+    that of a mapped task, or of a DAG in ``dag.test()``.
 
-    :param alias: its name.
+    :param alias: name of the alias.
     """
     if AIRFLOW_V_3_0_PLUS:
         return
@@ -170,15 +170,16 @@ def make_known(alias: str) -> None:
     from sqlalchemy import select  # noqa: PLC0415
     from sqlalchemy.exc import IntegrityError  # noqa: PLC0415
 
-    with suppress(IntegrityError), create_session() as session:  # another task may have made it just now
+    with suppress(IntegrityError), create_session() as session:  # another task may register it just now
         if session.scalar(select(DatasetAliasModel).where(DatasetAliasModel.name == alias)) is None:
             session.add(DatasetAliasModel(name=alias))
 
 
 def stored_extra(conn_id: str) -> dict[str, Any]:
-    """Read a connection's extra from where Airflow's components store it, for a command.
+    """Read a connection's extra from Airflow's secrets backends and database, for a command.
 
-    :raises AirflowNotFoundException: when there is no such connection.
+    :param conn_id: ID of the connection.
+    :raises AirflowNotFoundException: if it does not exist.
     """
     from airflow.models.connection import Connection  # noqa: PLC0415  (tasks have no database)
 
@@ -187,7 +188,7 @@ def stored_extra(conn_id: str) -> dict[str, Any]:
 
 
 def connections_of(conn_type: str) -> set[str]:
-    """Find the connections of a type in Airflow's database and in the environment, for a command.
+    """Find the connections of a type in Airflow's database and in ``AIRFLOW_CONN_…``, for a command.
 
     :param conn_type: such as ``bqdispatch``.
     :returns: their IDs.
@@ -199,7 +200,7 @@ def connections_of(conn_type: str) -> set[str]:
     prefix, found = "AIRFLOW_CONN_", set()
     for variable in [variable for variable in os.environ if variable.startswith(prefix)]:
         conn_id = variable.removeprefix(prefix).lower()
-        with suppress(Exception):  # one that is malformed is not ours to name
+        with suppress(Exception):  # a malformed connection has no type
             if Connection.get_connection_from_secrets(conn_id).conn_type == conn_type:
                 found.add(conn_id)
     with create_session() as session:
@@ -208,45 +209,41 @@ def connections_of(conn_type: str) -> set[str]:
 
 
 def stores_links() -> bool:
-    """Whether a task's links are stored when it ends; in Airflow 2 the web server asks for them."""
+    """Return True if Airflow stores a task's links when it ends. Airflow 2 reads them in its web server."""
     return AIRFLOW_V_3_0_PLUS
 
 
 def renders_triggers() -> bool:
-    """Whether the arguments of a trigger that a task starts from may be templates: from 3.3 on."""
+    """Return True if a task that starts in the triggerer may have templated arguments: from 3.3 on."""
     import airflow  # noqa: PLC0415
 
     return tuple(int(part) for part in airflow.__version__.split(".")[:2]) >= (3, 3)
 
 
+def has_plugin_pages() -> bool:
+    """Return True if an app of a plugin is told who has logged in: from 3.1.1 on."""
+    import airflow  # noqa: PLC0415
+
+    version = [int(digits) for digits in re.findall(r"[0-9]+", airflow.__version__)[:3]]
+    return version >= [3, 1, 1]
+
+
 def starts_from_trigger() -> bool:
-    """Whether the scheduler makes use of ``start_from_trigger``: 3.0 to 3.2 pass it over, and begin on a worker."""
+    """Return True if the scheduler supports ``start_from_trigger``: not on 3.0 to 3.2, which start on a worker."""
     return not AIRFLOW_V_3_0_PLUS or renders_triggers()
 
 
 def event_trigger() -> Any:
-    """The class of triggers that can watch an asset; Airflow 2 has none, there it is that of all triggers."""
+    """Return the base class of triggers that watch assets; on Airflow 2, which has none, that of all triggers."""
     from airflow.triggers import base  # noqa: PLC0415
 
     return getattr(base, "BaseEventTrigger", base.BaseTrigger)
 
 
-def start_trigger_args(trigger: BaseTrigger, **more: Any) -> StartTriggerArgs:
-    """What a task starts from in the triggerer; it resumes in ``execute_complete``.
-
-    :param trigger: as it is to be made there.
-    :param more: as ``StartTriggerArgs`` has it.
-    """
-    from airflow.triggers.base import StartTriggerArgs  # noqa: PLC0415
-
-    path, kwargs = trigger.serialize()
-    return StartTriggerArgs(path, "execute_complete", trigger_kwargs=kwargs, **more)
-
-
 def ends_at(trigger: BaseTrigger) -> datetime | None:
-    """When the scheduler ends a task's deferral (aware), of which no trigger's arguments tell; ``None``: not known.
+    """Return when the scheduler ends a task's deferral (aware); ``None`` if that is unknown.
 
-    :param trigger: the running one.
+    :param trigger: the running trigger.
     """
     end: datetime | None = getattr(trigger, "timeout_after", None)
     end = end or getattr(trigger.task_instance, "trigger_timeout", None)
@@ -254,9 +251,9 @@ def ends_at(trigger: BaseTrigger) -> datetime | None:
 
 
 def context_of(trigger: BaseTrigger) -> Context:
-    """As much of a task's context as its trigger may know, where the task has started from it.
+    """Return what a trigger knows of its task's context, if the task has started in the triggerer.
 
-    :param trigger: the running one.
+    :param trigger: the running trigger.
     """
     ti: Any = trigger.task_instance
     known: Any = ti.get_template_context() if AIRFLOW_V_3_0_PLUS else {"ti": ti, "logical_date": ti.execution_date}
@@ -265,31 +262,32 @@ def context_of(trigger: BaseTrigger) -> Context:
 
 
 def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
-    """Return a DAG's schedule by an asset that a trigger watches, and by time; on Airflow 2 by time alone.
+    """Return a DAG's schedule by a trigger's events and by time; on Airflow 2 by time only.
 
-    :param name: of the asset. It has no URI of its own: a registered scheme would load every provider in each task.
-    :param trigger: one of :func:`event_trigger`'s kind.
-    :param cron: when to run in any case, UTC.
-    :raises AirflowTimetableInvalid: when ``cron`` is none, on Airflow 3.
+    :param name: name of the asset that the trigger watches. It has no URI, since Airflow would load every provider in
+        each task for a registered scheme.
+    :param trigger: the trigger, of the class that :func:`event_trigger` returns.
+    :param cron: cron expression, UTC, for runs without an event.
+    :raises AirflowTimetableInvalid: if ``cron`` is invalid, on Airflow 3.
     """
     if not AIRFLOW_V_3_0_PLUS:
-        log.info("No DAG is scheduled by %r here: only Airflow 3 has triggers that watch assets", name)
+        log.info("Asset watchers need Airflow 3; scheduling by time instead of %r", name)
         return cron
     from airflow.sdk import Asset, AssetWatcher  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
     from airflow.timetables.assets import AssetOrTimeSchedule  # noqa: PLC0415
     from airflow.timetables.trigger import CronTriggerTimetable  # noqa: PLC0415
 
-    in_any_case = CronTriggerTimetable(cron, timezone="UTC")
-    in_any_case.validate()  # the DAG asks the outer timetable alone
+    timetable = CronTriggerTimetable(cron, timezone="UTC")
+    timetable.validate()  # the DAG validates the outer timetable only
     asset: Any = Asset(name=name, watchers=[AssetWatcher(name=name, trigger=trigger)])
-    return AssetOrTimeSchedule(timetable=in_any_case, assets=[asset])
+    return AssetOrTimeSchedule(timetable=timetable, assets=[asset])
 
 
 def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:
-    """The events of an asset that have started a run; Airflow 3 lists those of an alias a second time under that.
+    """Return the events of an asset that have started a run.
 
     :param context: the running task's.
-    :param asset: by which its DAG is scheduled.
+    :param asset: the asset in the DAG's schedule.
     """
     if AIRFLOW_V_3_0_PLUS:
         return list(context["triggering_asset_events"].get(asset, ()))
@@ -297,9 +295,9 @@ def triggering_events(context: Mapping[str, Any], asset: Any) -> list[Any]:
 
 
 def mask(secret: str) -> None:
-    """Keep a secret out of logs, whoever should write it there.
+    """Mask a secret in Airflow's logs.
 
-    :param secret: as it might be written.
+    :param secret: the secret.
     """
     for module in ("sdk.log", "sdk.execution_time.secrets_masker", "utils.log.secrets_masker"):
         with suppress(ImportError, AttributeError):
@@ -308,7 +306,7 @@ def mask(secret: str) -> None:
 
 
 def slack_client(conn_id: str) -> Any:
-    """The client of a connection of the Slack provider; ``None`` where that is not installed.
+    """Return the client of a Slack connection; ``None`` if the Slack provider is not installed.
 
     :param conn_id: ID of the connection.
     """

@@ -1,4 +1,4 @@
-"""The DAG that dispatches for a set-up: one line in a DAG file, and as many of them as there are set-ups."""
+"""The DAG that dispatches for a set-up, made by one line of a DAG file."""
 
 from __future__ import annotations
 
@@ -9,33 +9,47 @@ from typing import Any
 from airflow.providers.common.compat.sdk import DAG
 
 from bqdispatch_provider.compat import schedule_on_events
+from bqdispatch_provider.config_keys import MAX_TIME_TO_LIVE_MIN
+from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
-from bqdispatch_provider.setups import SetUp
 from bqdispatch_provider.triggers import BqDispatchEventTrigger
 
 WAYS = ("minute", "minute_deferred", "deferred", "events")
-"""Ways to run: which costs what, and how soon each is, says docs/latency.md."""
+"""Ways to run. docs/latency.md compares their costs and delays."""
 
-_TRIED_AGAIN: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
-"""A deferred task may be failed by the scheduler for nothing (docs/versions.md); no try repeats what was done."""
+_RETRIES: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=1)}
+"""The scheduler may fail a deferred task without a reason (docs/versions.md). A retry repeats nothing."""
 
-_MINUTE = """Dispatches what BqTail waits for, every minute, and all the minute.
+_MINUTE_DOC = """Dispatches what BqTail waits for, every minute, and all the minute.
 
 `detect` waits for finished jobs and due windows. Then `dispatch_sql` and `dispatch_jobs` dispatch until the run of the
-next minute takes over, and `report` writes what became of it. Needs the connection `{0.conn_id}`, and the pools
-`{0.sql_pool}` and `{0.jobs_pool}`, which `bqdispatch pools --import` makes: a task that takes more slots than its pool
-has never runs, and `bqdispatch pools --check` tells.
+next minute takes over, and `report` writes the response document. Needs the connection `{0.conn_id}`, and the pools
+`{0.sql_pool}` and `{0.jobs_pool}`, which `bqdispatch pools --import` makes. A task that takes more slots than its pool
+has never runs: check with `bqdispatch pools --check`.
 """
-_ONE_TASK = """Dispatches what BqTail waits for: the whole dispatcher in one task, in a thread of the triggerer.
+_ONE_TASK_DOC = """Dispatches what BqTail waits for: the whole dispatcher in one task, in a thread of the triggerer.
 
-Needs the connection `{0.conn_id}`. Pools have no say in it; the dispatcher holds the limits itself.
+Needs the connection `{0.conn_id}`. Pools do not apply; the dispatcher itself keeps the limits.
 """
-_SENSOR_S = 60.0
-"""For so long a run looks for something to dispatch: until the next one does."""
+_SENSOR_TIMEOUT_S = 60.0
+"""A run looks for something to dispatch until the next run does."""
 
-_DEFERRED_S, _ON_EVENT_S = 600.0, 20.0
-"""For so long one task dispatches: without an end, and once an event has started it."""
+_DEFERRED_S = 600.0
+"""Time for which a task of the way ``deferred`` dispatches. The next run follows at once."""
+
+_EACH_MINUTE = ("* * * * *", timedelta(minutes=1))
+_MINUTE_S = 60.0
+"""Time for which the tasks of a run dispatch if there is a run each minute."""
+
+_MAX_RUN_S = MAX_TIME_TO_LIVE_MIN * 60.0
+"""Time for which the tasks of any other run of lanes may dispatch: a DAG file does not know the configuration."""
+
+_MAX_REST = timedelta(minutes=4)
+"""Added to the time to live of a run of lanes: the last cycle, and the report."""
+
+_AFTER_EVENT_S = 20.0
+"""Time for which a task dispatches after an event has started it."""
 
 
 def dispatch_dag(
@@ -49,91 +63,107 @@ def dispatch_dag(
 ) -> DAG:
     """Return the DAG of a set-up.
 
-    Airflow passes over files in which it does not find its name, so a file that calls this has to have it somewhere.
+    A DAG file that calls this has to contain the word ``airflow``, for instance in its docstring: Airflow skips all
+    other files.
 
-    :param setup: its name, from which those of DAG, connection, pools and asset alias follow: ``acme`` has the DAG
-        ``bqdispatch_acme``, the connection and the asset alias ``bqdispatch_acme``, and the pools
-        ``bqdispatch_acme_sql`` and ``bqdispatch_acme_jobs``. Without a name they are ``bqdispatch``,
-        ``bqdispatch_default``, ``bqdispatch_sql`` and ``bqdispatch_jobs``.
-    :param way: how it runs. ``minute``: a run every minute, on workers, in pools that mirror the limits.
-        ``minute_deferred``: the same in the triggerer. ``deferred``: one task in the triggerer, for the shortest way at
-        the least cost. ``events``: one task whenever there is something to dispatch; on Airflow 2,
-        where nothing watches, every minute.
-    :param sql_slots: slots that a task takes in the pool for query events: ``MaxConcurrentSQL``, then the slots that
-        are taken are the limit, and of two runs one waits for the other. By default the environment variable
-        ``BQDISPATCH_SQL_SLOTS`` (of a set-up with a name ``BQDISPATCH_ACME_SQL_SLOTS``), else 1.
-    :param jobs_slots: the same for all other events and windows: ``MaxConcurrentJobs``, ``BQDISPATCH_JOBS_SLOTS``.
-    :param assets: whether jobs become asset events, as :class:`DispatchReportOperator` has it.
-    :param options: of the DAG, in place of those that it has. Its ``schedule`` is by default the environment variable
-        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), else what the way says; that of ``events`` is
-        a cron expression. Its ``default_args`` are added to ``retries`` and ``retry_delay``, by which each task is
-        tried three times more, a second later.
-    :raises ValueError: when the set-up's name or the way is none, or an environment variable holds no number of slots.
+    :param setup: the set-up's name, which becomes part of other names. ``acme`` has the DAG ``bqdispatch_acme``, the
+        connection and asset alias ``bqdispatch_acme``, and the pools ``bqdispatch_acme_sql`` and
+        ``bqdispatch_acme_jobs``. Default: ``bqdispatch``, ``bqdispatch_default``, ``bqdispatch_sql`` and
+        ``bqdispatch_jobs``.
+    :param way: how the DAG runs. ``minute``: a run every minute, on workers, in pools that mirror the limits.
+        ``minute_deferred``: the same in the triggerer. ``deferred``: one task in the triggerer, the fastest and
+        cheapest way. ``events``: one task whenever there is something to dispatch. On Airflow 2, which has no asset
+        watchers, it runs every minute. A run of the first two dispatches for a minute if the schedule is every minute,
+        whatever the configuration says, and otherwise for its ``TimeToLiveInMin``.
+    :param sql_slots: slots of the pool for query events that a task takes. Set it to ``MaxConcurrentSQL``: then the
+        slots taken are the limit, and one of two runs waits for the other. Default: the environment variable
+        ``BQDISPATCH_SQL_SLOTS`` (``BQDISPATCH_ACME_SQL_SLOTS`` for a set-up with a name), or 1.
+    :param jobs_slots: slots of the pool for all other events and windows that a task takes: ``MaxConcurrentJobs``.
+        Default: the environment variable ``BQDISPATCH_JOBS_SLOTS``, or 1.
+    :param assets: emit asset events, as for :class:`~bqdispatch_provider.operators.DispatchReportOperator`.
+    :param options: arguments of the DAG, which replace its own. Default of ``schedule``: the environment variable
+        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), or what the way needs. With ``events`` it has to be a
+        cron expression. ``default_args`` are added to three retries after a second each. Default of
+        ``dagrun_timeout`` for the ways ``minute`` and ``minute_deferred``: 5 minutes if the schedule is every minute,
+        otherwise a day, the longest ``TimeToLiveInMin``, and 4 minutes.
+    :raises ValueError: if ``setup``, ``way`` or an environment variable is invalid.
     """
     names = SetUp(setup)
     if way not in WAYS:
         raise ValueError(f"the way to run is {way!r}; expected one of {', '.join(WAYS)}")
     in_minutes = way.startswith("minute")
-    usual = "@continuous" if way == "deferred" else "* * * * *"
-    schedule: Any = options.pop("schedule", os.environ.get(names.variable("SCHEDULE"), usual))
-    lasts: float | None = _DEFERRED_S
-    if way == "events":
-        every, trigger = schedule, BqDispatchEventTrigger(names.conn_id)
-        schedule = schedule_on_events(f"{names.dag_id}_events", trigger, every)
-        lasts = _ON_EVENT_S if schedule != every else None
+    schedule, time_to_live = _schedule(names, way, options)
     defaults: dict[str, Any] = {
         "dag_id": names.dag_id,
-        "doc_md": (_MINUTE if in_minutes else _ONE_TASK).format(names),
+        "doc_md": (_MINUTE_DOC if in_minutes else _ONE_TASK_DOC).format(names),
         "schedule": schedule,
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),
         "catchup": False,
         "max_active_runs": 2 if in_minutes and schedule != "@continuous" else 1,
         "tags": ["bqtail", "bigquery"],
-        **({"dagrun_timeout": timedelta(minutes=5)} if in_minutes else {}),
+        **({"dagrun_timeout": timedelta(seconds=time_to_live or _MAX_RUN_S) + _MAX_REST} if in_minutes else {}),
     }
-    options["default_args"] = _TRIED_AGAIN | (options.get("default_args") or {})
+    options["default_args"] = _RETRIES | (options.get("default_args") or {})
     with DAG(**defaults | options) as dag:
         if in_minutes:
-            given = zip(names.task_slots().items(), (sql_slots, jobs_slots), strict=True)
-            slots = {pool: slots or by_environment for (pool, by_environment), slots in given}
-            _every_minute(names, slots, assets=assets, deferrable=way == "minute_deferred")
+            sql, jobs = names.task_slots().values()
+            slots = (sql_slots or sql, jobs_slots or jobs)
+            _add_minute_tasks(names, slots, time_to_live, assets, deferrable=way != "minute")
         else:
             DispatchOperator(
                 task_id="dispatch",
                 bqdispatch_conn_id=names.conn_id,
-                time_to_live=lasts,
+                time_to_live=time_to_live,
                 assets=assets,
                 start_from_trigger=True,
             )
     return dag
 
 
-def _every_minute(names: SetUp, slots: dict[str, int], *, assets: bool, deferrable: bool) -> None:
-    """Make the tasks of a run that goes on until the next one takes over."""
+def _schedule(names: SetUp, way: str, options: dict[str, Any]) -> tuple[Any, float | None]:
+    """Return a DAG's schedule, and the seconds for which its tasks dispatch; ``None`` for the configuration's.
+
+    :param options: arguments of the DAG. The schedule is taken out.
+    """
+    default = "@continuous" if way == "deferred" else "* * * * *"
+    schedule = options.pop("schedule", os.environ.get(names.variable("SCHEDULE"), default))
+    if way == "deferred":
+        return schedule, _DEFERRED_S
+    if way != "events":
+        return schedule, _MINUTE_S if schedule in _EACH_MINUTE else None
+    on_events = schedule_on_events(f"{names.dag_id}_events", BqDispatchEventTrigger(names.conn_id), schedule)
+    return on_events, None if on_events == schedule else _AFTER_EVENT_S
+
+
+def _add_minute_tasks(
+    names: SetUp, slots: tuple[int, int], time_to_live: float | None, assets: bool, *, deferrable: bool
+) -> None:
+    """Add the tasks of a run that dispatches until the next run takes over."""
     detect = BqDispatchSensor(
         task_id="detect",
         bqdispatch_conn_id=names.conn_id,
-        timeout=_SENSOR_S,
+        timeout=_SENSOR_TIMEOUT_S,
         deferrable=deferrable,
         start_from_trigger=deferrable,
     )
-    # One planner for jobs and windows: two would spend one limit.
+    # Jobs and windows share a limit, so one task plans both.
     lanes = (
-        ("dispatch_sql", ["sql"], names.sql_pool),
-        ("dispatch_jobs", ["jobs", "windows"], names.jobs_pool),
+        ("dispatch_sql", ["sql"], names.sql_pool, slots[0]),
+        ("dispatch_jobs", ["jobs", "windows"], names.jobs_pool, slots[1]),
     )
     dispatch = [
         DispatchOperator(
             task_id=task_id,
             shares=detect.output,
             only={"lanes": lanes_of_task},
+            time_to_live=time_to_live,
             hands_over=True,
             bqdispatch_conn_id=names.conn_id,
             deferrable=deferrable,
             pool=pool,
-            pool_slots=slots[pool],
+            pool_slots=pool_slots,
         )
-        for task_id, lanes_of_task, pool in lanes
+        for task_id, lanes_of_task, pool, pool_slots in lanes
     ]
     report = DispatchReportOperator(
         task_id="report", bqdispatch_conn_id=names.conn_id, trigger_rule="none_skipped", assets=assets

@@ -1,30 +1,29 @@
-"""What OpenLineage is told of a dispatch: the tables as outputs, the jobs as facets of the run."""
+"""OpenLineage's view of a task: the tables that jobs have written as outputs, the jobs as facets of the run."""
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 from airflow.providers.common.compat.openlineage.facet import Dataset, ExternalQueryRunFacet, RunFacet
 from airflow.providers.openlineage.extractors import OperatorLineage
 from attr import define
 
-from bqdispatch_provider.assets import each_job
+from bqdispatch_provider.assets import each_job, facts_of
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.report import Report
+from bqdispatch_provider.core.report import Report
 
-MOST_JOBS = 1000
-"""Jobs in the facet at most; the document has all."""
+MAX_FACET_JOBS = 1000
+"""Jobs in a facet. The response document has all of them."""
 
 
 @define
 class BqDispatchRunFacet(RunFacet):
-    """What was dispatched.
+    """Dispatched jobs.
 
-    :param jobs: for each job ``project``, ``location``, ``job_id``, ``action``, ``step``, ``event_id``, ``end_time``,
-        where it has written one its ``table`` and, where it ended badly, its ``error``.
-    :param number: how many jobs there are, also where not all of them are told.
-    :param document: where the response document lies.
+    :param jobs: the first 1,000 jobs, each with ``project``, ``location``, ``job_id``, ``action``, ``step``,
+        ``event_id``, ``end_time``, the ``table`` that it has written, and the ``error`` if it failed.
+    :param number: number of all jobs.
+    :param document: URL of the response document.
     """
 
     jobs: list[dict[str, Any]]
@@ -33,11 +32,13 @@ class BqDispatchRunFacet(RunFacet):
 
 
 def lineage_of(report: Report, config: DispatchConfig, url: str) -> OperatorLineage[Any, Any]:
-    """The tables that jobs went well into, as outputs; all jobs in ``bqdispatch``, and one alone in ``externalQuery``.
+    """Return the lineage of a task: written tables as outputs, and the jobs as the run facet ``bqdispatch``.
 
-    :param report: what was dispatched.
+    A single job is the run facet ``externalQuery`` as well.
+
+    :param report: what the task dispatched.
     :param config: the dispatcher's.
-    :param url: where the report lies.
+    :param url: URL of the response document.
     """
     tables: dict[str, None] = {}
     jobs: list[dict[str, Any]] = []
@@ -45,20 +46,16 @@ def lineage_of(report: Report, config: DispatchConfig, url: str) -> OperatorLine
         full = f"{table.project}.{table.dataset}.{table.table}" if table else ""
         if full and not job.get("Error"):
             tables[full] = None
-        told: dict[str, Any] = {
-            "project": job["Project"],
-            "location": job["Region"],
-            "job_id": job["ID"],
-            **({"table": full} if full else {}),
-            "action": name.action,
-            "step": name.step,
-            "event_id": name.event_id,
-            "end_time": job.get("EndTime", ""),
-        }
-        jobs.append({**told, "error": job["Error"]} if job.get("Error") else told)
+        jobs.append(
+            {
+                **facts_of(job, name),
+                **({"table": full} if full else {}),
+                **({"error": job["Error"]} if job.get("Error") else {}),
+            }
+        )
     facets: dict[str, Any] = {}
     if jobs:
-        facets["bqdispatch"] = BqDispatchRunFacet(list(islice(jobs, MOST_JOBS)), len(jobs), url)
+        facets["bqdispatch"] = BqDispatchRunFacet(jobs[:MAX_FACET_JOBS], len(jobs), url)
     if len(jobs) == 1:
         facets["externalQuery"] = ExternalQueryRunFacet(externalQueryId=jobs[0]["job_id"], source="bigquery")
     return OperatorLineage(outputs=[Dataset(namespace="bigquery", name=table) for table in tables], run_facets=facets)

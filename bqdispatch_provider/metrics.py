@@ -1,4 +1,4 @@
-"""Metrics through Airflow's Stats: what was dispatched, what waits, how fast it goes (docs/metrics.md lists them)."""
+"""Metrics of a dispatcher, sent through Airflow's Stats. docs/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,32 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import islice
 from math import ceil
 from typing import Any
 
 from bqdispatch_provider.compat import Stats, conf
-from bqdispatch_provider.model import BATCH_JOBS, Lane, Outcome, Reason
-from bqdispatch_provider.report import Report
+from bqdispatch_provider.core.model import Lane, Outcome, Reason
+from bqdispatch_provider.core.report import Report, by_lane, lags
 
 log = logging.getLogger(__name__)
 
-MOST_LAGS = 1000
-"""Lags that are sent of one report; of more, as many at even distances, the longest among them."""
+MAX_LAGS = 1000
+"""Lags sent for one report. If there are more, this is a sample at even distances, with the longest lag."""
 
 _GAUGES = ("Running", "Pending", "Throttled")
-_AWKWARD = re.compile(r"[^A-Za-z0-9_-]")
-_LONGEST = 60
+_UNSAFE_CHARS = re.compile(r"[^A-Za-z0-9_-]")
+_MAX_LABEL_CHARS = 60
 
 
 class Metrics:
-    """Sends what reports tell; of a report that grows from cycle to cycle, only what is new.
+    """Sender of a report's metrics. If a report grows from cycle to cycle, only what is new is sent.
 
-    Where Airflow's backend carries tags (OpenTelemetry, Datadog, StatsD in Influx's form), connection, project and lane
-    are tags. Plain StatsD drops them, so there they are parts of the name.
+    Connection, project and lane are tags if Airflow's backend has tags (OpenTelemetry, Datadog, StatsD in Influx's
+    form). Plain StatsD has none, so there they are parts of the name.
 
-    :param conn_id: ID of the connection, which tells set-ups apart.
+    :param conn_id: ID of the connection, which distinguishes set-ups.
     """
 
     def __init__(self, conn_id: str) -> None:
@@ -41,67 +40,64 @@ class Metrics:
             conf.getboolean("metrics", each, fallback=False)
             for each in ("otel_on", "statsd_datadog_enabled", "statsd_influxdb_enabled")
         )
-        self._told: Counter[tuple[str, ...]] = Counter()
-        self._reasons: set[Reason] = set()
-        """For which something has waited: what waits no more is 0."""
-
+        self._sent: Counter[tuple[str, ...]] = Counter()
         self._lags = 0
         self._balanced: datetime | None = None
-        self._time_taken = 0
+        self._time_taken_ms = 0
 
     def send(self, report: Report) -> None:
-        """Send what a report tells that was not sent before; that this fails is a line in the log.
+        """Send what is new in a report. A failure is logged, and never raised.
 
-        :param report: a whole one: what was seen, and what became of it.
+        :param report: a whole report, of observations and outcomes.
         """
         try:
             self._send(report)
         except Exception:
-            log.warning("Metrics could not be sent", exc_info=True)
+            log.warning("Could not send metrics", exc_info=True)
 
     def _send(self, report: Report) -> None:
-        if cycles := report.cycles - self._told["cycles",]:
-            taken = max(report.time_taken_ms - self._time_taken, 0)  # by a clock that tells seconds
-            self._timing("cycle_time", timedelta(milliseconds=taken / cycles))
-        self._time_taken = report.time_taken_ms
+        if cycles := report.cycles - self._sent["cycles",]:
+            taken_ms = max(report.time_taken_ms - self._time_taken_ms, 0)  # the clock has whole seconds
+            self._timing("cycle_time", timedelta(milliseconds=taken_ms / cycles))
+        self._time_taken_ms = report.time_taken_ms
         self._counters(report)
         if report.started is not None:
             self._gauges(report, report.started)
-        if report.balanced is not None and report.balanced != self._balanced:
-            self._balanced = report.balanced
-            self._gauge("performance_written", report.balanced.timestamp())
+        if report.performance_written is not None and report.performance_written != self._balanced:
+            self._balanced = report.performance_written
+            self._gauge("performance_written", report.performance_written.timestamp())
 
     def _counters(self, report: Report) -> None:
         self._incr("cycles", report.cycles)
         self._incr("errors", len(report.errors))
         self._incr("quarantined", report.outcomes[Outcome.QUARANTINED])
         for project, counts in report.counts.items():
-            for lane, number in _by_lane(counts.get("Dispatched", {})).items():
+            for lane, number in by_lane(counts.get("Dispatched", {})).items():
                 self._incr("dispatched", number, project, lane)
-        jobs = list(islice(report.jobs.values(), self._lags, None))
+        new = sorted(lags(islice(report.jobs.values(), self._lags, None)))
         self._lags = len(report.jobs)
-        for lag in _some(sorted(_lags(jobs))):
+        for lag in _sample(new):
             self._timing("lag", timedelta(seconds=lag))
 
     def _gauges(self, report: Report, started: datetime) -> None:
         self._gauge("oldest_trace", (started - report.oldest).total_seconds() if report.oldest else 0.0)
         self._gauge("unknown", report.outcomes[Outcome.UNKNOWN])
-        waiting = report.waiting()
-        self._reasons |= waiting.keys()
-        for reason in sorted(self._reasons):
+        waiting = report.waits_by_reason()
+        # A gauge keeps its value, also that of an earlier process: a reason for which nothing waits is set to 0.
+        for reason in Reason:
             self._gauge("waiting", waiting[reason], reason=str(reason))
-        # A gauge keeps its last value: of a project, that is 0, in the report in which its last trace goes.
+        # A gauge keeps its last value, so a project whose last trace has gone is set to 0.
         for project in sorted({*report.traces, *report.counts}):
             self._gauge("not_found", report.not_found[project], project)
             for gauge in _GAUGES:
-                numbers = _by_lane(report.counts.get(project, {}).get(gauge, {}))
+                numbers = by_lane(report.counts.get(project, {}).get(gauge, {}))
                 for lane in Lane:
                     if lane is not Lane.WINDOWS or gauge != "Running":
                         self._gauge(gauge.lower(), numbers[lane], project, lane)
 
     def _incr(self, what: str, total: int, *labels: str) -> None:
-        new = total - self._told[what, *labels]
-        self._told[what, *labels] = total
+        new = total - self._sent[what, *labels]
+        self._sent[what, *labels] = total
         if new > 0:
             Stats.incr(self._name(what, labels), new, **self._tags(labels))
 
@@ -129,30 +125,13 @@ class Metrics:
 
 
 def _label(text: str) -> str:
-    """A project, or a connection's ID, as any backend takes it: untrusted text."""
-    label = _AWKWARD.sub("_", text)
-    if len(label) <= _LONGEST:
+    """Return a project or a connection's ID, which is untrusted text, as a label that every backend accepts."""
+    label = _UNSAFE_CHARS.sub("_", text)
+    if len(label) <= _MAX_LABEL_CHARS:
         return label
-    return f"{label[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{label[: _MAX_LABEL_CHARS - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _by_lane(counters: Any) -> Counter[Lane]:
-    """Numbers per lane, from those of the response document's counters."""
-    lanes = {"QueryJobs": Lane.SQL, BATCH_JOBS: Lane.WINDOWS}
-    numbers: Counter[Lane] = Counter()
-    for counter, number in counters.items():
-        numbers[lanes.get(counter, Lane.JOBS)] += number
-    return numbers
-
-
-def _lags(jobs: list[dict[str, str]]) -> Iterator[float]:
-    """Seconds from a job's end until its trace was known to be dispatched; both clocks are Google's."""
-    for job in jobs:
-        if "EndTime" in job and "DispatchTime" in job:
-            lag = datetime.fromisoformat(job["DispatchTime"]) - datetime.fromisoformat(job["EndTime"])
-            yield max(lag.total_seconds(), 0.0)
-
-
-def _some(lags: list[float]) -> list[float]:
-    step = max(ceil(len(lags) / MOST_LAGS), 1)
+def _sample(lags: list[float]) -> list[float]:
+    step = max(ceil(len(lags) / MAX_LAGS), 1)
     return lags[::-1][::step]

@@ -1,4 +1,4 @@
-"""A notifier for Slack: errors of a run, quarantines and stuck windows, each cause once an hour."""
+"""A notifier for Slack: errors of a run, quarantined events and stuck windows, each alert once an hour."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseNotifier
 
 from bqdispatch_provider.compat import mask, slack_client
+from bqdispatch_provider.core.windows import is_due
 from bqdispatch_provider.hooks import BqDispatchHook
-from bqdispatch_provider.journal import RunJournal, place_of_run
-from bqdispatch_provider.names import in_one_line, in_words
-from bqdispatch_provider.planning import due
+from bqdispatch_provider.journal import RunJournal, run_journal_path
+from bqdispatch_provider.names import counted, in_one_line, in_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from bqdispatch_provider.config import DispatchConfig
-    from bqdispatch_provider.dispatcher import Dispatcher
-    from bqdispatch_provider.report import Report
+    from bqdispatch_provider.core.report import Report
+    from bqdispatch_provider.cycle.task_folder import TaskFolder
 
 SLACK = "https://slack.com/api/"
-EVERY = timedelta(hours=1)
-"""How long a cause is not told again, whichever task, run or process meets it."""
+REPEAT_AFTER = timedelta(hours=1)
+"""Time for which an alert is not repeated, whichever task, run or process raises it."""
 
-MOST = 20
-"""Causes in a message; the others are told by the next one."""
+MAX_ALERTS = 20
+"""Alerts in one message. The next message has the others."""
 
-_LONGEST = 500
+_MAX_TEXT_CHARS = 500
 _MAX_TOKEN_BYTES = 1 << 17
-"""Bytes of an encrypted token: KMS encrypts 64 KiB at most, which base64 makes longer by a third."""
+"""Bytes of an encrypted token. KMS encrypts 64 KiB at most, and base64 adds a third."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class SlackError(RuntimeError):
-    """A message that Slack has not taken, and why; it never holds the token."""
+    """A message that Slack did not accept. The error never contains the token."""
 
 
 @dataclass(frozen=True)
-class Cause:
+class Alert:
     """Something that a person should know.
 
     :param kind: ``error``, ``quarantined``, ``stuck window`` or ``failed``.
-    :param what: which object it is about; numbers in it do not make it another cause.
-    :param sentence: what has happened.
+    :param what: what the alert is about. Alerts that differ in numbers only are the same.
+    :param sentence: what happened.
     :param remedy: what to do.
     """
 
@@ -63,28 +63,32 @@ class Cause:
 
     @property
     def hash(self) -> str:
-        """What is the same for the same cause."""
+        """The same text for the same alert."""
         return hashlib.sha256(f"{self.kind} {re.sub(r'[0-9]+', '#', self.what)}".encode()).hexdigest()[:32]
 
 
 class BqDispatchNotifier(BaseNotifier):
-    """Tells Slack of run errors, quarantines and stuck windows: a callback of tasks, or of a DAG.
+    """A callback of tasks or of a DAG that posts run errors, quarantined events and stuck windows to Slack.
 
-    Give it to the :class:`DispatchReportOperator`, or to a :class:`DispatchOperator` on its own, as both
-    ``on_failure_callback`` and ``on_success_callback``: an event that could not be dispatched does not fail a task.
-    As a DAG's callback it tells what the documents of the run say. Where a sensor that finds nothing is to tell of
-    stuck windows too, give it to that as ``on_skipped_callback``.
-    Each cause is told once an hour, whatever task, run or process meets it: ``<JournalURL>/notified/`` holds what was
-    told. That Slack cannot be told never fails a task, and is a line in its log.
+    Set it on the :class:`~bqdispatch_provider.operators.DispatchReportOperator`, or on a
+    :class:`~bqdispatch_provider.operators.DispatchOperator` without report, as both ``on_failure_callback`` and
+    ``on_success_callback``: an event that could not be dispatched does not fail a task. Set it on a sensor as
+    ``on_skipped_callback`` to hear of stuck windows if there was nothing to dispatch. As a DAG's callback it posts what
+    the run's documents say.
 
-    The token is that of the Slack provider's connection where one is named, otherwise that of the configuration's
-    ``SlackCredentials``, which Cloud KMS decrypts.
+    Each alert is posted once an hour, whichever task, run or process raises it; ``<JournalURL>/notified/`` holds what
+    was posted. An unreachable Slack never fails a task, and is an error in its log.
 
-    :param channel: where to, ``#data-ops`` or its ID (templated).
-    :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
-    :param slack_conn_id: ID of a connection of the Slack provider, which has to be installed (templated).
-    :param variables: values for ``${name}`` in the configuration document.
-    :param stuck_after: minutes after which a window that is due, or was claimed, and has not been fired is stuck.
+    The token is that of the Slack connection. Without one it is that of the configuration's ``SlackCredentials``, which
+    Cloud KMS decrypts.
+
+    :param channel: channel to post to, ``#data-ops`` or its ID (templated).
+    :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch``. Default: that of the task; as a DAG's
+        callback, or of a task that has none, that of the DAG's first task that has one (templated).
+    :param slack_conn_id: ID of a connection of the Slack provider, which has to be installed. Default: the
+        configuration's ``SlackCredentials`` (templated).
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own.
+    :param stuck_after: minutes after which a window is stuck that is due or claimed, and was not fired.
     """
 
     template_fields: Sequence[str] = ("channel", "bqdispatch_conn_id", "slack_conn_id")
@@ -93,7 +97,7 @@ class BqDispatchNotifier(BaseNotifier):
         self,
         channel: str,
         *,
-        bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
+        bqdispatch_conn_id: str | None = None,
         slack_conn_id: str | None = None,
         variables: Mapping[str, str] | None = None,
         stuck_after: float = 15.0,
@@ -106,163 +110,180 @@ class BqDispatchNotifier(BaseNotifier):
         self.stuck_after = stuck_after
 
     def notify(self, context: Context) -> None:
-        """Tell what has not been told yet.
+        """Post what was not posted yet.
 
-        :param context: the task's.
+        :param context: the task's, or the DAG's.
         """
         try:
             self._notify(context)
-        except Exception as error:  # without its traceback, in whose frames the token may be
-            self.log.error("Slack was not told: %s", in_words(error)[:_LONGEST])
+        except Exception as error:  # without the traceback, whose frames may contain the token
+            self.log.error("Could not post to Slack: %s", in_words(error)[:_MAX_TEXT_CHARS])
 
     def _notify(self, context: Context) -> None:
-        hook = BqDispatchHook(self.bqdispatch_conn_id)
-        with hook.get_dispatcher(variables=self.variables) as dispatcher:
-            asked: set[str] = set()
-            claimed: dict[str, tuple[Cause, int]] = {}
-            for cause in self._causes(context, dispatcher):
-                url = f"{dispatcher.config.journal_url.rstrip('/')}/notified/{cause.hash}.json"
-                if url in asked:
-                    continue
-                asked.add(url)
-                note = {"Kind": cause.kind, "What": in_one_line(cause.what), "Owner": uuid.uuid4().hex}
-                if (generation := dispatcher.store.claim(url, note, EVERY)) is not None:
-                    claimed[url] = (cause, generation)
-                if len(claimed) == MOST:
-                    break
-            if not claimed:
-                return
+        hook = BqDispatchHook(self.bqdispatch_conn_id or _conn_id(context))
+        with hook.get_task_folder(self.variables) as folder:
+            notes: dict[str, int] = {}
             try:
-                self._post(hook, dispatcher, _text(context, [cause for cause, _ in claimed.values()]))
+                alerts = list(self._claim(self._alerts(context, folder), folder, notes))
+                if alerts:
+                    self._post(hook, folder, _text(context, alerts))
+                    self.log.info("Posted %s to Slack", counted(len(alerts), "alert"))
             except BaseException:
-                for url, (_, generation) in claimed.items():
-                    dispatcher.store.remove(url, generation)
+                for url, generation in notes.items():
+                    folder.store.remove(url, generation)
                 raise
-            self.log.info("Slack was told of %d causes", len(claimed))
 
-    def _causes(self, context: Context, dispatcher: Dispatcher) -> Iterator[Cause]:
+    @staticmethod
+    def _claim(alerts: Iterator[Alert], folder: TaskFolder, notes: dict[str, int]) -> Iterator[Alert]:
+        """Yield the alerts of this message. Each is noted in the journal, so that nobody else posts it.
+
+        :param notes: receives the generation of each note by its URL.
+        """
+        seen: set[str] = set()
+        for alert in alerts:
+            url = f"{folder.config.journal_url.rstrip('/')}/notified/{alert.hash}.json"
+            if url in seen:
+                continue
+            seen.add(url)
+            note = {"Kind": alert.kind, "What": in_one_line(alert.what), "Owner": uuid.uuid4().hex}
+            if (generation := folder.store.write_if_older_than(url, note, REPEAT_AFTER)) is not None:
+                notes[url] = generation
+                yield alert
+            if len(notes) == MAX_ALERTS:
+                break
+
+    def _alerts(self, context: Context, folder: TaskFolder) -> Iterator[Alert]:
         of_dag = "reason" in context
-        journal = RunJournal(dispatcher, place_of_run(context) if of_dag else context)
-        documents = [] if of_dag else [(journal.read_document(journal.own_url), journal.own_url)]
+        store, config = folder.store, folder.config
+        journal = RunJournal(store, config, run_journal_path(context) if of_dag else context)
+        documents = [] if of_dag else [(journal.read_document(journal.task_url), journal.task_url)]
         if not any(report for report, _ in documents):
             documents = [(journal.read_document(), journal.document_url)]
-        if of_dag:  # its task is any that has ended last
-            documents += [(part.report, part.urls[0]) for part in journal.parts()]
+        if of_dag:  # a DAG's context has an arbitrary task, so read the documents of all
+            documents += [(part.report, part.urls[0]) for part in journal.task_reports()]
         reports = [(report, url) for report, url in documents if report is not None]
         for report, url in reports:
-            yield from _of_report(report, url)
+            yield from _alerts_of(report, url)
         if all(report.ok for report, _ in reports):
             yield from _failure(context)
-        yield from self._stuck(dispatcher)
+        yield from self._stuck_windows(folder)
 
-    def _stuck(self, dispatcher: Dispatcher) -> Iterator[Cause]:
-        listing = dispatcher.listing()
+    def _stuck_windows(self, folder: TaskFolder) -> Iterator[Alert]:
+        listing = folder.listing()
         long_ago = listing.now - timedelta(minutes=self.stuck_after)
-        for window, firing in dispatcher.unfired(listing):
-            if firing is None and due(window, long_ago):
-                said = f"was due {window.name.end:%Y-%m-%d %H:%M} UTC, and nobody has fired it"
+        for window, firing in folder.unfired(listing, lambda _: True):
+            if firing is None and is_due(window.name, long_ago):
+                said = f"was due {window.name.end:%Y-%m-%d %H:%M} UTC, and was not fired"
             elif firing is not None and firing.claimed < long_ago:
-                said = f"was claimed {firing.claimed:%Y-%m-%d %H:%M} UTC, and not fired"
+                said = f"was claimed {firing.claimed:%Y-%m-%d %H:%M} UTC, and was not fired"
             else:
                 continue
-            yield Cause(
+            yield Alert(
                 "stuck window",
                 window.name.dest,
-                f"the window {dispatcher.store.task_url(window.object.name)!r} {said}",
-                "see whether the dispatching DAG runs, whether MaxConcurrentJobs lets nothing through, and what the "
-                "report's Errors say",
+                f"the window {folder.store.task_url(window.object.name)!r} {said}",
+                "check whether the dispatching DAG runs, whether its project is at MaxConcurrentJobs, and the Errors "
+                "of the report",
             )
 
-    def _post(self, hook: BqDispatchHook, dispatcher: Dispatcher, text: str) -> None:
-        # Names are untrusted: nothing in them is to become a link or a mention.
+    def _post(self, hook: BqDispatchHook, folder: TaskFolder, text: str) -> None:
+        # Names are untrusted, and must not become links or mentions.
         harmless = {"mrkdwn": False, "parse": "none", "link_names": False, "unfurl_links": False}
         message: dict[str, Any] = {"channel": self.channel, "text": text, **harmless}
         if self.slack_conn_id:
             if (client := slack_client(self.slack_conn_id)) is None:
                 raise SlackError(
-                    "the Slack provider is not installed: pip install 'airflow-provider-bqdispatch[slack]', or leave "
+                    "the Slack provider is not installed: pip install apache-airflow-providers-slack, or leave "
                     "slack_conn_id out and set SlackCredentials in the configuration"
                 )
             client.chat_postMessage(**message)
         else:
-            _post_with(_token(hook, dispatcher), message)
+            _post_with(_token(hook, folder), message)
 
 
-def _failure(context: Any) -> Iterator[Cause]:
-    """Tell of a failure for which no document has a reason."""
+def _conn_id(context: Any) -> str:
+    """Return the ID of the connection with which the context's task, or its DAG, dispatches."""
+    # A DAG's context may have an arbitrary task, or none.
+    for task in (getattr(context.get("ti"), "task", None), *getattr(context["dag"], "tasks", ())):
+        if isinstance(conn_id := getattr(task, "bqdispatch_conn_id", None), str):
+            return str(task.render_template(conn_id, context))  # a DAG's tasks are not rendered
+    return BqDispatchHook.default_conn_name
+
+
+def _failure(context: Any) -> Iterator[Alert]:
+    """Report a failed task or DAG run, for which no document has an error."""
     if reason := context.get("reason"):
         if reason != "success":
             dag = context["dag"].dag_id
-            yield Cause(
-                "failed", f"{dag} {reason}", f"a run of the DAG {dag} has failed: {reason}", "look at its tasks"
-            )
+            yield Alert("failed", f"{dag} {reason}", f"a run of the DAG {dag} has failed: {reason}", "check its tasks")
         return
     ti = context["ti"]
-    # Airflow 3.1 does not always say why.
+    # Airflow 3.1 does not always pass the exception.
     if failed := context.get("exception") or (ti.state == "failed" and "its log says why"):
         task = f"{ti.dag_id}.{ti.task_id}"
         said = in_words(failed) if isinstance(failed, BaseException) else in_one_line(str(failed))
-        yield Cause("failed", f"{task} {said}", f"the task {task} has failed: {said}", "look at its log")
+        yield Alert("failed", f"{task} {said}", f"the task {task} has failed: {said}", "check its log")
 
 
-def _of_report(report: Report, url: str) -> Iterator[Cause]:
+def _alerts_of(report: Report, url: str) -> Iterator[Alert]:
     for error in report.errors:
-        yield Cause("error", error, error, f"the next run takes up again what waits; all errors are in {url}")
+        yield Alert("error", error, error, f"events that wait are tried again by the next run; all errors: {url}")
     for name, reason in report.quarantined.items():
-        yield Cause(
+        yield Alert(
             "quarantined",
             name,
-            f"{name!r} was set aside: {reason}",
-            "the command bqdispatch replay shows it, and takes it back into the task folder",
+            f"{name!r} was quarantined: {reason}",
+            "list it with bqdispatch replay, which can also move it back into the task folder",
         )
 
 
-def _text(context: Context, causes: Sequence[Cause]) -> str:
-    """The message: plain text, but for what Slack takes for a link or a mention in that too."""
+def _text(context: Context, alerts: Sequence[Alert]) -> str:
+    """Return the message: plain text, with what Slack reads as a link or a mention escaped."""
     dag, run = context["dag"].dag_id, context["run_id"]
     whose = dag if "reason" in context else f"{dag}.{context['ti'].task_id}"
     lines = [f"BqTail dispatch: {_escaped(f'{whose}, run {run}')}"]
-    lines += [f"• {cause.kind}: {_escaped(cause.sentence)}\n    → {_escaped(cause.remedy)}" for cause in causes]
+    lines += [f"• {alert.kind}: {_escaped(alert.sentence)}\n    → {_escaped(alert.remedy)}" for alert in alerts]
     return "\n".join(lines)
 
 
 def _escaped(text: str) -> str:
     text = in_one_line(text)
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    text = text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}…"
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _token(hook: BqDispatchHook, dispatcher: Dispatcher) -> str:
-    """The token that ``SlackCredentials`` points to (docs/protocol.md, "Configuration document")."""
-    config = dispatcher.config
-    if config.slack_credentials is None:
+def _token(hook: BqDispatchHook, folder: TaskFolder) -> str:
+    """Decrypt the token at the configuration's ``SlackCredentials``."""
+    credentials = folder.config.slack_credentials
+    if credentials is None:
         raise SlackError(
-            f"the connection {hook.bqdispatch_conn_id!r} has no SlackCredentials in its configuration; set them, or "
-            "give BqDispatchNotifier a slack_conn_id"
+            f"the configuration of connection {hook.bqdispatch_conn_id!r} has no SlackCredentials; set them, or give "
+            "BqDispatchNotifier a slack_conn_id"
         )
     try:
-        encrypted = dispatcher.store.read(config.slack_credentials.url, _MAX_TOKEN_BYTES)
+        encrypted = folder.store.read(credentials.url, _MAX_TOKEN_BYTES)
     except ValueError as error:
-        raise SlackError(f"what {config.slack_credentials.url} holds is no encrypted token: {error}") from None
+        raise SlackError(f"{credentials.url} is no encrypted token: {error}") from None
     # `gcloud kms encrypt` writes bytes, other tools base64 of them.
-    decrypted = hook.decrypt(_key(config), encrypted if encrypted[:1] == b"\n" else _unbase64(encrypted))
+    key = _key_name(folder.config, credentials.key)
+    decrypted = hook.decrypt(key, encrypted if encrypted[:1] == b"\n" else _unbase64(encrypted))
     try:
         token = str(json.loads(decrypted)["Token"]).strip()
     except (ValueError, KeyError, TypeError):
         token = ""
     if not _TOKEN.fullmatch(token):
-        # Not shown, and no cause: it may hold the token.
-        raise SlackError(f'what {config.slack_credentials.url} holds is not {{"Token": "xoxb-…"}}, encrypted') from None
+        # Neither shown nor chained: it may contain the token.
+        raise SlackError(f'{credentials.url} is not {{"Token": "xoxb-…"}}, encrypted') from None
     mask(token)
     return token
 
 
-def _key(config: DispatchConfig) -> str:
-    assert config.slack_credentials is not None  # noqa: S101
-    ring, _, key = config.slack_credentials.key.partition("/")
-    if config.slack_credentials.key.startswith("projects/"):
-        return config.slack_credentials.key
-    return f"projects/{config.project_id}/locations/{config.region}/keyRings/{ring}/cryptoKeys/{key}"
+def _key_name(config: DispatchConfig, key: str) -> str:
+    """Return a KMS key's full name."""
+    if key.startswith("projects/"):
+        return key
+    ring, _, name = key.partition("/")
+    return f"projects/{config.project_id}/locations/{config.region}/keyRings/{ring}/cryptoKeys/{name}"
 
 
 def _unbase64(text: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What ``airflow providers`` and the connection's form show."""
+"""The provider's metadata: what ``airflow providers`` and the connection's form show."""
 
 from __future__ import annotations
 
@@ -6,33 +6,25 @@ from typing import Any
 
 from bqdispatch_provider import __version__
 
+CONN_TYPE = "bqdispatch"
+HIDDEN_FIELDS = ["host", "schema", "login", "password", "port"]
+"""Fields of every connection that the form of type ``bqdispatch`` hides."""
+
+_INTEGRATION = "BqTail dispatch"
+
 
 def get_provider_info() -> dict[str, Any]:
-    """The provider's metadata, in the form of Airflow's ``provider_info.schema.json``."""
-    integration = "BqTail dispatch"
+    """Return the provider's metadata, in the form of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-bqdispatch",
-        "name": integration,
+        "name": _INTEGRATION,
         "description": "BqTail's dispatcher: fires due batch windows and moves the traces of finished BigQuery jobs, "
         "within limits.",
         "versions": [__version__],
-        "integrations": [{"integration-name": integration, "tags": ["gcp"]}],
-        # Read by Airflow 3.2 and later; the others pass it over.
+        "integrations": [{"integration-name": _INTEGRATION, "tags": ["gcp"]}],
+        # Airflow reads this from 3.2 on.
         "cli": ["bqdispatch_provider.commands.get_commands"],
-        "hooks": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.hooks"]}],
-        "sensors": [
-            {
-                "integration-name": integration,
-                "python-modules": ["bqdispatch_provider.sensors", "bqdispatch_provider.done"],
-            }
-        ],
-        "operators": [{"integration-name": integration, "python-modules": ["bqdispatch_provider.operators"]}],
-        "triggers": [
-            {
-                "integration-name": integration,
-                "python-modules": ["bqdispatch_provider.triggers", "bqdispatch_provider.done"],
-            }
-        ],
+        **{kind: [_module(kind)] for kind in ("hooks", "sensors", "operators", "triggers")},
         "extra-links": [
             "bqdispatch_provider.links.BigQueryJobLink",
             "bqdispatch_provider.links.TaskFolderLink",
@@ -41,40 +33,43 @@ def get_provider_info() -> dict[str, Any]:
         "notifications": ["bqdispatch_provider.notifications.BqDispatchNotifier"],
         "connection-types": [
             {
-                "connection-type": "bqdispatch",
+                "connection-type": CONN_TYPE,
                 "hook-class-name": "bqdispatch_provider.hooks.BqDispatchHook",
-                "hook-name": integration,
-                "ui-field-behaviour": {
-                    "hidden-fields": ["host", "schema", "login", "password", "port"],
-                    "relabeling": {},
-                    "placeholders": {},
-                },
-                "conn-fields": {
-                    "config": _field(
-                        "Configuration (JSON)",
-                        'The document itself: {"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
-                        format="multiline",
-                    ),
-                    "config_url": _field(
-                        "Configuration URL",
-                        "Where the document lies instead: gs://bucket/object, or file:/// in BQDISPATCH_FILE_ROOTS",
-                    ),
-                    "variables": _field("Variables (JSON)", "Values for ${name} in the document", format="multiline"),
-                    "gcp_conn_id": _field(
-                        "Google Cloud connection", "Whose credentials are used; google_cloud_default when left out"
-                    ),
-                    "impersonation_chain": _field(
-                        "Impersonation chain", "Service accounts to impersonate, comma-separated"
-                    ),
-                    "quota_project_id": _field("Quota project", "Project that the calls are counted for"),
-                    "subscription": _field(
-                        "Pub/Sub subscription",
-                        "projects/…/subscriptions/… on BigQuery's audit logs, which wakes the dispatcher at once",
-                    ),
-                },
+                "hook-name": _INTEGRATION,
+                "ui-field-behaviour": {"hidden-fields": HIDDEN_FIELDS, "relabeling": {}, "placeholders": {}},
+                "conn-fields": connection_fields(),
             }
         ],
     }
+
+
+def connection_fields() -> dict[str, Any]:
+    """Return the fields of the connection's form, as the metadata describes them."""
+    return {
+        "config": _field(
+            "Configuration (JSON)",
+            'The document itself: {"AsyncTaskURL": "gs://…", "JournalURL": "gs://…", "ErrorURL": "gs://…"}',
+            format="multiline",
+        ),
+        "config_url": _field(
+            "Configuration URL",
+            "Where the document is instead: gs://bucket/object, or file:/// in BQDISPATCH_FILE_ROOTS",
+        ),
+        "variables": _field("Variables (JSON)", "Values for ${name} in the document", format="multiline"),
+        "gcp_conn_id": _field(
+            "Google Cloud connection", "Whose credentials are used; google_cloud_default when left out"
+        ),
+        "impersonation_chain": _field("Impersonation chain", "Service accounts to impersonate, comma-separated"),
+        "quota_project_id": _field("Quota project", "Project that the calls are counted for"),
+        "subscription": _field(
+            "Pub/Sub subscription",
+            "projects/…/subscriptions/… on BigQuery's audit logs, which wakes the dispatcher at once",
+        ),
+    }
+
+
+def _module(kind: str) -> dict[str, Any]:
+    return {"integration-name": _INTEGRATION, "python-modules": [f"bqdispatch_provider.{kind}"]}
 
 
 def _field(label: str, description: str, **schema: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Run the cycles of a DAG run's tasks, and end the run: one way, wherever they run.
+"""Run the cycles of a DAG run's tasks, and end the run, on a worker and in a triggerer alike.
 
-A task may be killed at any moment, on a worker or in a triggerer, and begun again elsewhere with the same arguments.
+A task may be killed at any moment, and begin again elsewhere with the same arguments.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from bqdispatch_provider.journal import RunJournal, Underway
-from bqdispatch_provider.model import Share
-from bqdispatch_provider.names import in_words
-from bqdispatch_provider.report import Report
-from bqdispatch_provider.rhythm import Rhythm
+from bqdispatch_provider.core.events import Share
+from bqdispatch_provider.core.polling import AdaptivePolling
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.journal import Checkpoint, RunJournal
+from bqdispatch_provider.names import counted, in_words
 
 if TYPE_CHECKING:
+    from bqdispatch_provider.core.history import RunLabel
     from bqdispatch_provider.dispatcher import Dispatcher
 
 log = logging.getLogger(__name__)
@@ -28,136 +29,201 @@ def run_cycles(
     journal: RunJournal,
     time_to_live: float | None = None,
     *,
-    first: Sequence[Share] | None = None,
+    first_shares: Sequence[Share] | None = None,
     began: datetime | None = None,
     attempt: int = 1,
     wait: Callable[[float], object] = time.sleep,
-    rhythm: Rhythm | None = None,
-    tell: Callable[[Report], None] = lambda _: None,
-    measures: bool = True,
+    polling: AdaptivePolling | None = None,
+    send_metrics: Callable[[Report], None] = lambda _: None,
+    writes_performance: bool = True,
 ) -> Report:
-    """Run cycles, and write the task's document after each one that has dispatched something; gives what it tells.
+    """Run cycles, and write the task's document after each one that has dispatched something.
 
-    What an earlier try of the task has dispatched stays in it, also where that try was killed before it could say so:
-    what a cycle is about to dispatch is written down, and what of that is gone has been dispatched.
+    What an earlier try of the task has dispatched stays in the document, even if that try was killed before it wrote
+    it: a checkpoint says what each cycle is about to dispatch, if it could be written. Of these events those count as
+    dispatched that are gone (traces), or that the ledger says were fired (windows).
 
-    :param dispatcher: whose cycles they are.
-    :param journal: of the running task.
-    :param time_to_live: seconds for which new cycles are begun, from when the task began; one cycle is done in any
-        case; by default the configuration's.
-    :param first: what the first cycle dispatches; by default it looks.
-    :param began: when the task began, where that is known; otherwise now, or when a killed run of the same try began.
-    :param attempt: which try of the task this is.
-    :param wait: as :meth:`Dispatcher.run` takes it.
-    :param rhythm: as :meth:`Dispatcher.run` takes it.
-    :param tell: called after each cycle, and at the end, with what this process has done so far.
-    :param measures: as :meth:`Dispatcher.run` takes it.
-    :raises ValueError: when something else lies where an earlier try has left its document.
+    :param journal: journal of the running task.
+    :param time_to_live: how long new cycles are begun, in seconds since the task began; one cycle is run in any case;
+        by default the configuration's ``TimeToLiveInMin`` less 5 s.
+    :param first_shares: what the first cycle dispatches, as a sensor has handed it on: a share holds events of one
+        lane (traces of query jobs, traces of other jobs, or windows). By default the cycle looks itself.
+    :param began: when the task began. By default that is read from the checkpoint of the same try, which is there if
+        its triggerer was restarted; otherwise it is now.
+    :param attempt: try number of the task.
+    :param wait: pauses for seconds between two cycles, and may return earlier.
+    :param polling: decides how long these pauses are; by default by the changes that were seen.
+    :param send_metrics: called after each cycle, and at the end, with what this process has done so far.
+    :param writes_performance: write ``performance.json`` after the cycles, too.
+    :returns: the report of the task, with what its earlier tries have done.
+    :raises ValueError: when the object at the URL of the task's document, or of its checkpoint, cannot be read as one.
+    :raises google.api_core.exceptions.GoogleAPIError: when an earlier try was killed, and what it has dispatched cannot
+        be looked up; the checkpoint stays for the next try.
     """
-    earlier = journal.read_document(journal.own_url) or Report()
-    left = journal.read_underway()
-    if left is None or left.attempt != attempt:
-        earlier.errors = []  # they made that try fail, and this one is to make up for them
-    if left is not None:
-        if left.attempt == attempt:
-            began = began or left.began
-        _settle(dispatcher, earlier, left)
-    now = datetime.now(UTC)
-    began = began or now
-    told = earlier.dispatched
-    written = 0
-
-    def begin(shares: Sequence[Share]) -> None:
-        if shares:
-            _try(lambda: journal.write_underway(Underway(began, attempt, told, tuple(shares))))
+    document = _TaskDocument(dispatcher, journal, attempt, began)
 
     def progress(report: Report) -> None:
-        nonlocal told, written
-        tell(report)
-        so_far = _together(earlier, report)
-        if so_far.dispatched != told and _try(lambda: journal.write_document(so_far, journal.own_url)):
-            told, written = so_far.dispatched, so_far.cycles
+        send_metrics(report)
+        document.update(report)
 
-    seconds = dispatcher.seconds_to_live(time_to_live) - (now - began).total_seconds()
+    seconds = dispatcher.seconds_to_live(time_to_live) - (datetime.now(UTC) - document.began).total_seconds()
     report = dispatcher.run(
-        max(seconds, 0.0), progress, begin=begin, wait=wait, rhythm=rhythm, first=first, measures=measures
+        max(seconds, 0.0),
+        progress,
+        before_dispatch=document.write_checkpoint,
+        wait=wait,
+        polling=polling,
+        first_shares=first_shares,
+        writes_performance=writes_performance,
+        label=_label(journal, journal.task_url),
     )
-    tell(report)
-    report = _together(earlier, report)
-    if written != report.cycles:
-        journal.write_document(report, journal.own_url)
-    journal.remove_underway()
-    return report
+    send_metrics(report)
+    return document.complete(report)
+
+
+class _TaskDocument:
+    """The document of a task, and its checkpoint, over all tries of the task.
+
+    :param attempt: try number of the task.
+    :param began: when the task began, if it is known.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, journal: RunJournal, attempt: int, began: datetime | None) -> None:
+        self._journal = journal
+        self._attempt = attempt
+        own = journal.own_report()
+        self._earlier, checkpoint = own.report, own.checkpoint
+        self._remember(self._earlier)
+        self._unreported: tuple[Share, ...] = ()
+        """Everything that was begun since the document was written last."""
+
+        if self._earlier.attempt != attempt:
+            self._earlier.errors = []  # this try reports anew what still fails
+        if checkpoint is not None:
+            began = began or (checkpoint.began if checkpoint.attempt == attempt else None)
+            self._unreported = _add_since_checkpoint(dispatcher, self._earlier, checkpoint)
+        self.began = began or datetime.now(UTC)
+
+    def write_checkpoint(self, shares: Sequence[Share]) -> None:
+        """Write what is about to be dispatched, beside what was begun before and is not in the document yet."""
+        if shares:
+            self._write_checkpoint((*self._unreported, *shares))
+
+    def update(self, report: Report) -> None:
+        """Write the document if more was dispatched.
+
+        :param report: what this process has done so far.
+        """
+        whole = self._with_earlier(report)
+        if whole.dispatched == self._dispatched:
+            if self._unreported:  # others may dispatch these, and a later try must not take them for its own
+                self._write_checkpoint(())
+        elif _try_to_write(lambda: self._journal.write_document(whole, self._journal.task_url)):
+            self._unreported = ()
+            self._remember(whole)
+
+    def complete(self, report: Report) -> Report:
+        """Write the document for the last time, and return what it says.
+
+        :param report: what this process has done.
+        """
+        whole = self._with_earlier(report)
+        if (whole.cycles, whole.errors) != (self._cycles, self._errors):
+            self._journal.write_document(whole, self._journal.task_url)
+        self._journal.remove_checkpoint()
+        return whole
+
+    def _write_checkpoint(self, unreported: tuple[Share, ...]) -> None:
+        self._unreported = unreported
+        checkpoint = Checkpoint(self.began, self._attempt, self._dispatched, unreported)
+        _try_to_write(lambda: self._journal.write_checkpoint(checkpoint))
+
+    def _remember(self, written: Report) -> None:
+        """Remember what the document has."""
+        self._dispatched, self._cycles, self._errors = written.dispatched, written.cycles, list(written.errors)
+
+    def _with_earlier(self, report: Report) -> Report:
+        whole = report
+        if self._earlier.cycles:
+            whole = Report.from_dict(self._earlier.to_dict())
+            whole.add_cycle(report)
+        whole.attempt = self._attempt
+        return whole
 
 
 def end_run(
-    dispatcher: Dispatcher, journal: RunJournal, tell: Callable[[Report], None], failures: Sequence[str] = ()
+    dispatcher: Dispatcher, journal: RunJournal, send_metrics: Callable[[Report], None], failures: Sequence[str] = ()
 ) -> Report:
-    """End a DAG run: add what its tasks did to its document, and how all stands now.
+    """End a DAG run: add what its tasks did to its document, and how things stand now.
 
-    What the document tells of was delivered, so it is only ever added to: by a run that is cleared, and by a report
-    that is tried again. ``performance.json`` is written, too.
+    What the document counts was delivered, so it is only ever added to, when the run is cleared or the task that
+    reports is tried again. Errors are those of the tasks that ran last. ``performance.json`` is written, too.
 
-    :param dispatcher: which looks once more, and puts in order what is beside dispatching.
-    :param journal: of the running task.
-    :param tell: called with what this task has found alone.
-    :param failures: sentences about tasks that have failed; what sensors have found then stays, for whoever clears
-        them.
+    :param dispatcher: looks once more, and cleans up.
+    :param journal: journal of the running task.
+    :param send_metrics: called with what this task alone has found.
+    :param failures: sentences about failed tasks; the sensors' shares then stay, for whoever clears these tasks.
     :returns: the run's report, as its document has it.
     """
     earlier = journal.read_document()
     report = earlier or Report()
-    parts = journal.parts()
-    news = [part for part in parts if report.parts.get(part.task) != part.fingerprint]
+    dispatcher.history.mark_known(report)
+    task_reports = journal.task_reports()
+    news = [each for each in task_reports if not each.is_merged(report.parts.get(each.task, ""))]
     if news:
-        report.errors = []  # of tasks that were cleared, and have made up for them since
-    for part in news:
-        if part.left is not None:
-            _settle(dispatcher, part.report, part.left)
-        report.add_deeds(part.report)
-    stock = dispatcher.take_stock()
+        report.errors = []  # all of them, since an error does not say whose it is
+    for each in news:
+        new = Report() if each.has_merged_document(report.parts.get(each.task, "")) else each.report
+        if each.checkpoint is not None:
+            _add_since_checkpoint(dispatcher, new, each.checkpoint)
+        report.add_task(new)
+    last = dispatcher.observe_and_clean_up()
     for failure in failures:
-        stock.error(failure)
-    report.add_cycle(stock)
-    report.parts = {part.task: part.fingerprint for part in parts}
+        last.add_error(failure)
+    report.add_cycle(last)
+    report.parts = {each.task: each.fingerprint for each in task_reports}
     if report.started is not None:
         if earlier is None:
             report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
         known = len(report.errors)
-        dispatcher.write_performance(report)
-        stock.errors += report.errors[known:]
-        stock.balanced = report.balanced
+        dispatcher.write_performance(report, _label(journal, journal.document_url))
+        last.errors += report.errors[known:]
+        last.performance_written = report.performance_written
     journal.write_document(report)
-    journal.remove(parts, shares=not failures)
-    tell(stock)
+    journal.remove(task_reports, with_shares=not failures)
+    send_metrics(last)
     return report
 
 
-def _settle(dispatcher: Dispatcher, report: Report, left: Underway) -> None:
-    """Add to a task's report what it was about to dispatch, as far as that is through.
+def _add_since_checkpoint(dispatcher: Dispatcher, report: Report, checkpoint: Checkpoint) -> tuple[Share, ...]:
+    """Add to a killed task's report what it has dispatched since its checkpoint.
 
-    :param report: as the task has left it; where it tells of more than it did before that, it tells of all.
+    :param report: as the task has left it; if it counts others than the checkpoint does, it was written later, and has
+        all of it.
+    :returns: the shares whose events were looked for.
     """
-    if left.dispatched == report.dispatched:
-        report.add_part(dispatcher.done_meanwhile(left.shares))
-        log.info("Of what a task had in hand that was killed, all in all %d events are through", report.dispatched)
+    if checkpoint.dispatched != report.dispatched:
+        return ()
+    since = dispatcher.find_dispatched(checkpoint.shares)
+    report.add_part(since)
+    log.info("A killed task had dispatched %s since its last report", counted(since.dispatched, "event"))
+    return checkpoint.shares
 
 
-def _together(earlier: Report, report: Report) -> Report:
-    if not earlier.cycles:
-        return report
-    whole = Report.from_dict(earlier.to_dict())
-    whole.add_cycle(report)
-    return whole
-
-
-def _try(write: Callable[[], object]) -> bool:
-    """Write into the journal as far as it goes: what is dispatched does not wait for it, and its end will tell."""
-    from bqdispatch_provider.storage import STORAGE_ERRORS  # noqa: PLC0415  (importing this module costs nothing)
+def _try_to_write(write: Callable[[], object]) -> bool:
+    """Write to the journal, and return whether that went well: dispatching does not wait for it."""
+    from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS  # noqa: PLC0415  (DAG files import this module)
 
     try:
         write()
-    except STORAGE_ERRORS as error:
-        log.warning("The journal cannot be written for now: %s", in_words(error))
+    except GOOGLE_ERRORS as error:
+        log.warning("Journal cannot be written, trying again after the next cycle: %s", in_words(error))
         return False
     return True
+
+
+def _label(journal: RunJournal, document_url: str) -> RunLabel:
+    """Return the label of a run in the history: its DAG, and the URL of its document."""
+    from bqdispatch_provider.core.history import RunLabel  # noqa: PLC0415  (DAG files import this module)
+
+    return RunLabel(journal.dag_id, document_url)

@@ -1,23 +1,32 @@
-"""The sensor: finds out what there is to dispatch, and hands it on in shares."""
+"""The sensors: one finds what there is to dispatch, the other waits until BqTail has finished some events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 
 from bqdispatch_provider import compat, links
 from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipException, conf
+from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.core.log_lines import ChangeLogger, summary_line, throttle_lines
+from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.deferral import (
+    longest_deferral,
+    may_end_in_triggerer,
+    may_start_from_trigger,
+    set_start_trigger,
+)
 from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
-from bqdispatch_provider.journal import RunJournal, place_of
+from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
-from bqdispatch_provider.planning import limits
+from bqdispatch_provider.names import in_one_line
 from bqdispatch_provider.runs import end_run
-from bqdispatch_provider.story import Teller, in_short, of_look, of_waiting
-from bqdispatch_provider.triggers import BqDispatchTrigger, ends_unseen, longest_deferral, may_start_from_trigger
+from bqdispatch_provider.shares import hand_on
+from bqdispatch_provider.triggers import BqDispatchDoneTrigger, BqDispatchTrigger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -25,39 +34,43 @@ if TYPE_CHECKING:
     from bqdispatch_provider.config import DispatchConfig
     from bqdispatch_provider.dispatcher import Dispatcher
 
-_TRIGGERER_MAY_BE_LATE = timedelta(minutes=1)
+_TRIGGERER_DELAY = timedelta(minutes=1)
+"""Added to what the scheduler allows a deferred sensor: triggers start late if the triggerer is busy."""
 
 
 class BqDispatchSensor(BaseSensorOperator):
-    """Waits until traces or windows can be dispatched, and returns them as shares, for a :class:`DispatchOperator`.
+    """A sensor that waits until traces or windows can be dispatched, and returns them as shares.
 
-    A share is the events of one lane, no more than the limits let through. They lie in the journal; the return value is
-    a list of dicts, one for each share, that tell where, how many events there are, and the first of them. Give it on
-    whole (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``).
+    A share holds events of one lane, as many as the limits allow. The events themselves are written to the journal. The
+    return value is a list of dicts, one for each share: its lane, the number of events, the first of them, and where
+    all of them are. Pass it to a :class:`~bqdispatch_provider.operators.DispatchOperator` as a whole
+    (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``).
 
-    Where there is nothing to dispatch when its time is up, the task writes the run's document and ``performance.json``,
-    and is skipped, and so is what follows; with ``soft_fail=False`` it fails.
+    If nothing comes within ``timeout``, the task writes the run's response document and ``performance.json`` and is
+    skipped, and so are the tasks that follow.
 
     :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
-    :param variables: values for ``${name}`` in the configuration document; they go before the connection's own
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own
         (templated).
-    :param only: which events, by lists of ``lanes`` (``sql``, ``jobs``, ``windows``), ``projects``, ``destinations``
-        (patterns, such as ``sales.*``), ``actions`` and ``event_ids``; what does not match all of them waits for
-        someone else; all by default (templated).
-    :param poke_interval: seconds (or a timedelta) between two looks; deferred, the most: while something is on its way,
-        it looks every second.
-    :param timeout: seconds (or a timedelta) after which there is nothing to dispatch.
-    :param soft_fail: skip the task when its time is up, rather than fail it. An error fails it either way.
-    :param mode: ``poke`` or ``reschedule``, as in every sensor; without effect when deferred.
-    :param deferrable: wait in the triggerer, without a worker; by default ``[operators] default_deferrable``. There
-        being nothing to dispatch then ends the task there, unless it has a callback for that, or ``soft_fail=False``.
-    :param start_from_trigger: begin in the triggerer, so that a run with nothing to dispatch starts no worker process;
-        give its :class:`DispatchReportOperator` ``trigger_rule="none_skipped"`` then. Airflow 3.0 to 3.2 begin on a
-        worker all the same, and so does 2.11 where an argument is a template. Airflow's own sensor time-out and pools
-        have no say in the triggerer.
-    :raises ConfigError: when the connection or its configuration cannot be used.
-    :raises DispatchError: when the trigger came to an error.
-    :raises ValueError: when ``only`` is something else.
+    :param only: filter of events, as lists by key: ``lanes`` (``sql``, ``jobs``, ``windows``), ``projects``,
+        ``destinations`` (table patterns, such as ``sales.*``), ``actions`` and ``event_ids``. An event has to match
+        every key that is given. Default: all events (templated).
+    :param poke_interval: seconds, or a timedelta, between two polls. If deferred, it is the longest pause: pauses start
+        at one second again after each change.
+    :param timeout: seconds, or a timedelta, to wait for something to dispatch.
+    :param soft_fail: skip the task if nothing came within ``timeout``; with ``False`` it fails. An error fails it in
+        both cases.
+    :param mode: ``poke`` or ``reschedule``, as for every sensor. Ignored if deferred.
+    :param deferrable: wait in the triggerer, without a worker. A task for which nothing came ends there, unless it has
+        an ``on_success_callback``, an ``on_skipped_callback``, or ``soft_fail=False``. Default: the setting
+        ``[operators] default_deferrable``.
+    :param start_from_trigger: start in the triggerer too, so that a run with nothing to dispatch takes no worker; this
+        implies ``deferrable``. Set ``trigger_rule="none_skipped"`` on the report task then. A deferred task takes a
+        slot of its pool only if the pool includes deferred tasks, and never if it starts in the triggerer. Airflow 3.0
+        to 3.2 start the task on a worker all the same, and so does 2.11 if an argument is a template.
+    :raises ConfigError: if the connection or its configuration is invalid.
+    :raises DispatchError: if the trigger failed.
+    :raises ValueError: if ``only`` is invalid.
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables", "only")
@@ -84,106 +97,228 @@ class BqDispatchSensor(BaseSensorOperator):
         self.only = only
         self.deferrable = deferrable or start_from_trigger
         if start_from_trigger and may_start_from_trigger(self):
-            self.start_from_trigger = True
-            longest = longest_deferral(self, timedelta(seconds=self.timeout) + _TRIGGERER_MAY_BE_LATE)
-            self.start_trigger_args = compat.start_trigger_args(
-                self._trigger(timeout=longest.total_seconds()), timeout=longest
-            )
+            longest = longest_deferral(self, timedelta(seconds=self.timeout) + _TRIGGERER_DELAY)
+            set_start_trigger(self, lambda: self._trigger(deferral_timeout=longest.total_seconds()), longest)
         self._dispatcher: Dispatcher | None = None
         self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> Any:
-        """Look until there is something to dispatch; gives the shares."""
-        with ExitStack() as held:
-            self._open(held)
-            if self.deferrable:
-                looked = self.poke(context)
-                if looked.is_done:
-                    return looked.xcom_value
-            else:
+        """Poll until there is something to dispatch, and return the shares."""
+        with self._opened():
+            if not self.deferrable:
                 try:
                     return super().execute(context)
                 except (AirflowSkipException, AirflowSensorTimeout):
-                    self._close(context)
+                    self._end_run(context)
                     raise
+            first = self.poke(context)
+        if not first.is_done:
+            self._wait_in_triggerer(context, datetime.now(UTC) + timedelta(seconds=self.timeout))
+        return first.xcom_value
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> list[dict[str, Any]]:
+        """Poll again after the trigger's event, and return the shares.
+
+        :param context: the task's.
+        :param event: from :class:`BqDispatchTrigger`.
+        """
+        message = f"nothing to dispatch within {self.timeout:g} s"
+        if isinstance(event, str):  # dag.test() resumes a task that its trigger has ended
+            raise AirflowSkipException(message)
+        if event["status"] == "error":
+            raise DispatchError(f"the trigger failed while it waited for events: {event['message']}")
+        with self._opened():
+            polled = self.poke(context)
+            if polled.is_done:
+                shares: list[dict[str, Any]] = polled.xcom_value or []
+                return shares
+            # Another task may have dispatched everything meanwhile: that of the DAG run before this one, for example.
+            until = datetime.fromisoformat(event["until"]) if "until" in event else datetime.min.replace(tzinfo=UTC)
+            goes_on = until > datetime.now(UTC)
+            if not goes_on:
+                self._end_run(context)
+        if goes_on:
+            self._wait_in_triggerer(context, until)
+        raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Poll once. If there is something to dispatch, write it to the journal and return the shares.
+
+        :param context: the task's.
+        """
+        assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
+        config, store = self._dispatcher.config, self._dispatcher.store
+        seen = self._dispatcher.look()
+        shares = seen.plan.shares()
+        number = sum(len(share.events) for share in shares)
+        self._change_logger.log_if_changed([summary_line(seen.report, number), *throttle_lines(seen.report, config)])
+        if not shares:
+            return PokeReturnValue(is_done=False)
+        first = store.task_url(shares[0].events[0].name)
+        links.keep(self, context, {links.TaskFolderLink: links.folder_page(first)})
+        return PokeReturnValue(is_done=True, xcom_value=hand_on(shares, RunJournal(store, config, context), config))
+
+    def _wait_in_triggerer(self, context: Context, until: datetime) -> NoReturn:
+        began = until - timedelta(seconds=self.timeout)
         self.defer(
-            trigger=self._trigger(since=datetime.now(UTC), place=place_of(context)),
+            trigger=self._trigger(deferred_at=began, journal_path=journal_path(context)),
             method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout) + _TRIGGERER_MAY_BE_LATE,
+            timeout=until - datetime.now(UTC) + _TRIGGERER_DELAY,
         )
-        return None
 
     def _trigger(self, **more: Any) -> BqDispatchTrigger:
         return BqDispatchTrigger(
             self.bqdispatch_conn_id,
             self.timeout,
+            skip_when_idle=self.soft_fail and may_end_in_triggerer(self),
             variables=self.variables,
             only=self.only,
             poll_interval=self.poke_interval,
-            closes=self.soft_fail and ends_unseen(self),
             **more,
         )
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> list[dict[str, Any]]:
-        """Look again once the trigger says so; gives the shares.
-
-        :param event: from :class:`BqDispatchTrigger`.
-        """
-        if isinstance(event, str):  # dag.test() resumes tasks that their triggers have ended
-            raise AirflowSkipException(f"nothing to dispatch within {self.timeout:g} s")
-        if event["status"] == "error":
-            raise DispatchError(f"waiting for something to dispatch came to an error: {event['message']}")
-        with ExitStack() as held:
-            self._open(held)
-            looked = self.poke(context)
-            if looked.is_done:
-                shares: list[dict[str, Any]] = looked.xcom_value or []
-                return shares
-            self._close(context)
-        message = f"nothing to dispatch within {self.timeout:g} s"
-        raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
-
-    def poke(self, context: Context) -> PokeReturnValue:
-        """Look once; what is to be dispatched is written to the journal, and what tells of it is returned."""
-        assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
-        sight = self._dispatcher.look()
-        shares = sight.plan.shares()
-        number = sum(len(share.events) for share in shares)
-        self._teller.tell([of_look(sight.report, number), *of_waiting(sight.report, self._dispatcher.config)])
-        if not shares:
-            return PokeReturnValue(is_done=False)
-        url = RunJournal(self._dispatcher, context).write_shares(shares)
-        first = self._dispatcher.store.task_url(shares[0].events[0].name)
-        links.keep(self, context, {links.TaskFolderLink: links.folder_of(first)})
-        limit_of = limits(self._dispatcher.config)
-        return PokeReturnValue(is_done=True, xcom_value=[in_short(each, url, limit_of[each.lane]) for each in shares])
-
-    def _open(self, held: ExitStack) -> None:
-        self._teller = Teller(self.log)
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Open the dispatcher that :meth:`poke` uses."""
+        self._change_logger = ChangeLogger(self.log)
         hook = BqDispatchHook(self.bqdispatch_conn_id)
-        self._dispatcher = held.enter_context(hook.get_dispatcher(variables=self.variables, only=self.only))
-        held.callback(setattr, self, "_dispatcher", None)
-        self._warn_of_slots(self._dispatcher.config)
+        with hook.get_dispatcher(variables=self.variables, only=self.only) as dispatcher:
+            self._warn_of_slots(dispatcher.config)
+            self._dispatcher = dispatcher
+            try:
+                yield
+            finally:
+                self._dispatcher = None
 
     def _warn_of_slots(self, config: DispatchConfig) -> None:
-        """Name tasks that take more slots than their pool has, if it mirrors the limit: they wait for ever."""
+        """Warn of tasks that take more slots than their pool has, if it mirrors the limit. Such a task never runs."""
         for task in compat.tasks_beside(self):
-            lanes = (getattr(task, "only", None) or {}).get("lanes", ())
-            limit = config.max_concurrent_sql if list(lanes) == ["sql"] else config.max_concurrent_jobs
+            lanes = _known_lanes(task)
+            limit = config.max_concurrent_sql if lanes == {Lane.SQL} else config.max_concurrent_jobs
             if lanes and 0 < limit < task.pool_slots:
                 self.log.warning(
-                    "The task %s takes %d slots of the pool %r, which has %d if it mirrors its limit: then it never "
-                    "runs. `bqdispatch pools --check` tells",
+                    "Task %s takes %d slots of the pool %r, which has %d if it mirrors its limit. Then the task never "
+                    "runs; check with `bqdispatch pools --check`",
                     task.task_id,
                     task.pool_slots,
                     task.pool,
                     limit,
                 )
 
-    def _close(self, context: Context) -> None:
-        """End a run in which nothing was to be dispatched."""
-        if self._dispatcher is None:
-            return
-        journal = RunJournal(self._dispatcher, context)
+    def _end_run(self, context: Context) -> None:
+        """End a run in which there was nothing to dispatch."""
+        assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
+        journal = RunJournal(self._dispatcher.store, self._dispatcher.config, context)
         end_run(self._dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
-        links.keep(self, context, {links.ResponseDocumentLink: links.object_of(journal.document_url)})
+        links.keep(self, context, {links.ResponseDocumentLink: links.object_page(journal.document_url)})
+
+
+def _known_lanes(task: Any) -> set[str]:
+    """Return the lanes that a task's filter names; none if Airflow knows them only once the task runs.
+
+    :param task: any operator. Its filter may be a template, mapped, or another task's result.
+    """
+    only = getattr(task, "only", None)
+    lanes = only.get("lanes") if isinstance(only, Mapping) else None
+    names = [lanes] if isinstance(lanes, str) else lanes if isinstance(lanes, list | tuple) else []
+    return set(names) if all(each in tuple(Lane) for each in names) else set()
+
+
+class BqDispatchDoneSensor(BaseSensorOperator):
+    """A sensor that waits until BqTail has finished some events: none of them waits, runs, or is still to be consumed.
+
+    Then their jobs have ended, and the last post action has been triggered, for all files that BqTail knows of. The
+    sensor dispatches nothing.
+
+    Between two steps of a chain no event can be seen for a moment. So the sensor succeeds only if none was seen for
+    ``settle_time``. During that time it polls every two seconds, and keeps its worker in every mode.
+
+    A trace that cannot be dispatched keeps the sensor waiting until the trace is quarantined, or until ``timeout``.
+
+    :param only: filter of events, as lists by key: ``projects``, ``destinations`` (table patterns, such as ``sales.*``;
+        partitions are ``sales.orders$*``), ``actions`` and ``event_ids``. An event has to match every key that is
+        given. With ``actions`` the sensor does not wait for the earlier steps of a chain. Windows have no event ID
+        yet. Default: all events (templated).
+    :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own
+        (templated).
+    :param settle_time: seconds, or a timedelta, for which no event may be seen. Choose more than BqTail takes from
+        consuming an event to submitting the next job.
+    :param poke_interval: seconds, or a timedelta, between two polls while events are seen.
+    :param timeout: seconds, or a timedelta, after which the task fails if an event is not finished. With ``soft_fail``
+        it is skipped instead. Default: the setting ``[sensors] default_timeout``, a week.
+    :param mode: ``poke`` or ``reschedule``, as for every sensor. Ignored if deferred.
+    :param deferrable: wait in the triggerer, without a worker. Default: the setting ``[operators] default_deferrable``.
+    :raises AirflowSensorTimeout: if an event is not finished after ``timeout``.
+    :raises ConfigError: if the connection or its configuration is invalid.
+    :raises DispatchError: if the trigger failed.
+    :raises ValueError: if ``only`` is invalid.
+    """
+
+    template_fields: Sequence[str] = ("only", "bqdispatch_conn_id", "variables")
+    ui_color = "#fef7e0"
+
+    def __init__(
+        self,
+        *,
+        only: Mapping[str, Sequence[str]] | None = None,
+        bqdispatch_conn_id: str = BqDispatchHook.default_conn_name,
+        variables: Mapping[str, str] | None = None,
+        settle_time: timedelta | float = 60.0,
+        poke_interval: timedelta | float = 30.0,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, **kwargs)
+        self.only = only
+        self.bqdispatch_conn_id = bqdispatch_conn_id
+        self.variables = variables
+        self.settle_time = settle_time.total_seconds() if isinstance(settle_time, timedelta) else settle_time
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> Any:
+        """Wait until no event is left."""
+        EventFilter.from_dict(self.only)
+        if self.deferrable:
+            self.defer(
+                trigger=BqDispatchDoneTrigger(
+                    self.bqdispatch_conn_id,
+                    datetime.now(UTC) + timedelta(seconds=self.timeout),
+                    settle_time=self.settle_time,
+                    variables=self.variables,
+                    only=self.only,
+                    poll_interval=self.poke_interval,
+                ),
+                method_name="execute_complete",
+                timeout=timedelta(seconds=self.timeout + self.settle_time) + _TRIGGERER_DELAY,
+            )
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> None:
+        """Succeed, be skipped or fail, as the trigger's event says.
+
+        :param context: the task's.
+        :param event: from :class:`BqDispatchDoneTrigger`.
+        """
+        if event["status"] == "error":
+            raise DispatchError(f"the trigger failed while it waited for BqTail: {event['message']}")
+        if event["status"] == "left":
+            message = f"BqTail has not finished {event['message']} after {self.timeout:g} s"
+            raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
+        self.log.info("No event was seen for %g s", self.settle_time)
+
+    def poke(self, context: Context) -> bool:
+        """Poll until an event is seen, or until none was seen for the settle time.
+
+        :param context: the task's.
+        """
+        from bqdispatch_provider.remaining import first_remaining  # noqa: PLC0415  (few DAG files need it)
+
+        only = EventFilter.from_dict(self.only)
+        with BqDispatchHook(self.bqdispatch_conn_id).get_task_folder(self.variables) as folder:
+            url = first_remaining(folder, only, self.settle_time)
+        if url:
+            self.log.info("BqTail has not finished %s", in_one_line(url))
+        else:
+            self.log.info("No event was seen for %g s", self.settle_time)
+        return not url

@@ -1,394 +1,281 @@
-"""The triggers: in a thread of their own, look at the task folder for a deferred sensor, dispatch for a deferred
-operator, or tell an asset's watcher that there is something to dispatch."""
+"""The triggers: wait for events of a deferred sensor, dispatch for a deferred operator, or watch for an asset."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.providers.common.compat.sdk import XComArg
-from airflow.triggers.base import BaseTrigger, TaskSkippedEvent, TaskSuccessEvent, TriggerEvent
+from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent, TriggerEvent
 
 from bqdispatch_provider import links
-from bqdispatch_provider.compat import context_of, ends_at, event_trigger, renders_triggers, starts_from_trigger
-from bqdispatch_provider.hooks import BqDispatchHook
-from bqdispatch_provider.journal import RunJournal, place_of
+from bqdispatch_provider.compat import event_trigger
+from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.core.polling import AdaptivePolling
+from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.metrics import Metrics
-from bqdispatch_provider.names import in_one_line
-from bqdispatch_provider.rhythm import MOST, Rhythm
+from bqdispatch_provider.names import counted, in_one_line
 from bqdispatch_provider.runs import end_run, run_cycles
-from bqdispatch_provider.threads import Threads
+from bqdispatch_provider.trigger_base import DispatcherTrigger, TaskTrigger, error_message, trigger_event
 
 if TYPE_CHECKING:
     from bqdispatch_provider.dispatcher import Dispatcher
-    from bqdispatch_provider.push import Subscription
 
-T = TypeVar("T")
-_Act = Callable[["Dispatcher"], T]
 _EventTrigger: Any = event_trigger()
 
-TOLD_AGAIN_AFTER = 60.0
-"""Seconds after which an event is told of again that still waits: whoever was told of it may have failed."""
+ResumeOnWorker = Literal["always", "on_work", "never"]
+"""When a worker ends a task that the triggerer has done: ``on_work`` if events were dispatched, or something failed."""
 
-LOGGED_AGAIN_AFTER = 60.0
-"""Seconds after which it is said again that something still goes wrong."""
+REPEAT_AFTER_S = 60.0
+"""Seconds after which an asset's watcher reports an event again that still waits: the DAG run may have failed."""
 
-_LONGEST_MESSAGE = 2000
-
-
-class _Call(Protocol):
-    def __call__(self, act: _Act[T]) -> Awaitable[T]: ...
+LOG_AGAIN_AFTER_S = 60.0
+"""Seconds after which a failure that goes on is logged again."""
 
 
-class _DispatcherTrigger(BaseTrigger):
-    """A trigger with a dispatcher, which is used in one thread: the event loop is never blocked.
+@dataclass(eq=False, repr=False)
+class BqDispatchTrigger(TaskTrigger):
+    """A trigger that waits until there is something to dispatch, for a deferred ``BqDispatchSensor``.
 
-    The connection is resolved before the thread starts. Cancelled, it waits until what was begun is finished, and no
-    more is begun: a thread cannot be stopped.
-
-    :param bqdispatch_conn_id: ID of the connection.
-    :param variables: values for ``${name}`` in the configuration document.
-    :param only: which events, as the operators have it; all by default.
-    :param poll_interval: seconds between two looks at most; while something is on its way, it looks every second.
-    """
-
-    def __init__(
-        self,
-        bqdispatch_conn_id: str,
-        *,
-        variables: Mapping[str, str] | None = None,
-        only: Mapping[str, Sequence[str]] | None = None,
-        poll_interval: float = MOST,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
-        self.bqdispatch_conn_id = bqdispatch_conn_id
-        self.variables = variables
-        self.only = only
-        self.poll_interval = poll_interval
-        self._subscription: Subscription | None = None
-
-    @cached_property
-    def _stopped(self) -> threading.Event:
-        return threading.Event()  # not before it runs: it cannot be copied, and DAGs are
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class's path and the arguments that make this trigger again."""
-        return f"{type(self).__module__}.{type(self).__qualname__}", self._arguments()
-
-    def _arguments(self) -> dict[str, Any]:
-        return {
-            "bqdispatch_conn_id": self.bqdispatch_conn_id,
-            "variables": self.variables,
-            "only": self.only,
-            "poll_interval": self.poll_interval,
-        }
-
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[_Call]:
-        """What calls a function with the dispatcher, in the thread."""
-        hook = await BqDispatchHook.resolved(self.bqdispatch_conn_id)
-        # The loop's own executor is shared by everything in the triggerer.
-        thread = Threads(1, "bqdispatch-trigger")
-        held = ExitStack()
-
-        def open_dispatcher() -> Dispatcher:
-            dispatcher = held.enter_context(hook.get_dispatcher(self._goes_on, self.variables, self.only))
-            self._subscription = hook.get_subscription(dispatcher)
-            return dispatcher
-
-        try:
-            dispatcher = await finished(thread, open_dispatcher, self._stopped)
-            yield lambda act: finished(thread, lambda: act(dispatcher), self._stopped)
-        finally:
-            await finished(thread, held.close, self._stopped)
-            thread.shutdown(wait=False)
-
-    async def _told(self, act: _Act[TriggerEvent]) -> TriggerEvent:
-        """The one event of a task's trigger; what it came to where that is an error."""
-        try:
-            async with self._opened() as call:
-                return await call(act)
-        except Exception as error:
-            self.log.exception("The task folder cannot be looked at")
-            return _event("error", message=f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE])
-
-    def _goes_on(self) -> bool:
-        return not self._stopped.is_set()
-
-    def _wait(self, seconds: float) -> None:
-        if self._subscription is None:
-            self._stopped.wait(seconds)
-        else:
-            self._subscription.wait(seconds, self._goes_on)
-
-
-class _TaskTrigger(_DispatcherTrigger):
-    """A trigger of a deferred task, which may be started again, in another triggerer.
-
-    :param since: when the task was deferred (aware), where a worker has deferred it.
-    :param timeout: for how long the scheduler lets it be deferred, in seconds, where it has started from the trigger:
-        from that follows when it did.
-    :param place: of the task in the journal (:func:`~bqdispatch_provider.journal.place_of`); where it has started from
-        the trigger, that is known here.
-    """
-
-    def __init__(
-        self,
-        bqdispatch_conn_id: str,
-        *,
-        since: datetime | None = None,
-        timeout: float | None = None,
-        place: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(bqdispatch_conn_id, **kwargs)
-        self.since = since
-        self.timeout = timeout
-        self.place = place
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "since": self.since, "timeout": self.timeout, "place": self.place}
-
-    def _began(self) -> datetime | None:
-        """When the task was deferred, however often this has been started; ``None``: not known."""
-        end = ends_at(self)
-        if self.since is None and self.timeout is not None and end is not None:
-            return end - timedelta(seconds=self.timeout)
-        return self.since
-
-    def _place(self) -> str:
-        return self.place or place_of(context_of(self))
-
-
-class BqDispatchTrigger(_TaskTrigger):
-    """Waits until there is something to dispatch, or until its time is up.
-
-    Yields one event, ``{"status": "work" | "nothing" | "error", "message": …}``. What there is to dispatch is not in
-    it: who resumes looks again. With ``closes``, there being nothing ends the task as skipped, without a worker:
-    windows and quarantine are put in order, and ``performance.json`` and the run's document are written here.
+    Yields one event, ``{"status": "work" | "nothing" | "error", "message": …}``. The event does not contain what there
+    is to dispatch: the resumed task polls again. With ``work`` it says ``until`` when the trigger would have waited: if
+    somebody else has dispatched everything meanwhile, the task goes on waiting.
 
     :param bqdispatch_conn_id: ID of the connection.
-    :param wait: seconds after which there is nothing to dispatch; it looks once at least.
-    :param closes: whether to end the task as skipped.
-    :param more: as every trigger here has it: ``variables``, ``only``, ``poll_interval``, ``since``, ``timeout`` and
-        ``place``.
+    :param timeout: seconds to wait, from when the task was deferred. There is one poll in any case.
+    :param skip_when_idle: if nothing came, end the run here and skip the task, without a worker. Ending a run cleans up
+        fired windows, quarantines, and writes ``performance.json`` and the run's response document. Default: yield
+        ``nothing``.
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own.
+    :param only: filter of events, as the sensor takes it. Default: all events.
+    :param poll_interval: longest pause between two polls, in seconds. After each change the pauses start at one second
+        again.
+    :param deferred_at: when the task was deferred (aware). Default: derived from ``deferral_timeout``, or now.
+    :param deferral_timeout: how long the scheduler lets the task be deferred, in seconds, if it starts in the
+        triggerer.
+    :param journal_path: the task's path in the journal. Default: the path of the task instance, if the task starts in
+        the triggerer.
     """
 
-    def __init__(
-        self,
-        bqdispatch_conn_id: str,
-        wait: float,
-        *,
-        closes: bool = False,
-        **more: Any,
-    ) -> None:
-        super().__init__(bqdispatch_conn_id, **more)
-        self.wait = wait
-        self.closes = closes
-
-    def _arguments(self) -> dict[str, Any]:
-        return {**super()._arguments(), "wait": self.wait, "closes": self.closes}
+    timeout: float
+    _: KW_ONLY
+    skip_when_idle: bool = False
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look again and again, and yield one event."""
-        yield await self._told(self._watch)
+        """Poll until there is something to dispatch, and yield one event."""
+        yield await self._event_of(self._poll)
 
-    def _watch(self, dispatcher: Dispatcher) -> TriggerEvent:
-        end = (self._began() or datetime.now(UTC)) + timedelta(seconds=self.wait)
-        rhythm = Rhythm.between(self.poll_interval)
+    def _poll(self, dispatcher: Dispatcher) -> TriggerEvent:
+        end = (self._began() or datetime.now(UTC)) + timedelta(seconds=self.timeout)
+        polling = AdaptivePolling.up_to(self.poll_interval)
         while True:
             plan = dispatcher.look().plan
             if any(plan.events.values()):
-                return _event("work")
+                return trigger_event("work", until=end.isoformat())
             left = (end - datetime.now(UTC)).total_seconds()
             if left <= 0 or self._stopped.is_set():
                 break
-            self._wait(min(rhythm.after(plan, time.monotonic()), left))
-        if not self.closes or self._stopped.is_set():
-            return _event("nothing")
-        journal = RunJournal(dispatcher, self._place())
+            self._wait(min(polling.next_interval(plan, time.monotonic()), left))
+        if not self.skip_when_idle or self._stopped.is_set():
+            return trigger_event("nothing")
+        journal = RunJournal(dispatcher.store, dispatcher.config, self._journal_path())
         report = end_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         url = journal.document_url
-        self.log.info("Nothing to dispatch; %d objects: %s; %s", report.listed, report.in_words(), url)
-        return TaskSkippedEvent(xcoms=links.kept({links.ResponseDocumentLink: links.object_of(url)}))
+        listed = counted(report.listed, "object")
+        self.log.info("Nothing to dispatch; %s: %s; %s", listed, report.in_words(), url)
+        return TaskSkippedEvent(xcoms=links.xcoms_of({links.ResponseDocumentLink: links.object_page(url)}))
 
 
-class DispatchTrigger(_TaskTrigger):
-    """Dispatches, cycle after cycle, until the time to live is over: a :class:`DispatchOperator` without a worker.
+@dataclass(eq=False, repr=False)
+class DispatchTrigger(TaskTrigger):
+    """A trigger that dispatches, cycle after cycle, for a deferred ``DispatchOperator``.
 
-    Ends the task as succeeded, without a return value, or yields one event for whoever resumes, ``{"status": "done" |
-    "error", "document": …, "message": …}``.
+    Ends the task as succeeded, without a return value, or yields one event for the resumed task,
+    ``{"status": "done" | "error", "document": …, "message": …}``.
 
-    Killed, it finishes what was begun and writes its document. Started again, it goes on with that.
+    If cancelled, it finishes what has begun and writes the task's document. If started again, it continues from there.
 
     :param bqdispatch_conn_id: ID of the connection.
-    :param time_to_live: seconds for which new cycles are begun, from when the task was deferred; by default the
-        configuration's ``TimeToLiveInMin`` less 5 s.
-    :param resumes: whether a worker is needed at the end: ``always``, ``never``, or where there is ``news``, since
-        something was dispatched, or went wrong.
-    :param measures: whether to write ``performance.json``.
-    :param attempt: which try of the task this is; where it has started from the trigger, that is known here.
-    :param more: as every trigger here has it: ``variables``, ``only``, ``poll_interval``, ``since``, ``timeout`` and
-        ``place``.
+    :param time_to_live: seconds for which new cycles start, from when the task was deferred. Default: the
+        configuration's ``TimeToLiveInMin``, less 5 s.
+    :param resume_on_worker: when a worker ends the task: ``always``, ``never``, or ``on_work`` if an event was
+        dispatched or something failed.
+    :param write_performance: write ``performance.json``.
+    :param attempt: the task's try number. Default: that of the task instance, if the task starts in the triggerer.
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own.
+    :param only: filter of events, as the operator takes it. Default: all events.
+    :param poll_interval: longest pause between two polls, in seconds. After each change the pauses start at one second
+        again.
+    :param deferred_at: when the time to live began (aware). Default: derived from ``deferral_timeout``, or now.
+    :param deferral_timeout: how long the scheduler lets the task be deferred, in seconds, if it starts in the
+        triggerer.
+    :param journal_path: the task's path in the journal. Default: the path of the task instance, if the task starts in
+        the triggerer.
     """
 
-    def __init__(
-        self,
-        bqdispatch_conn_id: str,
-        time_to_live: float | None = None,
-        *,
-        resumes: str = "never",
-        measures: bool = True,
-        attempt: int | None = None,
-        **more: Any,
-    ) -> None:
-        super().__init__(bqdispatch_conn_id, **more)
-        self.time_to_live = time_to_live
-        self.resumes = resumes
-        self.measures = measures
-        self.attempt = attempt
-
-    def _arguments(self) -> dict[str, Any]:
-        own = {"time_to_live": self.time_to_live, "resumes": self.resumes, "measures": self.measures}
-        return {**super()._arguments(), **own, "attempt": self.attempt}
+    time_to_live: float | None = None
+    _: KW_ONLY
+    resume_on_worker: ResumeOnWorker = "never"
+    write_performance: bool = True
+    attempt: int | None = None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Dispatch until the time is up, and yield one event."""
-        yield await self._told(self._dispatch)
+        """Dispatch until the time to live is over, and yield one event."""
+        yield await self._event_of(self._dispatch)
 
     async def on_kill(self) -> None:
-        """Nothing more is to be done (Airflow 3.3 asks): what was begun was finished before."""
-        self.log.info("Ended by somebody, and nothing is left half done")
+        """Log that the trigger was killed (Airflow 3.3). Its cancellation has already finished what had begun."""
+        self.log.info("The task was killed. What it had begun is finished")
 
     def _dispatch(self, dispatcher: Dispatcher) -> TriggerEvent:
-        journal = RunJournal(dispatcher, self._place())
-        attempt = self.attempt or getattr(self.task_instance, "try_number", None) or 1
+        journal = RunJournal(dispatcher.store, dispatcher.config, self._journal_path())
         report = run_cycles(
             dispatcher,
             journal,
             None if self.time_to_live is None else float(self.time_to_live),
             began=self._began(),
-            attempt=attempt,
+            attempt=self.attempt or getattr(self.task_instance, "try_number", None) or 1,
             wait=self._wait,
-            rhythm=Rhythm.between(self.poll_interval),
-            tell=Metrics(self.bqdispatch_conn_id).send,
-            measures=self.measures,
+            polling=AdaptivePolling.up_to(self.poll_interval),
+            send_metrics=Metrics(self.bqdispatch_conn_id).send,
+            writes_performance=self.write_performance,
         )
-        self.log.info(
-            "%d objects: %s; %d errors; the response document is %s",
-            report.listed,
-            report.in_words(),
-            len(report.errors),
-            journal.own_url,
+        url, listed, errors = journal.task_url, counted(report.listed, "object"), counted(len(report.errors), "error")
+        self.log.info("%s: %s; %s; document %s", listed, report.in_words(), errors, url)
+        worked = bool(report.dispatched or report.errors)
+        if self.resume_on_worker == "always" or (self.resume_on_worker == "on_work" and worked):
+            return trigger_event("done", document=url)
+        return TaskSuccessEvent(
+            xcoms=links.xcoms_of(links.links_of_dispatch(report, dispatcher.store.task_url(""), url))
         )
-        if self.resumes == "always" or (self.resumes == "news" and (report.dispatched or not report.ok)):
-            return _event("done", document=journal.own_url)
-        own = links.of_report(report, dispatcher.store.task_url(""))
-        return TaskSuccessEvent(xcoms=links.kept(own | {links.ResponseDocumentLink: links.object_of(journal.own_url)}))
 
 
-class BqDispatchEventTrigger(_DispatcherTrigger, _EventTrigger):  # type: ignore[misc]
-    """Tells again and again that there is something to dispatch, for an asset's watcher (Airflow 3).
+class BqDispatchEventTrigger(DispatcherTrigger, _EventTrigger):  # type: ignore[misc]
+    """A trigger that reports again and again that there is something to dispatch, for an asset's watcher (Airflow 3).
 
-    Yields ``{"status": "work", "events": number}`` when a look shows an event that it has not told of yet, or has told
-    of a minute ago and that still waits. Whatever goes wrong is logged and tried again: what goes on is logged in full
-    once, and then in a line a minute.
+    Yields ``{"status": "work", "events": <number>}`` if a poll shows an event that was not reported before, or was
+    reported a minute ago and still waits. After a failure it logs the reason and tries again.
 
     :param bqdispatch_conn_id: ID of the connection.
-    :param more: as every trigger here has it: ``variables``, ``only`` and ``poll_interval``.
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own.
+    :param only: filter of events, as the operators take it. Default: all events.
+    :param poll_interval: longest pause between two polls, in seconds. After each change the pauses start at one second
+        again.
     """
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look for as long as there is somebody who wants to know."""
-        told: dict[tuple[str, int], float] = {}
-        rhythm = Rhythm.between(self.poll_interval)
-        failed, logged = "", -math.inf
+        """Poll until cancelled, and yield an event whenever there are new ones."""
+        failures = _FailureLog(self.log)
+        reported: dict[tuple[str, int], float] = {}
         while True:
             try:
-                async with self._opened() as call:
-                    while True:
-                        number, seconds = await call(partial(self._look, told, rhythm))
-                        failed = ""
-                        if number:
-                            yield _event("work", events=number)
-                        await call(partial(self._pause, seconds))
+                async with aclosing(self._news(reported, failures)) as news:
+                    async for number in news:
+                        yield trigger_event("work", events=number)
             except Exception as error:
-                said = f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE]
-                if said != failed:
-                    self.log.exception("The task folder cannot be looked at; it is tried again")
-                    failed, logged = said, time.monotonic()
-                elif time.monotonic() - logged >= LOGGED_AGAIN_AFTER:
-                    self.log.warning("The task folder still cannot be looked at: %s", in_one_line(said))
-                    logged = time.monotonic()
+                failures.log(error)
                 await asyncio.sleep(self.poll_interval)
 
-    def _look(self, told: dict[tuple[str, int], float], rhythm: Rhythm, dispatcher: Dispatcher) -> tuple[int, float]:
-        """How many events there are, if one of them has to be told, and the seconds until the next look."""
+    async def _news(self, reported: dict[tuple[str, int], float], failures: _FailureLog) -> AsyncGenerator[int]:
+        """Poll until a poll fails, and yield the number of events whenever one of them has to be reported.
+
+        :param reported: when each waiting event was reported, by a monotonic clock.
+        """
+        polling = AdaptivePolling.up_to(self.poll_interval)
+        async with self._dispatcher() as run:
+            while True:
+                number, seconds = await run(partial(self._poll, reported, polling))
+                failures.clear()
+                if number:
+                    yield number
+                await run(partial(self._pause, seconds))
+
+    @staticmethod
+    def _poll(
+        reported: dict[tuple[str, int], float], polling: AdaptivePolling, dispatcher: Dispatcher
+    ) -> tuple[int, float]:
+        """Return the number of events, 0 if none of them has to be reported, and the seconds until the next poll."""
         plan = dispatcher.look().plan
         now = time.monotonic()
         keys = {event.key for events in plan.events.values() for event in events}
-        for gone in told.keys() - keys:
-            del told[gone]
-        news = {key for key in keys if now - told.get(key, -TOLD_AGAIN_AFTER) >= TOLD_AGAIN_AFTER}
-        told.update(dict.fromkeys(keys, now) if news else {})
-        return (len(keys) if news else 0), rhythm.after(plan, now)
+        for gone in reported.keys() - keys:
+            del reported[gone]
+        is_news = any(now - reported.get(key, -math.inf) >= REPEAT_AFTER_S for key in keys)
+        reported.update(dict.fromkeys(keys, now) if is_news else {})
+        return (len(keys) if is_news else 0), polling.next_interval(plan, now)
 
     def _pause(self, seconds: float, _: Dispatcher) -> None:
         self._wait(seconds)
 
 
-async def finished(thread: Executor, call: Callable[[], T], stopped: threading.Event) -> T:
-    """What a call comes to that runs in a thread; when cancelled, wait until it has: a thread cannot be stopped.
+@dataclass(eq=False, repr=False)
+class BqDispatchDoneTrigger(DispatcherTrigger):
+    """A trigger that waits until BqTail has finished some events, for a deferred ``BqDispatchDoneSensor``.
 
-    :param thread: of the trigger's own.
-    :param call: what runs there.
-    :param stopped: set when cancelled, so that the call comes to an end soon.
+    Yields one event, ``{"status": "done" | "left" | "error", "message": …}``. The message of ``left`` is the URL of an
+    event that is not finished.
+
+    :param bqdispatch_conn_id: ID of the connection.
+    :param end: when to stop waiting (aware). A settle time that has begun is completed.
+    :param settle_time: seconds for which no event may be seen.
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own.
+    :param only: filter of events, as the sensor takes it. Default: all events.
+    :param poll_interval: seconds between two polls while events are seen.
     """
-    begun = asyncio.get_running_loop().run_in_executor(thread, call)
-    try:
-        return await asyncio.shield(begun)
-    except asyncio.CancelledError:
-        stopped.set()
-        await asyncio.wait({begun})
-        raise
+
+    uses_subscription = False
+
+    end: datetime
+    _: KW_ONLY
+    settle_time: float = 60.0
+    poll_interval: float = 30.0
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Poll until no event is left, and yield one event."""
+        yield await self._event_of(self._poll)
+
+    def _poll(self, dispatcher: Dispatcher) -> TriggerEvent:
+        from bqdispatch_provider.remaining import first_remaining  # noqa: PLC0415  (few DAG files need it)
+
+        only = EventFilter.from_dict(self.only)
+        while True:
+            url = first_remaining(dispatcher.folder, only, self.settle_time, self._stopped.wait)
+            left = (self.end - datetime.now(UTC)).total_seconds()
+            if not url or left <= 0 or self._stopped.is_set():
+                return trigger_event("left" if url else "done", message=in_one_line(url))
+            self._wait(min(self.poll_interval, left))
 
 
-def longest_deferral(task: Any, wanted: timedelta) -> timedelta:
-    """For how long the scheduler lets a task be deferred that starts from its trigger.
+class _FailureLog:
+    """A log that shows a failure in full the first time, and in a line a minute for as long as it goes on.
 
-    :param task: whose ``execution_timeout`` counts from then, too.
-    :param wanted: for how long it is to be.
+    :param log: the trigger's.
     """
-    return min(wanted, task.execution_timeout or wanted)
 
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self._last = ""
+        self._logged = -math.inf
 
-def ends_unseen(task: Any) -> bool:
-    """Tell whether a task may end in the triggerer: Airflow 3 calls no callbacks there but those of failures.
+    def clear(self) -> None:
+        """Forget the last failure: a poll has succeeded."""
+        self._last = ""
 
-    :param task: which callbacks it has for its end.
-    """
-    return not (task.on_success_callback or task.on_skipped_callback)
+    def log(self, error: Exception) -> None:
+        """Log a failure, from an ``except`` clause.
 
-
-def may_start_from_trigger(task: Any) -> bool:
-    """Whether a task can begin in the triggerer; if not, a worker begins it, which renders its templates.
-
-    :param task: whose templated fields may hold templates, or what another task returns.
-    """
-    values = [getattr(task, each) for each in task.template_fields]
-    if not starts_from_trigger() or any(XComArg.iter_xcom_references(values)):
-        return False
-    return renders_triggers() or not any("{{" in repr(value) for value in values)
-
-
-def _event(status: str, **more: Any) -> TriggerEvent:
-    return TriggerEvent({"status": status, "message": "", **more})  # type: ignore[no-untyped-call]
+        :param error: the failure.
+        """
+        message = error_message(error)
+        if message != self._last:
+            self._log.exception("Polling the task folder has failed; trying again")
+            self._last, self._logged = message, time.monotonic()
+        elif time.monotonic() - self._logged >= LOG_AGAIN_AFTER_S:
+            self._log.warning("Polling the task folder still fails; trying again: %s", message)
+            self._logged = time.monotonic()

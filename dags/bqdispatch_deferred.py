@@ -1,9 +1,9 @@
-"""DAG ``bqdispatch_deferred``: the whole dispatcher in one task that runs in the triggerer, in a thread.
+"""DAG ``bqdispatch_deferred``: the whole dispatcher in one task, in a thread of the triggerer.
 
-Choose it for the shortest way from a job's end to BqTail at the least cost: it looks every second while something is
-on its way. A worker is needed only at the end of a run that dispatched something, to note its asset events (on Airflow
-3.0 to 3.2 also to begin a run): a DAG that is scheduled by a table waits for that, ten minutes here. Pools have no say
-in it; the dispatcher holds the limits itself.
+Choose it for the shortest time from a job's end to BqTail at the lowest cost: the task polls every second while
+something changes. A worker is needed only at the end of a run that dispatched something, to write its asset events; on
+Airflow 3.0 to 3.2 it also starts the run. So a DAG that is scheduled by a table starts up to ten minutes late. Pools do
+not apply; the dispatcher itself keeps the limits.
 """
 
 from bqdispatch_provider.factory import dispatch_dag

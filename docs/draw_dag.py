@@ -12,7 +12,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 190, 62, 70, 24, 20
 
 
 def svg(dag: Any) -> str:
-    """The picture of a DAG: tasks in columns by their distance from the first, with operator and pool."""
+    """Return the picture of a DAG: tasks in columns by their distance from the first, with operator and pool."""
     depth: dict[str, int] = {}
     for task in dag.topological_sort():
         depth[task.task_id] = max((depth[upstream] + 1 for upstream in task.upstream_task_ids), default=0)

@@ -1,1 +1,1 @@
-"""Stand-ins for the services around a dispatcher, for tests and demonstrations."""
+"""Stand-ins for the services around a dispatcher, for tests and demos."""

@@ -1,8 +1,8 @@
 """Start when BqTail has loaded a table.
 
-Use it where a DAG of yours follows a table, whenever that is loaded: nothing polls, and no time is guessed at. The
-dispatcher emits an asset event for each job that has written the table; what comes while a run is being made starts one
-run, which gets all of it. Where a load goes into a transient table first, the copy into this one starts it.
+Use it for a DAG that follows a table, whenever that is loaded, without polling. The dispatcher emits an asset event for
+each job that has written the table. All events that arrive while a run is created start that one run. If a load goes
+into a transient table first, the copy into this table starts the DAG.
 """
 
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ with DAG(
 
     @task
     def use(**context: Any) -> list[str]:
-        """The jobs that have loaded it since the last run."""
+        """Return the jobs that have loaded the table since the last run."""
         return [event["job_id"] for event in loaded(context, ORDERS)]
 
     use()

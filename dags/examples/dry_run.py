@@ -1,8 +1,8 @@
 """Show what a dispatcher would do, and do nothing.
 
-Use it before you switch a dispatcher on, or to see why an event waits: trigger it in Airflow's page by hand. The plan
-is in the task's log, and its counts are what the task returns. The task folder, the jobs and the limits are looked at
-as they are, and nothing is written anywhere.
+Use it before you switch a dispatcher on, or to see why an event waits: trigger it by hand in Airflow's UI. The plan is
+in the task's log, and its counts are the task's return value. The task reads the task folder, the jobs and the limits,
+and writes nothing.
 """
 
 from datetime import UTC, datetime
@@ -19,11 +19,11 @@ with DAG(
     @task
     def look(only: dict[str, list[str]] | None = None) -> dict[str, Any]:
         with BqDispatchHook().get_dispatcher(only=only) as dispatcher:
-            sight = dispatcher.look()
-        for lane, events in sight.plan.events.items():
+            seen = dispatcher.look()
+        for lane, events in seen.plan.events.items():
             for event in events:
                 print(f"{lane}: {event.name!r}")
-        would = {str(lane): len(events) for lane, events in sight.plan.events.items()}
-        return {"would dispatch": would, **sight.report.summary()}
+        would = {str(lane): len(events) for lane, events in seen.plan.events.items()}
+        return {"would dispatch": would, **seen.report.summary()}
 
     look()

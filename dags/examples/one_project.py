@@ -1,8 +1,8 @@
 """Dispatch the events of one project only, in a single task.
 
-Use it where that project must not wait for others, or is to be dispatched by an Airflow of its own: what does not
-match is left to whoever dispatches the rest. The limits hold for all jobs that run, whoever dispatched them. Filters by
-destination, action and event ID go the same way.
+Use it if that project must not wait for others, or has an Airflow of its own. All other events wait for another
+dispatcher. The limits count all running jobs, whoever dispatched them. Filters by destination, action and event ID work
+the same way.
 """
 
 from datetime import UTC, datetime, timedelta

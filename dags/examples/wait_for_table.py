@@ -1,14 +1,14 @@
-"""Go on with a table once BqTail has loaded all that has come for it.
+"""Continue once BqTail has loaded all that has come for a table.
 
-Use it where an Airflow DAG of yours runs by the clock and needs a table as a whole: no file's load waits or runs any
-more, and the last post action of each was triggered. It dispatches nothing; that is what the DAG ``bqdispatch`` is for.
+Use it for a DAG that runs at fixed times and needs a table as a whole: no load of the table waits or runs any more, and
+the last post action of each was triggered. The DAG dispatches nothing; the DAG ``bqdispatch`` does.
 """
 
 from datetime import UTC, datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG, task
 
-from bqdispatch_provider.done import BqDispatchDoneSensor
+from bqdispatch_provider.sensors import BqDispatchDoneSensor
 
 with DAG(
     "wait_for_table",

@@ -1,15 +1,15 @@
-"""Dispatch a table's events within a DAG that makes its files, and go on once they are loaded.
+"""Dispatch a table's events within a DAG that makes its files, and continue once they are loaded.
 
-Use it where an Airflow DAG of yours puts files into BqTail's bucket and the next step needs them in BigQuery: it need
-not wait for another DAG to dispatch them. Where the DAG ``bqdispatch`` runs too, each event goes out once all the same.
+Use it for a DAG that puts files into BqTail's bucket and needs them in BigQuery in its next step, without waiting for
+another DAG to dispatch them. Beside the DAG ``bqdispatch``, each event is still dispatched once.
 """
 
 from datetime import UTC, datetime, timedelta
 
 from airflow.providers.common.compat.sdk import DAG, task
 
-from bqdispatch_provider.done import BqDispatchDoneSensor
 from bqdispatch_provider.operators import DispatchOperator
+from bqdispatch_provider.sensors import BqDispatchDoneSensor
 
 ORDERS = {"destinations": ["sales.orders"]}
 

@@ -1,4 +1,4 @@
-"""Whether a part of this Airflow is well, without importing Airflow: for the health checks of docker-compose.yaml.
+"""Tell whether a part of this Airflow is well, without importing Airflow: for the health checks of docker-compose.yaml.
 
 ``health.py COMPONENT`` asks the API server's health route, ``health.py worker`` pings the worker of this container, and
 ``health.py bucket NAME`` looks whether Cloud Storage has the bucket.
@@ -13,13 +13,13 @@ from urllib.request import ProxyHandler, build_opener
 
 
 def answer(url: str) -> bytes:
-    """What lies at a URL of this network."""
+    """Return what lies at a URL of this network."""
     with build_opener(ProxyHandler({})).open(url, timeout=5) as response:
         return bytes(response.read())
 
 
 def worker_answers() -> bool:
-    """Whether this container's worker answers a ping."""
+    """Tell whether this container's worker answers a ping."""
     from celery import Celery  # noqa: PLC0415  (the others do without)
 
     broker = Path("/opt/bqdispatch/setup/broker_url").read_text()
@@ -27,7 +27,7 @@ def worker_answers() -> bool:
 
 
 def main(what: str, name: str = "") -> bool:
-    """Whether it is well."""
+    """Tell whether it is well."""
     if what == "worker":
         return worker_answers()
     if what == "bucket":

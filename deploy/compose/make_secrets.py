@@ -11,7 +11,7 @@ LOGINS, PASSWORDS, PROFILE, SETUP = (HOME / each for each in ("logins", "passwor
 
 
 def keep(path: Path, new: str, mode: int = 0o660) -> str:
-    """What lies there, or the new secret, which lies there from now on."""
+    """Return the secret that lies there; write a new one if there is none."""
     if not path.exists():
         # Under its name only once it is whole.
         part = path.with_suffix(".part")

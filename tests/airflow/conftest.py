@@ -1,6 +1,7 @@
 """An Airflow of its own for the session: home, database and DAG folder lie in a temporary directory."""
 
 import atexit
+import fcntl
 import functools
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-HOME = Path(tempfile.mkdtemp(prefix="bqdispatch-airflow-"))
+HOME = Path(tempfile.mkdtemp(prefix=f"bqdispatch-airflow-{os.getpid()}-"))
 DAGS = HOME / "dags"
 
 if "airflow" in sys.modules:
@@ -44,7 +45,10 @@ for variable in ("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "BQDISPATCH_SCHEDULE"
 
 @pytest.fixture(scope="session")
 def airflow_prints():
-    """What an `airflow` command prints; it has to succeed."""
+    """Run an `airflow` command that has to succeed, and return what it prints.
+
+    It has a process of its own: a command in this one would change what later tests of it find.
+    """
     return _airflow
 
 
@@ -56,9 +60,20 @@ def _airflow(*arguments):
 
 
 @pytest.fixture(scope="session")
-def database():
-    _airflow("db", "migrate")
-    return HOME / "airflow.db"
+def database(tmp_path_factory):
+    """An empty database. To make it takes half a minute, so processes that test side by side make it once."""
+    made, run = HOME / "airflow.db", os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if run is None or made.exists():  # in use by tests/page, which has the same Airflow
+        _airflow("db", "migrate")
+        return made
+    template = tmp_path_factory.getbasetemp().parent / f"airflow-{run}.db"
+    with template.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not template.exists():
+            _airflow("db", "migrate")
+            shutil.copy(made, template)
+    shutil.copy(template, made)
+    return made
 
 
 class Run:
@@ -83,11 +98,21 @@ class Run:
 
     def asset_events(self):
         """The URI and the extra of each asset event of the run, datasets' on Airflow 2."""
-        tables = {name for (name,) in self._query("select name from sqlite_master")}
-        kind = "asset" if "asset_event" in tables else "dataset"
+        kind = self._asset_kind()
         query = f"select uri, e.extra from {kind}_event e join {kind} a on a.id = e.{kind}_id where source_dag_id = ? "
         rows = self._query(query + "and source_run_id = ? order by e.id", self.dag_id, self.run_id)
         return [(uri, json.loads(extra)) for uri, extra in rows]
+
+    def aliases(self):
+        """The names of the aliases through which the run's asset events came."""
+        kind = self._asset_kind()
+        query = f"select distinct a.name from {kind}_alias a join {kind}_alias_{kind}_event l on l.alias_id = a.id "
+        query += f"join {kind}_event e on e.id = l.event_id where source_dag_id = ? and source_run_id = ? order by 1"
+        return [name for (name,) in self._query(query, self.dag_id, self.run_id)]
+
+    def _asset_kind(self):
+        tables = {name for (name,) in self._query("select name from sqlite_master")}
+        return "asset" if "asset_event" in tables else "dataset"
 
     def _rows(self, select, more, *values):
         return self._query(f"{select} where dag_id = ? and run_id = ? {more}", self.dag_id, self.run_id, *values)
@@ -138,8 +163,8 @@ def run(connect, database, one_api_server):
             dag.get_task("detect").timeout = timeout
             dag.get_task("detect").poke_interval = 0.1
         for task in dag.tasks:
-            if hasattr(task, "quiet_for"):
-                task.quiet_for, task.poke_interval = 0.2, 0.1
+            if hasattr(task, "settle_time"):
+                task.settle_time, task.poke_interval = 0.2, 0.1
             if getattr(task, "time_to_live", None):
                 task.time_to_live = 0
             if getattr(task, "hands_over", False):

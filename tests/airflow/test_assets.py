@@ -1,10 +1,10 @@
 """Data-aware scheduling: which events of which assets come of what was dispatched."""
 
 import pytest
-from world import JOURNAL
 
 from bqdispatch_provider import assets
 from bqdispatch_provider.assets import table_asset
+from bqdispatch_provider.factory import dispatch_dag
 
 HAS = {"event_id", "step", "action", "job_id", "project", "location", "end_time"}
 
@@ -63,6 +63,21 @@ def test_a_job_tells_of_the_table_that_it_has_written_whatever_its_trace_is_call
     assert uris(run("bqdispatch", "bqdispatch.py")) == ["x-bqtail://q/summary/daily"]
 
 
+@pytest.mark.parametrize("dag", ["strict", "alone"])
+def test_events_come_through_an_alias_that_is_called_as_the_connection(world, run, dag):
+    world.trace()
+    done = run(dag)
+    assert (done.state, len(done.asset_events())) == ("success", 1)
+    assert done.aliases() == ["bqdispatch_default"]
+
+
+@pytest.mark.parametrize(("way", "task"), [("minute", "report"), ("deferred", "dispatch")])
+def test_the_alias_of_a_set_up_is_called_as_its_connection(database, way, task):
+    from airflow.providers.common.compat.sdk import AssetAlias
+
+    assert dispatch_dag("acme", way).get_task(task).outlets == [AssetAlias("bqdispatch_acme")]
+
+
 @pytest.mark.parametrize(("dag", "told"), [("alone", 2), ("alone_deferred", 2), ("no_assets", 0), ("mapped", 2)])
 def test_assets_are_told_of_whichever_way_it_runs(world, run, dag, told):
     world.trace("load")
@@ -91,7 +106,7 @@ def test_a_run_of_its_own_that_failed_for_its_errors_tells_of_all_once_it_succee
 
 
 def test_more_events_than_airflow_writes_in_time_are_told_by_table(world, run, document, monkeypatch):
-    monkeypatch.setattr(assets, "_A_SECOND", 1)
+    monkeypatch.setattr(assets, "_EVENTS_PER_SECOND", 1)
     world.traces(4, dest="ds.many")
     world.traces(2, dest="ds.few")
     done = run("bqdispatch", "bqdispatch.py")
@@ -100,7 +115,10 @@ def test_more_events_than_airflow_writes_in_time_are_told_by_table(world, run, d
         "x-bqtail://p/ds/many": 3,
         "x-bqtail://p/ds/few": 1,
     }
-    assert all(set(extra) > HAS and extra["document"].startswith(f"gs://{JOURNAL}/") for extra in events.values())
+    assert all(set(extra) > HAS for extra in events.values())
+    (url,) = {extra["document"] for extra in events.values()}
+    assert world.document_at(url) == document(done)
+    assert len(world.document_at(url)["Jobs"]) == 6
 
 
 def test_any_name_that_a_trace_may_have_becomes_an_asset(world, run):

@@ -54,6 +54,7 @@ def test_a_run_of_the_sample_dag_costs_what_the_model_of_growth_says(world, run,
         model += cost.dispatch(traces, windows)
         model += cost.end(1)
     model += cost.journal(2)
+    model += cost.history(first=True)
     made = Counter(world.control.requests_by_method())
     # What the last task removes was written by the others a moment ago: here they begin at once, in one process.
     made -= Counter(world.control.refused())
@@ -130,7 +131,8 @@ def test_a_deferred_sensor_feeds_mapped_operators(world, run, document):
     assert done.states["dispatch[0]"] == "success"
 
 
-def test_a_deferrable_sensor_does_not_defer_when_there_is_work(world, run):
+def test_a_deferrable_sensor_does_not_defer_when_there_is_work(world, connect, run):
+    connect(JournalRetentionDays=0)  # old documents are listed once an hour
     world.trace()
     world.control.reset_counters()
     assert run("deferred").state == "success"
@@ -214,7 +216,9 @@ def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, d
     assert written["Outcomes"]["dispatched"] == 2
     assert written["Outcomes"]["pending"] == 3
     assert adds_up(written)
-    assert written["Errors"] == ["the task dispatch_jobs has failed: look at its log, and clear it with what follows"]
+    assert written["Errors"] == [
+        "the task dispatch_jobs has failed; check its log, then clear it and its downstream tasks"
+    ]
     assert performance(world) == written["Performance"]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.names import INTENTS, LEDGER, LedgerName, TraceName
+from bqdispatch_provider.core.targets import INTENTS, LEDGER, LedgerName
+from bqdispatch_provider.names import TraceName
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "dags" / "examples").glob("*.py"))
 

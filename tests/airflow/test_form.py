@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import airflow
 import pytest
 
 from bqdispatch_provider.provider_info import get_provider_info
@@ -30,9 +31,8 @@ print(json.dumps([fields, manager.field_behaviours["bqdispatch"]["hidden_fields"
 """
 
 
-def test_the_form_shows_the_providers_fields_and_hides_the_others(database, airflow_prints):
-    version = airflow_prints("version").split()[-1]
-    form = FORM_OF_AIRFLOW_2 if version.startswith("2.") else FORM_OF_AIRFLOW_3
+def test_the_form_shows_the_providers_fields_and_hides_the_others(database):
+    form = FORM_OF_AIRFLOW_2 if airflow.__version__.startswith("2.") else FORM_OF_AIRFLOW_3
     printed = subprocess.run([sys.executable, "-c", form], capture_output=True, text=True, check=True).stdout
     fields, hidden = json.loads(printed.splitlines()[-1])
     (connection,) = get_provider_info()["connection-types"]

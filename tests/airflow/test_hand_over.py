@@ -6,14 +6,18 @@ from types import SimpleNamespace
 import pytest
 from airflow.exceptions import TaskDeferred
 from airflow.providers.common.compat.sdk import DAG
+from waiting import PATIENCE_S
 from world import JOURNAL
 
 from bqdispatch_provider import compat
+from bqdispatch_provider.compat import AirflowSkipException
+from bqdispatch_provider.core.log_lines import share_summary
+from bqdispatch_provider.factory import dispatch_dag
+from bqdispatch_provider.gcp.threads import StopRequest
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.operators import HAND_OVER_S, DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
-from bqdispatch_provider.story import in_short
 
 MINUTE = 60 + HAND_OVER_S
 
@@ -33,8 +37,8 @@ def execute(world, connect, monkeypatch):
         with BqDispatchHook().get_dispatcher() as dispatcher:
             shares = dispatcher.look().plan.shares()
             ti.task_id = "detect"
-            url = RunJournal(dispatcher, context).write_shares(shares)
-        task.shares = [in_short(share, url) for share in shares]
+            url = RunJournal(dispatcher.store, dispatcher.config, context).write_shares(shares)
+        task.shares = [share_summary(share, url) for share in shares]
         ti.task_id = "dispatch"
         world.control.reset_counters()
         return task.execute(context)
@@ -42,12 +46,16 @@ def execute(world, connect, monkeypatch):
     return run
 
 
-def test_it_goes_on_until_its_runs_time_is_over_and_eight_seconds_more(world, execute):
+def test_it_goes_on_until_its_runs_time_is_over_and_eight_seconds_more(world, execute, monkeypatch):
+    waited = []  # cycles take no time
+    for module in ("dispatcher", "cycle.work_gate"):
+        clock = SimpleNamespace(monotonic=lambda: sum(waited))
+        monkeypatch.setattr(f"bqdispatch_provider.{module}.time", clock)
+    monkeypatch.setattr(StopRequest, "wait", lambda _, seconds: waited.append(seconds))
     world.trace()
-    began = datetime.now(UTC)
-    returned = execute(ago=MINUTE - 3)
-    assert returned["Cycles"] > 1
-    assert datetime.now(UTC) - began > timedelta(seconds=1)
+    returned = execute(ago=0, time_to_live=PATIENCE_S)
+    assert returned["Cycles"] == 1 + len(waited)
+    assert 1 < sum(waited) <= PATIENCE_S + HAND_OVER_S
     assert returned["Dispatched"] == {"LoadJobs": 1}
 
 
@@ -77,9 +85,9 @@ def test_deferred_it_dispatches_first_and_goes_on_in_the_triggerer_until_the_sam
         execute(ago=30, deferrable=True)
     assert world.names() == []
     trigger = deferred.value.trigger
-    left = trigger.since + timedelta(seconds=trigger.time_to_live) - datetime.now(UTC)
-    assert timedelta(seconds=MINUTE - 30 - 20) < left <= timedelta(seconds=MINUTE - 30)
-    assert (trigger.resumes, trigger.measures) == ("always", False)
+    end = trigger.deferred_at + timedelta(seconds=trigger.time_to_live)
+    assert end == compat.due_of({}) + timedelta(seconds=MINUTE)
+    assert (trigger.resume_on_worker, trigger.write_performance) == ("always", False)
 
 
 def test_a_time_to_live_may_be_a_timedelta(world, execute):
@@ -88,14 +96,92 @@ def test_a_time_to_live_may_be_a_timedelta(world, execute):
     assert deferred.value.trigger.time_to_live == 180 + HAND_OVER_S
 
 
-def test_a_sensor_names_a_task_that_takes_more_slots_than_the_limit(world, connect, caplog, monkeypatch):
-    connect(MaxConcurrentSQL=5)
-    world.trace()
+@pytest.mark.parametrize(
+    ("schedule", "minutes", "seconds"),
+    [
+        ("* * * * *", 5, 60),
+        ("* * * * *", 0.2, 60),
+        (timedelta(minutes=1), 1440, 60),
+        ("*/10 * * * *", 10, 600),
+        ("@continuous", 1440, 86400),
+    ],
+)
+def test_a_busy_run_ends_before_its_time_out_whatever_the_configuration_says(
+    world, connect, execute, schedule, minutes, seconds
+):
+    connect(TimeToLiveInMin=minutes)
+    dag = dispatch_dag(schedule=schedule)
+    for task_id in ("dispatch_sql", "dispatch_jobs"):
+        with pytest.raises(TaskDeferred) as deferred:
+            execute(ago=0, deferrable=True, time_to_live=dag.get_task(task_id).time_to_live)
+        assert deferred.value.trigger.time_to_live == seconds + HAND_OVER_S
+        left_for_the_report = dag.dagrun_timeout - timedelta(seconds=seconds + HAND_OVER_S)
+        assert left_for_the_report > timedelta(minutes=3)
+
+
+def test_the_time_out_of_a_run_is_that_of_the_options(database):
+    assert dispatch_dag(dagrun_timeout=None).dagrun_timeout is None
+
+
+@pytest.mark.parametrize("left", [PATIENCE_S, -1])
+def test_a_sensor_goes_on_waiting_if_the_run_before_has_dispatched_what_it_had_seen(world, connect, left):
+    due = datetime.now(UTC)
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="detect", map_index=-1, xcom_push=lambda **_: None)
+    context = {"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "logical_date": due, "dag_run": None, "ti": ti}
+    until = due + timedelta(seconds=left)
+    with pytest.raises(TaskDeferred if left > 0 else AirflowSkipException) as ended:
+        BqDispatchSensor(task_id="detect", timeout=50).execute_complete(
+            context, {"status": "work", "until": until.isoformat()}
+        )
+    if left > 0:
+        trigger = ended.value.trigger
+        assert trigger.deferred_at + timedelta(seconds=trigger.timeout) == until
+        assert world.names(JOURNAL) == []
+
+
+@pytest.fixture
+def slot_warnings(world, monkeypatch):
+    """Tells what a sensor warns of under some limits."""
+    said = []
+    log = SimpleNamespace(warning=lambda text, *more: said.append(text % more))
+    monkeypatch.setattr(BqDispatchSensor, "log", log)
+
+    def warn(sensor, **limits):
+        said.clear()
+        sensor._warn_of_slots(world.config(**limits))
+        return list(said)
+
+    return warn
+
+
+def test_a_sensor_names_a_task_that_takes_more_slots_than_the_limit(slot_warnings):
     with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
         detect = BqDispatchSensor(task_id="detect")
         DispatchOperator(task_id="sql", shares=detect.output, only={"lanes": ["sql"]}, pool="p", pool_slots=10)
-    said = []
-    monkeypatch.setattr(type(detect), "log", SimpleNamespace(warning=lambda text, *more: said.append(text % more)))
-    detect._warn_of_slots(world.config(MaxConcurrentSQL=5))
-    assert len(said) == 1
-    assert "sql takes 10 slots of the pool 'p', which has 5" in said[0]
+    (said,) = slot_warnings(detect, MaxConcurrentSQL=5)
+    assert "sql takes 10 slots of the pool 'p', which has 5" in said
+
+
+@pytest.mark.parametrize(("only", "limits"), [("sql", {"MaxConcurrentSQL": 5}), ("windows", {"MaxConcurrentJobs": 5})])
+def test_a_lane_may_be_a_string_and_has_its_own_limit(world, slot_warnings, only, limits):
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        detect = BqDispatchSensor(task_id="detect")
+        DispatchOperator(task_id="one", shares=detect.output, only={"lanes": only}, pool="p", pool_slots=10)
+    (said,) = slot_warnings(detect, **limits)
+    assert "one takes 10 slots of the pool 'p', which has 5" in said
+    others = {"MaxConcurrentSQL", "MaxConcurrentJobs"} - set(limits)
+    assert slot_warnings(detect, **dict.fromkeys(others, 5)) == []
+
+
+def test_a_filter_that_is_not_known_yet_is_passed_over(world, slot_warnings):
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        detect = BqDispatchSensor(task_id="detect")
+        other = BqDispatchSensor(task_id="other").output
+        more = {"shares": detect.output, "pool": "p", "pool_slots": 10}
+        DispatchOperator.partial(task_id="mapped", **more).expand(only=[{"lanes": ["sql"]}])
+        DispatchOperator.partial(task_id="by_keys", **more).expand_kwargs([{"only": {"lanes": ["sql"]}}])
+        for number, only in enumerate(
+            (other, "{{ params.only }}", {"lanes": other}, {"lanes": [other]}, {"lanes": ["{{ params.lane }}"]})
+        ):
+            DispatchOperator(task_id=f"later_{number}", only=only, **more)
+    assert slot_warnings(detect, MaxConcurrentSQL=5, MaxConcurrentJobs=5) == []

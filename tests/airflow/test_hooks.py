@@ -15,7 +15,8 @@ import requests
 from google.api_core.exceptions import Forbidden
 from world import FOLDER, JOURNAL, TASKS
 
-from bqdispatch_provider.config import MAX_DOCUMENT_BYTES, ConfigError
+from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.config_source import MAX_DOCUMENT_BYTES
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.provider_info import get_provider_info
 
@@ -116,7 +117,7 @@ def test_the_connection_is_named_once_whatever_is_found(connect):
         BqDispatchHook().get_config()
     assert len(raised.value.findings) == 3
     said = str(raised.value)
-    assert said.startswith("the configuration of connection 'bqdispatch_default' cannot be used:\n  - ")
+    assert said.startswith("the configuration of connection 'bqdispatch_default' is invalid:\n  - ")
     assert said.count("connection") == 1
 
 
@@ -305,11 +306,11 @@ def test_each_set_up_with_an_impersonation_chain_acts_as_its_own_account(world, 
         monkeypatch.setenv(f"AIRFLOW_CONN_BQDISPATCH_{tenant.upper()}", json.dumps(connection))
         hook = BqDispatchHook(f"bqdispatch_{tenant}")
         with hook.get_dispatcher() as dispatcher:
-            subscription = hook.get_subscription(dispatcher)
+            subscription = hook.get_subscription(dispatcher.session)
             assert "of-other" in dispatcher.cycle().errors[0]
             dispatcher.board.active(["p"], datetime.now(UTC))
             with pytest.raises(Forbidden):
-                subscription.lacking()
+                subscription.test_permissions(["pubsub.subscriptions.consume"])
         services = {url.split("/")[2].partition(".")[0] for url, _ in sent}
         assert services == {"storage", "bigquery", "pubsub"}
         assert {token for _, token in sent} == {f"Bearer {tenant}@x"}

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 from world import JOURNAL
 
-from bqdispatch_provider.journal import RunJournal, Underway
-from bqdispatch_provider.model import Event, Lane, Share
-from bqdispatch_provider.report import Report
+from bqdispatch_provider.core.events import Event, Share
+from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.journal import Checkpoint, RunJournal
 
 AT = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 ROOT = f"gs://{JOURNAL}/journal/runs/2026-03-01"
@@ -23,52 +24,52 @@ def dispatcher(world):
 def journal_of(dispatcher, task_id="t", map_index=-1, run_id="r", dag_id="d", **context):
     ti = SimpleNamespace(dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index)
     run = {"dag": SimpleNamespace(dag_id=dag_id), "run_id": run_id, "dag_run": SimpleNamespace(run_after=AT)}
-    return RunJournal(dispatcher, {"ti": ti, **run, **context})
+    return RunJournal(dispatcher.store, dispatcher.config, {"ti": ti, **run, **context})
 
 
 def test_a_part_lies_under_its_day_dag_run_and_task(dispatcher):
-    assert journal_of(dispatcher).own_url == f"{ROOT}/d/r/t.json"
+    assert journal_of(dispatcher).task_url == f"{ROOT}/d/r/t.json"
     assert journal_of(dispatcher).document_url == f"{ROOT}/d/r.json"
 
 
 def test_the_day_is_the_logical_date_where_there_is_one(dispatcher):
     journal = journal_of(dispatcher, logical_date=datetime(2025, 1, 2, tzinfo=UTC))
-    assert "/runs/2025-01-02/" in journal.own_url
+    assert "/runs/2025-01-02/" in journal.task_url
 
 
 def test_a_mapped_task_and_one_with_its_number_do_not_meet(dispatcher):
-    urls = {journal_of(dispatcher, "t", 1).own_url, journal_of(dispatcher, "t-1").own_url}
+    urls = {journal_of(dispatcher, "t", 1).task_url, journal_of(dispatcher, "t-1").task_url}
     assert len(urls) == 2
 
 
 @pytest.mark.parametrize("run_id", ["a/b", "a%2Fb", "a/../b", "a?b#c", "a\nb", "manual__2026-03-01T00:00:00+00:00"])
 def test_a_run_id_is_one_part_of_the_path_whatever_is_in_it(dispatcher, run_id):
-    url = journal_of(dispatcher, run_id=run_id).own_url
+    url = journal_of(dispatcher, run_id=run_id).task_url
     assert url.removeprefix(ROOT).count("/") == 3
     assert not set("\n?#") & set(url)
 
 
 def test_different_run_ids_have_different_places(dispatcher):
     ids = ["a/b", "a%2Fb", "x" * 249 + "1", "x" * 300 + "1", "x" * 300 + "2", "é" * 250]
-    assert len({journal_of(dispatcher, run_id=run_id).own_url for run_id in ids}) == len(ids)
+    assert len({journal_of(dispatcher, run_id=run_id).task_url for run_id in ids}) == len(ids)
 
 
 def left_in(journal):
-    return {part.task: part for part in journal.parts()}
+    return {part.task: part for part in journal.task_reports()}
 
 
 def test_the_longest_ids_fit_in_an_objects_name(dispatcher):
     journal = journal_of(dispatcher, task_id="é" * 250, run_id="é" * 250, dag_id="é" * 250)
-    journal.write_document(Report(), journal.own_url)
-    assert len(journal.parts()) == 1
+    journal.write_document(Report(), journal.task_url)
+    assert len(journal.task_reports()) == 1
 
 
 def test_what_a_task_has_left_is_read_as_it_was_written(dispatcher):
     journal = journal_of(dispatcher, "t", 4)
-    journal.write_document(Report(listed=3), journal.own_url)
-    journal.write_underway(Underway(AT, 2, 7, ()))
+    journal.write_document(Report(listed=3), journal.task_url)
+    journal.write_checkpoint(Checkpoint(AT, 2, 7, ()))
     part = left_in(journal_of(dispatcher))["t~4"]
-    assert (part.report.listed, part.left) == (3, Underway(AT, 2, 7, ()))
+    assert (part.report.listed, part.checkpoint) == (3, Checkpoint(AT, 2, 7, ()))
 
 
 def test_what_a_sensor_has_found_is_read_in_the_same_run_alone(dispatcher):
@@ -86,47 +87,45 @@ def test_what_is_no_share_is_refused(world, dispatcher, content):
     url = journal_of(dispatcher, "detect").write_shares([])
     world.control.advance(1)
     world.client.bucket(JOURNAL).blob(url.removeprefix(f"gs://{JOURNAL}/")).upload_from_string(content)
-    with pytest.raises(ValueError, match="is not what a sensor has found"):
+    with pytest.raises(ValueError, match="is damaged"):
         journal_of(dispatcher).read_shares(url)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"Began": 1e400}', "nothing", "[" * 100_000])
 def test_what_says_nothing_of_what_is_under_way_is_named(world, dispatcher, content):
     world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/t.underway").upload_from_string(content)
-    for read in (journal_of(dispatcher).parts, journal_of(dispatcher).read_underway):
-        with pytest.raises(
-            ValueError, match=r"d/r/t\.underway' does not say what a task was about to dispatch; remove"
-        ):
+    for read in (journal_of(dispatcher).task_reports, journal_of(dispatcher).own_report):
+        with pytest.raises(ValueError, match=r"d/r/t\.underway' is damaged or something else; remove"):
             read()
 
 
 def test_parts_of_a_mapped_task_have_its_number(dispatcher):
     for index in range(3):
         journal = journal_of(dispatcher, "t", index)
-        journal.write_document(Report(), journal.own_url)
+        journal.write_document(Report(), journal.task_url)
     assert left_in(journal).keys() == {"t~0", "t~1", "t~2"}
 
 
 def test_the_parts_of_a_run_are_its_own(dispatcher):
     first, other = journal_of(dispatcher, run_id="r"), journal_of(dispatcher, run_id="r2")
     for journal in (first, other):
-        journal.write_document(Report(), journal.own_url)
-    first.remove(first.parts(), shares=True)
-    assert (len(first.parts()), len(other.parts())) == (0, 1)
+        journal.write_document(Report(), journal.task_url)
+    first.remove(first.task_reports(), with_shares=True)
+    assert (len(first.task_reports()), len(other.task_reports())) == (0, 1)
 
 
 def test_a_part_that_is_written_again_has_another_fingerprint(dispatcher):
     journal = journal_of(dispatcher)
     seen = set()
     for dispatched in range(2):
-        journal.write_document(Report(listed=dispatched), journal.own_url)
+        journal.write_document(Report(listed=dispatched), journal.task_url)
         seen.add(left_in(journal)["t"].fingerprint)
-    journal.write_underway(Underway(AT, 1, 0, ()))
+    journal.write_checkpoint(Checkpoint(AT, 1, 0, ()))
     seen.add(left_in(journal)["t"].fingerprint)
     assert len(seen) == 3
 
 
 def test_something_else_among_the_parts_is_named(world, dispatcher):
     world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/notes.txt").upload_from_string("notes")
-    with pytest.raises(ValueError, match=r"d/r/notes\.txt' is no part of a run"):
-        journal_of(dispatcher).parts()
+    with pytest.raises(ValueError, match=r"d/r/notes\.txt' does not belong in the journal of a run"):
+        journal_of(dispatcher).task_reports()

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from world import JOURNAL
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_tables_are_outputs_and_jobs_are_facets_of_the_run(world, told):
     assert [(each["namespace"], each["name"]) for each in event["outputs"]] == [("bigquery", "acme-shop.sales.orders")]
     facet = event["run"]["facets"]["bqdispatch"]
     assert facet["number"] == 3
-    assert facet["document"].startswith("gs://journal/journal/runs/")
+    assert set(world.document_at(facet["document"])["Jobs"]) == {world.url_of(name) for name in (*names, bad)}
     jobs = {job["event_id"]: job for job in facet["jobs"]}
     assert set(jobs) == {"1001", "1002", "1003"}
     assert jobs["1001"] == {
@@ -49,6 +50,15 @@ def test_tables_are_outputs_and_jobs_are_facets_of_the_run(world, told):
     }
     assert (jobs["1003"]["table"], jobs["1003"]["error"]) == ("p.ds.bad", "invalid")
     assert "externalQuery" not in event["run"]["facets"]
+
+
+def test_the_facet_names_the_runs_document_where_a_task_reports(world, told):
+    name = world.trace()
+    (event,) = told("strict", "dispatch")
+    (document,) = world.names(JOURNAL, "journal/runs/")
+    url = event["run"]["facets"]["bqdispatch"]["document"]
+    assert url == f"gs://{JOURNAL}/{document}"
+    assert set(world.document_at(url)["Jobs"]) == {world.url_of(name)}
 
 
 def test_one_job_alone_is_the_external_query(world, told):

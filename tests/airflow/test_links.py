@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from serialized import serialized
 from world import JOURNAL, TASKS
 
 from bqdispatch_provider import links as made
@@ -30,15 +31,6 @@ def links(dags_folder, monkeypatch):
         return {name: url for name, url in found.items() if url}
 
     return of
-
-
-def serialized(dag):
-    try:
-        from airflow.serialization.serialized_objects import DagSerialization
-    except ImportError:
-        from airflow.serialization.serialized_objects import SerializedDAG as DagSerialization
-
-    return DagSerialization.from_dict(DagSerialization.to_dict(dag))
 
 
 def job_in(url):
@@ -87,14 +79,14 @@ def test_a_batch_has_a_folder_and_no_job(world, run, links):
 
 
 def test_what_a_name_holds_stays_in_its_part_of_a_link():
-    from bqdispatch_provider.links import folder_of, job_of, object_of
-    from bqdispatch_provider.report import Report
+    from bqdispatch_provider.core.report import Report
+    from bqdispatch_provider.links import folder_page, job_page, object_page
 
     job = {"Project": "p&x=1#", "ID": "a!b?&c", "Region": "", "URL": "", "Status": "DONE"}
-    asked = parse_qs(urlsplit(job_of(Report(jobs={"gs://b/x": job}))).query)
+    asked = parse_qs(urlsplit(job_page(Report(jobs={"gs://b/x": job}))).query)
     assert asked.keys() == {"project", "ws"}
     assert asked["project"] == ["p&x=1#"]
-    for url in (folder_of("gs://b/t/proj:a?b#c\n:US/x"), object_of("gs://b/t/a?b#c\n%2F<script>")):
+    for url in (folder_page("gs://b/t/proj:a?b#c\n:US/x"), object_page("gs://b/t/a?b#c\n%2F<script>")):
         assert url.isprintable()
         assert urlsplit(url).query == urlsplit(url).fragment == ""
         assert not {"<", ">", '"', " "} & set(url)

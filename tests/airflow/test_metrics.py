@@ -1,15 +1,15 @@
 """What reaches a StatsD server, and that docs/metrics.md lists it."""
 
 import re
-from inspect import signature
 from pathlib import Path
 
 import pytest
+from airflow_stats import use_statsd
 from statsd_listener import StatsdListener
 
 from bqdispatch_provider import metrics
+from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.metrics import Metrics
-from bqdispatch_provider.report import Report
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (counter|gauge|timer) \| ([\w, ]*) ?\|", re.MULTILINE)
@@ -28,19 +28,6 @@ def statsd(monkeypatch):
     use_statsd(monkeypatch, Stats)
     yield listener
     listener.close()
-
-
-def use_statsd(monkeypatch, stats):
-    try:
-        from airflow.sdk.observability.metrics.statsd_logger import get_statsd_logger
-    except ImportError:
-        try:
-            from airflow.observability.metrics.statsd_logger import get_statsd_logger
-        except ImportError:
-            from airflow.metrics.statsd_logger import get_statsd_logger
-    backend = get_statsd_logger(*signature(get_statsd_logger).parameters)
-    for call in ("incr", "gauge", "timing"):
-        monkeypatch.setattr(stats, call, getattr(backend, call), raising=False)
 
 
 def listed():
@@ -107,15 +94,17 @@ def test_a_dispatcher_alone_counts_what_it_does_wherever_it_runs(world, run, sta
 
 
 def test_a_gauge_is_0_in_the_report_in_which_the_last_trace_goes(world, run, statsd):
-    name = world.trace(state="RUNNING")
+    name = world.trace(state="RUNNING", age=120)
     run("alone")
-    assert values(statsd.ours())["running.p.jobs"] == 1
+    said = values(statsd.ours())
+    assert (said["running.p.jobs"], said["waiting.job_running"]) == (1, 1)
     world.control.advance(10)
     world.delete(name)
     world.trace()
     run("alone")
     said = values(statsd.ours())
     assert (said["running.p.jobs"], said["oldest_trace"], said["dispatched.p.jobs"]) == (0, 0, 1)
+    assert said["waiting.job_running"] == 0
 
 
 def test_a_report_that_grows_is_told_once(statsd):
@@ -135,7 +124,7 @@ def test_a_report_that_grows_is_told_once(statsd):
 
 
 def test_of_many_lags_some_are_sent_the_longest_among_them(statsd, monkeypatch):
-    monkeypatch.setattr(metrics, "MOST_LAGS", 10)
+    monkeypatch.setattr(metrics, "MAX_LAGS", 10)
     report = Report(cycles=1)
     for minute in range(35):
         report.jobs[str(minute)] = {

@@ -2,18 +2,24 @@
 
 import base64
 import json
+import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from slack import StandInSlack
-from world import JOURNAL
+from world import JOURNAL, TASKS
 
 from bqdispatch_provider import notifications
+from bqdispatch_provider.factory import dispatch_dag
+from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.notifications import BqDispatchNotifier
-from bqdispatch_provider.storage import TaskStore
+from bqdispatch_provider.operators import DispatchOperator
 
 TOKEN = "xoxb-to-be-kept-secret"
 SECRET_URL = f"gs://{JOURNAL}/secrets/slack.json.enc"
@@ -100,11 +106,16 @@ def test_what_was_told_is_asked_for_once_however_many_windows_it_holds_for(world
         world.window("ds.late", due=minutes * 60)
     tell(run)
     assert len(slack.messages) == 1
-    asked, claim = [], TaskStore.claim
-    monkeypatch.setattr(TaskStore, "claim", lambda store, url, *rest: asked.append(url) or claim(store, url, *rest))
+    asked, write = [], TaskStore.write_if_older_than
+
+    def counted(store, url, *rest):
+        asked.append(url)
+        return write(store, url, *rest)
+
+    monkeypatch.setattr(TaskStore, "write_if_older_than", counted)
     tell(run)
     assert len(slack.messages) == 1
-    assert len(asked) == 1
+    assert len([url for url in asked if "/notified/" in url]) == 1
 
 
 def test_of_many_who_claim_a_cause_one_tells_it(world):
@@ -112,16 +123,17 @@ def test_of_many_who_claim_a_cause_one_tells_it(world):
         url = f"gs://{JOURNAL}/journal/notified/x.json"
         for _ in range(3):
             world.control.advance(7200)
-            claims = list(many.map(lambda n: dispatcher.store.claim(url, {"Owner": n}, timedelta(hours=1)), range(8)))
-            assert len([claim for claim in claims if claim is not None]) == 1
+            write = partial(dispatcher.store.write_if_older_than, url, age=timedelta(hours=1))
+            written = list(many.map(lambda n, write=write: write({"Owner": n}), range(8)))
+            assert len([each for each in written if each is not None]) == 1
 
 
 def test_a_claim_whose_answer_was_lost_is_ones_own(world):
     url = f"gs://{JOURNAL}/journal/notified/x.json"
     world.control.add_fault("storage.objects.insert", "reset", times=1, after=True)
     with world.dispatcher() as dispatcher:
-        assert dispatcher.store.claim(url, {"Owner": "me"}, timedelta(hours=1))
-        assert dispatcher.store.claim(url, {"Owner": "you"}, timedelta(hours=1)) is None
+        assert dispatcher.store.write_if_older_than(url, {"Owner": "me"}, timedelta(hours=1))
+        assert dispatcher.store.write_if_older_than(url, {"Owner": "you"}, timedelta(hours=1)) is None
 
 
 def test_a_failed_task_without_a_document_is_told(world, run, slack):
@@ -155,6 +167,49 @@ def test_a_slack_that_refuses_fails_no_task_and_is_told_again(world, run, slack)
     assert slack.messages == []
     slack.answer = {"ok": True}
     tell(run)
+    assert len(slack.messages) == 1
+
+
+def test_an_alert_that_was_not_posted_since_a_look_failed_is_told_again(world, slack):
+    run = {"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "logical_date": datetime.now(UTC), "reason": "timed_out"}
+    world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403)
+    BqDispatchNotifier("#x").notify(run)
+    assert slack.messages == []
+    world.control.clear_faults()
+    BqDispatchNotifier("#x").notify(run)
+    (message,) = slack.messages
+    assert "a run of the DAG d has failed: timed_out" in message["text"]
+
+
+@pytest.fixture
+def only_acme(slack, monkeypatch):
+    """A set-up `acme`, and no connection of the set-up without a name."""
+    monkeypatch.setenv("AIRFLOW_CONN_BQDISPATCH_ACME", os.environ["AIRFLOW_CONN_BQDISPATCH_DEFAULT"])
+    monkeypatch.delenv("AIRFLOW_CONN_BQDISPATCH_DEFAULT")
+
+
+def test_a_task_of_a_set_up_tells_by_its_own_connection(world, run, slack, only_acme):
+    break_copies(world, world.trace())
+    tell(run, "tells_of_acme")
+    assert len(slack.messages) == 1
+
+
+@pytest.mark.parametrize("beside", ["nothing", "another task"])
+def test_a_dag_of_a_set_up_tells_by_its_tasks_connection(slack, only_acme, beside):
+    dag = dispatch_dag("acme")
+    run = {"dag": dag, "run_id": "r", "logical_date": datetime.now(UTC), "reason": "timed_out"}
+    if beside == "another task":
+        run["ti"] = SimpleNamespace(task=BaseOperator(task_id="other"), task_id="other")
+    BqDispatchNotifier("#x").notify(run)
+    (message,) = slack.messages
+    assert "a run of the DAG bqdispatch_acme has failed: timed_out" in message["text"]
+
+
+def test_a_dags_tasks_may_have_their_connection_by_a_template(slack, only_acme):
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as dag:
+        DispatchOperator(task_id="dispatch", bqdispatch_conn_id="bqdispatch_{{ run_id }}")
+    run = {"dag": dag, "run_id": "acme", "logical_date": datetime.now(UTC), "reason": "timed_out"}
+    BqDispatchNotifier("#x").notify(run)
     assert len(slack.messages) == 1
 
 

@@ -16,18 +16,15 @@ import requests
 from waiting import PATIENCE_S, wait_until
 
 BIN = Path(sys.executable).parent
-COMMANDS = [["bqdispatch"]]
-if tuple(map(int, airflow.__version__.split(".")[:2])) >= (3, 2):
-    COMMANDS.append(["airflow", "bqdispatch"])
+BQDISPATCH, WITHIN_AIRFLOW = [BIN / "bqdispatch"], [BIN / "airflow", "bqdispatch"]
 
 
-@pytest.fixture(params=COMMANDS, ids=" ".join)
-def pools(request, database, airflow_prints):
+@pytest.fixture
+def pools(database):
     """Runs the command ``pools``; afterwards there are none."""
-    command, *more = request.param
 
-    def run(*arguments):
-        started = [BIN / command, *more, "pools", *map(str, arguments)]
+    def run(*arguments, by=BQDISPATCH):
+        started = [*by, "pools", *map(str, arguments)]
         return subprocess.run(started, capture_output=True, text=True, check=False)
 
     yield run
@@ -36,6 +33,7 @@ def pools(request, database, airflow_prints):
 
 
 def test_pools_are_made_and_changed_and_compared(pools, config):
+    """The commands of README.md and docs/limits.md."""
     pools("--config", config(MaxConcurrentSQL=5), "--import")
     limits = config(MaxConcurrentSQL=7, MaxConcurrentJobs=3)
     apart = pools("--config", limits, "--check")
@@ -71,6 +69,14 @@ def test_the_limits_are_those_of_the_set_ups_connection_where_no_configuration_i
         "bqdispatch_acme_sql": 9,
         "bqdispatch_acme_jobs": -1,
     }
+
+
+@pytest.mark.skipif(tuple(map(int, airflow.__version__.split(".")[:2])) < (3, 2), reason="commands of Airflow 3.2")
+def test_airflow_has_the_same_command(pools, config):
+    document = config(MaxConcurrentSQL=5)
+    pools("--config", document, "--import", by=WITHIN_AIRFLOW)
+    told = pools("--config", document, "--check")
+    assert (told.returncode, told.stdout) == (0, "the pools agree with the configuration\n"), told.stderr
 
 
 def test_a_connection_that_is_not_there_is_one_clear_message(pools):

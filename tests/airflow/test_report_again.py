@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 from google.api_core.exceptions import Forbidden
-from world import JOURNAL
+from world import FOLDER, JOURNAL, TASKS
 
 from bqdispatch_provider.compat import AirflowFailException
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.targets import CREATED, OWNER
+from bqdispatch_provider.gcp.objects import ObjectStore
 from bqdispatch_provider.journal import RunJournal
-from bqdispatch_provider.operators import DispatchReportOperator, _log_document
-from bqdispatch_provider.report import Report
+from bqdispatch_provider.operators import _MAX_ERROR_LINES, DispatchReportOperator, _log_document
 from bqdispatch_provider.runs import run_cycles
 
 
@@ -30,9 +32,16 @@ class Tasks:
             self.shares = dispatcher.look().plan.shares()
             self._journal(dispatcher, "detect").write_shares(self.shares)
 
-    def dispatch(self, task_id="dispatch"):
+    def dispatch(self, task_id="dispatch", seconds=0, **more):
         with self._world.dispatcher() as dispatcher:
-            return run_cycles(dispatcher, self._journal(dispatcher, task_id), 0, first=self.shares)
+            journal = self._journal(dispatcher, task_id)
+            return run_cycles(dispatcher, journal, seconds, first_shares=self.shares, **more)
+
+    def dispatch_and_die(self, monkeypatch):
+        """Dispatch, and be killed before the document is written."""
+        with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+            killed.setattr(RunJournal, "write_document", raises(KeyboardInterrupt))
+            self.dispatch()
 
     def report(self, failed=()):
         self._failed = failed
@@ -53,7 +62,7 @@ class Tasks:
         return len(document["Jobs"]) + len(document["Batched"])
 
     def _journal(self, dispatcher, task_id):
-        return RunJournal(dispatcher, self._context(task_id))
+        return RunJournal(dispatcher.store, dispatcher.config, self._context(task_id))
 
     def _context(self, task_id):
         # On Airflow 2 a task pushes its links.
@@ -155,15 +164,148 @@ def test_a_failed_task_is_told_with_what_it_had_dispatched_and_clearing_it_compl
 def test_what_a_killed_task_had_in_hand_is_told_as_far_as_it_is_through(world, tasks, monkeypatch):
     world.traces(3)
     tasks.detect()
-    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-        killed.setattr(RunJournal, "write_document", raises(KeyboardInterrupt))
-        tasks.dispatch()
+    tasks.dispatch_and_die(monkeypatch)
     with pytest.raises(AirflowFailException):
         tasks.report(failed=["dispatch"])
     assert tasks.dispatched() == 3
     tasks.dispatch()
     tasks.report()
     assert tasks.dispatched() == 3
+
+
+def test_what_a_task_had_in_hand_that_was_killed_twice_is_told(world, tasks, monkeypatch):
+    for number in (3, 2):
+        world.traces(number)
+        tasks.detect()
+        tasks.dispatch_and_die(monkeypatch)
+    with pytest.raises(AirflowFailException):
+        tasks.report(failed=["dispatch"])
+    assert tasks.dispatched() == 5
+
+
+def test_what_a_task_dispatched_while_its_document_could_not_be_written_is_told_after_it_is_killed(world, tasks):
+    world.traces(3)
+    tasks.detect()
+    world.control.add_fault("storage.objects.insert", "status", status=403, name="*/dispatch.json")
+    cycles = iter([lambda: world.traces(2), raises(KeyboardInterrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        tasks.dispatch(seconds=600, send_metrics=lambda _: next(cycles)(), wait=lambda _: None)
+    world.control.clear_faults()
+    assert world.names() == []
+    with pytest.raises(AirflowFailException):
+        tasks.report(failed=["dispatch"])
+    assert tasks.dispatched() == 5
+
+
+def test_what_a_second_try_dispatches_of_its_shares_is_told_beside_what_the_first_one_did(world, tasks):
+    late, _ = world.traces(2)
+    tasks.detect()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403, name=f"*{late}")
+    pauses = iter([lambda: world.traces(1), raises(KeyboardInterrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        tasks.dispatch(seconds=600, wait=lambda _: next(pauses)())
+    world.control.clear_faults()
+    tasks.dispatch(attempt=2)
+    tasks.report()
+    assert late not in world.names()
+    assert tasks.dispatched() == 3
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_is_cleared_counts_nothing_twice_though_its_objects_could_not_be_removed(
+    world, tasks, monkeypatch, killed
+):
+    world.traces(3)
+    tasks.detect()
+    tasks.dispatch()
+    world.control.add_fault("storage.objects.delete", "status", status=403, name="*dispatch.json")
+    with pytest.raises(Forbidden):
+        tasks.report()
+    world.control.clear_faults()
+    world.trace()
+    tasks.detect()
+    if killed:
+        tasks.dispatch_and_die(monkeypatch)
+        with pytest.raises(AirflowFailException):
+            tasks.report(failed=["dispatch"])
+        assert tasks.dispatched() == 4
+    tasks.dispatch()
+    tasks.report()
+    assert tasks.dispatched() == 4
+
+
+def test_what_another_task_dispatches_of_a_share_is_not_told_by_one_that_left_it_and_is_killed_later(world, tasks):
+    name = world.trace()
+    tasks.detect()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403, name=f"*{name}", times=2)
+    with pytest.raises(KeyboardInterrupt):
+        tasks.dispatch(seconds=600, wait=raises(KeyboardInterrupt))
+    world.control.clear_faults()
+    assert world.cycle().dispatched == 1
+    with pytest.raises(AirflowFailException):
+        tasks.report(failed=["dispatch"])
+    assert tasks.dispatched() == 0
+
+
+def test_a_trace_that_was_fenced_before_the_kill_is_told_once(world, tasks, monkeypatch):
+    name = world.trace()
+    tasks.detect()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("bqdispatch_provider.cycle.dispatching.Dispatching.run", raises(KeyboardInterrupt))
+        tasks.dispatch()
+    fenced = world.client.bucket(TASKS).blob(FOLDER + name)
+    fenced.metadata = {CREATED: str(world.control.now() - 30), OWNER: "gone"}
+    fenced.compose([world.blob(name)])
+    tasks.shares = None
+    tasks.dispatch()
+    tasks.report()
+    assert tasks.dispatched() == 1
+
+
+def test_a_report_that_fails_while_it_removes_what_it_has_added_adds_it_once(world, tasks, monkeypatch):
+    world.traces(5)
+    tasks.detect()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(RunJournal, "remove_checkpoint", raises(KeyboardInterrupt))
+        tasks.dispatch()
+    removed, remove = [], ObjectStore.remove
+
+    def remove_one(store, url):
+        if any(each.endswith((".json", ".underway")) for each in removed):
+            raise KeyboardInterrupt
+        removed.append(url)
+        remove(store, url)
+
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(ObjectStore, "remove", remove_one)
+        tasks.report()
+    tasks.report()
+    assert tasks.dispatched() == 5
+
+
+def test_what_goes_wrong_after_the_last_cycle_is_in_the_tasks_document(world, tasks):
+    world.traces(3)
+    tasks.shares = None
+    world.control.add_fault("storage.objects.insert", "status", status=403, name="*/performance.json")
+    (error,) = tasks.dispatch().errors
+    world.control.clear_faults()
+    tasks.report()
+    assert tasks.document()["Errors"] == [error]
+
+
+@pytest.mark.parametrize(("attempt", "kept"), [(1, True), (2, False)])
+def test_errors_stay_in_the_document_while_the_same_try_goes_on_elsewhere(world, tasks, attempt, kept):
+    """A task that is deferred after its shares goes on in the triggerer, or in another one that is started anew."""
+    world.trace()
+    tasks.shares = None
+    world.control.add_fault("storage.objects.insert", "status", status=403, name="*/performance.json")
+    (error,) = tasks.dispatch(attempt=1).errors
+    world.control.clear_faults()
+    assert tasks.dispatch(attempt=attempt).errors == ([error] if kept else [])
+    tasks.report()
+    assert tasks.document()["Errors"] == ([error] if kept else [])
 
 
 def raises(error):
@@ -176,9 +318,20 @@ def raises(error):
 def test_a_report_that_names_awkward_objects_forges_no_line_of_the_log(caplog):
     name = "ds.\x1b[2J\x7f\x9b\u2028\u202et"
     report = Report()
-    report.error(f"{name} is stuck")
+    report.add_error(f"{name} is stuck")
     caplog.set_level("INFO")
     _log_document(SimpleNamespace(log=logging.getLogger("task")), report, "gs://journal/document.json")
     lines = [record.getMessage() for record in caplog.records]
     assert all(line.isprintable() for line in lines)
     assert [line for line in lines if line.endswith("t is stuck")]
+
+
+def test_one_object_and_one_more_error_are_told_in_the_singular(caplog):
+    report = Report(listed=1)
+    for number in range(_MAX_ERROR_LINES + 1):
+        report.add_error(f"{number} is stuck")
+    caplog.set_level("INFO")
+    _log_document(SimpleNamespace(log=logging.getLogger("task")), report, "gs://journal/document.json")
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0].startswith("1 object in the task folder: ")
+    assert "and 1 more error" in lines

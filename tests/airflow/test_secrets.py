@@ -17,11 +17,11 @@ from google.oauth2.credentials import Credentials
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider import hooks
+from bqdispatch_provider.core.log_lines import share_summary
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
-from bqdispatch_provider.story import in_short
 from bqdispatch_provider.triggers import BqDispatchTrigger
 
 KEY = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC"
@@ -51,7 +51,7 @@ def secret(world, connect, monkeypatch):
         return client
 
     monkeypatch.setattr(hooks, "_client_of", client_of)
-    monkeypatch.setattr(hooks, "_session_of", lambda _: AuthorizedSession(credentials))
+    monkeypatch.setattr("bqdispatch_provider.gcp.clients.session_of", lambda _: AuthorizedSession(credentials))
     document = world.document(
         AsyncTaskURL=f"gs://{TASKS}/${{folder}}/Tasks",
         MaxConcurrentSQL=3,
@@ -130,8 +130,8 @@ def test_a_refused_call_shows_no_secret(world, secret, written, call, status):
     world.window()
     with BqDispatchHook().get_dispatcher() as dispatcher:
         shares = dispatcher.look().plan.shares()
-        url = RunJournal(dispatcher, context_of("detect")).write_shares(shares)
-    shares = [in_short(share, url) for share in shares]
+        url = RunJournal(dispatcher.store, dispatcher.config, context_of("detect")).write_shares(shares)
+    shares = [share_summary(share, url) for share in shares]
     world.control.add_fault(call, "status", status=status)
     told = {
         "sensor": direct(BqDispatchSensor, timeout=0, soft_fail=False),
@@ -147,8 +147,8 @@ def test_a_refused_call_shows_no_secret(world, secret, written, call, status):
 
 @pytest.mark.parametrize("fault", [{"kind": "status", "status": 503}, {"kind": "reset"}])
 def test_a_service_that_fails_shows_no_secret(world, secret, written, monkeypatch, fault):
-    monkeypatch.setattr("bqdispatch_provider.storage._RETRY", Retry(timeout=0.2))
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.2)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY", Retry(timeout=0.2))
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.2)
     world.traces(2)
     world.control.add_fault("*", **fault)
     told = {
@@ -161,7 +161,7 @@ def test_a_service_that_fails_shows_no_secret(world, secret, written, monkeypatc
 
 def test_an_exception_within_a_cycle_shows_no_secret(world, secret, written, monkeypatch):
     world.traces(2)
-    monkeypatch.setattr("bqdispatch_provider.dispatcher.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("bqdispatch_provider.cycle.observation.plan", lambda *_: 1 / 0)
     told = {"alone": str(direct(DispatchOperator, time_to_live=0)), "sensor": str(direct(BqDispatchSensor))}
     assert "ZeroDivisionError" in written()["log"]
     assert "division" in told["sensor"]

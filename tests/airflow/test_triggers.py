@@ -11,28 +11,30 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from airflow.providers.common.compat.sdk import DAG, Asset, BaseOperator
 from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent
+from serialized import serialized
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import JOURNAL, TASKS
 
 from bqdispatch_provider import compat, links
 from bqdispatch_provider.names import TraceName
-from bqdispatch_provider.operators import DispatchOperator
+from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
+from bqdispatch_provider.sensors import BqDispatchSensor
 from bqdispatch_provider.triggers import BqDispatchEventTrigger, BqDispatchTrigger, DispatchTrigger
 
-PLACE = "2026-01-02/dag/run/task"
+PATH = "2026-01-02/dag/run/task"
 
 
-def trigger(wait=0.0, **more):
-    return BqDispatchTrigger("bqdispatch_default", wait, **{"poll_interval": 0.05, "place": PLACE, **more})
+def trigger(timeout=0.0, **more):
+    return BqDispatchTrigger("bqdispatch_default", timeout, **{"poll_interval": 0.05, "journal_path": PATH, **more})
 
 
 def dispatch_trigger(time_to_live=0.0, **more):
-    return DispatchTrigger("bqdispatch_default", time_to_live, **{"poll_interval": 0.05, "place": PLACE, **more})
+    return DispatchTrigger("bqdispatch_default", time_to_live, **{"poll_interval": 0.05, "journal_path": PATH, **more})
 
 
-def written(world, name=f"runs/{PLACE}.json"):
+def written(world, name=f"runs/{PATH}.json"):
     return json.loads(world.blob(f"journal/{name}", JOURNAL).download_as_bytes())
 
 
@@ -68,8 +70,10 @@ def no_thread_is_left():
 @pytest.mark.parametrize(
     "first",
     [
-        trigger(variables={"a": "b"}, only={"actions": ["load"]}, timeout=60.0, closes=True),
-        dispatch_trigger(resumes="always", measures=False, attempt=2, since=datetime(2026, 1, 2, tzinfo=UTC)),
+        trigger(variables={"a": "b"}, only={"actions": ["load"]}, deferral_timeout=60.0, skip_when_idle=True),
+        dispatch_trigger(
+            resume_on_worker="always", write_performance=False, attempt=2, deferred_at=datetime(2026, 1, 2, tzinfo=UTC)
+        ),
         BqDispatchEventTrigger("bqdispatch_default", only={"projects": "p"}),
     ],
 )
@@ -84,7 +88,7 @@ def test_a_triggers_arguments_survive_airflows_serialization():
     from airflow.serialization.serialized_objects import BaseSerialization
 
     _, arguments = trigger(
-        variables={"a": "b"}, only={"lanes": ["sql"]}, since=datetime(2026, 1, 2, tzinfo=UTC)
+        variables={"a": "b"}, only={"lanes": ["sql"]}, deferred_at=datetime(2026, 1, 2, tzinfo=UTC)
     ).serialize()
     stored = json.dumps(BaseSerialization.serialize(arguments))
     assert BaseSerialization.deserialize(json.loads(stored)) == arguments
@@ -93,7 +97,8 @@ def test_a_triggers_arguments_survive_airflows_serialization():
 
 def test_work_ends_the_waiting(world, connect):
     world.trace()
-    assert asyncio.run(event_of(trigger(30))) == {"status": "work", "message": ""}
+    event = asyncio.run(event_of(trigger(30, deferred_at=datetime(2026, 1, 1, tzinfo=UTC))))
+    assert event == {"status": "work", "message": "", "until": "2026-01-01T00:00:30+00:00"}
     assert no_thread_is_left()
 
 
@@ -108,15 +113,15 @@ def test_the_end_of_its_time_ends_the_waiting(world, connect):
 
 def test_the_end_is_counted_from_when_the_task_was_deferred_however_often_the_trigger_is_started(world, connect):
     an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
-    assert asyncio.run(event_of(trigger(3000, since=an_hour_ago)))["status"] == "nothing"
-    again = trigger(3000, timeout=3060.0)
+    assert asyncio.run(event_of(trigger(3000, deferred_at=an_hour_ago)))["status"] == "nothing"
+    again = trigger(3000, deferral_timeout=3060.0)
     again.timeout_after = an_hour_ago + timedelta(seconds=3060)
     assert asyncio.run(event_of(again))["status"] == "nothing"
 
 
 def test_a_jobs_end_is_told_by_its_subscription_in_the_middle_of_a_long_pause(world, connect, monkeypatch):
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", world.url)
-    monkeypatch.setattr("bqdispatch_provider.rhythm.LEAST", 600.0)
+    monkeypatch.setattr("bqdispatch_provider.core.polling.MIN_INTERVAL_S", 600.0)
     topic, subscription = "projects/p/topics/jobs", "projects/p/subscriptions/jobs"
     for path, body in ((topic, {}), (subscription, {"topic": topic})):
         requests.put(f"{world.url}/v1/{path}", json=body, timeout=10).raise_for_status()
@@ -149,7 +154,7 @@ def test_nothing_to_dispatch_ends_the_task_and_is_reported_by_the_trigger(world,
     world.trace(state="RUNNING")
     world.window(due=-600)
     lost = world.trace(state=None, age=2 * 24 * 3600)
-    (event,) = asyncio.run(events_of(trigger(closes=True)))
+    (event,) = asyncio.run(events_of(trigger(skip_when_idle=True)))
     assert type(event) is TaskSkippedEvent
     document = written(world, "runs/2026-01-02/dag/run.json")
     assert list(document["Quarantined"]) == [world.url_of(lost)]
@@ -158,9 +163,23 @@ def test_nothing_to_dispatch_ends_the_task_and_is_reported_by_the_trigger(world,
     assert written(world, "performance.json") == document["Performance"]
 
 
+def test_one_object_and_one_error_are_told_in_the_singular_by_both_triggers(world, connect, caplog):
+    polling, dispatching = trigger(skip_when_idle=True), dispatch_trigger()
+    polling._log = dispatching._log = logging.getLogger("task")  # at a level of its own, whatever Airflow's is
+    caplog.set_level(logging.INFO, "task")
+    world.trace(state="RUNNING")
+    asyncio.run(events_of(polling))
+    assert [each for each in caplog.messages if each.startswith("Nothing to dispatch; 1 object: 1 running; gs://")]
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403)
+    world.trace()
+    asyncio.run(events_of(dispatching))
+    assert [each for each in caplog.messages if each.startswith("2 objects: ") and "; 1 error; document gs://" in each]
+
+
 def test_a_trigger_that_cannot_report_says_so(world, connect):
     world.control.add_fault("storage.objects.insert", "status", bucket=JOURNAL, name="*/run.json", status=403)
-    assert asyncio.run(event_of(trigger(closes=True)))["status"] == "error"
+    assert asyncio.run(event_of(trigger(skip_when_idle=True)))["status"] == "error"
 
 
 def test_a_dispatching_trigger_ends_the_task_with_a_document_and_without_a_value(world, connect):
@@ -170,7 +189,7 @@ def test_a_dispatching_trigger_ends_the_task_with_a_document_and_without_a_value
     assert "return_value" not in event.xcoms
     assert set(written(world)["Jobs"]) == {world.url_of(name) for name in names}
     assert written(world, "performance.json") == written(world)["Performance"]
-    assert world.names(JOURNAL, "journal/runs/") == [f"journal/runs/{PLACE}.json"]
+    assert world.names(JOURNAL, "journal/runs/") == [f"journal/runs/{PATH}.json"]
     assert no_thread_is_left()
 
 
@@ -178,7 +197,7 @@ def test_what_ends_in_the_triggerer_has_its_links(world, connect, monkeypatch):
     monkeypatch.setattr(links, "emulator", lambda _: "")
     world.trace()
     (done,) = asyncio.run(events_of(dispatch_trigger()))
-    (idle,) = asyncio.run(events_of(trigger(closes=True)))
+    (idle,) = asyncio.run(events_of(trigger(skip_when_idle=True)))
     document = f"https://console.cloud.google.com/storage/browser/_details/{JOURNAL}/journal/runs/2026-01-02/dag/run"
     assert done.xcoms.keys() == {"bqdispatch_job", "bqdispatch_folder", "bqdispatch_document"}
     assert done.xcoms["bqdispatch_document"] == f"{document}/task.json"
@@ -186,10 +205,10 @@ def test_what_ends_in_the_triggerer_has_its_links(world, connect, monkeypatch):
 
 
 def test_a_dispatching_trigger_wakes_a_worker_only_where_something_was_done(world, connect):
-    assert type(asyncio.run(events_of(dispatch_trigger(resumes="news")))[0]) is TaskSuccessEvent
+    assert type(asyncio.run(events_of(dispatch_trigger(resume_on_worker="on_work")))[0]) is TaskSuccessEvent
     world.trace()
-    event = asyncio.run(event_of(dispatch_trigger(resumes="news")))
-    assert event == {"status": "done", "message": "", "document": f"gs://{JOURNAL}/journal/runs/{PLACE}.json"}
+    event = asyncio.run(event_of(dispatch_trigger(resume_on_worker="on_work")))
+    assert event == {"status": "done", "message": "", "document": f"gs://{JOURNAL}/journal/runs/{PATH}.json"}
 
 
 def test_a_dispatching_trigger_goes_on_until_its_time_to_live_is_over(world, connect, monkeypatch):
@@ -216,8 +235,8 @@ def test_a_dispatching_trigger_goes_on_until_its_time_to_live_is_over(world, con
 
 
 def test_a_dispatching_trigger_that_is_started_again_goes_on_until_the_same_end(world, connect):
-    since = datetime.now(UTC) - timedelta(hours=1)
-    asyncio.run(events_of(dispatch_trigger(3600.0, since=since)))
+    deferred_at = datetime.now(UTC) - timedelta(hours=1)
+    asyncio.run(events_of(dispatch_trigger(3600.0, deferred_at=deferred_at)))
     assert written(world)["Cycles"] == 1
 
 
@@ -256,7 +275,7 @@ def test_an_event_trigger_tells_of_each_event_once(world, connect):
 
 
 def test_an_event_trigger_tells_again_of_what_nobody_has_dispatched(world, connect, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.triggers.TOLD_AGAIN_AFTER", 0.3)
+    monkeypatch.setattr("bqdispatch_provider.triggers.REPEAT_AFTER_S", 0.3)
 
     async def tell():
         telling = aiter(BqDispatchEventTrigger("bqdispatch_default", poll_interval=0.05).run())
@@ -283,7 +302,7 @@ def test_an_event_trigger_survives_looks_that_fail(world, connect):
 
 
 def test_what_goes_on_failing_is_logged_in_full_once_and_then_in_a_line(world, database, monkeypatch, caplog):
-    monkeypatch.setattr("bqdispatch_provider.triggers.LOGGED_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("bqdispatch_provider.triggers.LOG_AGAIN_AFTER_S", 0.0)
     caplog.set_level(logging.WARNING)
 
     async def tell():
@@ -358,3 +377,36 @@ def test_a_task_begins_in_the_triggerer_where_airflow_can_know_its_arguments_the
         ]
     can, renders = compat.starts_from_trigger(), compat.renders_triggers()
     assert [task.start_from_trigger for task in tasks] == [can, can and renders, False]
+
+
+@pytest.mark.skipif(not compat.starts_from_trigger(), reason="this Airflow starts tasks on workers")
+@pytest.mark.parametrize(
+    ("arguments", "after", "expected"),
+    [
+        ({"assets": False}, (), ("never", True)),
+        ({}, (), ("on_work", True)),
+        ({"assets": False, "fail_on_error": True}, (), ("on_work", True)),
+        ({"assets": False, "on_success_callback": print}, (), ("always", True)),
+        ({"assets": False, "on_skipped_callback": print}, (), ("always", True)),
+        ({"outlets": [Asset("gs://a/b")]}, (), ("always", True)),
+        ({"assets": False}, (BaseOperator,), ("always", True)),
+        ({"assets": False}, (DispatchReportOperator,), ("always", False)),
+    ],
+)
+def test_a_task_that_begins_in_the_triggerer_ends_on_a_worker_where_one_that_is_deferred_does(
+    arguments, after, expected
+):
+    with DAG("ends", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        task = DispatchOperator(task_id="dispatch", start_from_trigger=True, **arguments)
+        for kind in after:
+            task >> kind(task_id="after")
+    stored = serialized(task.dag).get_task("dispatch").start_trigger_args.trigger_kwargs
+    stored = stored.get("__var", stored)
+    assert (stored["resume_on_worker"], stored["write_performance"]) == expected
+
+
+def test_a_task_with_a_callback_for_its_start_begins_on_a_worker():
+    with DAG("begins", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        for kind in (DispatchOperator, BqDispatchSensor):
+            task = kind(task_id=kind.__name__, start_from_trigger=True, on_execute_callback=print)
+            assert not task.start_from_trigger

@@ -118,6 +118,7 @@ class Told:
     :param late: which events were not delivered while the fault was there.
     :param good: the good events.
     :param bad: the others.
+    :param passed: cycles that have delivered more of a project than its limit.
     """
 
     struck: int
@@ -127,6 +128,7 @@ class Told:
     late: set[str]
     good: list[str]
     bad: list[str]
+    passed: list[str]
 
     def wrong(self, cell: Cell) -> list[str]:
         """Name what is not as it has to be."""
@@ -135,6 +137,9 @@ class Told:
             for name in (*self.good, *self.bad)
             if self.delivered[name] != 1
         ]
+        found += self.passed
+        if not self.struck and cell.call != "rewrite":
+            found.append("the call was never made")
         if cell.whose != "everything":
             # A connection is that of a whole batch, in which good ones are, too.
             alone = ANSWERS[cell.answer]["kind"] not in ("reset", "cut") or cell.whose == "project"
@@ -153,8 +158,12 @@ class Told:
         return found
 
     def held_up(self, cell: Cell) -> set[str]:
-        """The events that the fault has held up; under a limit good ones wait for their turn, too."""
-        return self.late.intersection(self.bad) if cell.limit else self.late
+        """The events that the fault has held up; under a limit some wait for their turn only."""
+        if not cell.limit:
+            return self.late
+        late = self.late.intersection(self.bad)
+        traces = sum(name.startswith("proj:") for name in self.bad)
+        return late if len(late) > traces - CYCLES * cell.limit else set()
 
     def early(self) -> list[str]:
         """The errors of the first two cycles."""
@@ -173,6 +182,11 @@ class Folder:
             world.window("bad:ds.bad", due=40),
         ]
         self.delivered: Counter[str] = Counter()
+        self.passed: list[str] = []
+
+    def put_many(self) -> None:
+        """Put so many bad traces there that their jobs are listed, and not looked up one by one."""
+        self.bad += self.world.traces(5, project="bad", dest="ds.bad", age=200)
 
     def put_doubt(self) -> None:
         """Let a dispatcher that has died leave doubt, so that there is something to fence."""
@@ -193,6 +207,9 @@ class Folder:
         self.world.control.clear_faults()
         delivered = self.world.names(TRIGGER)
         self.world.control.advance(1)
+        limit = self.more.get("MaxConcurrentJobs", 0)
+        projects = Counter(project_of(event_of(path)) for path in delivered)
+        self.passed += [f"{each} of {project}, over {limit}" for project, each in projects.items() if each > limit > 0]
         for path in delivered:
             self.delivered[event_of(path)] += 1
             self.world.client.bucket(TRIGGER).blob(path).delete()
@@ -208,11 +225,18 @@ def event_of(path: str) -> str:
     return path.split("/", 2)[2].removesuffix(".json")
 
 
+def project_of(event: str) -> str:
+    """The project under whose limit an event counts: windows load in the configuration's."""
+    return event.split(":")[1] if event.startswith("proj:") else "p"
+
+
 def carry_out(world: Any, cell: Cell) -> Told:
     """Carry out one cell in an empty world."""
     folder = Folder(world, cell.limit)
     if cell.call in ("fence", "versions", "settings"):
         folder.put_doubt()
+    if cell.call == "jobs.list":
+        folder.put_many()
     method, rule = cell.fault()
     world.control.reset_counters()
     world.control.add_fault(method, **rule)
@@ -229,7 +253,7 @@ def carry_out(world: Any, cell: Cell) -> Told:
     for _ in range(12 if cell.limit else 5):
         world.control.advance(200)
         folder.cycle()
-    return Told(struck, first, errors, folder.delivered, late, folder.good, folder.bad)
+    return Told(struck, first, errors, folder.delivered, late, folder.good, folder.bad, folder.passed)
 
 
 def table(rows: list[tuple[str, str, str, int, str]]) -> list[str]:

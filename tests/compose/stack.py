@@ -64,9 +64,9 @@ class Stack:
         self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def commands_of_the_readme(self):
-        """The README's Compose commands with this profile."""
-        section = (ROOT / "README.md").read_text().partition("\n## Docker Compose\n")[2].partition("\n## ")[0]
-        lines = [line.partition("#")[0] for line in section.splitlines() if line.startswith("$ ")]
+        """Return the commands of docs/compose.md with this profile."""
+        page = (ROOT / "docs" / "compose.md").read_text()
+        lines = [line.partition("#")[0] for line in page.splitlines() if line.startswith("$ ")]
         with_profiles = [line.removeprefix("$ ").strip() for line in lines if "--profile" in line]
         if self._profile:
             return [line for line in with_profiles if f" {' '.join(self._profile)} " in line]
@@ -121,7 +121,8 @@ class Stack:
 
     def fed(self):
         """How many events BqTail's log tells of."""
-        return max(map(int, re.findall(r"\bevents=(\d+)", self.compose("logs", "bqtail"))), default=0)
+        found = re.findall(r"of ([\d,]+) files finished", self.compose("logs", "bqtail"))
+        return max((int(each.replace(",", "")) for each in found), default=0)
 
     def end_the_feed(self):
         """End BqTail's feed; gives its account once all events are through, or BqTail has given up."""

@@ -39,5 +39,6 @@ def test_down_leaves_nothing(stack):
 
 
 def test_the_readme_has_the_command_that_was_run_here(stack):
+    """The command of docs/compose.md."""
     assert stack.commands_of_the_readme()
     assert [command for command in stack.commands_of_the_readme() if command not in stack.commands] == []

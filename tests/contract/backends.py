@@ -13,7 +13,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 from waiting import wait_until
 
-from bqdispatch_provider.storage import TaskStore
+from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.testing.standin import StandInControl
 
 STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER = "stand-in", "stand-in without batches", "fake-gcs-server"

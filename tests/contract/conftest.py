@@ -1,16 +1,7 @@
 """A stand-in Google Cloud, emptied before each test, and the real clients that are pointed at it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import requests
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import bigquery
-from google.cloud.storage import Client
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from backends import (
     FAKE_GCS_SERVER,
     STORAGES,
@@ -19,6 +10,9 @@ from backends import (
     fake_gcs_server_binary,
     running_fake_gcs_server,
 )
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
+from google.cloud.storage import Client
 
 
 @pytest.fixture
@@ -57,6 +51,14 @@ def gcs(standin, monkeypatch):
 @pytest.fixture
 def bucket(gcs):
     return gcs.create_bucket("tasks")
+
+
+@pytest.fixture
+def soft(gcs):
+    """A bucket with a week of soft delete."""
+    bucket = gcs.bucket("tasks")
+    bucket.soft_delete_policy.retention_duration_seconds = 7 * 86_400
+    return gcs.create_bucket(bucket)
 
 
 @pytest.fixture

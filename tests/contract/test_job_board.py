@@ -9,8 +9,9 @@ import pytest
 import requests
 from google.api_core.exceptions import Forbidden, NotFound
 
-from bqdispatch_provider.jobs import JobBoard
-from bqdispatch_provider.model import Job, StoredObject, Trace
+from bqdispatch_provider.core.listing import StoredObject, Trace
+from bqdispatch_provider.core.model import Job
+from bqdispatch_provider.gcp.jobs import JobBoard
 from bqdispatch_provider.names import TraceName
 
 LOOKED_UP, LISTED = 3, 30
@@ -66,12 +67,12 @@ by_either = pytest.mark.parametrize("number", [LOOKED_UP, LISTED], ids=["looked 
 def test_a_jobs_state_and_location_are_told(bigquery, number, state):
     traces = bigquery.traces(number, region="EU")
     bigquery.jobs(traces, state)
-    sighting = bigquery.look(traces)
-    assert {key: (job.location, job.state) for key, job in sighting.jobs.items()} == {
+    states = bigquery.look(traces)
+    assert {key: (job.location, job.state) for key, job in states.jobs.items()} == {
         trace.job: ("EU", state) for trace in traces
     }
-    assert sighting.errors == {}
-    assert sighting.got == (number if number == LOOKED_UP else 0)
+    assert states.errors == {}
+    assert states.got == (number if number == LOOKED_UP else 0)
 
 
 @by_either
@@ -96,18 +97,18 @@ def test_when_a_job_ended_is_told_and_nothing_of_one_that_runs(bigquery, number)
 def test_a_job_that_is_not_known_is_neither_seen_nor_an_error(bigquery, number):
     traces = bigquery.traces(number)
     bigquery.jobs(traces[1:])
-    sighting = bigquery.look(traces)
-    assert sighting.jobs.keys() == {trace.job for trace in traces[1:]}
-    assert sighting.errors == {}
+    states = bigquery.look(traces)
+    assert states.jobs.keys() == {trace.job for trace in traces[1:]}
+    assert states.errors == {}
 
 
 @by_either
 def test_jobs_that_another_account_submitted_are_seen(bigquery, number):
     traces = bigquery.traces(number)
     bigquery.jobs(traces, userEmail="bqtail@example.com")
-    sighting = bigquery.look(traces)
-    assert sighting.jobs.keys() == {trace.job for trace in traces}
-    assert sighting.got == (number if number == LOOKED_UP else 0)
+    states = bigquery.look(traces)
+    assert states.jobs.keys() == {trace.job for trace in traces}
+    assert states.got == (number if number == LOOKED_UP else 0)
 
 
 @by_either
@@ -146,8 +147,8 @@ def test_jobs_of_one_id_are_told_apart_by_project_and_location(bigquery, number)
         bigquery.jobs([traces[state]], state)
     more = [trace for project in "pq" for trace in bigquery.traces(number, project)]
     bigquery.jobs(more)
-    sighting = bigquery.look([*traces.values(), *more])
-    assert {state: sighting.jobs[trace.job].state for state, trace in traces.items()} == {s: s for s in STATES}
+    states = bigquery.look([*traces.values(), *more])
+    assert {state: states.jobs[trace.job].state for state, trace in traces.items()} == {s: s for s in STATES}
 
 
 @by_either
@@ -171,16 +172,16 @@ def test_a_project_that_refuses_is_named_and_the_others_are_seen(bigquery, numbe
     for each in traces.values():
         bigquery.jobs(each)
     bigquery.control.add_fault("bigquery.jobs.*", "status", status=403, reason=reason, project="closed")
-    sighting = bigquery.look([trace for each in traces.values() for trace in each])
-    assert sighting.jobs.keys() == {trace.job for trace in [*traces["open"], *traces["other"]]}
-    assert sighting.errors.keys() == {"closed"} and sighting.errors["closed"].startswith("Forbidden")
+    states = bigquery.look([trace for each in traces.values() for trace in each])
+    assert states.jobs.keys() == {trace.job for trace in [*traces["open"], *traces["other"]]}
+    assert states.errors.keys() == {"closed"} and states.errors["closed"].startswith("Forbidden")
 
 
 def test_a_list_that_is_not_found_is_an_error_of_its_project_and_no_word_about_jobs(bigquery):
     traces = bigquery.traces(LISTED)
     bigquery.control.add_fault("bigquery.jobs.list", "status", status=404, reason="notFound")
-    sighting = bigquery.look(traces)
-    assert (sighting.jobs, sighting.errors.keys()) == ({}, {"p"})
+    states = bigquery.look(traces)
+    assert (states.jobs, states.errors.keys()) == ({}, {"p"})
 
 
 @by_either
@@ -188,9 +189,9 @@ def test_what_a_proxy_answers_is_an_error_of_the_project(bigquery, number, monke
     answer = requests.Response()
     answer.status_code, answer._content, answer.url = 407, b'{"error": "who are you?"}', "http://proxy"
     answer.request = requests.Request("GET", "http://proxy").prepare()
-    monkeypatch.setattr(bigquery.board._session, "get", lambda *_, **__: answer)
-    sighting = bigquery.look(bigquery.traces(number))
-    assert sighting.jobs == {} and "who are you?" in sighting.errors["p"]
+    monkeypatch.setattr(bigquery.board.calls._session, "get", lambda *_, **__: answer)
+    states = bigquery.look(bigquery.traces(number))
+    assert states.jobs == {} and "who are you?" in states.errors["p"]
 
 
 def test_a_list_goes_on_over_pages(bigquery):
@@ -206,8 +207,8 @@ def test_many_jobs_are_listed_side_by_side_and_found_whenever_they_were_submitte
     late = [trace for age in range(2000, 500, -300) for trace in bigquery.traces(1, age=age)]
     for trace, delay in zip(late, (-250, 0, 3, 60, 400), strict=True):
         bigquery.jobs([trace], creationTime=(trace.object.created + timedelta(seconds=delay)).timestamp())
-    sighting = bigquery.look([*traces, *late])
-    assert sighting.jobs.keys() == {trace.job for trace in [*traces, *late]}
+    states = bigquery.look([*traces, *late])
+    assert states.jobs.keys() == {trace.job for trace in [*traces, *late]}
     assert bigquery.control.calls()["bigquery.jobs.list"] <= 8
 
 
@@ -231,7 +232,8 @@ def test_recent_jobs_are_everybodys_since_a_moment(bigquery):
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda board: board.first("p"), lambda board: list(board.seen("p", datetime.now(UTC)))]
+    "ask",
+    [lambda board: board.calls.list_one("p"), lambda board: list(board.calls.created_since("p", datetime.now(UTC)))],
 )
 @pytest.mark.parametrize("refusal", [(403, "accessDenied", Forbidden), (404, "notFound", NotFound)])
 def test_a_list_that_is_refused_is_raised_as_what_it_is(bigquery, ask, refusal):

@@ -7,19 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from google.api_core.exceptions import (
-    Forbidden,
-    NotFound,
-    PreconditionFailed,
-    TooManyRequests,
-    from_http_response,
-)
+from google.api_core.exceptions import Forbidden, NotFound, PreconditionFailed, TooManyRequests, from_http_response
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 from google.cloud.storage.exceptions import InvalidResponse
 
-from bqdispatch_provider.testing import standin_api
-from bqdispatch_provider.testing.standin import StandIn, StandInControl
+from bqdispatch_provider.testing.standin import StandIn, StandInControl, clock
 
 
 def patch(bucket, name):
@@ -51,7 +44,7 @@ def resumable(bucket, name):
 def a_clock_that_stands(standin, monkeypatch):
     """Whether a second has passed must not depend on the machine."""
     now = time.time()
-    monkeypatch.setattr(standin_api, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time=lambda: now))
 
 
 @pytest.fixture

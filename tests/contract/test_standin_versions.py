@@ -4,13 +4,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from google.api_core.exceptions import (
-    BadRequest,
-    Conflict,
-    MethodNotImplemented,
-    NotFound,
-    PreconditionFailed,
-)
+from google.api_core.exceptions import BadRequest, Conflict, MethodNotImplemented, NotFound, PreconditionFailed
 
 WEEK = 7 * 86_400
 
@@ -29,13 +23,6 @@ def write(bucket, name, text="x"):
 def versioned(gcs):
     bucket = gcs.bucket("tasks")
     bucket.versioning_enabled = True
-    return gcs.create_bucket(bucket)
-
-
-@pytest.fixture
-def soft(gcs):
-    bucket = gcs.bucket("tasks")
-    bucket.soft_delete_policy.retention_duration_seconds = WEEK
     return gcs.create_bucket(bucket)
 
 
@@ -302,19 +289,23 @@ class TestSoftDelete:
         soft.delete()
         assert gcs.lookup_bucket("tasks") is None
 
-    def test_100000_of_them_do_not_slow_others_down(self, control, gcs, http, standin, soft):
+    def test_100000_of_them_do_not_slow_others_down(self, control, soft):
+        def cpu_of_changes():
+            (live,) = control.seed_objects("tasks", ["p42/live"])
+            soft.delete_blob("p42/live")
+            started = time.process_time()
+            for _ in range(20):
+                assert ("p42/live", live) in shown(soft_deleted(soft, prefix="p42/live"))
+                assert shown(soft.list_blobs(prefix="p42/live")) == []
+                write(soft, "p42/other")
+                soft.delete_blob("p42/other")
+            return time.process_time() - started
+
+        among_none = cpu_of_changes()
         control.seed_objects("tasks", [f"p{n % 100:02d}/{n}" for n in range(100_000)])
         control.seed_objects("tasks", [f"p{n % 100:02d}/{n}" for n in range(100_000)])
-        assert len(list(soft_deleted(soft, prefix="p42/"))) == 1000
-        (live,) = control.seed_objects("tasks", ["p42/live"])
-        soft.delete_blob("p42/live")
-        started = time.process_time()
-        for _ in range(20):
-            assert shown(soft_deleted(soft, prefix="p42/live")) == [("p42/live", live)]
-            assert shown(soft.list_blobs(prefix="p42/live")) == []
-            write(soft, "p42/other")
-            soft.delete_blob("p42/other")
-        assert time.process_time() - started < 3
+        assert len(list(soft_deleted(soft, prefix="p42/"))) == 1000 + 21
+        assert cpu_of_changes() < 5 * among_none
 
 
 class TestRestore:
@@ -373,34 +364,3 @@ class TestRestore:
             soft.restore_blob("a", generation=deleted)
         assert [response.status_code for response in batch._responses] == [200]
         assert soft.get_blob("a") is not None
-
-
-class TestListsInABatch:
-    def test_the_client_can_ask_for_many_lists_at_once(self, gcs, control, soft):
-        control.seed_objects("tasks", ["a/1", "a/2", "b/1"])
-        soft.delete_blob("b/1")
-        asked = [
-            {"prefix": "a/"},
-            {"prefix": "b/"},
-            {"softDeleted": "true", "fields": "items(name)"},
-            {"maxResults": 1},
-        ]
-        control.reset_counters()
-        with gcs.batch(raise_exception=False) as batch:
-            for query in asked:
-                gcs._get_resource(f"{soft.path}/o", query_params=query)
-        answers = [response.json() for response in batch._responses]
-        assert [[item["name"] for item in answer.get("items", [])] for answer in answers] == [
-            ["a/1", "a/2"],
-            [],
-            ["b/1"],
-            ["a/1"],
-        ]
-        assert "nextPageToken" in answers[3]
-        assert (control.requests(), control.calls()["storage.objects.list"]) == (1, 4)
-
-    def test_a_list_of_a_missing_bucket_fails_alone(self, gcs, soft):
-        with gcs.batch(raise_exception=False) as batch:
-            gcs._get_resource("/b/missing/o", query_params={"prefix": "a/"})
-            gcs._get_resource("/b/tasks/o", query_params={"prefix": "a b/é"})
-        assert [response.status_code for response in batch._responses] == [404, 200]

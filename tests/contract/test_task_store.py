@@ -9,11 +9,11 @@ import pytest
 from backends import FAKE_GCS_SERVER, WITHOUT_BATCHES
 from google.api_core.exceptions import Forbidden, NotFound
 
-from bqdispatch_provider import courtesy
-from bqdispatch_provider.model import CLAIMED, OWNER
-from bqdispatch_provider.names import LEDGER, UNLISTED
-from bqdispatch_provider.storage import BATCH_SIZE
-from bqdispatch_provider.testing import standin_api
+from bqdispatch_provider.core.targets import CLAIMED, LEDGER, OWNER, UNLISTED
+from bqdispatch_provider.gcp import objects, rate_limit
+from bqdispatch_provider.gcp.gcs_batch import BATCH_SIZE
+from bqdispatch_provider.gcp.permissions import missing_permissions
+from bqdispatch_provider.testing.standin import clock
 
 IGNORED = "does it regardless: generation preconditions are read on uploads alone"
 LACKS = {
@@ -64,9 +64,9 @@ def store(request, storage, monkeypatch):
             reason = f"{storage.kind} lacks {mark.args[0]!r}: {instead}"
             request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=AssertionError))
     with storage.store() as store:
-        store.lacking()  # which a dispatcher asks first, and learns by it what the back end takes
+        missing_permissions(store)  # which a dispatcher asks first, and learns by it what the back end takes
         # What is refused for good by an answer that looks as if it might pass is not waited for.
-        monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+        monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
         yield store
 
 
@@ -106,18 +106,25 @@ def test_a_listing_tells_generation_creation_content_and_metadata(storage, store
     assert abs(listed.created - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-def test_a_listing_is_dated_by_the_servers_clock(storage, store):
+@pytest.fixture
+def no_time_passes(monkeypatch):
+    """However slow the machine is, no time has passed since an answer."""
+    clock_here = SimpleNamespace(monotonic=lambda: 0.0, time=time.time)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.time", clock_here)
+
+
+def test_a_listing_is_dated_by_the_servers_clock(storage, store, no_time_passes):
     storage.put("a")
     storage.answers.clear()
     began, _ = store.listing()
-    assert timedelta() <= began - parsedate_to_datetime(storage.answers[0].headers["Date"]) < timedelta(seconds=1)
+    assert began == parsedate_to_datetime(storage.answers[0].headers["Date"])
 
 
-def test_the_servers_clock_is_asked_for_where_nothing_was_said_yet(storage):
+def test_the_servers_clock_is_asked_for_where_nothing_was_said_yet(storage, no_time_passes):
     with storage.store() as store:
         storage.answers.clear()
         said = store.now()
-    assert timedelta() <= said - parsedate_to_datetime(only(storage.answers).headers["Date"]) < timedelta(seconds=1)
+    assert said == parsedate_to_datetime(only(storage.answers).headers["Date"])
 
 
 def test_a_listing_holds_the_folder_alone(storage, store):
@@ -139,9 +146,9 @@ def test_a_folder_may_be_a_whole_bucket(storage, store):
 
 def test_a_listing_goes_on_over_pages(storage, store):
     storage.put("a")
-    more = [("a", store.look("a").generation, f"{n:04d}", 0, {}) for n in range(1001)]
+    more = [("a", store.get("a").generation, f"{n:04d}", 0, {}) for n in range(1001)]
     for start in range(0, len(more), BATCH_SIZE):
-        assert all(result.ok for result in store.stamp(more[start : start + BATCH_SIZE]))
+        assert all(result.ok for result in store.compose_with_metadata(more[start : start + BATCH_SIZE]))
     storage.answers.clear()
     assert [each.name for each in store.listing()[1]] == [*(f"{n:04d}" for n in range(1001)), "a"]
     assert len(storage.answers) == 2
@@ -156,8 +163,8 @@ def test_an_empty_folder_is_listed_and_a_missing_bucket_is_not(storage, store):
 
 def test_a_look_tells_what_the_listing_tells(storage, store):
     storage.put("a", "x", metadata={"k": "v"})
-    assert store.look("a") == only(store.listing()[1])
-    assert store.look("b") is None
+    assert store.get("a") == only(store.listing()[1])
+    assert store.get("b") is None
 
 
 # Listing between names, as `Objects: list` has it
@@ -252,10 +259,10 @@ def test_a_bucket_tells_its_retention_policy_and_keeps_to_it(storage, store):
     generation, source = storage.put("a"), storage.put("b")
     assert settings(storage, "retentionPolicy").get("retentionPolicy", {}).get("retentionPeriod") == "60"
     assert statuses(store.delete([("a", generation)])) == [403]
-    assert statuses(store.stamp([("b", source, "a", generation, {})])) == [403]
+    assert statuses(store.compose_with_metadata([("b", source, "a", generation, {})])) == [403]
     with pytest.raises(Forbidden):
         bucket.blob(f"{storage.folder}a").rewrite(bucket.blob(f"{storage.folder}b"))
-    assert store.look("a").generation == generation
+    assert store.get("a").generation == generation
 
 
 @needs("a default event-based hold")
@@ -296,18 +303,18 @@ def test_of_a_buckets_settings_only_those_are_told_that_are_asked_for_and_there(
 def test_a_copy_has_the_content_and_leaves_its_source(storage, store):
     generation = storage.put("a", '{"a": 1}')
     copied = only(store.copy([("a", generation, "_bqjob_/h/a.json")]))
-    there = store.look_at_target("_bqjob_/h/a.json")
+    there = store.get_target("_bqjob_/h/a.json")
     assert copied.ok and copied.generation == there.generation
-    assert there.name == "_bqjob_/h/a.json" and there.same_content(store.look("a"))
+    assert there.name == "_bqjob_/h/a.json" and there.same_content(store.get("a"))
     assert storage.content("_bqjob_/h/a.json", storage.trigger) == '{"a": 1}'
 
 
 def test_a_copy_may_go_to_another_folder(storage, store):
     generation, errors = storage.put("a", "x"), f"gs://{storage.journal}/errors"
     assert only(store.copy([("a", generation, "day/a")], errors)).ok
-    assert store.look_at_target("day/a", errors).name == "day/a"
+    assert store.get_target("day/a", errors).name == "day/a"
     assert storage.names(storage.journal) == ["errors/day/a"]
-    assert store.look_at_target("day/a") is None
+    assert store.get_target("day/a") is None
 
 
 @needs("copy onto a free name only")
@@ -315,7 +322,7 @@ def test_a_copy_leaves_what_lies_at_its_target(storage, store):
     generation = storage.put("a", "new")
     storage.put("t", "old", storage.trigger)
     refused = only(store.copy([("a", generation, "t")]))
-    assert (refused.status, refused.doubtful) == (412, True)
+    assert (refused.status, refused.overtaken) == (412, True)
     assert storage.content("t", storage.trigger) == "old"
 
 
@@ -331,7 +338,7 @@ def test_an_object_that_is_gone_is_not_copied(storage, store):
     generation = storage.put("a")
     store.delete([("a", generation)])
     gone = only(store.copy([("a", generation, "t")]))
-    assert (gone.status, gone.doubtful) == (404, True)
+    assert (gone.status, gone.overtaken) == (404, True)
     assert storage.names(storage.trigger) == []
 
 
@@ -348,7 +355,7 @@ def test_a_delete_takes_one_object(storage, store):
     generation = storage.put("a")
     storage.put("b", "x")
     assert only(store.delete([("a", generation)])).ok
-    assert (store.look("a"), storage.content("b")) == (None, "x")
+    assert (store.get("a"), storage.content("b")) == (None, "x")
 
 
 @needs("delete of exactly a generation")
@@ -363,7 +370,7 @@ def test_a_delete_of_what_is_gone_is_not_found(storage, store):
     generation = storage.put("a")
     store.delete([("a", generation)])
     gone = only(store.delete([("a", generation)]))
-    assert (gone.status, gone.doubtful) == (404, True)
+    assert (gone.status, gone.overtaken) == (404, True)
 
 
 # Stamps
@@ -372,20 +379,20 @@ def test_a_delete_of_what_is_gone_is_not_found(storage, store):
 def test_a_stamp_has_the_content_of_its_object_and_metadata_of_its_own(storage, store):
     generation = storage.put("a.win", "123456789", metadata={"not": "this"})
     metadata = {OWNER: "me", CLAIMED: "1767323045.000001", "other": "ü"}
-    stamped = only(store.stamp([claim("a.win", generation, **metadata)]))
-    there = store.look(entry("a.win"))
+    stamped = only(store.compose_with_metadata([claim("a.win", generation, **metadata)]))
+    there = store.get(entry("a.win"))
     assert stamped.ok and stamped.generation == there.generation
     assert there.metadata == metadata and there.crc32c == "4waSgw=="
     assert storage.content(entry("a.win")) == "123456789"
-    assert store.look("a.win").generation == generation
+    assert store.get("a.win").generation == generation
 
 
 def test_a_stamp_replaces_a_given_generation_and_all_of_its_metadata(storage, store):
     generation = storage.put("a.win")
-    first = only(store.stamp([claim("a.win", generation, k="1", owner="me")]))
+    first = only(store.compose_with_metadata([claim("a.win", generation, k="1", owner="me")]))
     storage.rest()
-    second = only(store.stamp([claim("a.win", generation, first.generation, k="2")]))
-    there = store.look(entry("a.win"))
+    second = only(store.compose_with_metadata([claim("a.win", generation, first.generation, k="2")]))
+    there = store.get(entry("a.win"))
     assert first.generation < second.generation == there.generation
     assert there.metadata == {"k": "2"}
 
@@ -393,22 +400,22 @@ def test_a_stamp_replaces_a_given_generation_and_all_of_its_metadata(storage, st
 @needs("compose onto a free name only")
 def test_only_the_first_of_two_claims_succeeds(storage, store):
     generation = storage.put("a.win")
-    assert statuses(store.stamp([claim("a.win", generation, owner="first")])) == [200]
-    assert statuses(store.stamp([claim("a.win", generation, owner="second")])) == [412]
-    assert store.look(entry("a.win")).metadata == {"owner": "first"}
+    assert statuses(store.compose_with_metadata([claim("a.win", generation, owner="first")])) == [200]
+    assert statuses(store.compose_with_metadata([claim("a.win", generation, owner="second")])) == [412]
+    assert store.get(entry("a.win")).metadata == {"owner": "first"}
 
 
 @needs("compose onto exactly a generation")
 def test_only_the_first_of_two_that_take_a_claim_over_succeeds(storage, store):
     """Each composes it onto itself, also where the window is gone."""
     generation = storage.put("a.win", "123456789")
-    claimed = only(store.stamp([claim("a.win", generation, owner="gone")])).generation
+    claimed = only(store.compose_with_metadata([claim("a.win", generation, owner="gone")])).generation
     store.delete([("a.win", generation)])
     storage.rest()
     over = [(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": owner}) for owner in ("first", "second")]
-    assert statuses(store.stamp(over[:1])) == [200]
-    assert statuses(store.stamp(over[1:])) == [412]
-    there = store.look(entry("a.win"))
+    assert statuses(store.compose_with_metadata(over[:1])) == [200]
+    assert statuses(store.compose_with_metadata(over[1:])) == [412]
+    there = store.get(entry("a.win"))
     assert there.metadata == {"owner": "first"} and there.crc32c == "4waSgw=="
 
 
@@ -416,40 +423,40 @@ def test_only_the_first_of_two_that_take_a_claim_over_succeeds(storage, store):
 @needs("compose onto exactly a generation")
 def test_a_claim_that_was_taken_over_is_not_copied_by_its_former_owner(storage, store):
     generation = storage.put("a.win")
-    claimed = only(store.stamp([claim("a.win", generation, owner="former")])).generation
+    claimed = only(store.compose_with_metadata([claim("a.win", generation, owner="former")])).generation
     storage.rest()
-    assert only(store.stamp([(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": "next"})])).ok
+    assert only(store.compose_with_metadata([(entry("a.win"), claimed, entry("a.win"), claimed, {"owner": "next"})])).ok
     assert statuses(store.copy([(entry("a.win"), claimed, "_batch_/a.win")])) == [412]
     assert storage.names(storage.trigger) == []
 
 
 def test_a_claim_is_noted_as_fired_in_whatever_generation_it_is(storage, store):
     generation = storage.put("a.win", "123456789")
-    only(store.stamp([claim("a.win", generation, owner="me")]))
-    fired = only(store.stamp([(entry("a.win"), 0, entry("a.win", "fired"), 0, {"owner": "me"})]))
-    assert fired.ok and store.look(entry("a.win", "fired")).crc32c == "4waSgw=="
+    only(store.compose_with_metadata([claim("a.win", generation, owner="me")]))
+    fired = only(store.compose_with_metadata([(entry("a.win"), 0, entry("a.win", "fired"), 0, {"owner": "me"})]))
+    assert fired.ok and store.get(entry("a.win", "fired")).crc32c == "4waSgw=="
 
 
 @needs("compose of exactly a generation")
 def test_an_object_that_was_written_again_is_not_stamped(storage, store):
     generation = storage.put("a.win", "old")
     storage.put("a.win", "new")
-    assert statuses(store.stamp([claim("a.win", generation)])) == [412]
-    assert store.look(entry("a.win")) is None
+    assert statuses(store.compose_with_metadata([claim("a.win", generation)])) == [412]
+    assert store.get(entry("a.win")) is None
 
 
 def test_an_object_that_is_gone_leaves_no_stamp(storage, store):
     generation = storage.put("a.win")
     store.delete([("a.win", generation)])
-    assert not only(store.stamp([claim("a.win", generation)])).ok
-    assert store.look(entry("a.win")) is None
+    assert not only(store.compose_with_metadata([claim("a.win", generation)])).ok
+    assert store.get(entry("a.win")) is None
 
 
 @needs("compose of a gone object is not found")
 def test_a_stamp_of_what_is_gone_is_not_found(storage, store):
     generation = storage.put("a.win")
     store.delete([("a.win", generation)])
-    assert statuses(store.stamp([claim("a.win", generation)])) == [404]
+    assert statuses(store.compose_with_metadata([claim("a.win", generation)])) == [404]
 
 
 # The ledger
@@ -467,7 +474,7 @@ def test_a_whole_bucket_is_listed_without_the_ledger_too(storage, store):
     storage.put(f"{LEDGER}x", bucket=storage.tasks)
     with storage.store("") as whole:
         assert [each.name for each in whole.listing()[1]] == ["a"]
-        (entries,) = whole.entries([LEDGER])
+        (entries,) = whole.list_folders([LEDGER])
         assert [each.name for each in entries] == [f"{LEDGER}x"]
 
 
@@ -477,9 +484,9 @@ def test_minutes_of_the_ledger_are_listed_each_by_itself_and_to_the_end(storage,
     many = [("a.win", generation, f"{minutes[1]}{n:04}.7.claim", 0, {}) for n in range(1001)]
     few = [("a.win", generation, f"{minutes[2]}a.7.fired", 0, {})]
     for start in range(0, len(many), BATCH_SIZE):
-        assert all(result.ok for result in store.stamp(many[start : start + BATCH_SIZE]))
-    fired = only(store.stamp(few))
-    none, all_of_them, one = store.entries(minutes)
+        assert all(result.ok for result in store.compose_with_metadata(many[start : start + BATCH_SIZE]))
+    fired = only(store.compose_with_metadata(few))
+    none, all_of_them, one = store.list_folders(minutes)
     assert none == []
     assert [each.name for each in all_of_them] == [name for _, _, name, _, _ in many]
     assert (only(one).name, only(one).generation) == (few[0][2], fired.generation)
@@ -489,7 +496,7 @@ def test_minutes_of_the_ledger_are_listed_each_by_itself_and_to_the_end(storage,
 @needs("batch calls")
 def test_a_hundred_minutes_of_the_ledger_are_one_request(storage, store):
     storage.answers.clear()
-    assert store.entries([f"{LEDGER}{n:03}/" for n in range(100)]) == [[]] * 100
+    assert store.list_folders([f"{LEDGER}{n:03}/" for n in range(100)]) == [[]] * 100
     assert len(storage.answers) == 1
 
 
@@ -497,7 +504,8 @@ def test_the_oldest_entries_are_listed_up_to_a_minute(storage, store):
     storage.put("a.win")
     for minute in ("2023-11-14_22-13", "2023-11-14_22-14", "2023-11-14_22-15"):
         storage.put(f"{LEDGER}{minute}/a.7.claim")
-    listed = store.oldest(LEDGER, f"{LEDGER}2023-11-14_22-15/")
+    listed, more = store.list_first(LEDGER, f"{LEDGER}2023-11-14_22-15/")
+    assert not more
     assert [each.name for each in listed] == [f"{LEDGER}2023-11-14_22-{n}/a.7.claim" for n in (13, 14)]
 
 
@@ -505,13 +513,13 @@ def test_the_oldest_entries_are_listed_up_to_a_minute(storage, store):
 
 
 @needs("batch calls")
-@pytest.mark.parametrize("act", ["copy", "delete", "stamp"])
+@pytest.mark.parametrize("act", ["copy", "delete", "compose_with_metadata"])
 def test_a_hundred_calls_are_one_request(storage, store, act):
     generations = {f"{n}.win": storage.put(f"{n}.win") for n in range(BATCH_SIZE)}
     calls = {
         "copy": [(name, generation, name) for name, generation in generations.items()],
         "delete": list(generations.items()),
-        "stamp": [claim(name, generation, k="v") for name, generation in generations.items()],
+        "compose_with_metadata": [claim(name, generation, k="v") for name, generation in generations.items()],
     }[act]
     storage.answers.clear()
     results = getattr(store, act)(calls)
@@ -527,8 +535,8 @@ def test_each_of_a_hundred_copies_and_deletes_has_its_own_answer(storage, store)
     assert statuses(copied) == expected
     for name, result in zip(generations, copied, strict=True):
         if result.ok:
-            there = store.look_at_target(f"t/{name}")
-            assert there.generation == result.generation and there.same_content(store.look(name))
+            there = store.get_target(f"t/{name}")
+            assert there.generation == result.generation and there.same_content(store.get(name))
     deleted = store.delete(list(generations.items()))
     assert [result.status if not result.ok else 200 for result in deleted] == expected
     assert store.listing()[1] == []
@@ -538,11 +546,11 @@ def test_each_of_a_hundred_copies_and_deletes_has_its_own_answer(storage, store)
 def test_each_of_a_hundred_stamps_has_its_own_metadata(storage, store):
     generations = {f"{n}.win": storage.put(f"{n}.win") for n in range(BATCH_SIZE)}
     stamps = [claim(name, generation, of=name) for name, generation in generations.items()]
-    results = store.stamp(stamps)
-    (entries,) = store.entries([MINUTE])
+    results = store.compose_with_metadata(stamps)
+    (entries,) = store.list_folders([MINUTE])
     there = {each.name: each.generation for each in entries}
     assert [there[target] for _, _, target, _, _ in stamps] == [result.generation for result in results]
-    assert [store.look(target).metadata for _, _, target, _, _ in stamps] == [{"of": name} for name in generations]
+    assert [store.get(target).metadata for _, _, target, _, _ in stamps] == [{"of": name} for name in generations]
 
 
 @needs("copy onto a free name only")
@@ -559,7 +567,7 @@ def test_refused_preconditions_keep_none_of_the_others_from_going(storage, store
 
 
 def test_no_calls_have_no_answers(store):
-    assert (store.copy([]), store.delete([]), store.stamp([])) == ([], [], [])
+    assert (store.copy([]), store.delete([]), store.compose_with_metadata([])) == ([], [], [])
 
 
 def test_more_calls_than_a_batch_takes_are_refused_before_any_is_made(storage, store):
@@ -575,17 +583,17 @@ def test_more_calls_than_a_batch_takes_are_refused_before_any_is_made(storage, s
 @needs("one change a second for each name")
 def test_a_name_that_was_just_changed_waits_for_its_second_and_no_other_does(storage, store, monkeypatch):
     now, waits = time.time(), []
-    monkeypatch.setattr(standin_api, "time", SimpleNamespace(time=lambda: now))  # however slow this machine is
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 30.0)
+    monkeypatch.setattr(clock, "time", SimpleNamespace(time=lambda: now))  # however slow this machine is
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 30.0)
     objects = [(f"{n}", storage.put(f"{n}")) for n in range(20)]
-    objects[3] = ("3", only(store.stamp([("4", objects[4][1], "3", objects[3][1], {})])).generation)
+    objects[3] = ("3", only(store.compose_with_metadata([("4", objects[4][1], "3", objects[3][1], {})])).generation)
 
     def sleep(seconds):
         if seconds > 0.5:  # not to keep the pace
             waits.append((seconds, storage.names(storage.tasks)))
             storage.rest()
 
-    monkeypatch.setattr(courtesy, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(rate_limit, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     assert all(result.ok for result in store.delete(objects))
     assert [left for _, left in waits] == [["BqDispatch/Tasks/3"]]
     assert all(seconds <= 1.0 for seconds, _ in waits)
@@ -597,21 +605,23 @@ def test_odd_names_are_taken_as_they_are(storage, store, together):
     generations = {name: storage.put(name, name) for name in ODD_NAMES}
     listed = {name for name in ODD_NAMES if name < UNLISTED}
     assert {each.name: each.generation for each in store.listing()[1]} == {name: generations[name] for name in listed}
-    assert all(store.look(name).generation == generation for name, generation in generations.items())
+    assert all(store.get(name).generation == generation for name, generation in generations.items())
 
     def call(act, calls):
         return act(calls) if together else [only(act([each])) for each in calls]
 
     stamps = [(name, generation, f"{name}.again", 0, {"of": "x"}) for name, generation in generations.items()]
-    assert all(result.ok for result in call(store.stamp, stamps))
-    assert all(store.look(f"{name}.again").metadata == {"of": "x"} for name in generations)
+    assert all(result.ok for result in call(store.compose_with_metadata, stamps))
+    assert all(store.get(f"{name}.again").metadata == {"of": "x"} for name in generations)
     copies = [(name, generation, f"_bqjob_/{name}.json") for name, generation in generations.items()]
     assert all(result.ok for result in call(store.copy, copies))
-    assert [store.read(f"gs://{storage.trigger}/_bqjob_/{name}.json").decode() for name in generations] == ODD_NAMES
-    assert all(store.look_at_target(f"_bqjob_/{name}.json") for name in generations)
+    assert [
+        store.read(f"gs://{storage.trigger}/_bqjob_/{name}.json", 1000).decode() for name in generations
+    ] == ODD_NAMES
+    assert all(store.get_target(f"_bqjob_/{name}.json") for name in generations)
     assert all(result.ok for result in call(store.delete, list(generations.items())))
     assert {each.name for each in store.listing()[1]} == {f"{name}.again" for name in listed}
-    assert all(store.look(f"{name}.again") for name in ODD_NAMES)
+    assert all(store.get(f"{name}.again") for name in ODD_NAMES)
 
 
 # The journal
@@ -622,10 +632,14 @@ def test_documents_are_written_over_read_named_and_removed(storage, store):
     store.write_json(f"{folder}/performance.json", {"a": 1})
     store.write_json(f"{folder}/performance.json", {"ü": [1, None]})
     storage.put("journal2/x", bucket=storage.journal)
-    assert store.read(f"{folder}/performance.json").decode() == '{\n "ü": [\n  1,\n  null\n ]\n}'
-    assert list(store.names(folder)) == [f"{folder}/performance.json"]
+    assert store.read(f"{folder}/performance.json", 1000).decode() == '{\n "ü": [\n  1,\n  null\n ]\n}'
+    assert list(store.list_urls(folder)) == [f"{folder}/performance.json"]
+    storage.put("journal/runs/x", bucket=storage.journal)
+    assert list(store.list_urls(folder)) == [f"{folder}/performance.json", f"{folder}/runs/x"]
+    assert list(store.list_urls(folder, subfolders=False)) == [f"{folder}/performance.json"]
     store.remove(f"{folder}/performance.json")
-    assert list(store.names(folder)) == []
+    store.remove(f"{folder}/runs/x")
+    assert list(store.list_urls(folder)) == []
     store.remove(f"{folder}/performance.json")
 
 
@@ -637,7 +651,7 @@ def test_a_document_that_was_just_written_is_changed_again_without_a_refusal(sto
         waits.append(seconds)
         storage.rest()
 
-    monkeypatch.setattr(courtesy, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(rate_limit, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     store.write_json(url, {"a": 1})
     store.write_json(f"{url}.other", {"a": 1})
     assert waits == []
@@ -650,6 +664,26 @@ def test_a_document_that_was_just_written_is_changed_again_without_a_refusal(sto
     assert len(waits) <= 1  # none where this machine took more than a second
 
 
+def test_of_what_is_larger_than_allowed_no_more_than_a_piece_is_read(storage, store, monkeypatch):
+    url, read = f"gs://{storage.journal}/x", []
+    store.write(url, b"x" * 3_000_000)
+    write = objects._LimitedBuffer.write
+    monkeypatch.setattr(objects._LimitedBuffer, "write", lambda to, part: read.append(len(part)) or write(to, part))
+    with pytest.raises(objects.ObjectTooLarge, match=f"it is larger than 1,000 bytes, .* look at '{url}'"):
+        store.read(url, 1000)
+    assert sum(read) <= 1000 + 64 * 1024
+    assert len(store.read(url, 3_000_000)) == 3_000_000
+
+
+def test_what_is_known_to_be_larger_is_not_asked_for(storage, store):
+    url = f"gs://{storage.journal}/x"
+    store.write(url, b"x" * 1001)
+    storage.answers.clear()
+    with pytest.raises(objects.ObjectTooLarge):
+        store.read(url, 1000, 1001)
+    assert storage.answers == []
+
+
 def test_reading_what_is_not_there_is_not_found(storage, store):
     with pytest.raises(NotFound):
-        store.read(f"gs://{storage.journal}/performance.json")
+        store.read(f"gs://{storage.journal}/performance.json", 1000)

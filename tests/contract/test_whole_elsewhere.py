@@ -12,7 +12,7 @@ from backends import FAKE_GCS_SERVER, WITHOUT_BATCHES
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.storage import Result
+from bqdispatch_provider.gcp.storage_answers import Result
 from bqdispatch_provider.testing.bqtail import BqTailSettings, StandInBqTail
 
 pytestmark = pytest.mark.parametrize("storage", [WITHOUT_BATCHES, FAKE_GCS_SERVER], indirect=True)
@@ -81,7 +81,7 @@ def test_every_event_ends_in_one_finished_chain(two):
 def test_what_was_copied_but_not_deleted_is_taken_up_by_the_next_dispatcher(two, consumed, monkeypatch):
     """Without versions and without preconditions nobody can tell a copy that was consumed: it may go out again."""
     # Nobody here is slow, and not every back end has a clock to move.
-    for patience in ("intents.LEASE", "moves.CLAIM_TIMEOUT", "planning.CLAIM_TIMEOUT"):
+    for patience in ("delivery.intents.LEASE", "delivery.firer.CLAIM_TIMEOUT", "core.windows.CLAIM_TIMEOUT"):
         monkeypatch.setattr(f"bqdispatch_provider.{patience}", timedelta(seconds=1))
     for dest in [*BATCHED, *DIRECT]:
         two.bqtail.put_file(dest)

@@ -14,7 +14,7 @@ import pytest
 from fake_gcloud import PIP_CONF
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.cli import main
+from bqdispatch_provider.commands.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "deploy" / "composer" / "README.md"

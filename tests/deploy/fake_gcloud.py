@@ -91,10 +91,9 @@ def publish(state, words, given):
 
 
 def gcloud(state, words, given):
-    options = dict(
-        word.removeprefix("--").partition("=")[::2] for word in words if word.startswith("--") and word != "--"
-    )
-    command = " ".join(word for word in words if word == "--" or not word.startswith("--"))
+    own = words[: words.index("--")] if "--" in words else words  # what follows is for Airflow
+    options = dict(word.removeprefix("--").partition("=")[::2] for word in own if word.startswith("--"))
+    command = " ".join([*(word for word in own if not word.startswith("--")), *words[len(own) :]])
     for pattern, (act, known) in COMMANDS.items():
         if match := re.fullmatch(pattern, command):
             unknown = options.keys() - {*known.split(), "project", "format", "quiet"}
@@ -180,7 +179,9 @@ def run(state, options, given, name, rest):
     if state["old"] and "airflow-3" in state["image"]:
         raise Refused(f'The subcommand "{words[0]}" is not supported for Composer environments with Airflow version 3.')
     if words[:3] == ["pools", "set", "--"]:
-        state["pools"][words[3]] = int(words[4])
+        flag = "--include-deferred"
+        name, slots = [word for word in words[3:] if word != flag][:2]
+        state["pools"][name] = {"slots": int(slots), "include_deferred": flag in words}
 
 
 def describe_role(state, options, given, role):
@@ -247,7 +248,8 @@ def create_repository(state, options, given, verb, name):
 def describe_object(state, options, given, url):
     if url not in state["objects"]:
         raise Refused(f"{url} not found: 404.")
-    return {"generation": str(state["objects"][url]["generation"])}
+    found = state["objects"][url]
+    return {"generation": str(found["generation"]), "size": len(found["text"])}
 
 
 def copy(state, options, given, url):

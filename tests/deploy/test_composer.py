@@ -10,6 +10,7 @@ import pytest
 from clouds import ACCOUNT, DOCUMENT, IMAGES, README, ROOT
 
 from bqdispatch_provider import __version__
+from bqdispatch_provider.commands.pools import expected_pools, pool_problems
 from bqdispatch_provider.config import DispatchConfig
 
 BUCKET = "gs://europe-west1-ops-1234-bucket"
@@ -18,6 +19,7 @@ INDEX = "https://europe-west1-python.pkg.dev/acme-ops/bqdispatch-index/simple/"
 
 @pytest.mark.parametrize("airflow", IMAGES)
 def test_everything_is_in_place_afterwards(cloud_project, airflow):
+    """The first command of deploy/composer/README.md."""
     cloud_project.set(image=IMAGES[airflow])
     done = cloud_project.deploy()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -39,10 +41,19 @@ def test_everything_is_in_place_afterwards(cloud_project, airflow):
     connection = json.loads(variables.pop("AIRFLOW_CONN_BQDISPATCH_DEFAULT"))
     assert connection == {"conn_type": "bqdispatch", "extra": {"config_url": "gs://acme-config/dispatch.json"}}
     assert variables == {"OTHER": "1", "BQDISPATCH_SQL_SLOTS": "40"}
-    assert cloud_project.pools == {"bqdispatch_sql": 40, "bqdispatch_jobs": -1}
+    assert cloud_project.pools == {
+        "bqdispatch_sql": {"slots": 40, "include_deferred": True},
+        "bqdispatch_jobs": {"slots": -1, "include_deferred": True},
+    }
     assert cloud_project.calls[-1] == ["gcloud", "storage", "cp", "-", f"{BUCKET}/dags/bqdispatch.py"]
     assert "dag = dispatch_dag()" in cloud_project.objects[f"{BUCKET}/dags/bqdispatch.py"]["text"]
     assert "bqdispatch smoke" in done.stderr
+
+
+def test_pools_check_finds_nothing_wrong_with_what_was_deployed(deployed):
+    config = DispatchConfig.from_dict(DOCUMENT)
+    problems = pool_problems(deployed.pools, expected_pools(config), {"bqdispatch_sql": 40})
+    assert problems == {"bqdispatch_sql": "", "bqdispatch_jobs": ""}
 
 
 def test_a_second_deployment_changes_nothing(deployed):
@@ -54,12 +65,21 @@ def test_a_second_deployment_changes_nothing(deployed):
     assert [change for change in deployed.changes() if "pools set" not in change] == ["make --silent dist DIST=dist"]
 
 
+def test_the_package_is_known_by_each_spelling_of_its_name(cloud_project):
+    """Names that differ in case and in the marks between words are one package's."""
+    spelling = "Airflow_Provider_BqDispatch"
+    cloud_project.set(packages={"pandas": ">=2", spelling: "==0.0.9"})
+    assert cloud_project.deploy().returncode == 0
+    assert cloud_project.packages == {"pandas": ">=2", spelling: f"=={__version__}"}
+    assert "package in the environment (takes minutes): already this version" in cloud_project.dry_run()
+
+
 def test_what_was_broken_off_is_finished_by_another_deployment(cloud_project):
     cloud_project.set(refuse={"--update-pypi-package": "RESOURCE_EXHAUSTED: the build failed"})
     broken = cloud_project.deploy()
     assert broken.returncode == 1
     assert "the build failed" in broken.stderr
-    assert "goes on with the packages that it had" in broken.stderr
+    assert "keeps the packages that it had" in broken.stderr
     assert not any("dags/" in change for change in cloud_project.changes())
     cloud_project.set(refuse={})
     assert cloud_project.deploy().returncode == 0
@@ -95,7 +115,7 @@ def test_a_second_set_up_stands_beside_the_first(deployed):
     added = {name: value for name, value in deployed.variables.items() if name not in before}
     assert before.items() <= deployed.variables.items()
     assert added.keys() == {"AIRFLOW_CONN_BQDISPATCH_ACME", "BQDISPATCH_ACME_SQL_SLOTS"}
-    assert deployed.pools["bqdispatch_acme_sql"] == 40
+    assert deployed.pools["bqdispatch_acme_sql"]["slots"] == 40
     assert 'dispatch_dag("acme")' in deployed.objects[f"{BUCKET}/dags/bqdispatch_acme.py"]["text"]
 
 
@@ -143,7 +163,15 @@ def test_what_goes_wrong_says_what_to_do(cloud_project, change, said):
 def test_a_machine_without_gcloud_is_named(tmp_path):
     path = tmp_path / "dispatch.json"
     path.write_text(json.dumps(DOCUMENT))
-    command = [sys.executable, "-m", "bqdispatch_provider.cli", "deploy", "composer", "--environment=e", "--location=l"]
+    command = [
+        sys.executable,
+        "-m",
+        "bqdispatch_provider.commands.cli",
+        "deploy",
+        "composer",
+        "--environment=e",
+        "--location=l",
+    ]
     done = subprocess.run(
         [*command, f"--config={path}"],
         cwd=ROOT,
@@ -161,11 +189,15 @@ def in_readme(airflow):
 
 
 def test_the_dry_run_for_2_11_is_what_the_readme_shows(cloud_project):
+    """The first script in deploy/composer/README.md."""
     assert cloud_project.dry_run() == in_readme("2.11")
 
 
 def test_the_dry_run_for_3_is_what_the_readme_shows(cloud_project):
-    """An environment of Airflow 3 that was deployed to before, with another limit and a subscription."""
+    """An environment of Airflow 3 that was deployed to before, with another limit and a subscription.
+
+    The second script in deploy/composer/README.md.
+    """
     cloud_project.set(image=IMAGES["3"])
     assert cloud_project.deploy().returncode == 0
     extra = {**cloud_project.connection["extra"], "subscription": "projects/acme-ops/subscriptions/bqtail-jobs"}

@@ -83,11 +83,11 @@ def test_the_dry_run_shows_what_changes_and_what_stays(cloud_project):
     there = {"config_url": "gs://acme-config/old\n.json", "gcp_conn_id": "google_acme", "variables": {"a": "hunter2"}}
     cloud_project.set_connection(connection(**there))
     script = cloud_project.dry_run("--gcp-conn-id=other")
-    shown = script.partition("# connection and slots (this takes minutes)\n")[2].partition("\ngcloud")[0]
+    shown = script.partition("# connection and slots (takes minutes)\n")[2].partition("\ngcloud")[0]
     assert shown.splitlines() == [
         rf'#   {VARIABLE}: config_url: "gs://acme-config/old\n.json" becomes "gs://acme-config/dispatch.json"',
         f'#   {VARIABLE}: gcp_conn_id: "google_acme" becomes "other"',
-        f"#   {VARIABLE}: variables goes (not shown)",
+        f"#   {VARIABLE}: variables is removed (not shown)",
         "#   BQDISPATCH_SQL_SLOTS: 60 becomes 40",
         "#   BQDISPATCH_JOBS_SLOTS: 7 becomes nothing",
     ]

@@ -59,7 +59,10 @@ BY_HAND = {
     ),
     "a limit's variable was changed": edited("variables", lambda known: known.update(BQDISPATCH_SQL_SLOTS="5")),
     "the connection was taken out": edited("variables", lambda known: known.pop("AIRFLOW_CONN_BQDISPATCH_DEFAULT")),
-    "a pool was changed": edited("pools", lambda pools: pools.update(bqdispatch_sql=5)),
+    "a pool's slots were changed": edited("pools", lambda pools: pools["bqdispatch_sql"].update(slots=5)),
+    "a pool was told to count no deferred tasks": edited(
+        "pools", lambda pools: pools["bqdispatch_jobs"].update(include_deferred=False)
+    ),
 }
 
 

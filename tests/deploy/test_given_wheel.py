@@ -66,6 +66,7 @@ def test_a_wheel_on_this_machine_is_deployed_in_its_own_version(elsewhere, path,
 
 
 def test_a_wheel_on_a_server_is_downloaded_and_deployed(elsewhere, url):
+    """By the command of deploy/composer/README.md."""
     given = f"--wheel={url}#sha256={SHA256}"
     assert f"pip download --quiet --no-deps --dest=dist '{url}#sha256={SHA256}'" in elsewhere.dry_run(given)
     done = elsewhere.deploy(given)
@@ -75,6 +76,28 @@ def test_a_wheel_on_a_server_is_downloaded_and_deployed(elsewhere, url):
 
 def test_a_wheel_on_a_server_needs_its_hash(elsewhere, url):
     assert f"expected {url}#sha256=" in refused(elsewhere, f"--wheel={url}")
+    assert elsewhere.calls == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (f"https://deployer:hunter2@files.acme.example/{NAME}", "is given without a hash"),
+        (f"https://deployer:hunter2@files.acme.example/{NAME}#sha256=1", "expected #sha256= and 64 hex digits"),
+        (f"ftp://deployer:hunter2@files.acme.example/{NAME}#sha256={SHA256}", "is no URL of a wheel"),
+        (f"https://deployer:hunter2@127.0.0.1:1/{NAME}#sha256={SHA256}", "check the URL and the hash"),
+    ],
+)
+def test_no_password_in_the_url_of_a_wheel_is_repeated(elsewhere, given, said):
+    error = refused(elsewhere, f"--wheel={given}")
+    assert said in error
+    assert "hunter2" not in error
+
+
+@pytest.mark.parametrize("tag", ["any%2F..%2F..%2Fx", "any%2Fx", "any%5Cx", "any%0Ax"])
+def test_a_wheel_whose_name_leads_elsewhere_is_refused(elsewhere, tag):
+    given = f"https://files.acme.example/airflow_provider_bqdispatch-7.1.0-py3-none-{tag}.whl#sha256={SHA256}"
+    assert "is no wheel of airflow-provider-bqdispatch" in refused(elsewhere, f"--wheel={given}")
     assert elsewhere.calls == []
 
 

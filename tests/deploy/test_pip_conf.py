@@ -7,9 +7,10 @@ import sys
 
 import pytest
 from fake_gcloud import INDEX
+from pip._internal.models.index import PyPI
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.packages import PipConf
+from bqdispatch_provider.commands.packages import PipConf
 
 LINE = f"index-url = {INDEX}\n"
 KEPT = """\
@@ -22,8 +23,10 @@ proxy = http://deployer:hunter2@proxy.acme.example:3128
 [install]
 no-compile = true
 """
+PUBLIC = PyPI.simple_url
+PUBLISHED = "[global]\nindex-url = https://deployer:hunter2@pypi.acme.example/simple/\n"
 OTHERS = [
-    "[global]\nindex-url = https://deployer:hunter2@pypi.acme.example/simple/\n",
+    PUBLISHED,
     "[global]\nextra-index-url = https://deployer:hunter2@pypi.acme.example/simple/\n",
     "[install]\nextra_index_url = https://deployer:hunter2@pypi.acme.example/simple/\n",
     f"[global]\nindex-url = {INDEX}\nextra-index-url =\n  https://deployer:hunter2@pypi.acme.example/simple/\n",
@@ -51,10 +54,10 @@ def test_the_file_is_added_to_and_all_else_stays(cloud_project):
 )
 def test_the_line_comes_where_pip_reads_it(tmp_path, text, wanted):
     conf = PipConf(text)
-    assert not conf.names(INDEX)
+    assert not conf.uses(INDEX)
     added = conf.with_index(INDEX)
     assert added == wanted
-    assert PipConf(added).names(INDEX)
+    assert PipConf(added).uses(INDEX)
     path = tmp_path / "pip.conf"
     path.write_text(added, newline="")
     command = [sys.executable, "-m", "pip", "config", "list"]
@@ -85,6 +88,23 @@ def test_another_source_of_packages_is_refused_and_not_shown(cloud_project, text
         assert "hunter2" not in done.stderr + done.stdout
     assert cloud_project.pip_conf == text
     assert "airflow-provider-bqdispatch" not in cloud_project.packages
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[global]\ntimeout = 60\n# x\rextra-index-url = https://deployer:hunter2@evil.example/simple/\n",
+        "[global]\rextra-index-url = https://deployer:hunter2@evil.example/simple/\r",
+    ],
+)
+def test_a_line_that_only_pip_sees_is_refused(cloud_project, text):
+    """pip ends a line at a lone carriage return, too."""
+    cloud_project.set_pip_conf(text)
+    done = cloud_project.deploy()
+    assert done.returncode == 1
+    assert "pip.conf has a carriage return without a line feed" in done.stderr.splitlines()[-1]
+    assert "hunter2" not in done.stderr + done.stdout
+    assert cloud_project.pip_conf == text
 
 
 def test_a_strangers_wheel_of_the_same_version_is_not_installed(cloud_project):
@@ -147,14 +167,43 @@ def test_a_repository_of_another_kind_is_refused(cloud_project, name, there):
     assert re.search(rf"repository '{name}' in 'europe-west1' is a .*; expected a ", done.stderr)
 
 
-def test_a_published_package_needs_neither_wheel_nor_repository(cloud_project, tmp_path):
-    """The environment's own index is trusted with the name, whatever its pip.conf says."""
+def test_a_published_package_needs_neither_wheel_nor_repository(cloud_project):
+    """The environment's own index is trusted with the name."""
     cloud_project.set(public={__version__: ["published"]})
-    cloud_project.set_pip_conf("[global]\ntimeout = 60\n")
+    cloud_project.set_pip_conf(PUBLISHED)
     (cloud_project.folder / "Makefile").unlink()
     done = cloud_project.deploy("--published")
     assert done.returncode == 0, done.stderr
-    assert cloud_project.pip_conf == "[global]\ntimeout = 60\n"
+    assert cloud_project.pip_conf == PUBLISHED
     assert (cloud_project.repositories, cloud_project.files) == ({}, [])
     assert cloud_project.installed == "published"
     assert json.dumps(cloud_project.calls).count("artifacts") == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "names no index of the environment's own"),
+        ("[global]\ntimeout = 60\n", "names no index of the environment's own"),
+        ("[global]\nindex-url =\n", "names no index of the environment's own"),
+        (f"[global]\nindex-url = {PUBLIC.replace('//', '//u:hunter2@')}/\n", "names no index of the environment's own"),
+        (f"{PUBLISHED}[install]\nindex_url = {PUBLIC}\n", "names no index of the environment's own"),
+        (f"{PUBLISHED}extra-index-url = https://u:hunter2@pypi.acme.example/more/\n", "sets extra-index-url"),
+        (f"{PUBLISHED}[install]\nfind_links = https://u:hunter2@files.acme.example/\n", "sets find-links"),
+        (f"{PUBLISHED}# x\rextra-index-url = https://u:hunter2@pypi.acme.example/more/\n", "a carriage return"),
+    ],
+)
+def test_a_published_package_comes_from_one_index_of_the_environments_own(cloud_project, text, said, more):
+    cloud_project.set(public={__version__: ["a stranger's"]})
+    if text is not None:
+        cloud_project.set_pip_conf(text)
+    before = cloud_project.state()
+    done = cloud_project.deploy("--published", *more)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "pip.conf " in line
+    assert said in line
+    assert "deploy without --published" in line
+    assert "hunter2" not in done.stderr + done.stdout
+    assert cloud_project.state() == before

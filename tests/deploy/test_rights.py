@@ -9,7 +9,7 @@ import pytest
 import terraform
 from clouds import ACCOUNT, DOCUMENT
 
-from bqdispatch_provider.rights import ROLES
+from bqdispatch_provider.commands.rights import ROLES
 
 ROLE = "projects/acme-ops/roles"
 CASES = {
@@ -48,12 +48,13 @@ def test_terraform_grants_what_the_command_grants(cloud_project, tmp_path, case)
     cloud_project.replace_document(document)
     found = terraform.rights(cloud_project, tmp_path / "terraform", **given)
     terraform.apply(cloud_project, found)
+    cloud_project.set_pip_conf("[global]\nindex-url = https://pypi.acme.example/simple/\n")
     done = cloud_project.deploy("--published", "--dry-run", *options)
     assert done.returncode == 0, done.stderr
     # Nothing is left to do for the command, and each of its steps is one of Terraform's.
     assert not re.search(r"^gcloud (iam|storage buckets|projects) ", done.stdout, re.MULTILINE)
-    assert done.stdout.count(": it has these permissions") == len(found["roles"])
-    assert done.stdout.count(": it has them") == len(found["buckets"]) + len(found["projects"])
+    assert done.stdout.count(": up to date") == len(found["roles"])
+    assert done.stdout.count(": already granted") == len(found["buckets"]) + len(found["projects"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from terminal import on_a_terminal
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
+from bqdispatch_provider import __version__
 from bqdispatch_provider.testing.standin import StandInControl
 
 BIN = Path(sys.executable).parent
@@ -106,6 +107,20 @@ def test_the_configuration_may_lie_in_a_bucket_with_variables(world):
     assert ended.returncode == 0, ended.stderr
 
 
+def test_the_version_is_printed():
+    ended = bqdispatch("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"bqdispatch {__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pools", "--config", "{config}"]])
+def test_help_and_pools_load_neither_airflow_nor_a_client_of_google(config, arguments):
+    arguments = [each.format(config=config()) for each in arguments]
+    program = "import sys; from bqdispatch_provider.commands.cli import main\ntry: main(sys.argv[1:])\n"
+    program += "finally: print(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert not {"airflow", "google.auth", "google.cloud.storage", "requests", "rich"} & set(ended.stderr.split())
+
+
 def test_a_terminal_sees_how_far_a_run_is(world, config):
     world.trace()
     code, shown, printed = on_a_terminal([BIN / "bqdispatch", "run", "--once", "--config", config()])
@@ -147,7 +162,7 @@ def test_pools_of_an_airflow_without_a_database_are_one_clear_message(config, tm
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
-        (["--import", "--url", "http://127.0.0.1:9"], {}, "AIRFLOW_CLI_TOKEN is not in the environment"),
+        (["--import", "--url", "http://127.0.0.1:9"], {}, "AIRFLOW_CLI_TOKEN is not set"),
         (["--check", "--url", "http://127.0.0.1:9"], {"AIRFLOW_CLI_TOKEN": "t"}, "cannot be reached"),
         (["--check", "--url", "{standin}"], {"AIRFLOW_CLI_TOKEN": "t"}, "is not the address of an Airflow"),
     ],
@@ -250,7 +265,7 @@ def test_replay_exits_with_one_when_something_stays(world, config):
     ended = bqdispatch("replay", "--config", config(), "gs://no/such", "--all")
     assert ended.returncode == 1
     assert "gs://no/such: nothing of that URL" in ended.stderr
-    assert "an object of that name lies there" in ended.stderr
+    assert "an object of that name exists there" in ended.stderr
     assert world.names() == sorted([taken, free])
     assert world.blob(taken).download_as_bytes() == b"new"
 
@@ -263,6 +278,14 @@ def test_replay_says_what_refused(world, config):
     world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden", bucket=JOURNAL)
     ended = bqdispatch("replay", "--config", config())
     assert (ended.returncode, "cannot be listed" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+
+
+def test_replay_of_a_folder_that_cannot_be_looked_at_is_one_clear_message(world, config):
+    folder = world.url_of("ds.t_77_1700000000/1a2b.loc")
+    world.control.add_fault("storage.objects.get", "status", status=403, reason="forbidden", bucket=TASKS)
+    ended = bqdispatch("replay", folder, "--config", config())
+    assert (ended.returncode, "403" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False)
+    assert folder in ended.stderr
 
 
 def test_standin_serves_with_latency(monkeypatch):
@@ -283,7 +306,7 @@ def test_stopped_it_finishes_what_was_begun_and_prints_the_document(world, confi
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         wait_until(lambda: run.poll() is not None or world.names(TRIGGER), "it dispatches")
         run.send_signal(number)
-        assert any("what was begun is finished" in line for line in run.stderr)
+        assert any("finishing what has begun" in line for line in run.stderr)
         world.control.clear_faults()
         document, _ = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 0

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
+from waiting import PATIENCE_S
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
+from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.core.model import Outcome
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.model import Only, Outcome
 from bqdispatch_provider.names import TraceName
 
 
@@ -58,7 +60,7 @@ def test_an_empty_folder_costs_one_request(world):
 
 
 @pytest.mark.parametrize("suffix", ["", ".json"])
-def test_a_trace_goes_into_the_hour_of_its_creation(world, suffix):
+def test_a_trace_goes_into_the_hour_of_its_creation(world, clock_stands_still, suffix):
     name = f"proj:p:US/ds.t--1_00001_load--dispatch{suffix}"
     world.put(name, age=7200, content='{"a": 1}')
     world.jobs(["ds_t--1_00001_load--dispatch"], age=7200)
@@ -101,7 +103,7 @@ def test_a_failed_job_is_done_too(world):
     assert world.cycle().to_dict()["Jobs"][world.url_of(name)]["Error"] == "invalid"
 
 
-def test_an_object_younger_than_three_seconds_waits(world):
+def test_an_object_younger_than_three_seconds_waits(world, clock_stands_still):
     world.trace(age=1)
     world.window(due=8, age=1)
     report = world.cycle()
@@ -110,7 +112,7 @@ def test_an_object_younger_than_three_seconds_waits(world):
     assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 2}
 
 
-def test_a_window_is_due_seven_seconds_after_its_end(world):
+def test_a_window_is_due_seven_seconds_after_its_end(world, clock_stands_still):
     world.window(due=5)
     assert world.cycle().to_dict()["Outcomes"] == {"pending": 1}
     world.control.advance(4)
@@ -185,7 +187,7 @@ def test_a_body_that_is_no_json_is_moved_unread(world):
 
 
 @pytest.mark.parametrize("dest", ["ds.<b>&t", "ds.%2F..%2F", "ds.a b+c", "ds.tä\t\x01", "ds.$20240101", "..--"])
-def test_names_are_untrusted_text(world, dest):
+def test_names_are_untrusted_text(world, clock_stands_still, dest):
     name = f"proj:p:US/{dest}--1_00001_load--dispatch"
     world.put(name)
     world.jobs([f"{dest}--1_00001_load--dispatch".replace("$", "_").replace(".", "_").replace(":", "_")])
@@ -272,7 +274,7 @@ def test_the_oldest_go_first(world):
     assert world.names() == [young]
 
 
-def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world):
+def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world, clock_stands_still):
     for n in range(3):
         world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}"}))
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 2
@@ -284,7 +286,7 @@ def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world):
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 1
 
 
-def test_a_fired_window_of_which_bqtail_makes_no_load_counts_until_none_can_come(world):
+def test_a_fired_window_of_which_bqtail_makes_no_load_counts_until_none_can_come(world, clock_stands_still):
     for n in range(2):
         world.window(f"ds.t{n}", content=json.dumps({"EventID": f"{n}", "Source": {"URL": "gs://p_bqtail/f"}}))
     world.client.bucket(TRIGGER).blob("f").upload_from_string("1")
@@ -303,7 +305,7 @@ def test_a_fired_window_of_which_bqtail_makes_no_load_counts_until_none_can_come
     assert sum(len(each) for each in (world.names(TRIGGER, "_batch_/"),)) == 1
 
 
-def test_a_fired_window_whose_load_is_over_already_counts_no_more(world):
+def test_a_fired_window_whose_load_is_over_already_counts_no_more(world, clock_stands_still):
     world.window("ds.t0", content='{"EventID": "77"}')
     world.window("ds.t1", content='{"EventID": "78"}')
     assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
@@ -329,14 +331,19 @@ def test_a_run_whose_first_look_takes_longer_than_its_time_dispatches_all_the_sa
     world.control.set_latency(0)
 
 
-def test_a_run_goes_on_until_its_time_is_up_and_is_ok(world):
+def test_a_run_goes_on_until_its_time_is_up_and_is_ok(world, monkeypatch):
     world.trace()
-    seen = []
+    seen, waited = [], []
+    clock = SimpleNamespace(monotonic=lambda: sum(waited))  # cycles take no time
+    for module in ("dispatcher", "cycle.work_gate"):
+        monkeypatch.setattr(f"bqdispatch_provider.{module}.time", clock)
     with world.dispatcher() as dispatcher:
         report = dispatcher.run(
             time_to_live=3.5,
             progress=lambda so_far: (seen.append(so_far.cycles), world.trace() if len(seen) == 1 else 0),
+            wait=waited.append,
         )
+    assert 2.5 <= sum(waited) <= 3.5
     document = report.to_dict()
     assert document["Status"] == "ok"
     assert document["Cycles"] == len(seen) >= 3
@@ -356,7 +363,8 @@ def test_a_run_whose_time_is_up_takes_no_new_work(world, monkeypatch):
     """Not even that which its last cycle has found."""
     later = []
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(later), sleep=time.sleep)
-    monkeypatch.setattr("bqdispatch_provider.dispatcher.time", clock)
+    for module in ("dispatcher", "cycle.work_gate"):
+        monkeypatch.setattr(f"bqdispatch_provider.{module}.time", clock)
     with world.dispatcher() as dispatcher:
         look = dispatcher.look
 
@@ -371,7 +379,7 @@ def test_a_run_whose_time_is_up_takes_no_new_work(world, monkeypatch):
                 world.window()
                 dispatcher.look = look_until_the_time_is_up
 
-        document = dispatcher.run(time_to_live=60, progress=fill).to_dict()
+        document = dispatcher.run(time_to_live=2 * PATIENCE_S, progress=fill).to_dict()
     assert (document["Status"], document["Cycles"], document["Outcomes"]) == ("ok", 2, {"pending": 6})
     assert len(world.names()) == 6
 
@@ -379,7 +387,7 @@ def test_a_run_whose_time_is_up_takes_no_new_work(world, monkeypatch):
 def test_a_run_that_is_told_to_stop_between_two_cycles_looks_no_more(world):
     told = iter([True, False])  # before the pause, and after it
     with world.dispatcher(go_on=lambda: next(told)) as dispatcher:
-        assert dispatcher.run(time_to_live=60).cycles == 1
+        assert dispatcher.run(time_to_live=PATIENCE_S).cycles == 1
 
 
 def test_a_run_that_was_interrupted_leaves_a_dispatcher_that_can_go_on(world):
@@ -426,7 +434,7 @@ def test_what_a_refusal_says_does_not_decide_what_it_means(world):
     assert (len(document["Errors"]), world.names()) == (2, sorted([closed, stays]))
 
 
-def test_a_cycle_in_which_everything_happens_accounts_for_each_object(world):
+def test_a_cycle_in_which_everything_happens_accounts_for_each_object(world, clock_stands_still):
     fired = world.window("ds.fired")
     world.cycle()
     world.put(fired, age=10)
@@ -478,7 +486,7 @@ def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):
             bucket.blob("config.json").upload_from_string("{")
 
     with Dispatcher(config, world.client, world.session, go_on=lambda: len(seen) < 3) as dispatcher:
-        report = dispatcher.run(time_to_live=300, progress=loosen)
+        report = dispatcher.run(time_to_live=3 * PATIENCE_S, progress=loosen)
     assert report.outcomes[Outcome.DISPATCHED] == 3
     assert report.cycles == 3
     assert any("no JSON" in error for error in report.errors)
@@ -486,19 +494,21 @@ def test_a_changed_configuration_is_taken_over_when_it_is_looked_for(world):
 
 def test_a_cycle_that_sees_nothing_says_nothing_of_how_things_stand(world):
     world.traces(3, state="RUNNING")
+    seen = []
 
     def close_the_folder(report):
+        seen.append(report.cycles)
         world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden")
 
-    with world.dispatcher() as dispatcher:
-        document = dispatcher.run(time_to_live=2.5, progress=close_the_folder).to_dict()
-    assert document["Status"] == "error"
+    with world.dispatcher(go_on=lambda: len(seen) < 2) as dispatcher:
+        document = dispatcher.run(time_to_live=2 * PATIENCE_S, progress=close_the_folder).to_dict()
+    assert (document["Status"], document["Cycles"]) == ("error", 2)
     assert document["Performance"]["p"]["Running"] == {"LoadJobs": 3}
     assert document["Outcomes"] == {"running": 3}
 
 
 def test_performance_is_written_once_a_minute_while_a_run_goes_on(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.dispatcher._MEASURED_EVERY_S", 0.0)
+    monkeypatch.setattr("bqdispatch_provider.dispatcher._PERFORMANCE_INTERVAL_S", 0.0)
     world.traces(2, state="RUNNING")
     written = []
 
@@ -508,7 +518,7 @@ def test_performance_is_written_once_a_minute_while_a_run_goes_on(world, monkeyp
             raise KeyboardInterrupt
 
     with world.dispatcher() as dispatcher, pytest.raises(KeyboardInterrupt):
-        dispatcher.run(time_to_live=60, progress=progress, wait=lambda _: None)
+        dispatcher.run(time_to_live=2 * PATIENCE_S, progress=progress, wait=lambda _: None)
     assert written[0]["p"]["Running"] == {"LoadJobs": 2}
 
 
@@ -516,7 +526,9 @@ def test_to_bqtails_balancer_a_job_that_is_done_is_none_that_is_pending(world):
     """Also where somebody else is to dispatch it."""
     world.trace()
     world.trace(state="PENDING")
-    with Dispatcher(world.config(), world.client, world.session, only=Only(destinations=("other.*",))) as dispatcher:
+    with Dispatcher(
+        world.config(), world.client, world.session, only=EventFilter(destinations=("other.*",))
+    ) as dispatcher:
         report = dispatcher.run(time_to_live=0)
     assert report.outcomes == {"pending": 2}
     assert report.performance()["p"]["Pending"] == {"LoadJobs": 1}
@@ -532,7 +544,8 @@ def test_performance_is_left_as_it_is_when_nothing_was_seen(world):
 
 def test_a_cycle_that_fails_does_not_lose_the_run(world):
     world.trace()
-    with world.dispatcher() as dispatcher:
+    seen = []
+    with world.dispatcher(go_on=lambda: len(seen) < 2) as dispatcher:
         look, looks = dispatcher.look, []
 
         def fail_once():
@@ -540,6 +553,6 @@ def test_a_cycle_that_fails_does_not_lose_the_run(world):
             return look() if len(looks) > 1 else 1 / 0
 
         dispatcher.look = fail_once
-        document = dispatcher.run(time_to_live=3).to_dict()
+        document = dispatcher.run(time_to_live=2 * PATIENCE_S, progress=lambda _: seen.append(1)).to_dict()
     assert "ZeroDivisionError" in document["Error"]
     assert document["Dispatched"] == {"LoadJobs": 1}

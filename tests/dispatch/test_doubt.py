@@ -14,10 +14,13 @@ from test_move import put_target, share_of, target
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
 
-from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.model import CREATED
-from bqdispatch_provider.planning import CLAIM_TIMEOUT, LEASE
-from bqdispatch_provider.storage import Result
+from bqdispatch_provider.core.targets import CREATED
+from bqdispatch_provider.core.traces import LEASE
+from bqdispatch_provider.core.windows import CLAIM_TIMEOUT
+from bqdispatch_provider.cycle.recording import Recorder
+from bqdispatch_provider.gcp.permissions import missing_permissions
+from bqdispatch_provider.gcp.storage_answers import Result
+from bqdispatch_provider.names import WindowName
 
 LATER = CLAIM_TIMEOUT.total_seconds() + 5
 
@@ -39,7 +42,9 @@ def put_intent(world, *names, owner=FIRST, generations=None, ending=""):
 
 def instead_of_sleeping(monkeypatch, meanwhile):
     """What happens while a dispatcher waits for others; nobody else's pauses are touched."""
-    monkeypatch.setattr("bqdispatch_provider.intents.time", SimpleNamespace(sleep=meanwhile, monotonic=time.monotonic))
+    monkeypatch.setattr(
+        "bqdispatch_provider.delivery.intents.time", SimpleNamespace(sleep=meanwhile, monotonic=time.monotonic)
+    )
 
 
 def traces_of(world):
@@ -70,7 +75,7 @@ def test_whoever_leaves_traces_to_another_says_at_once_that_it_has_done(world):
     with world.dispatcher() as dispatcher:
         assert dispatcher.cycle().dispatched == 0
         listed = {blob.name for blob in world.client.list_blobs(TASKS, prefix=f"{FOLDER}intents/")}
-        mine = next(name for name in listed if dispatcher.intents._owner in name and name.endswith(".json"))
+        mine = next(name for name in listed if dispatcher.own_intents.owner in name and name.endswith(".json"))
         assert f"{mine}.done" in listed
 
 
@@ -112,8 +117,8 @@ def test_of_two_that_run_a_cycle_at_the_same_moment_one_goes_on(world):
     together = threading.Barrier(2)
     with world.dispatcher() as one, world.dispatcher() as other, ThreadPoolExecutor(2) as threads:
         for dispatcher in (one, other):
-            seen = dispatcher.intents._seen
-            dispatcher.intents._seen = lambda *given, seen=seen: (together.wait(), seen(*given))[1]
+            check = dispatcher.intents._check_others
+            dispatcher.intents._check_others = lambda *given, check=check: (together.wait(), check(*given))[1]
         running = [threads.submit(dispatcher.run, time_to_live=0) for dispatcher in (one, other)]
         assert sum(each.result().dispatched for each in running) == 3
     assert traces_of(world) == []
@@ -140,8 +145,8 @@ def test_what_a_killed_dispatcher_had_in_hand_keeps_a_limit_for_seconds_and_not_
 
 
 def test_a_dispatcher_that_lives_keeps_what_it_is_moving_for_as_long_as_that_takes(world, monkeypatch):
-    for module in ("dispatcher", "intents"):
-        monkeypatch.setattr(f"bqdispatch_provider.{module}.RENEW_S", 0.2)
+    for module in ("cycle.dispatching", "delivery.own_intents"):
+        monkeypatch.setattr(f"bqdispatch_provider.{module}.RENEW_INTERVAL_S", 0.2)
     names = world.traces(3)
     for call in ("storage.objects.copy", "storage.objects.rewrite"):
         world.control.add_fault(call, "slow", ms=HELD_MS)
@@ -166,13 +171,13 @@ def test_a_dispatcher_that_lives_keeps_what_it_is_moving_for_as_long_as_that_tak
 
 
 def test_a_round_of_many_short_moves_is_renewed_too(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.intents.RENEW_S", 0.2)
+    monkeypatch.setattr("bqdispatch_provider.delivery.own_intents.RENEW_INTERVAL_S", 0.2)
     world.traces(800)
     world.control.add_fault("storage.batch", "slow", ms=300)
     with world.dispatcher(MaxWritesPerSecond=500) as dispatcher:
         written = []
-        write = dispatcher.intents._write
-        dispatcher.intents._write = lambda *given, **more: (written.append(given[0]), write(*given, **more))[1]
+        write = dispatcher.own_intents._write
+        dispatcher.own_intents._write = lambda *given, **more: (written.append(given[0]), write(*given, **more))[1]
         assert dispatcher.cycle().dispatched == 800
     assert len(written) > len(set(written))
 
@@ -187,11 +192,11 @@ def test_a_renewal_whose_answer_is_lost_leaves_no_doubt(cloud, world):
         move = dispatcher.mover.move
 
         def slow_move(events, until):
-            dispatcher.intents._written = dict.fromkeys(dispatcher.intents._written, -math.inf)
+            dispatcher.own_intents._written_at = dict.fromkeys(dispatcher.own_intents._written_at, -math.inf)
             world.control.advance(2)
             fault = {"status": 503, "after": True, "times": 1, "name": "*intents/*"}
             world.control.add_fault("storage.objects.insert", "status", **fault)
-            dispatcher.intents.renew()
+            dispatcher.own_intents.renew()
             return move(events, until)
 
         dispatcher.mover.move = slow_move
@@ -252,15 +257,15 @@ def test_a_dispatcher_that_is_interrupted_while_it_notes_what_it_has_done_takes_
     world, monkeypatch
 ):
     names = world.traces(300)
-    main, told, note = threading.current_thread().ident, threading.Event(), Dispatcher._note
+    main, told, record = threading.current_thread().ident, threading.Event(), Recorder.record
 
     def interrupted(*arguments):
         if not told.is_set() and len(world.names(TRIGGER)) > 0:
             told.set()
             signal.pthread_kill(main, signal.SIGINT)
-        note(*arguments)
+        record(*arguments)
 
-    monkeypatch.setattr(Dispatcher, "_note", interrupted)
+    monkeypatch.setattr(Recorder, "record", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -290,7 +295,7 @@ def test_what_was_written_down_is_taken_back_when_the_others_cannot_be_seen(worl
     world.traces(3)
     with world.dispatcher() as dispatcher:
         plan = dispatcher.look().plan
-        dispatcher.store.lacking()
+        missing_permissions(dispatcher.store)
         world.control.add_fault("storage.objects.list", "status", status=403, times=1)
         report = dispatcher.dispatch(plan.shares())
     assert report.outcomes == {"error": 3}
@@ -411,7 +416,7 @@ def test_a_copy_that_would_arrive_after_it_was_looked_for_in_vain_is_refused(wor
     put_intent(world, name)
     world.control.advance(LATER)
     with world.dispatcher() as dispatcher:
-        versions = dispatcher.store.versions
+        versions = dispatcher.store.trigger.versions
 
         def another_copies_now(stems):
             found = versions(stems)
@@ -420,7 +425,7 @@ def test_a_copy_that_would_arrive_after_it_was_looked_for_in_vain_is_refused(wor
                 world.delete(each, TRIGGER)
             return found
 
-        dispatcher.store.versions = another_copies_now
+        dispatcher.store.trigger.versions = another_copies_now
         assert dispatcher.cycle().dispatched == 1
     assert [*world.deleted(), *world.names(TRIGGER)] == [where]
 
@@ -439,14 +444,16 @@ def test_a_settled_trace_goes_where_it_would_have_gone(world):
     assert world.names(TRIGGER) == [where]
 
 
-def test_a_doubtful_trace_that_cannot_be_settled_stays_written_down(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+@pytest.mark.parametrize("status", [503, 404, 412])
+def test_a_doubtful_trace_that_cannot_be_settled_stays_written_down(world, monkeypatch, status):
+    """A fence is done when it is seen to be done: 404 and 412 do not say that somebody else has it in hand."""
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
     name = world.trace()
     world.control.add_fault("storage.objects.rewrite", "status", status=503, after=True, times=1)
-    world.control.add_fault("storage.objects.compose", "status", status=503)
+    world.control.add_fault("storage.objects.compose", "status", status=status)
     document = world.cycle().to_dict()
     assert document["Outcomes"] == {"error": 1}
-    assert "cannot be settled" in document["Error"]
+    assert "could not be fenced" in document["Error"]
     (intent,) = [each for each in world.names() if each.startswith("intents/")]
     assert json.loads(world.blob(intent).download_as_bytes())["moves"] == [[name, world.blob(name).generation]]
     world.control.clear_faults()
@@ -457,9 +464,43 @@ def test_a_doubtful_trace_that_cannot_be_settled_stays_written_down(world, monke
     assert world.names(TRIGGER) == traces_of(world) == []
 
 
+@pytest.mark.parametrize("same", [True, False], ids=["one dispatcher", "a new one each time"])
+def test_a_doubt_that_cannot_be_settled_is_written_down_once_however_many_cycles_it_takes(world, monkeypatch, same):
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
+    name = world.trace()
+    world.control.add_fault("storage.objects.rewrite", "status", status=503, after=True, times=1)
+    world.control.add_fault("storage.objects.compose", "status", status=503)
+    with world.dispatcher() as dispatcher:
+        for _ in range(5):
+            report = dispatcher.cycle() if same else world.cycle()
+            assert report.outcomes["error"] == 1
+            assert name in report.errors[0]
+            assert len([each for each in world.intents() if each.endswith("-left.json")]) == 1
+            world.control.advance(LATER)
+
+
+def test_a_doubtful_trace_that_cannot_be_written_down_anew_is_left_to_others_once_the_lease_is_over(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
+    world.trace()
+    world.control.add_fault("storage.objects.rewrite", "status", status=503, after=True, times=1)
+    world.control.add_fault("storage.objects.compose", "status", status=503)
+    world.control.add_fault("storage.objects.insert", "status", status=403, name="*-left.json")
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.cycle().outcomes == {"error": 1}
+        world.control.clear_faults()
+        (intent,) = [each for each in world.names() if each.startswith("intents/")]
+        generation = world.blob(intent).generation
+        dispatcher.own_intents._written_at = dict.fromkeys(dispatcher.own_intents._written_at, -math.inf)
+        world.control.advance(LEASE.total_seconds() + 1)
+        dispatcher.own_intents.renew()
+        assert world.blob(intent).generation == generation
+        assert world.cycle().dispatched == 1
+    assert len(world.names(TRIGGER)) == 1
+
+
 class TestNothingDeletedIsKept:
     @pytest.fixture
-    def doubtful(self, cloud, world):
+    def in_doubt(self, cloud, world):
         """A trace that was delivered and consumed, of which nothing tells."""
         world.control.reset()
         world = World(cloud.url, world.control, {})
@@ -469,21 +510,58 @@ class TestNothingDeletedIsKept:
         world.control.advance(LATER)
         return world, name
 
-    def test_it_is_delivered_again_and_the_report_says_so(self, doubtful):
-        world, name = doubtful
+    def test_it_is_delivered_again_and_the_report_says_so(self, in_doubt):
+        world, name = in_doubt
         document = world.cycle().to_dict()
         assert document["Outcomes"] == {"dispatched": 1, "ignored": 1}
         assert world.url_of(name) in document["Error"]
         assert "may have been delivered twice" in document["Error"]
         assert len(world.names(TRIGGER)) == 1
 
-    def test_or_it_is_set_aside_when_the_configuration_says_so(self, doubtful):
-        world, name = doubtful
+    def test_or_it_is_set_aside_when_the_configuration_says_so(self, in_doubt):
+        world, name = in_doubt
         document = world.cycle(OnDoubt="quarantine").to_dict()
         assert document["Outcomes"] == {"quarantined": 1, "ignored": 1}
         assert "may have been delivered" in document["Quarantined"][world.url_of(name)]
         assert world.names(TRIGGER) == traces_of(world) == []
         assert len(world.names(JOURNAL, "errors/")) == 2
+
+    def test_what_was_set_aside_and_not_deleted_is_not_taken_for_delivered_later(self, in_doubt):
+        world, name = in_doubt
+        with world.dispatcher(OnDoubt="quarantine") as dispatcher:
+            world.control.add_fault("storage.objects.delete", "status", status=403, name=f"*{name}")
+            assert dispatcher.cycle().outcomes["error"] == 1
+            (copy,) = [each for each in world.names(JOURNAL, "errors/") if not each.endswith(".json")]
+            world.control.clear_faults()
+            world.control.advance(2)
+            document = dispatcher.cycle().to_dict()
+        assert document["Outcomes"]["quarantined"] == 1
+        assert "its note says why" in document["Quarantined"][world.url_of(name)]
+        assert world.names(TRIGGER) == traces_of(world) == []
+        assert world.names(JOURNAL, "errors/") == [copy, f"{copy}.json"]
+
+    def test_what_was_set_aside_and_not_deleted_is_set_aside_once_by_whoever_comes_later(self, in_doubt):
+        world, name = in_doubt
+        world.control.add_fault("storage.objects.delete", "status", status=403, name=f"*{name}")
+        assert world.cycle(OnDoubt="quarantine").outcomes["error"] == 1
+        before = world.names(JOURNAL, "errors/")
+        world.control.clear_faults()
+        world.control.advance(2)
+        assert world.cycle(OnDoubt="quarantine").outcomes["quarantined"] == 1
+        assert world.names(TRIGGER) == traces_of(world) == []
+        assert world.names(JOURNAL, "errors/") == before
+
+    def test_what_is_set_aside_among_what_is_moved_waits_for_no_other_thread(self, in_doubt):
+        """All threads may be moving something, and would wait for one another for ever."""
+        world, _ = in_doubt
+        with world.dispatcher(OnDoubt="quarantine") as dispatcher:
+            dispatcher.mover._threads = None
+            assert dispatcher.cycle().outcomes["quarantined"] == 1
+
+    def test_a_name_that_was_fenced_is_not_changed_again_within_a_second(self, in_doubt):
+        world, _ = in_doubt
+        assert world.cycle(OnDoubt="quarantine").outcomes["quarantined"] == 1
+        assert world.control.refused() == {}
 
     def test_what_was_surely_not_delivered_is_not_doubted_although_its_intent_could_not_be_removed(self, cloud, world):
         world.control.reset()
@@ -537,6 +615,37 @@ class TestNothingDeletedIsKept:
         assert "fired" in world.ledger(name)
         assert len(world.names(JOURNAL, "errors/")) == 2
 
+    def test_a_window_that_could_not_be_recorded_as_fired_is_set_aside_by_the_same_dispatcher_later(self, cloud, world):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window()
+        self.fire_without_an_answer(world, OnDoubt="quarantine")
+        world.control.advance(LATER)
+        with world.dispatcher(OnDoubt="quarantine") as dispatcher:
+            world.control.add_fault("storage.objects.compose", "status", status=403, name="*.fired")
+            assert dispatcher.cycle().outcomes["error"] == 1
+            world.control.clear_faults()
+            world.control.advance(LATER)
+            assert dispatcher.cycle().outcomes["quarantined"] == 1
+        assert "fired" in world.ledger(name)
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_a_window_that_cannot_be_set_aside_is_named_as_undecided_once_no_load_has_come(self, cloud, world, many):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window(content='{"EventID": "4711", "Source": {"URL": "gs://data/x/1.json"}}')
+        if many:
+            world.put(f"{WindowName.parse(name).locations}1.loc", content="gs://data/x")
+        self.fire_without_an_answer(world, OnDoubt="quarantine")
+        world.control.advance(LATER)
+        world.control.add_fault("storage.objects.insert", "status", status=403, name="errors/*")
+        assert world.cycle(OnDoubt="quarantine").outcomes["error"] == 1
+        for _ in range(4):
+            world.control.advance(LATER + 600)
+            world.cycle(OnDoubt="quarantine")
+        assert [each for each in world.names() if each.startswith(f"undecided/{name}")]
+        assert world.names(TRIGGER) == []
+
     def test_a_window_whose_load_is_there_was_fired(self, cloud, world):
         """Its second delivery would load nothing, and might delete files that the first has not loaded."""
         world.control.reset()
@@ -549,15 +658,69 @@ class TestNothingDeletedIsKept:
         assert world.names(TRIGGER) == []
         assert "fired" in world.ledger(name)
 
+    def test_the_load_is_looked_for_at_the_moment_of_the_take_over(self, cloud, world, clock_stands_still):
+        """A process that has seen it a moment ago, when the claim was too young, does not remember that."""
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window(content='{"EventID": "4711"}')
+        self.fire_without_an_answer(world)
+        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world.control.advance(LATER - 15)
+        with world.dispatcher() as dispatcher:
+            assert dispatcher.cycle().outcomes["pending"] == 1
+            world.control.advance(15)
+            assert dispatcher.cycle().dispatched == 0
+        assert world.names(TRIGGER) == []
+        assert "fired" in world.ledger(name)
 
-def test_it_asks_for_nothing_where_it_may_not_see_whether_deleted_objects_are_kept(world):
+    @pytest.mark.parametrize("call", ["bigquery.jobs.list", "storage.objects.get"])
+    def test_no_claim_is_taken_over_while_its_load_cannot_be_looked_for(self, cloud, world, call):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window(content='{"EventID": "4711"}')
+        self.fire_without_an_answer(world)
+        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world.control.advance(LATER)
+        world.control.add_fault(call, "status", status=403, **({"name": "*intents/*"} if "storage" in call else {}))
+        report = world.cycle()
+        assert (report.dispatched, world.names(TRIGGER)) == (0, [])
+        assert report.errors
+        world.control.clear_faults()
+        world.cycle()
+        assert "fired" in world.ledger(name)
+        assert world.names(TRIGGER) == []
+
+    def test_a_window_in_quarantine_is_not_set_aside_once_more_as_dropped(self, cloud, world):
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        world.window(content='{"EventID": "4711", "Source": {"URL": "gs://data/x/1.json"}}')
+        self.fire_without_an_answer(world, OnDoubt="quarantine")
+        for _ in range(5):
+            world.control.advance(LATER + 600)
+            world.cycle(OnDoubt="quarantine")
+        assert world.names() == []
+        assert len(world.names(JOURNAL, "errors/")) == 2
+        assert not world.intents()
+
+    def test_a_trace_that_cannot_be_looked_up_in_quarantine_waits(self, cloud, world, in_doubt):
+        world = in_doubt[0] if isinstance(in_doubt, tuple) else in_doubt
+        world.control.add_fault("storage.objects.get", "status", status=403, name="errors/*")
+        report = world.cycle(OnDoubt="quarantine")
+        assert "cannot be looked up in quarantine" in report.errors[0]
+        assert (report.outcomes["error"], world.names(JOURNAL, "errors/")) == (1, [])
+        world.control.clear_faults()
+        assert world.cycle(OnDoubt="quarantine").outcomes["quarantined"] == 1
+
+
+@pytest.mark.parametrize(("on_doubt", "outcome"), [("deliver", "dispatched"), ("quarantine", "quarantined")])
+def test_it_asks_for_nothing_where_it_may_not_see_whether_deleted_objects_are_kept(world, on_doubt, outcome):
     name = world.trace()
     put_intent(world, name)
     world.control.refuse("storage.buckets.get", bucket=TRIGGER)
     world.control.advance(LATER)
-    document = world.cycle().to_dict()
-    assert "storage.buckets.get" in document["Error"]
-    assert document["Outcomes"]["dispatched"] == 1
+    document = world.cycle(OnDoubt=on_doubt).to_dict()
+    assert "the account lacks storage.buckets.get" in document.get("Error", "") + str(document.get("Quarantined"))
+    assert document["Outcomes"][outcome] == 1
 
 
 def test_intents_are_removed_once_nothing_of_them_is_left_and_not_before(world):
@@ -586,6 +749,38 @@ def test_what_is_no_intent_among_the_intents_does_no_harm(world):
     name = world.trace()
     assert world.cycle().dispatched == 1
     assert name not in world.names()
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+FIRING = {"window": "ds.t_7_1700000000.win", "generation": 1, "project": "p", "event": "1", "many": False}
+UNREADABLE = {
+    "another version": '{"version": 2, "owner": "x", "moves": [], "firings": []}',
+    "deep moves": f'{{"version": 1, "owner": "x", "moves": {DEEP}}}',
+    "deep firings": f'{{"version": 1, "owner": "x", "firings": {DEEP}}}',
+    "too large a number": '{"version": 1, "owner": "x", "moves": [["proj:p:US/ds.t--1_00001_load--dispatch", 1e400]]}',
+    "too large a generation": json.dumps({"version": 1, "owner": "x", "firings": [FIRING]}).replace(
+        '"generation": 1', '"generation": 1e400'
+    ),
+    "too large a version": '{"version": 1e400, "owner": "x", "moves": []}',
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize("ending", [".json", "-left.json", "-windows.json"])
+def test_an_intent_that_cannot_be_read_holds_back_what_is_older_and_stays(world, ending, content):
+    older, window = world.trace(age=200), world.window(due=200)
+    intent = f"intents/x-000001{ending}"
+    world.put(intent, age=100, content=content)
+    for cycle in range(3):
+        younger = world.trace(age=10)
+        report = world.cycle()
+        assert report.dispatched == 1, cycle
+        assert [error for error in report.errors if world.url_of(intent) in error]
+        assert {older, window, intent} <= {*world.names(), *world.intents()}
+        assert younger not in world.names()
+        world.control.advance(LATER)
+    world.delete(intent)
+    assert world.cycle().dispatched == 2
 
 
 def test_a_thousand_moves_take_one_intent_and_one_look_at_the_others(world, intents_stay_young):

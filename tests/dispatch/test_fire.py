@@ -1,15 +1,17 @@
 """A firing is claim, copy, note: whoever is interrupted, the window is fired once and never forgotten."""
 
 import json
+import threading
 from datetime import UTC, datetime
 
 import pytest
 from world import TASKS, TRIGGER
 
-from bqdispatch_provider.model import Event, Lane, Share
+from bqdispatch_provider.core.events import Event, Share
+from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.core.targets import ledger_entry_name
+from bqdispatch_provider.gcp.storage_answers import Result
 from bqdispatch_provider.names import WindowName
-from bqdispatch_provider.planning import entry_name
-from bqdispatch_provider.storage import Result
 
 
 def share_of(world, name):
@@ -52,7 +54,7 @@ def test_a_look_at_known_windows_asks_the_ledger_for_nothing(world):
         assert world.control.requests() == 1
 
 
-def test_a_window_that_was_seen_before_it_was_due_is_claimed_without_another_look(world):
+def test_a_window_that_was_seen_before_it_was_due_is_claimed_without_another_look(world, clock_stands_still):
     world.window(due=-10)
     with world.dispatcher() as dispatcher:
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"pending": 1}
@@ -86,7 +88,7 @@ def test_a_copy_under_way_can_not_be_made_once_its_claim_was_taken_over(world):
     world.claim(name, ago=200)
     former = world.ledger(name)["claim"].generation
     world.cycle()
-    entry = entry_name(name, world.blob(name).generation, "claim", world.config().async_task_url)
+    entry = ledger_entry_name(name, world.blob(name).generation, "claim", world.config().async_task_url)
     with world.dispatcher() as dispatcher:
         (late,) = dispatcher.store.copy([(entry, former, "_batch_/late")])
     assert late.status in (404, 412)
@@ -112,16 +114,41 @@ def test_a_window_that_cannot_be_copied_is_not_reported_as_fired_and_comes_again
     world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
     document = world.cycle().to_dict()
     assert (document["Status"], document["BatchCount"]) == ("error", 0)
-    assert sorted(world.ledger(name)) == ["claim"]
+    assert world.ledger(name) == {}
     world.control.clear_faults()
-    world.control.advance(4000)
     assert world.cycle().dispatched == 1
     assert world.names(TRIGGER) == [f"_batch_/{name}"]
 
 
+def test_a_claim_that_cannot_be_given_up_either_is_taken_over_later(world):
+    name = world.window()
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403)
+    world.control.add_fault("storage.objects.delete", "status", status=403, name="*.claim")
+    assert world.cycle().outcomes == {"error": 1}
+    world.control.clear_faults()
+    assert world.cycle().dispatched == 0
+    world.control.advance(200)
+    assert world.cycle().dispatched == 1
+    assert world.names(TRIGGER) == [f"_batch_/{name}"]
+
+
+def test_the_window_of_many_folders_whose_copy_is_refused_keeps_its_claim(world):
+    """The window is deleted by then, so its claim alone has its content."""
+    name = world.window()
+    world.put(f"{WindowName.parse(name).locations}1.loc", content="gs://data/x")
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403)
+    assert world.cycle().outcomes["error"] == 1
+    assert sorted(world.ledger(name)) == ["claim"]
+    world.control.clear_faults()
+    world.control.advance(200)
+    assert world.cycle().dispatched == 1
+
+
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_claim_that_is_refused_fires_nothing(world, monkeypatch, status):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
     name = world.window()
     world.control.add_fault("storage.objects.compose", "status", status=status)
     document = world.cycle().to_dict()
@@ -141,7 +168,7 @@ def test_a_claim_that_is_refused_for_no_reason_that_can_be_seen_is_an_error(worl
 
 
 @pytest.mark.parametrize(("delay", "kept"), [(None, 120), (30_000, 30), (600_000, 600)])
-def test_a_fired_window_goes_when_the_configuration_says_so(world, delay, kept):
+def test_a_fired_window_goes_when_the_configuration_says_so(world, clock_stands_still, delay, kept):
     more = {} if delay is None else {"MaxTriggerDelayMs": delay}
     name = world.window()
     world.cycle(**more)
@@ -191,27 +218,28 @@ def test_a_window_written_again_is_not_fired_in_its_old_generation(world):
 
 
 def test_a_window_that_this_run_has_fired_is_only_noted_later(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
     names = [world.window(f"ds.t{n}") for n in range(3)]
     with world.dispatcher() as dispatcher:
-        stamp = dispatcher.store.stamp
-        dispatcher.store.stamp = lambda stamps: (
+        stamp = dispatcher.store.compose_with_metadata
+        dispatcher.store.compose_with_metadata = lambda stamps: (
             stamp(stamps) if stamps[0][2].endswith(".claim") else [Result(503, message="busy")] * len(stamps)
         )
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"error": 3}
         for name in names:
             world.delete(f"_batch_/{name}", TRIGGER)
-        dispatcher.store.stamp = stamp
+        dispatcher.store.compose_with_metadata = stamp
         world.control.advance(200)
         assert dispatcher.cycle().dispatched == 3
     assert world.names(TRIGGER) == []
     assert all("fired" in world.ledger(name) for name in names)
 
 
-def test_a_take_over_that_is_refused_is_an_error(world):
+@pytest.mark.parametrize("status", [403, 404, 412])
+def test_a_take_over_that_is_refused_is_an_error(world, status):
     name = world.window()
     world.claim(name, ago=200)
-    world.control.add_fault("storage.objects.compose", "status", status=403, reason="forbidden")
+    world.control.add_fault("storage.objects.compose", "status", status=status)
     document = world.cycle().to_dict()
     assert document["Outcomes"] == {"error": 1}
     assert name in document["Error"]
@@ -236,6 +264,19 @@ def test_what_fires_is_written_down_until_its_load_is_seen(world):
         world.jobs(["ds_t--4711_00001_load--dispatch"], "RUNNING", age=5)
         dispatcher.cycle()
     assert world.intents() == []
+
+
+def test_more_windows_than_one_intent_holds_are_written_down_under_names_of_their_own(world, monkeypatch):
+    """Threads that count for themselves could give two intents one name."""
+    now = datetime.now(UTC)
+    events = [Event(f"ds.t{n}_7_{int(now.timestamp())}.win", 1, now) for n in range(2001)]
+    with world.dispatcher() as dispatcher:
+        own, counting = dispatcher.own_intents, set()
+        name = own._next_name
+        monkeypatch.setattr(own, "_next_name", lambda *given: (counting.add(threading.get_ident()), name(*given))[1])
+        intents = own.announce_firings(events)
+    assert len({intent.object.name for intent in intents}) == 3
+    assert counting == {threading.get_ident()}
 
 
 def test_a_share_of_windows_names_each_generation(world):

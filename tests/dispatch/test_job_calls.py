@@ -1,11 +1,14 @@
 """The job board: which calls it takes to know how the jobs of traces stand (what it answers: tests/contract)."""
 
 import json
-import time
+import threading
+from types import SimpleNamespace
 
 import pytest
-from waiting import HELD_MS
+from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, TASKS
+
+from bqdispatch_provider.gcp.rate_limit import ProjectBackoff
 
 
 def look(world, **more):
@@ -100,14 +103,14 @@ ODD_LISTS = {
 
 def answers(board, change):
     """Let BigQuery answer otherwise."""
-    ask = board._ask
+    ask = board.calls.ask
 
     def asked(path, query):
         answer = ask(path, query)
         change(path, answer)
         return answer
 
-    board._ask = asked
+    board.calls.ask = asked
 
 
 @pytest.mark.parametrize("odd", ODD_LISTS.values(), ids=ODD_LISTS)
@@ -160,7 +163,7 @@ def test_a_trace_whose_job_cannot_be_read_waits_and_counts_as_active_and_is_name
     assert len(world.names()) == len(names) - 1
     (error,) = document["Errors"]
     assert repr(bad) in error
-    assert "its state is None" in error
+    assert "its state is 'None'" in error
 
 
 def test_a_job_that_may_not_be_asked_for_is_named_and_keeps_nothing_else_back(world):
@@ -179,7 +182,7 @@ def test_a_trace_that_stays_undecided_is_named_with_since_when_and_what_was_aske
     document = world.cycle().to_dict()
     assert document["Outcomes"] == {"not_found": 1}
     (error,) = document["Errors"]
-    assert f"{name!r} waits since 2" in error
+    assert f"trace {name!r} has waited since 2" in error
     assert "project 'p', location 'US': not found" in error
 
 
@@ -275,13 +278,13 @@ def test_content_that_cannot_be_read_now_is_read_by_a_later_look(world):
 
 def pages_of(world, monkeypatch, number, since=3600):
     """Fill so many pages with jobs of others, evenly since a while ago."""
-    monkeypatch.setattr("bqdispatch_provider.jobs._PAGE", 10)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_calls.PAGE_SIZE", 10)
     for n in range(10 * number):
         world.jobs([f"other-{number}-{n}"], age=since * (n + 0.5) / (10 * number))
 
 
 def test_where_nothing_but_a_list_can_tell_a_few_pages_are_read_and_none_again(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.search.MOST_PAGES", 5)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_search.MAX_PAGES", 5)
     pages_of(world, monkeypatch, 3)
     world.trace(state=None, root=True, age=4000)
     with world.dispatcher() as dispatcher:
@@ -296,7 +299,7 @@ def test_where_nothing_but_a_list_can_tell_a_few_pages_are_read_and_none_again(w
 
 
 def test_a_job_behind_more_pages_than_are_read_is_found_by_a_later_look(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.search.MOST_PAGES", 5)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_search.MAX_PAGES", 5)
     pages_of(world, monkeypatch, 12)
     world.trace(state=None, root=True, age=4000)
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=3900)
@@ -306,7 +309,7 @@ def test_a_job_behind_more_pages_than_are_read_is_found_by_a_later_look(world, m
 
 
 def test_a_job_is_proven_unknown_by_looks_that_read_a_part_of_the_list_each(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.search.MOST_PAGES", 5)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_search.MAX_PAGES", 5)
     pages_of(world, monkeypatch, 12, since=25 * 3600)
     world.trace(state=None, root=True, age=3700)
     with world.dispatcher(MaxUnknownJobMin=60) as dispatcher:
@@ -339,9 +342,13 @@ def test_look_ups_side_by_side_are_preferred_to_many_pages_one_after_the_other(w
 # ---- projects do not wait for one another ------------------------------------------------------------------------
 
 
-def test_a_project_that_does_not_answer_keeps_no_other_one(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 0.5)
-    monkeypatch.setattr("bqdispatch_provider.jobs._LESS_PATIENCE_S", 0.1)
+@pytest.fixture
+def impatient(monkeypatch):
+    """The project ``slow`` is waited for half a second, and all others as long as it takes."""
+    monkeypatch.setattr(ProjectBackoff, "timeout_s", lambda _, project: 0.5 if project == "slow" else PATIENCE_S)
+
+
+def test_a_project_that_does_not_answer_keeps_no_other_one(world, impatient):
     slow = world.traces(3, project="slow")
     world.control.add_fault("bigquery.*", "slow", project="slow", ms=HELD_MS)
     with world.dispatcher() as dispatcher:
@@ -354,17 +361,18 @@ def test_a_project_that_does_not_answer_keeps_no_other_one(world, monkeypatch):
             assert "no answer yet" in document["Error"]
         assert calls(world, "get") == 3 * 3 + len(slow), "it is asked once"
         world.control.clear_faults()
-        until = time.monotonic() + 60
-        while world.names() and time.monotonic() < until:
-            dispatcher.cycle()
-    assert world.names() == []
+        wait_until(lambda: dispatcher.cycle() and not world.names(), "the slow project's traces are dispatched")
 
 
-def test_a_project_that_refuses_is_asked_ever_more_rarely(world, asked_once):
+def test_a_project_that_refuses_is_asked_ever_more_rarely(world, asked_once, monkeypatch):
+    seconds = []
+    clock = SimpleNamespace(monotonic=lambda: len(seconds), sleep=lambda _: None)
+    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.time", clock)
     world.traces(1, project="bad")
     world.control.add_fault("bigquery.*", "status", project="bad", status=503)
     with world.dispatcher() as dispatcher:
-        for _ in range(30):
+        for _ in range(30):  # a cycle a second
+            seconds.append(1)
             world.trace()
             document = dispatcher.cycle().to_dict()
             assert (document["Outcomes"]["dispatched"], document["Outcomes"]["error"]) == (1, 1)
@@ -372,8 +380,7 @@ def test_a_project_that_refuses_is_asked_ever_more_rarely(world, asked_once):
     assert 2 <= calls(world, "get") - 30 < 10
 
 
-def test_under_a_limit_a_share_waits_for_no_other_project(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 0.5)
+def test_under_a_limit_a_share_waits_for_no_other_project(world, impatient):
     world.traces(2, project="slow")
     good = world.traces(2)
     with world.dispatcher(MaxConcurrentJobs=2) as dispatcher:
@@ -388,39 +395,53 @@ def test_under_a_limit_a_share_waits_for_no_other_project(world, monkeypatch):
 
 
 def settles(world, dispatcher, outcomes):
-    """Run cycles until they come to these outcomes, of all but intents; tell whether they do."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+    """Run cycles until they come to these outcomes, of all but intents."""
+
+    def is_settled():
         found = dispatcher.cycle().to_dict()["Outcomes"]
-        if {key: number for key, number in found.items() if key != "ignored"} == outcomes:
-            return True
-    return False
+        return {key: number for key, number in found.items() if key != "ignored"} == outcomes
+
+    wait_until(is_settled, f"cycles come to {outcomes}")
 
 
 def test_a_project_that_has_not_answered_once_is_waited_for_again_once_it_answers(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 2.0)
-    monkeypatch.setattr("bqdispatch_provider.jobs._LESS_PATIENCE_S", 0.05)
+    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.ANSWER_TIMEOUT_AFTER_FAILURE_S", 0.05)
     world.traces(3, state="RUNNING")
     world.control.add_fault("bigquery.*", "slow", ms=HELD_MS)
     with world.dispatcher() as dispatcher:
         assert dispatcher.cycle().outcomes["error"] == 3
+        monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.ANSWER_TIMEOUT_S", PATIENCE_S)
         world.control.clear_faults()
         world.control.add_fault("bigquery.*", "slow", ms=200)  # longer than its patience meanwhile
-        assert settles(world, dispatcher, {"running": 3})
+        settles(world, dispatcher, {"running": 3})
 
 
 def test_a_project_is_waited_for_as_long_as_it_answers(world, monkeypatch):
     """For a process of one cycle loses what it has answered so far."""
-    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 1.0)
-    pages_of(world, monkeypatch, 12)
+    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.ANSWER_TIMEOUT_S", 20.0)
+    pages_of(world, monkeypatch, 20)
     world.traces(110, age=3700)
-    world.control.add_fault("bigquery.*", "slow", ms=200)
+    answers, lock, get = [], threading.Lock(), world.session.get
+
+    def get_alone(*given, **more):
+        with lock:
+            answers.append(get(*given, **more))
+            return answers[-1]
+
+    monkeypatch.setattr(world.session, "get", get_alone)
+    for module in ("jobs", "job_calls"):  # each answer takes a second
+        monkeypatch.setattr(
+            f"bqdispatch_provider.gcp.{module}.time", SimpleNamespace(monotonic=lambda: float(len(answers)))
+        )
     assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 110}
 
 
 def test_many_projects_do_not_take_their_own_pace_for_no_answer(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._PATIENCE_S", 4.0)
-    monkeypatch.setattr("bqdispatch_provider.jobs._MOST_CALLS", 10)  # so all of them take six seconds at least
+    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.ANSWER_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(
+        "bqdispatch_provider.gcp.job_calls.MAX_CALLS_PER_S", 10
+    )  # so all of them take six seconds at least
     for number in range(14):
         world.traces(5, project=f"p{number}")
     assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 70}

@@ -2,16 +2,20 @@
 
 import json
 import zlib
+from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from test_move import put_target, target
 from world import TASKS, TRIGGER
 
-from bqdispatch_provider.model import Event, Lane, Load, Share
+from bqdispatch_provider.commands.replay import Decisions
+from bqdispatch_provider.core.events import Event, Load, Share
+from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.delivery.quarantine import ReplayError
+from bqdispatch_provider.gcp import job_calls
+from bqdispatch_provider.gcp.storage_answers import Result
 from bqdispatch_provider.names import WindowName
-from bqdispatch_provider.quarantine import ReplayError
-from bqdispatch_provider.replay import Decisions
-from bqdispatch_provider.storage import Result
 
 A, B, C = (f"gs://{TRIGGER}/data/{each}" for each in "abc")
 
@@ -56,8 +60,8 @@ class Rule:
         self.world.delete(fired, TRIGGER)
         return event
 
-    def load(self, event, *uris, state="DONE", error=None, step=1, action="load"):
-        job = f"ds_t--{event}_{step:05}_{action}--dispatch"
+    def load(self, event, *uris, state="DONE", error=None, step=1, action="load", dest="ds_t"):
+        job = f"{dest}--{event}_{step:05}_{action}--dispatch"
         self.world.control.seed_jobs(
             [
                 {
@@ -134,6 +138,41 @@ def test_a_late_file_of_a_new_folder_is_loaded_and_no_folder_twice(world, many):
     assert many.take() == "e2"
 
 
+def test_an_object_of_another_form_in_the_ledger_holds_a_returned_window_back_and_no_other(world, many):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(A)  # a late event of the known folder, whose window was dropped
+    many.arrive(f"{B}/2.json")
+    other = world.window("ds.other")
+    minute, _, _ = world.ledger(many.name)["fired"].name.rpartition("/")
+    odd = f"{minute}/{many.name}.0"
+    world.client.bucket(TASKS).blob(odd).upload_from_string("")
+    report = world.cycle()
+    assert (report.dispatched, len(report.errors)) == (1, 1)
+    assert f"window {many.name!r}" in report.errors[0]
+    assert f"'gs://{TASKS}/{odd}'" in report.errors[0]
+    assert world.names() == sorted([many.location(A), many.location(B), many.name, other])
+    world.client.bucket(TASKS).delete_blob(odd)
+    assert world.cycle().dispatched == 1
+    assert f"_batch_/{many.name}" in world.names(TRIGGER)
+
+
+def test_no_location_is_deleted_once_the_ledger_holds_an_object_of_another_form(world, many):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(A)
+    many.arrive(f"{B}/2.json")
+    odd = f"{world.ledger(many.name)['fired'].name}-v2"
+    with world.dispatcher() as dispatcher:
+        shares = dispatcher.look().plan.shares()
+        assert [event.stale_locations for share in shares for event in share.events if event.stale_locations]
+        world.client.bucket(TASKS).blob(odd).upload_from_string("")
+        (error,) = dispatcher.dispatch(shares).errors
+    assert many.name in error
+    assert f"'gs://{TASKS}/{odd}'" in error
+    assert world.names() == sorted([many.location(A), many.location(B), many.name])
+
+
 def test_it_waits_while_the_first_load_runs(world, rule):
     rule.fired(f"{A}/1.json", state="RUNNING")
     rule.arrive(f"{C}/3.json")
@@ -180,12 +219,93 @@ def test_a_failed_load_whose_trace_waits_may_be_followed_by_another(world, rule)
     assert (report.dispatched, report.late) == (0, 1)
 
 
+def waits_until_the_trace_is_taken(world):
+    """Show that a returned window waits for the trace of a failed load, and is fired then."""
+    for _ in range(2):
+        world.control.advance(700)
+        assert world.cycle().dispatched == 0, "BqTail has not taken the trace"
+    world.consume()
+    world.cycle()
+    world.control.advance(700)
+    assert world.cycle().dispatched == 1
+
+
+def test_the_trace_of_a_failed_load_waits_under_its_other_name_too(world, one):
+    event = one.fired(f"{A}/1.json", error="invalid")
+    one.arrive(f"{A}/1.json")
+    name = f"proj:p:US/ds.t--{event}_00001_load--dispatch"
+    world.put(name, age=250, content="first")  # before the load, as BqTail does
+    usual = target(world, name)
+    put_target(world, usual, "of another trace")
+    assert world.cycle().outcomes["dispatched"] == 1
+    assert len(world.names(TRIGGER, "_bqjob_/")) == 2
+    world.delete(usual, TRIGGER)
+    waits_until_the_trace_is_taken(world)
+
+
 def test_a_load_that_began_again_under_another_event_counts(world, rule):
     """BqTail does so after an error of BigQuery's own."""
     rule.fired(f"{A}/1.json", error="backendError")
     rule.load("another", f"{A}/1.json", step=5)
     rule.arrive(f"{A}/1.json")
     assert world.cycle().late == 1
+
+
+def test_the_trace_of_a_load_that_began_again_under_another_event_is_waited_for(world, one):
+    one.fired(f"{A}/1.json", error="backendError")
+    one.load("another", f"{A}/1.json", step=5, error="invalid")
+    one.arrive(f"{A}/1.json")
+    world.put("proj:p:US/ds.t--another_00005_load--dispatch", age=250)
+    assert world.cycle().outcomes["dispatched"] == 1
+    waits_until_the_trace_is_taken(world)
+
+
+def test_a_load_from_before_a_late_take_over_counts(world, one):
+    """The claim is created anew by a take-over, long after the window was fired and loaded."""
+    one.arrive(f"{A}/1.json")
+    with world.dispatcher() as dispatcher:
+        copy = dispatcher.store.copy
+
+        def copy_and_die(copies, to=None):
+            copy(copies, to)
+            raise KeyboardInterrupt
+
+        dispatcher.store.copy = copy_and_die
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher.cycle()
+    one.load(one.take(), f"{A}/1.json")
+    for name in world.intents():
+        world.delete(name)
+    world.control.advance(1200)
+    world.cycle()
+    assert {"claim", "fired"} <= set(world.ledger(one.name))
+    world.control.advance(200)
+    world.cycle()
+    assert world.blob(one.name) is None
+    one.arrive(f"{A}/1.json")
+    for _ in range(3):
+        assert world.cycle().dispatched == 0
+        world.control.advance(700)
+    assert world.names() == []
+
+
+def test_windows_whose_loads_run_for_hours_keep_no_others_waiting(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.delivery.late_windows.MAX_JUDGED", 1)
+    rules = [Rule(world, many=False) for _ in range(3)]
+    for number, rule in enumerate(rules):
+        rule.name = rule.name.replace("ds.t_", f"ds.t{number}_")
+        rule.arrive(f"{A}/{number}.json")
+    assert world.cycle().dispatched == 3
+    for number, fired in enumerate(world.names(TRIGGER, "_batch_/")):
+        event = json.loads(world.blob(fired, TRIGGER).download_as_bytes())["EventID"]
+        world.delete(fired, TRIGGER)
+        state = "DONE" if number == 2 else "RUNNING"
+        rules[number].load(event, f"{A}/{number}.json", state=state, dest=f"ds_t{number}")
+    world.control.advance(200)
+    world.cycle()
+    for number, rule in enumerate(rules):
+        rule.arrive(f"{A}/{number}.json")
+    assert any(world.cycle().late for _ in range(60))
 
 
 def test_what_cannot_be_decided_is_an_error_of_every_report_until_it_is_replayed(world, many):
@@ -243,7 +363,7 @@ def test_a_replay_is_refused_while_another_window_of_that_name_lies_there(world,
     one.arrive(f"{A}/later.json")
     with world.dispatcher() as dispatcher:
         decisions = Decisions(dispatcher)
-        with pytest.raises(ReplayError, match="lies there"):
+        with pytest.raises(ReplayError, match="exists"):
             decisions.fire(decisions.listing()[0])
 
 
@@ -264,6 +384,94 @@ def test_a_firing_that_bqtail_dropped_is_set_aside_and_replayed(world, rule):
     world.control.advance(300)
     world.cycle()
     assert world.cycle().errors == []
+
+
+def test_a_share_that_was_fired_long_ago_leaves_the_claim_as_it_is(world, rule):
+    rule.arrive(f"{A}/1.json")
+    with world.dispatcher() as dispatcher:
+        shares = dispatcher.look().plan.shares()
+    assert world.cycle().dispatched == 1
+    rule.load(rule.take(), f"{A}/1.json")
+    claim = world.ledger(rule.name)["claim"].generation
+    world.control.advance(600)
+    with world.dispatcher() as late:
+        assert late.dispatch(shares).outcomes == {"ignored": 1}
+    assert world.ledger(rule.name)["claim"].generation == claim
+    rule.finished()
+    world.cycle()
+    rule.arrive(f"{A}/1.json")
+    assert world.cycle().late == 1
+
+
+def test_a_project_that_does_not_answer_is_not_asked_for_the_load_of_each_firing(world, monkeypatch):
+    monkeypatch.setattr(job_calls, "RETRY_FAILURES", job_calls.RETRY_FAILURES.with_timeout(0.01))
+    for number in range(12):
+        world.window(f"ds.t{number}", content=json.dumps({"EventID": f"{number}"}))
+    with world.dispatcher(MaxConcurrentJobs=20) as dispatcher:
+        assert dispatcher.cycle().dispatched == 12
+        for name in world.names(TRIGGER, "_batch_/"):
+            world.delete(name, TRIGGER)
+        world.control.advance(60)
+        world.control.add_fault("bigquery.*", "status", status=503)
+        world.control.reset_counters()
+        dispatcher.cycle()
+        assert world.control.calls()["bigquery.jobs.list"] < 12
+        world.control.clear_faults()
+
+
+@contextmanager
+def ledger_is_not_listed(dispatcher):
+    """Refuse lists of the ledger."""
+    listed = dispatcher.store.list_folders
+    dispatcher.store.list_folders = lambda folders: [Result(503, message="no")] * len(folders)
+    yield
+    dispatcher.store.list_folders = listed
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_firing_counts_and_is_not_forgotten_while_its_ledger_cannot_be_listed(world, rule, same_process):
+    rule.arrive(f"{A}/1.json")
+    with world.dispatcher(MaxConcurrentJobs=1) as first, world.dispatcher(MaxConcurrentJobs=1) as second:
+        assert first.cycle().dispatched == 1
+        rule.take()
+        dispatcher = first if same_process else second
+        for minutes in (4, 5):
+            world.control.advance(60 * minutes)
+            with ledger_is_not_listed(dispatcher):
+                dispatcher.cycle()
+            world.control.advance(1)
+            other = world.window(f"ds.other{minutes}")
+            assert dispatcher.cycle().dispatched == 0  # the limit is reached
+            world.delete(other)
+        told = []
+        for _ in range(3):
+            world.control.advance(60 * 11)
+            told += dispatcher.cycle().quarantined
+    assert told == [world.url_of(rule.name)]
+
+
+def test_folders_are_not_said_to_be_without_a_firing_while_the_ledger_cannot_be_listed(world, many, missed):
+    missed(f"{A}/1.json")
+    with world.dispatcher() as dispatcher, ledger_is_not_listed(dispatcher):
+        errors = dispatcher.cycle().errors
+    assert not any("knows no firing" in error for error in errors)
+    assert any("cannot be listed" in error for error in errors)
+
+
+def test_the_dispatcher_that_fired_it_sets_a_dropped_firing_aside_once(world, rule):
+    rule.arrive(f"{A}/1.json")
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        assert dispatcher.cycle().dispatched == 1
+        rule.take()
+        told = []
+        for minutes in (1, 1, 11, 1, 1):
+            world.control.advance(60 * minutes)
+            told += dispatcher.cycle().quarantined
+        assert told == [world.url_of(rule.name)]
+        assert [name for name in world.names() if name.startswith("undecided/")] != []
+        world.window("ds.other")
+        world.control.advance(5)
+        assert dispatcher.cycle().dispatched == 1  # its slot is free
 
 
 def test_what_a_later_firing_has_loaded_waits_for_no_decision(world, rule):
@@ -338,8 +546,9 @@ def test_an_open_firing_of_no_project_counts_where_its_load_runs_once_there_is_a
 def test_a_share_planned_elsewhere_counts_what_somebody_has_begun_to_fire(world):
     begun = world.window("ds.a", due=300, content=json.dumps({"EventID": "1"}))
     with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
-        dispatcher.store.copy = lambda copies, to=None: [Result(403, message="no")] * len(copies)
-        dispatcher.cycle()
+        dispatcher.store.copy = lambda copies, to=None: (_ for _ in ()).throw(KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            dispatcher.cycle()
     world.control.advance(200)
     fresh = world.window("ds.b", content=json.dumps({"EventID": "2"}))
     blob = world.blob(fresh)
@@ -377,6 +586,15 @@ def missed(world, many):
     return miss
 
 
+def test_a_folder_beside_a_firing_of_which_nothing_is_known_is_named(world, many, missed):
+    missed(f"{A}/1.json")
+    (claim,) = [each.name for each in world.client.list_blobs(TASKS) if each.name.endswith(".claim")]
+    world.client.bucket(TASKS).delete_blob(claim)
+    (error,) = world.cycle().errors
+    assert f"named in '{world.url_of(many.location(B)).rpartition('/')[0]}/' wait" in error
+    assert "are unknown" in error
+
+
 def test_the_window_of_a_missed_folder_is_made_anew_and_fired_once(world, many, missed):
     missed(f"{A}/1.json")
     with world.dispatcher() as dispatcher, world.dispatcher() as other:
@@ -396,10 +614,33 @@ def test_the_window_of_a_missed_folder_is_made_anew_and_fired_once(world, many, 
     assert (world.names(), world.names(TRIGGER, "_batch_/")) == ([], [])
 
 
+def test_the_file_of_a_subfolder_makes_no_window_anew(world, many, missed):
+    """BqTail lists a folder without its subfolders."""
+    missed(f"{A}/1.json")
+    world.client.bucket(TRIGGER).blob("data/b/1/0.json").upload_from_string("{}")
+    assert world.cycle().errors == []
+    assert json.loads(world.blob(many.name).download_as_bytes())["Source"]["URL"] == f"{B}/2.json"
+
+
+def test_the_name_of_a_folder_that_holds_but_subfolders_is_stale(world, many, missed):
+    missed(f"{A}/1.json")
+    world.delete("data/b/2.json", TRIGGER)
+    world.client.bucket(TRIGGER).blob("data/b/1/0.json").upload_from_string("{}")
+    assert world.cycle().errors == []
+    assert world.names() == []
+
+
+def test_a_folder_that_was_named_a_moment_ago_is_no_error_beside_one_that_is_checked(world, missed):
+    """Its window is being fired, or was a moment ago: the next check has what became of it."""
+    missed(f"{A}/1.json")
+    world.put(f"ds.other_7_{int(world.control.now()) - 60}/1.loc", age=60, content=B)
+    assert world.cycle().errors == []
+
+
 def test_a_window_that_cannot_be_made_anew_is_named(world, many, missed):
     missed(f"{A}/1.json")
     world.control.refuse("storage.objects.create", bucket=TASKS)
-    assert any("could not be made anew" in error for error in world.cycle().errors)
+    assert any("cannot be restored" in error for error in world.cycle().errors)
     assert world.names() == [many.location(B)]
 
 
@@ -471,6 +712,27 @@ def test_a_returned_window_waits_while_jobs_cannot_be_asked_for(world, asked_onc
     assert world.cycle().late == 1
 
 
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_returned_window_waits_while_its_claim_cannot_be_read(world, asked_once, rule, status):
+    rule.fired(f"{A}/1.json")
+    rule.arrive(f"{A}/1.json")
+    world.control.add_fault("storage.objects.get", "status", status=status, name="*.claim")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"]["pending"] == 1
+    assert "has returned and waits" in document["Error"]
+    world.control.clear_faults()
+    assert world.cycle().late == 1
+
+
+def test_a_returned_window_whose_claim_is_gone_is_undecided(world, rule):
+    rule.fired(f"{A}/1.json")
+    rule.arrive(f"{A}/1.json")
+    (claim,) = [each.name for each in world.client.list_blobs(TASKS) if each.name.endswith(".claim")]
+    world.client.bucket(TASKS).delete_blob(claim)
+    report = world.cycle()
+    assert "are unknown" in report.quarantined[world.url_of(rule.name)]
+
+
 def test_fourteen_windows_whose_loads_run_elsewhere_never_pass_the_limit(world):
     for n in range(14):
         world.window(f"ds.t{n}", content=json.dumps({"ProjectID": "other-proj", "EventID": f"e{n}"}))
@@ -489,14 +751,19 @@ def test_fourteen_windows_whose_loads_run_elsewhere_never_pass_the_limit(world):
 
 
 def test_a_bucket_that_keeps_what_it_was_given_for_a_minute_fires_each_window_once(world):
-    """A retention policy forbids to overwrite and to delete: nothing of a firing is overwritten."""
+    """A retention policy forbids to overwrite and to delete: nothing of a firing is overwritten.
+
+    What a dispatcher wrote itself stays as long, and then goes.
+    """
     name = world.window(due=200)
     trace = world.trace(age=200)
     world.session.patch(f"{world.url}/storage/v1/b/{TASKS}", json={"retentionPolicy": {"retentionPeriod": "60"}})
-    delivered = []
+    world.control.reset_counters()
+    delivered, left = [], []
     for _ in range(6):
         report = world.cycle()
         delivered += world.names(TRIGGER)
+        left.append({each.partition(".")[2] for each in world.intents()})
         for each in world.names(TRIGGER):
             world.delete(each, TRIGGER)
         world.control.advance(30)
@@ -506,3 +773,6 @@ def test_a_bucket_that_keeps_what_it_was_given_for_a_minute_fires_each_window_on
     assert trace not in world.names()
     assert name in delivered[0] + delivered[1]
     assert sorted(world.ledger(name)) == ["claim", "fired"]
+    assert left[:2] == [{"json", "json.done"}] * 2
+    assert world.intents() == []
+    assert "storage.buckets.get" not in world.control.calls()

@@ -5,9 +5,8 @@ import json
 import pytest
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.model import CLAIMED, OWNER
+from bqdispatch_provider.core.targets import CLAIMED, OWNER, ledger_entries_prefix, ledger_entry_name
 from bqdispatch_provider.names import WindowName
-from bqdispatch_provider.planning import entry_name
 
 DAY = 86_400
 
@@ -66,7 +65,7 @@ def test_a_look_does_not_see_the_ledger_however_large_it_is(world):
         [
             {
                 "name": FOLDER
-                + entry_name(f"ds.t{n % 100}_7_{end - n}.win", n + 1, what, world.config().async_task_url),
+                + ledger_entry_name(f"ds.t{n % 100}_7_{end - n}.win", n + 1, what, world.config().async_task_url),
                 "content": "{}",
                 "timeCreated": world.control.now() - n,
             }
@@ -80,11 +79,107 @@ def test_a_look_does_not_see_the_ledger_however_large_it_is(world):
     assert world.control.requests() == 2
 
 
-def test_an_entry_of_another_form_is_passed_over(world):
-    name = world.window()
-    folder = entry_name(name, 1, "claim", world.config().async_task_url).rpartition("/")[0]
-    world.put(f"{folder}/what.is.this", f"{folder}/{name}.x.claim", f"{folder}/{name}.7.claimed", age=300)
+def put_entry(world, name, ending, age=300):
+    """An object in the ledger whose name begins like those of a window's entries."""
+    entry = f"{ledger_entries_prefix(name, world.config().async_task_url)}{ending}"
+    world.put(entry, age=age)
+    return entry
+
+
+def longer_name(name):
+    """The name of a window that begins with another's, and ends in the same minute."""
+    return f"{name}.x_7_{int(WindowName.parse(name).end.timestamp())}.win"
+
+
+def waits_and_is_named(world, name, entry, dispatcher=None):
+    """A window waits with an error that names it and the entry, cycle after cycle."""
+    for _ in range(2):
+        report = dispatcher.cycle() if dispatcher else world.cycle()
+        said = [error for error in report.errors if f"window {name!r}" in error and world.url_of(entry) in error]
+        assert len(said) == len(report.errors) == 1, report.errors
+        world.control.advance(200)
+    assert not [each for each in world.names(TRIGGER) if name in each]
+    assert name in world.names()
+
+
+def holds_back_alone(world, name, other, entry):
+    """Show that an entry holds one window back, and no other, for as long as it is there."""
     assert world.cycle().dispatched == 1
+    assert world.names(TRIGGER) == [f"_batch_/{other}"]
+    world.control.advance(200)
+    waits_and_is_named(world, name, entry)
+    world.delete(entry)
+    assert world.cycle().dispatched == 1
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["7.fired-v2", "7.claim2", "7.v2.claim", "v2.7.claim", "7.claimed", "x.claim", "007.fired", "7", "7.claim/x"],
+)
+def test_an_entry_of_another_version_holds_its_window_back_and_no_other(world, ending):
+    name, other = world.window(), world.window("ds.t2")
+    entry = put_entry(world, name, ending)
+    holds_back_alone(world, name, other, entry)
+
+
+def test_the_same_dispatcher_fires_it_once_the_entry_is_gone(world):
+    name = world.window()
+    entry = put_entry(world, name, "7.fired-v2")
+    with world.dispatcher() as dispatcher:
+        waits_and_is_named(world, name, entry, dispatcher)
+        world.delete(entry)
+        assert dispatcher.cycle().dispatched == 1
+
+
+def test_an_entry_of_another_version_stays_however_old(world):
+    name = world.window()
+    entry = put_entry(world, name, "v2.7.fired")
+    world.control.advance(9 * DAY)
+    clean_up(world)
+    waits_and_is_named(world, name, entry)
+
+
+def test_a_claimed_window_that_is_gone_is_named_with_the_entry_that_holds_it_back(world):
+    name = world.window(content='{"EventID": "4711", "Source": {"URL": "gs://data/x/1.json"}}')
+    world.put(f"{WindowName.parse(name).locations}1.loc", content="gs://data/x")
+    world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden", name="*claim*")
+    world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden", name="*claim*")
+    world.cycle()
+    assert name not in world.names()
+    world.control.clear_faults()
+    entry = put_entry(world, name, "7.fired-v2", age=0)
+    world.control.advance(200)
+    report = world.cycle()
+    assert (report.dispatched, world.names(TRIGGER)) == (0, [])
+    assert [error for error in report.errors if f"window {name!r}" in error and world.url_of(entry) in error]
+
+
+def test_what_is_no_entry_of_any_window_in_the_ledger_holds_nothing_back(world):
+    """The entry of a window whose name goes on behind the other's ``.win`` is its own."""
+    name = world.window()
+    minute = put_entry(world, longer_name(name), "7.claim").rpartition("/")[0]
+    world.put(f"{minute}/what.is.this", f"{minute}/{name}", age=300)
+    report = world.cycle()
+    assert (report.dispatched, report.errors) == (1, [])
+
+
+def test_an_odd_entry_concerns_the_longest_name_that_it_begins_with(world):
+    name = world.window()
+    longer = longer_name(name)
+    world.put(longer, age=100)
+    entry = put_entry(world, longer, "7.claim2")
+    assert world.cycle().dispatched == 1
+    world.control.advance(200)
+    waits_and_is_named(world, longer, entry)
+
+
+@pytest.mark.parametrize("kind", ["gone-00000", "gone-00002", "aside"])
+@pytest.mark.parametrize("own", [True, False], ids=["its generation", "another"])
+def test_an_entry_without_claim_and_fired_holds_its_window_back(world, kind, own):
+    name, other = world.window(), world.window("ds.t2")
+    generation = int(world.blob(name).generation) if own else 7
+    entry = put_entry(world, name, f"{generation}.{kind}", age=900)
+    holds_back_alone(world, name, other, entry)
 
 
 def test_a_firing_that_lost_its_claim_counts_as_fired(world):
@@ -102,7 +197,7 @@ def test_a_firing_that_lost_its_claim_counts_as_fired(world):
 def test_a_claim_without_metadata_is_taken_over_as_any_other(world):
     name = world.window()
     blob = world.blob(name)
-    claim = entry_name(name, int(blob.generation), "claim", world.config().async_task_url)
+    claim = ledger_entry_name(name, int(blob.generation), "claim", world.config().async_task_url)
     world.put(claim, age=200, content=blob.download_as_bytes().decode())
     assert world.cycle().dispatched == 1
     assert world.names(TRIGGER) == [f"_batch_/{name}"]
@@ -110,19 +205,19 @@ def test_a_claim_without_metadata_is_taken_over_as_any_other(world):
 
 @pytest.mark.parametrize("status", [403, 500])
 def test_windows_of_which_the_ledger_cannot_be_read_wait_and_are_named(world, monkeypatch, status):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
     name, trace = world.window(), world.trace()
     world.control.add_fault("storage.objects.list", "status", status=status, name="*~ledger*")
     with world.dispatcher() as dispatcher:
-        listed = dispatcher.store.entries
-        from bqdispatch_provider.storage import Result
+        listed = dispatcher.store.list_folders
+        from bqdispatch_provider.gcp.storage_answers import Result
 
-        dispatcher.store.entries = lambda folders: [Result(status, message="no")] * len(folders)
+        dispatcher.store.list_folders = lambda folders: [Result(status, message="no")] * len(folders)
         document = dispatcher.cycle().to_dict()
         assert document["Outcomes"] == {"dispatched": 1, "error": 1}
         assert name in document["Error"]
         assert "~ledger" in document["Error"]
-        dispatcher.store.entries = listed
+        dispatcher.store.list_folders = listed
         world.control.clear_faults()
         assert dispatcher.cycle().dispatched == 1
     assert trace not in world.names()
@@ -141,7 +236,7 @@ def test_a_long_name_has_an_entry(world):
     assert all(len((FOLDER + entry).encode()) <= 1024 for entry in entries(world))
 
 
-def test_a_claim_tells_who_and_since_when(world):
+def test_a_claim_tells_who_and_since_when(world, clock_stands_still):
     name = world.window()
     world.cycle()
     metadata = world.ledger(name)["claim"].metadata

@@ -1,8 +1,12 @@
 """Count at a limit, besides jobs with a trace, what is moved and not consumed, and what others move."""
 
 import pytest
+from google.api_core.exceptions import GatewayTimeout
 from test_doubt import LAST, put_intent
 from world import FOLDER, TASKS, TRIGGER
+
+from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.dispatcher import Dispatcher
 
 LIMITED = {"MaxConcurrentJobs": 3}
 
@@ -79,17 +83,213 @@ def test_a_task_counts_what_bqtail_has_not_consumed(world):
         assert late.dispatch(shares).dispatched == 0
 
 
+@pytest.mark.parametrize(
+    ("state", "age", "dispatched"), [(None, 20, 0), (None, 70, 1), ("DONE", 20, 1), ("RUNNING", 20, 0)]
+)
+def test_a_task_counts_a_young_trace_as_the_plan_does(world, state, age, dispatched):
+    world.traces(1)
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+    world.trace(state=state, age=age)
+    with world.dispatcher(MaxConcurrentJobs=1) as late:
+        assert late.dispatch(shares).dispatched == dispatched
+
+
+def dispatcher_of(world, table, **more):
+    only = EventFilter.from_dict({"destinations": table})
+    return Dispatcher(world.config(**more), world.client, world.session, only=only)
+
+
+@pytest.fixture
+def looks_age(monkeypatch):
+    """A look gets old, as it does outside of tests."""
+    monkeypatch.setattr("bqdispatch_provider.delivery.intents._MAX_LOOK_AGE_S", 10.0)
+
+
+def move_unseen(world, only):
+    """Let another dispatcher move what it finds, and let its intents be completed, old and deleted."""
+    with dispatcher_of(world, only, MaxConcurrentJobs=1) as other:
+        assert other.cycle().dispatched == 1
+    for name in world.names(TASKS, f"{FOLDER}intents/"):
+        if name.removesuffix(".done").removesuffix(".json").endswith("-000001"):
+            world.delete(name.removeprefix(FOLDER))
+    world.control.advance(11)
+
+
+@pytest.mark.parametrize("then", ["jobs", "announcement"])
+def test_a_plan_that_is_older_than_what_others_leave_behind_is_counted_again(world, looks_age, then):
+    world.trace(dest="ds.a")
+    world.trace(dest="ds.b")
+    with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as slow:
+        asked, name = (slow.board, "look") if then == "jobs" else (slow.own_intents, "announce")
+        call = getattr(asked, name)
+
+        def call_for_long(*given):
+            found = call(*given) if then == "jobs" else None
+            if world.names(TRIGGER) == []:
+                move_unseen(world, "ds.b")
+            return found or call(*given)
+
+        setattr(asked, name, call_for_long)
+        report = slow.cycle()
+        assert (report.dispatched, report.outcomes["throttled"], report.errors) == (0, 1, [])
+
+
+def test_a_second_count_that_takes_long_is_repeated(world, looks_age):
+    world.trace(dest="ds.a")
+    world.trace(dest="ds.b")
+    with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as slow:
+        shares = slow.look().plan.shares()
+        look = slow.intents.look
+
+        def look_for_long(*given):
+            found = look(*given)
+            if world.names(TRIGGER) == []:
+                move_unseen(world, "ds.b")
+            return found
+
+        slow.intents.look = look_for_long
+        assert slow.dispatch(shares).outcomes == {"throttled": 1}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_no_duration_of_a_count_stops_dispatching_and_it_is_said(world, looks_age, planned):
+    world.traces(5)
+    with world.dispatcher(**LIMITED) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+        look = dispatcher.intents.look
+
+        def look_for_long(*given):
+            found = look(*given)
+            world.control.advance(11)
+            return found
+
+        dispatcher.intents.look = look_for_long
+        report = dispatcher.cycle() if planned else dispatcher.dispatch(shares)
+        assert report.dispatched == 3
+        (error,) = report.errors
+        assert error.startswith("it took more than 120 s to count the limits")
+
+
+@pytest.mark.parametrize("recounts", [False, True])
+def test_of_a_long_dispatch_each_part_fits_beside_all_others(world, looks_age, monkeypatch, recounts):
+    """Once the limits were counted again, what the plan has left says nothing, and each part takes its own slots."""
+    monkeypatch.setattr("bqdispatch_provider.cycle.dispatching.MAX_TRACES_PER_ROUND", 2)
+    world.traces(9)
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        announce = dispatcher.own_intents.announce
+
+        def announce_late(events):
+            if recounts:
+                world.control.advance(11)
+            return announce(events)
+
+        dispatcher.own_intents.announce = announce_late
+        assert dispatcher.cycle().outcomes == {"dispatched": 5, "throttled": 4}
+
+
+def test_a_job_that_is_submitted_while_active_jobs_are_listed_for_long_takes_a_place(world):
+    world.traces(1)
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+        active = dispatcher.board.active
+
+        def active_for_long(*given):
+            found = active(*given)
+            world.trace(state="RUNNING")
+            world.control.advance(70)
+            return found
+
+        dispatcher.board.active = active_for_long
+        assert dispatcher.dispatch(shares).outcomes == {"throttled": 1}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_an_intent_that_cannot_be_read_while_limits_are_counted_lets_nothing_pass(world, planned):
+    (mine,) = world.traces(1)
+    theirs = world.traces(3)
+    put_intent(world, *theirs, owner=LAST)
+    for name in theirs:
+        world.delete(name)
+    with world.dispatcher(**LIMITED) as dispatcher:
+        shares = None if planned else dispatcher.look().plan.shares()
+        read = dispatcher.store.read
+
+        def refuse_once(url, *more):
+            if "intents/" in url:
+                dispatcher.store.read = read
+                raise GatewayTimeout("cannot be read")
+            return read(url, *more)
+
+        dispatcher.store.read = refuse_once
+        report = dispatcher.cycle() if planned else dispatcher.dispatch(shares)
+        assert report.dispatched == 0
+        assert mine in world.names()
+
+
+def test_a_window_that_another_dispatcher_takes_after_it_was_listed_is_no_error(world):
+    name = world.window()
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        read = dispatcher.store.read
+
+        def read_too_late(url, *more):
+            if url == world.url_of(name):
+                world.delete(name)
+            return read(url, *more)
+
+        dispatcher.store.read = read_too_late
+        report = dispatcher.cycle()
+    assert (report.outcomes, report.errors) == ({"pending": 1}, [])
+
+
+@pytest.mark.parametrize("one_process", [False, True])
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_window_whose_copy_is_refused_keeps_no_slot_and_is_named_in_each_cycle(world, status, one_process):
+    name = world.window(due=600)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=status, name="*claim*")
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        for _ in range(4):
+            world.trace(age=30)
+            report = dispatcher.cycle() if one_process else world.cycle(MaxConcurrentJobs=1)
+            assert report.dispatched == 1
+            assert [name in each for each in report.errors] == [True]
+            assert "claim" not in world.ledger(name)
+            world.consume()
+            world.control.advance(25)
+        world.control.clear_faults()
+        assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+    assert world.names(TRIGGER, "_batch_/") == [f"_batch_/{name}"]
+
+
+def test_a_window_whose_read_is_answered_with_404_while_it_is_there_is_named(world):
+    name = world.window()
+    world.control.add_fault("storage.objects.get", "status", status=404, name=f"*{name}")
+    report = world.cycle(MaxConcurrentJobs=1)
+    assert report.outcomes == {"error": 1}
+    assert any(name in each for each in report.errors)
+
+
+def test_deliveries_that_cannot_all_be_listed_are_named_and_no_limit_is_passed(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.gcp.trigger_bucket._MAX_TRANSIT_PAGES", 1)
+    old = [f"_bqjob_/2026-01-01_00/ds.t--{n}_00001_query--dispatch.json" for n in range(1001)]
+    world.control.seed_objects(TRIGGER, old)
+    world.trace()
+    (error,) = world.cycle(**LIMITED).errors
+    assert "more than 1,000 objects" in error
+    assert world.names() != []
+
+
 @pytest.mark.parametrize("completed", [False, True])
 def test_what_others_move_after_the_look_takes_their_place(world, completed):
     mine = world.traces(3)
     with world.dispatcher(**LIMITED) as dispatcher:
         sight = dispatcher.look()
-        dispatcher._plan = sight.plan
         theirs = world.traces(2)
         intent = put_intent(world, *theirs, owner=LAST)
         if completed:  # a moment ago, by whoever is through with it
             world.client.bucket(TASKS).blob(f"{FOLDER}{intent}.done").upload_from_string("")
-        report = dispatcher.dispatch(sight.plan.shares())
+        report = dispatcher.dispatch(sight.plan.shares(), sight.plan.room)
     assert report.to_dict()["Outcomes"] == {"dispatched": 1, "throttled": 2}
     assert mine[0] not in world.names()
 
@@ -98,9 +298,8 @@ def test_what_others_move_takes_no_place_that_is_left(world):
     world.traces(2)
     with world.dispatcher(MaxConcurrentJobs=9) as dispatcher:
         sight = dispatcher.look()
-        dispatcher._plan = sight.plan
         put_intent(world, *world.traces(5), owner=LAST)
-        assert dispatcher.dispatch(sight.plan.shares()).dispatched == 2
+        assert dispatcher.dispatch(sight.plan.shares(), sight.plan.room).dispatched == 2
 
 
 def test_what_others_are_moving_and_is_gone_takes_a_place(world):
@@ -118,9 +317,9 @@ def test_under_a_limit_what_is_completed_is_marked_at_once_and_stays_for_those_w
         dispatcher.cycle()
         listed = {blob.name for blob in world.client.list_blobs(TASKS, prefix=f"{FOLDER}intents/")}
         assert {name.removesuffix(".done") for name in listed} == {name for name in listed if name.endswith(".json")}
-        monkeypatch.setattr("bqdispatch_provider.intents._COUNTED_S", 0.0)
+        monkeypatch.setattr("bqdispatch_provider.delivery.own_intents.KEEP_COMPLETED_S", 0.0)
         world.control.advance(2)
-        dispatcher.intents.remove()
+        dispatcher.own_intents.delete_completed()
     assert not [n for n in world.client.list_blobs(TASKS, prefix=f"{FOLDER}intents/") if n.name.endswith(".json")]
 
 
@@ -161,9 +360,7 @@ def test_the_place_of_a_window_that_cannot_be_claimed_goes_to_the_next_one(world
     assert world.url_of(bad) in document["Error"]
 
 
-def test_what_may_have_been_delivered_keeps_its_place(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
-    monkeypatch.setattr("bqdispatch_provider.dispatcher.AT_MOST", 0.5)
+def test_what_may_have_been_delivered_keeps_its_place(world, few_tries):
     refuse(world, world.trace(age=600), 503)
     world.traces(2)
     document = world.cycle(MaxConcurrentJobs=1).to_dict()
@@ -194,3 +391,18 @@ def test_the_place_of_what_lies_where_nothing_may_be_deleted_goes_to_the_next_on
     document = world.cycle(MaxConcurrentJobs=1).to_dict()
     assert document["Outcomes"] == {"dispatched": 1, "pending": 1}
     assert list(document["Jobs"]) == [world.url_of(good)]
+
+
+def test_what_takes_the_place_of_a_refused_event_is_told_before_it_is_dispatched(world):
+    """A task notes what it has in hand, for whoever goes on with it when it is killed."""
+    refused, *others = world.traces(3)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403, name=f"*{refused}*")
+    told = []
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        report = dispatcher.run(
+            0, before_dispatch=lambda shares: told.append([e.name for s in shares for e in s.events])
+        )
+    (dispatched,) = [name for name in others if name not in world.names()]
+    assert report.dispatched == 1
+    assert told == [[refused], [refused, dispatched]]

@@ -1,9 +1,14 @@
 """The log reads as a story: each event once, and what goes on unchanged is not told again."""
 
 import logging
+from datetime import UTC, datetime
 
 import pytest
+from test_doubt import put_intent
+from test_history import LABEL, seed_days
 from world import TRIGGER
+
+from bqdispatch_provider.core.events import Event
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def test_a_run_tells_what_waits_and_why_once_as_long_as_nothing_changes(world, t
             dispatcher.cycle()
     assert told() == [
         "5 objects in the task folder: 2 running, 3 throttled",
-        "project p is at MaxConcurrentJobs, which is 2: 3 LoadJobs wait beside 2 LoadJobs running",
+        "project p has reached MaxConcurrentJobs (2): 3 LoadJobs waiting, 2 LoadJobs running",
     ]
 
 
@@ -55,4 +60,41 @@ def test_what_goes_wrong_in_each_cycle_is_told_once(world, told):
             report = dispatcher.cycle()
     assert len(report.errors) == 2
     assert len([line for line in told() if name in line]) == 1
-    assert len([line for line in told() if "project 'q' cannot be looked at" in line]) == 1
+    assert len([line for line in told() if "project 'q' cannot be read" in line]) == 1
+
+
+def test_one_trace_that_is_left_to_another_is_told_in_the_singular(world, told):
+    put_intent(world, world.trace())
+    world.cycle()
+    assert "Another dispatcher is moving 1 trace; leaving them to it" in told()
+
+
+def test_one_event_that_ends_in_an_error_is_told_in_the_singular(world, told):
+    world.trace()
+    with world.dispatcher() as dispatcher:
+        dispatcher.mover.move = None
+        assert dispatcher.cycle().outcomes == {"error": 1}
+    assert "1 event could not be dispatched" in told()
+
+
+def test_one_trace_whose_intent_stays_is_told_in_the_singular(world, told):
+    with world.dispatcher() as dispatcher:
+        world.control.add_fault("storage.objects.insert", "status", status=403, name="*intents/*")
+        dispatcher.own_intents.withdraw((), [Event("x", 1, datetime.now(UTC))], mark=False)
+    assert [line for line in told() if line.startswith("Intents of 1 trace stay, since")]
+
+
+def test_one_window_whose_intent_stays_is_told_in_the_singular(world, told):
+    left, done = (Event(f"ds.t_1_{end}.win", 1, datetime.now(UTC)) for end in (1, 2))
+    with world.dispatcher() as dispatcher:
+        intents = dispatcher.own_intents.announce_firings([left, done])
+        world.control.add_fault("storage.objects.insert", "status", status=403, name="*intents/*")
+        dispatcher.own_intents.settle_firings(intents, [left])
+    assert [line for line in told() if line.startswith("Intents of 1 window stay, since")]
+
+
+def test_one_document_that_is_deleted_is_told_in_the_singular(world, told):
+    seed_days(world, "runs", 400)
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert [line for line in told() if line.startswith("Deleted 1 document below")]

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
+from bqdispatch_provider.commands.check_idle import IdleCheck
+from bqdispatch_provider.commands.checks import Verdict
+from bqdispatch_provider.commands.replay import Decisions
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.targets import undecided_name
 from bqdispatch_provider.names import WindowName
-from bqdispatch_provider.planning import marker_name
-from bqdispatch_provider.quiet import Quiet
-from bqdispatch_provider.replay import Decisions
-from bqdispatch_provider.smoke import Verdict
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
 BIN = Path(sys.executable).parent
 
 
 def test_the_go_services_document_is_read_as_it_is():
+    """The document in docs/migration.md."""
     document = json.loads(re.search(r"```json\n(.*?)```", GUIDE, re.DOTALL)[1])
     config = DispatchConfig.from_dict(document, {"configBucket": "acme-config", "opsBucket": "acme-ops"})
     assert config.async_task_url == "gs://acme-ops/BqTail/Tasks"
@@ -30,12 +31,29 @@ def test_the_go_services_document_is_read_as_it_is():
 
 def test_the_guide_names_commands_that_are_there():
     listed = subprocess.run([BIN / "bqdispatch", "--help"], capture_output=True, text=True, check=True).stdout
-    known = set(re.search(r"\{([\w,]+)\}", listed)[1].split(","))
-    assert {"smoke", "quiet", "run", "replay"} <= set(re.findall(r"`?bqdispatch (\w+) --", GUIDE)) <= known
+    known = set(re.search(r"\{([\w,-]+)\}", listed)[1].split(","))
+    assert {"smoke", "check-idle", "run", "replay"} <= set(re.findall(r"`?bqdispatch (\w[\w-]*) --", GUIDE)) <= known
+
+
+def test_the_response_has_the_shape_that_the_guide_says(world):
+    """The Go service nests jobs, writes a time as text, and counts windows as a project of their own."""
+    table = GUIDE.partition("## What the response says otherwise\n")[2].partition("\n## ")[0]
+    here = {row.split("|")[1].strip(): row.split("|")[3].strip() for row in table.splitlines() if row.startswith("|")}
+    trace = world.trace()
+    world.window()
+    report = world.cycle().to_dict()
+    assert here["`Jobs`"] == "`Jobs.<url>`" and set(report["Jobs"]) == {world.url_of(trace)}
+    assert here["`ListTime`"] == "a number, in milliseconds" and isinstance(report["ListTime"], int)
+    assert here["`MaxPending`"].startswith("–; `Oldest` and `Waiting`") and "MaxPending" not in report
+    assert {"Oldest", "Waiting"} <= report.keys()
+    assert here["windows in `Performance`"] == "as `BatchJobs` of their project"
+    assert {name: each["Dispatched"] for name, each in report["Performance"].items()} == {
+        "p": {"LoadJobs": 1, "BatchJobs": 1}
+    }
 
 
 def looked(world, **more):
-    checks = list(Quiet(world.config(**more).for_project("p"), world.client).checks())
+    checks = list(IdleCheck(world.config(**more).for_project("p"), world.client).checks())
     return {verdict: [check for check in checks if check.verdict is verdict] for verdict in Verdict}
 
 
@@ -68,12 +86,12 @@ def intent(world):
 
 
 @pytest.mark.parametrize("sign", [performance, moved, fired, old_window, lone_sentinel, intent])
-def test_a_dispatcher_that_was_at_work_is_noticed_until_it_is_quiet(world, sign):
+def test_a_dispatcher_that_was_at_work_is_noticed_until_it_is_idle(world, sign):
     world.trace()
     assert looked(world)[Verdict.FAILED] == []
     sign(world)
     (found,) = looked(world)[Verdict.FAILED]
-    assert "less than 10 minutes ago" in found.said
+    assert "less than 10 minutes ago" in found.finding
     world.control.advance(11 * 60)
     assert looked(world)[Verdict.FAILED] == []
 
@@ -85,7 +103,7 @@ def test_a_longer_run_is_waited_for_longer(world):
     assert len(looked(world, TimeToLiveInMin=30)[Verdict.FAILED]) == 1
 
 
-def test_a_place_that_cannot_be_looked_at_is_not_called_quiet(world):
+def test_a_place_that_cannot_be_looked_at_is_not_called_idle(world):
     world.control.refuse("storage.objects.list", bucket=TASKS)
     (found,) = looked(world)[Verdict.FAILED]
     assert found.what == "task folder"
@@ -98,7 +116,7 @@ def test_what_the_go_service_left_is_taken_over(world):
     go_sentinel(world, done, age=1790)
     go_sentinel(world, lost, age=1790)
     (warning,) = looked(world)[Verdict.WARNING]
-    assert warning.said.startswith("2 windows")
+    assert warning.finding.startswith("2 windows")
     world.delete(WindowName.parse(lost).sentinel)
     report = world.cycle().to_dict()
     assert set(report["Jobs"]) == {world.url_of(trace)}
@@ -131,29 +149,29 @@ def test_a_fired_window_that_lies_there_still_is_in_the_way_of_the_go_service_un
     world.cycle(MaxTriggerDelayMs=1_200_000)
     world.control.advance(15 * 60)
     (failed,) = looked(world, MaxTriggerDelayMs=1_200_000)[Verdict.FAILED]
-    assert failed.said.startswith("1 windows") and repr(name) in failed.said
-    assert "would fire them again" in failed.said
-    assert "1200 s after their firing, by `bqdispatch run --once`" in failed.said
+    assert failed.finding.startswith("1 fired window") and repr(name) in failed.finding
+    assert "would fire them again" in failed.finding
+    assert "`bqdispatch run --once` removes them 1200 s after their firing" in failed.finding
     world.cycle(MaxTriggerDelayMs=1_200_000)
     assert world.names() == []
     assert looked(world)[Verdict.FAILED] == looked(world)[Verdict.WARNING] == []
 
 
-def test_a_ledger_that_cannot_be_read_is_not_called_quiet(world):
+def test_a_ledger_that_cannot_be_read_is_not_called_idle(world):
     for due in (1800, 3600):
         world.window(due=due)
     world.control.add_fault("storage.batch", "status", status=403)
     (failed,) = looked(world)[Verdict.FAILED]
-    assert (failed.what, "~ledger/" in failed.said) == ("task folder", True)
+    assert (failed.what, "~ledger/" in failed.finding) == ("task folder", True)
 
 
 def test_a_window_that_waits_for_a_decision_is_named(world):
     name = world.window(due=1800)
-    marker = marker_name(name, 7, world.config().async_task_url)
+    marker = undecided_name(name, 7, world.config().async_task_url)
     world.put(marker, age=1800)
     (warning,) = looked(world)[Verdict.WARNING]
-    assert warning.said.startswith("1 windows") and repr(marker) in warning.said
-    assert "`bqdispatch replay`" in warning.said
+    assert warning.finding.startswith("1 window waiting") and repr(marker) in warning.finding
+    assert "`bqdispatch replay`" in warning.finding
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -167,7 +185,7 @@ def test_a_claim_that_was_not_fired_is_named_before_the_way_back(world, many):
         world.put("intents/killed-000001-windows.json", age=1200, content=json.dumps(document))
         world.delete(name)
     (warning,) = looked(world)[Verdict.WARNING]
-    assert "`bqdispatch run --once` settles" in warning.said
+    assert "`bqdispatch run --once` settles" in warning.finding
     assert set(world.cycle().to_dict()["Batched"]) == {world.url_of(name)}
     world.jobs(["ds_t--4711_00001_load--dispatch"], age=0)
     world.control.advance(3600)
@@ -184,14 +202,15 @@ def test_an_intent_that_is_completed_was_not_left_unfinished(world, also, kind):
     assert looked(world)[Verdict.FAILED] == looked(world)[Verdict.WARNING] == []
     world.put(f"intents/b-000001{kind}.json", age=1790)
     (warning,) = looked(world)[Verdict.WARNING]
-    assert f"'intents/b-000001{kind}.json' and 0 more" in warning.said
+    assert f"'intents/b-000001{kind}.json' and 0 more" in warning.finding
 
 
-def test_the_command_exits_with_one_until_it_is_quiet(world, tmp_path):
+def test_the_command_exits_with_one_until_it_is_idle(world, tmp_path):
+    """The command of docs/migration.md."""
     path = tmp_path / "config.json"
     path.write_text(json.dumps(world.document()))
     world.trace()
-    command = [BIN / "bqdispatch", "quiet", "--config", path]
+    command = [BIN / "bqdispatch", "check-idle", "--config", path]
     assert subprocess.run(command, check=False).returncode == 0
     world.cycle()
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -200,5 +219,5 @@ def test_the_command_exits_with_one_until_it_is_quiet(world, tmp_path):
 
 
 def test_what_cannot_be_seen_is_said_with_how_long_to_wait(world):
-    (unseen,) = looked(world)[Verdict.LEFT_OUT]
-    assert "sleeps for up to 100 minutes" in unseen.said
+    (unseen,) = looked(world)[Verdict.NOT_CHECKED]
+    assert "sleeps for up to 100 minutes" in unseen.finding

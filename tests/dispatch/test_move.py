@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from world import SOFT_DELETE, TASKS, TRIGGER, World
 
-from bqdispatch_provider.model import Event, Lane, Share
-from bqdispatch_provider.planning import target_of
+from bqdispatch_provider.core.events import Event, Share
+from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.core.targets import target_of
 
 
 def share_of(world, *names):
@@ -147,9 +148,7 @@ def test_in_which_folder_a_delete_works_is_seen_before_anything_is_moved_from_th
 
 @pytest.mark.parametrize("status", [400, 403, 503])
 @pytest.mark.parametrize("calls", [("copy", "rewrite"), ("delete",)], ids="/".join)
-def test_what_is_refused_of_the_oldest_trace_keeps_none_of_the_others(world, monkeypatch, calls, status):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
-    monkeypatch.setattr("bqdispatch_provider.dispatcher.AT_MOST", 1.0)
+def test_what_is_refused_of_the_oldest_trace_keeps_none_of_the_others(world, few_tries, calls, status):
     oldest = world.trace(age=600)
     world.traces(150)
     for call in calls:
@@ -169,7 +168,7 @@ def test_a_delete_is_done_when_it_is_seen_to_be_done(world, status):
         document = world.cycle().to_dict()
         assert document["Outcomes"]["error"] == 1
         assert f"{status}" in document["Error"]
-        assert "it is there still" in document["Error"]
+        assert "it still exists" in document["Error"]
         assert list(document["Jobs"]) == []
         for each in world.names(TRIGGER):
             world.delete(each, TRIGGER)
@@ -195,9 +194,7 @@ def test_a_copy_that_is_refused_for_what_is_not_there_is_tried_again_and_then_sa
     assert world.url_of(name) in document["Error"]
 
 
-def test_what_was_tried_all_the_time_and_not_done_is_an_error_with_its_reason(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
-    monkeypatch.setattr("bqdispatch_provider.dispatcher.AT_MOST", 0.5)
+def test_what_was_tried_all_the_time_and_not_done_is_an_error_with_its_reason(world, few_tries):
     names = world.traces(21)
     for call in ("storage.objects.copy", "storage.objects.rewrite"):
         world.control.add_fault(call, "status", status=503)
@@ -253,7 +250,7 @@ def test_one_that_cannot_be_looked_into_keeps_none_of_the_others_from_being_dele
 
 @pytest.mark.parametrize("keeping", [SOFT_DELETE, {}], ids=["soft delete", "nothing kept"])
 def test_what_this_run_has_copied_is_only_deleted_later_even_if_it_was_consumed(cloud, world, monkeypatch, keeping):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
     world.control.reset()
     world = World(cloud.url, world.control, keeping)
     world.traces(20)
@@ -325,7 +322,7 @@ def test_of_a_share_that_was_planned_elsewhere_nothing_goes_while_what_runs_cann
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         document = dispatcher.dispatch(shares).to_dict()
     assert document["Outcomes"] == {"throttled": 1}
-    assert "the jobs of project 'p' cannot be looked at" in document["Error"]
+    assert "the jobs of project 'p' cannot be listed" in document["Error"]
     assert world.names() == [name]
 
 
@@ -338,10 +335,10 @@ def test_what_is_planned_and_dispatched_in_one_cycle_is_counted_once(world):
 
 
 def test_a_look_of_another_form_does_not_prove_that_a_trace_is_gone(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.storage._PATIENCE", 0.1)
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.1)
     name = world.trace()
     world.control.add_fault("storage.objects.delete", "status", status=404, bucket=TASKS, name=f"*{name}")
     world.control.add_fault("storage.objects.get", "text", status=200, text='{"kind": "odd"}', bucket=TASKS)
     document = world.cycle().to_dict()
     assert (document["Outcomes"], list(document["Jobs"])) == ({"error": 1}, [])
-    assert "another form" in document["Error"]
+    assert "unexpected form" in document["Error"]

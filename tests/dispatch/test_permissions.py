@@ -9,10 +9,11 @@ import yaml
 from google.api_core.exceptions import GoogleAPIError
 from world import JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.quarantine import QuarantineStore
-from bqdispatch_provider.rights import rights_of
-from bqdispatch_provider.setups import SetUp
-from bqdispatch_provider.testing.standin_permissions import _ON_PROJECT, _STORAGE
+from bqdispatch_provider.commands.rights import required_rights
+from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.delivery.quarantine import QuarantineStore
+from bqdispatch_provider.gcp.permissions import missing_permissions
+from bqdispatch_provider.testing.standin.permissions import PROJECT_PERMISSIONS, STORAGE_PERMISSIONS
 
 ROLES = Path(__file__).parents[2] / "deploy" / "roles"
 PLACES = {TASKS: "folders", JOURNAL: "folders", TRIGGER: "trigger"}
@@ -26,9 +27,9 @@ def granted(name):
 def bound(world):
     """The account has the roles and nothing else."""
     for bucket, name in PLACES.items():
-        for permission in _STORAGE - granted(name):
+        for permission in STORAGE_PERMISSIONS - granted(name):
             world.control.refuse(permission, bucket=bucket)
-    for permission in _ON_PROJECT - granted("jobs"):
+    for permission in PROJECT_PERMISSIONS - granted("jobs"):
         world.control.refuse(permission, project="p")
 
 
@@ -46,18 +47,22 @@ def everything(world):
         world.put(window)
         errors = errors + dispatcher.cycle().errors
         told = dispatcher.cycle().errors
-        errors = errors + [each for each in told if not each.startswith(f"window {window!r} waits as")]
+        errors = errors + [each for each in told if not each.startswith(f"window {window!r} ")]
         world.window(content='{"EventID": "4711"}')  # BqTail takes it, and nothing comes
         errors = errors + [each for each in dispatcher.cycle().errors if each not in told]
         since = dispatcher.store.now() - timedelta(hours=1)
-        told = dispatcher.store.keeps_deleted(since)
-        versions = dispatcher.store.versions(["_bqjob_/"])
+        told = dispatcher.store.trigger.keeps_deleted(since)
+        versions = dispatcher.store.trigger.versions(["_bqjob_/"])
         try:
             with QuarantineStore(world.client, dispatcher.config) as quarantine:
                 quarantine.listing()
         except GoogleAPIError as error:
             errors.append(str(error))
-    return [*errors, *dispatcher.store.lacking(), *(["doubt"] if not told or not isinstance(versions[0], list) else [])]
+    return [
+        *errors,
+        *missing_permissions(dispatcher.store),
+        *(["doubt"] if not told or not isinstance(versions[0], list) else []),
+    ]
 
 
 def test_the_roles_are_enough_for_everything(world, bound):
@@ -74,7 +79,7 @@ BEGINNINGS = "~_2Bbeijprux"
 
 def test_the_folders_that_conditions_name_are_enough_for_everything(world, bound):
     """As with `--by-prefix`: nothing is read or written beside them."""
-    rights = rights_of(world.config().for_project("p"), SetUp(), by_prefix=True)
+    rights = required_rights(world.config().for_project("p"), SetUp(), by_prefix=True)
     for grant in rights.grants:
         if grant.condition:
             start = f'startsWith\\("projects/_/buckets/{grant.bucket}/objects/(.*?)"\\)'

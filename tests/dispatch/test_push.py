@@ -7,7 +7,7 @@ import time
 import pytest
 import requests
 
-from bqdispatch_provider.push import SUBSCRIPTION, Subscription
+from bqdispatch_provider.gcp.pubsub import SUBSCRIPTION, Subscription
 
 NAME = "projects/p/subscriptions/jobs"
 FOR_EVER = 60
@@ -61,7 +61,7 @@ def test_a_message_whose_acknowledgement_fails_wakes_again(world, subscription, 
     assert not subscription.wait(1)
     world.control.advance(11)
     assert subscription.wait(FOR_EVER)
-    assert "it is looked without being told" in caplog.text
+    assert "falling back to polling" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_subscription_that_cannot_be_used_is_told_of_once_and_waiting_is_sleep
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert not subscription.wait(0.6)
-    assert caplog.text.count("cannot be used") == 1
+    assert caplog.text.count("unavailable; falling back to polling") == 1
     assert world.control.calls()["pubsub.subscriptions.pull"] == 3
 
 
@@ -80,7 +80,7 @@ def test_a_host_that_is_not_there_is_no_error(monkeypatch, caplog):
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:9")
     with requests.Session() as session:
         assert not Subscription(session, NAME).wait(0.2)
-    assert "cannot be used" in caplog.text
+    assert "unavailable; falling back to polling" in caplog.text
 
 
 class Proxy(requests.Session):
@@ -99,7 +99,7 @@ class Proxy(requests.Session):
 
 def test_an_answer_that_is_no_object_ends_no_run(caplog):
     assert not Subscription(Proxy(b"[]"), NAME).wait(0.1)
-    assert "pull was answered by no JSON object" in caplog.text
+    assert "the answer to pull is not a JSON object" in caplog.text
 
 
 def test_who_is_answered_at_once_does_not_ask_without_end():
@@ -114,7 +114,8 @@ def test_an_end_is_heard_while_it_waits(subscription):
 
 
 def test_the_right_to_use_it_is_asked_for(subscription):
-    assert subscription.lacking() == []
+    permission = "pubsub.subscriptions.consume"
+    assert subscription.test_permissions([permission]) == [permission]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 from google.api_core.exceptions import Forbidden, GoogleAPICallError
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
-from bqdispatch_provider.model import REPLAY, REPLAYED, SINCE
-from bqdispatch_provider.quarantine import QuarantineStore, ReplayError
-from bqdispatch_provider.storage import Result
+from bqdispatch_provider.core.targets import REPLAY, REPLAYED, SINCE
+from bqdispatch_provider.delivery.quarantine import QuarantineStore, ReplayError
+from bqdispatch_provider.delivery.quarantine_notes import NoteCache
+from bqdispatch_provider.gcp.storage_answers import Result
+from bqdispatch_provider.names import TraceName
 
 DAY = 86_400.0
 OLD = DAY + 60
@@ -19,7 +21,7 @@ def outcomes(world, **more):
     return world.cycle(**more).to_dict()["Outcomes"]
 
 
-def aside(world):
+def in_quarantine(world):
     """What lies in quarantine, without its day."""
     return [name.split("/", 2)[2] for name in world.names(JOURNAL, "errors/")]
 
@@ -33,7 +35,7 @@ def replay(world, **more):
         return [quarantine.put_back(each) for each in quarantine.listing()]
 
 
-def doubtful(world, dest="ds.t"):
+def quarantined_window(world, dest="ds.t"):
     """A window in quarantine, of which nobody knows whether it was delivered; gives its name."""
     name = world.window(dest, content="second")
     world.claim(name, ago=200)
@@ -45,7 +47,7 @@ def doubtful(world, dest="ds.t"):
 # ---- evidence ----------------------------------------------------------------------------------------------------
 
 
-def test_a_trace_whose_job_is_unknown_for_a_day_is_set_aside_with_a_note(world):
+def test_a_trace_whose_job_is_unknown_for_a_day_is_set_aside_with_a_note(world, clock_stands_still):
     name = world.trace(state=None, age=OLD, content='{"a": 1}')
     generation = int(world.blob(name).generation)
     since = datetime.fromtimestamp(world.control.now() - OLD, UTC)
@@ -121,15 +123,15 @@ def test_a_root_trace_that_was_written_again_finds_the_job_of_its_first_writing(
 def test_a_list_without_a_location_that_could_not_be_reached_proves_nothing(world):
     world.trace(state=None, age=OLD, root=True)
     with world.dispatcher() as dispatcher:
-        ask = dispatcher.board._ask
-        dispatcher.board._ask = lambda path, query: {**ask(path, query), "unreachable": ["asia-east1"]}
+        ask = dispatcher.board.calls.ask
+        dispatcher.board.calls.ask = lambda path, query: {**ask(path, query), "unreachable": ["asia-east1"]}
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"not_found": 1}
-        dispatcher.board._ask = ask
+        dispatcher.board.calls.ask = ask
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"quarantined": 1}
 
 
 def test_a_list_of_many_pages_is_read_to_its_end(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.jobs._PAGE", 10)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_calls.PAGE_SIZE", 10)
     world.trace(state=None, age=OLD, root=True)
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-east1", age=OLD)
     world.jobs([f"other-{n}" for n in range(35)], age=3600)
@@ -137,7 +139,7 @@ def test_a_list_of_many_pages_is_read_to_its_end(world, monkeypatch):
 
 
 def test_what_the_cap_of_look_ups_leaves_out_is_not_set_aside_but_comes_in_turn(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.search.LOOK_UPS", 20)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_search.MAX_LOOKUPS", 20)
     world.traces(50, state=None, age=OLD)
     assert outcomes(world) == {"quarantined": 20, "not_found": 30}
     assert outcomes(world) == {"quarantined": 20, "not_found": 10}
@@ -145,7 +147,7 @@ def test_what_the_cap_of_look_ups_leaves_out_is_not_set_aside_but_comes_in_turn(
 
 
 def test_look_ups_that_never_prove_anything_do_not_keep_the_others_from_being_looked_up(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.search.LOOK_UPS", 10)
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_search.MAX_LOOKUPS", 10)
     world.traces(20, state=None, age=200 * DAY)
     world.traces(2, state=None, age=OLD)
     with world.dispatcher() as dispatcher:
@@ -163,7 +165,7 @@ def test_zero_minutes_never_quarantine(world):
     assert world.control.calls()["bigquery.jobs.get"] == 3
 
 
-# ---- setting aside -----------------------------------------------------------------------------------------------
+# ---- into quarantine ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["storage.objects.insert", "storage.objects.copy", "storage.objects.*"])
@@ -178,6 +180,19 @@ def test_a_place_that_refuses_leaves_the_object_where_it_is(world, call):
     assert outcomes(world) == {"quarantined": 3}
 
 
+def test_a_trace_that_was_set_aside_and_not_deleted_is_not_taken_for_delivered_once_its_job_is_known(world):
+    name = world.trace(state=None, age=OLD)
+    with world.dispatcher() as dispatcher:
+        world.control.add_fault("storage.objects.delete", "status", status=403, name=f"*{name}")
+        assert dispatcher.cycle().outcomes["error"] == 1
+        world.control.clear_faults()
+        world.jobs([TraceName.parse(name).job_id])
+        report = dispatcher.cycle()
+    assert report.outcomes == {"quarantined": 1}
+    assert world.names() == world.names(TRIGGER) == []
+    assert len(in_quarantine(world)) == 2
+
+
 class Crash(BaseException):
     """A process that ends."""
 
@@ -187,7 +202,7 @@ class Crash(BaseException):
 def test_a_crash_while_setting_aside_loses_nothing_and_a_second_try_finds_the_first(world, step, after):
     name = world.trace(state=None, age=OLD, content="body")
     with world.dispatcher() as dispatcher:
-        tidy = dispatcher.look().plan.tidy
+        cleanup = dispatcher.look().plan.cleanup
         real = getattr(dispatcher.store, step)
 
         def crash(*arguments, **named):
@@ -197,15 +212,15 @@ def test_a_crash_while_setting_aside_loses_nothing_and_a_second_try_finds_the_fi
 
         setattr(dispatcher.store, step, crash)
         with pytest.raises(Crash):
-            dispatcher.tidy(tidy)
-    kept = [each for each in aside(world) if not each.endswith(".json")]
+            dispatcher.clean_up(cleanup)
+    kept = [each for each in in_quarantine(world) if not each.endswith(".json")]
     assert name in world.names() or len(kept) == 1
     if kept:
-        assert len(aside(world)) == 2
+        assert len(in_quarantine(world)) == 2
     left = outcomes(world)
     assert left.get("quarantined", 0) == (0 if step == "delete" and after else 1)
     assert name not in world.names()
-    (kept, note) = aside(world)
+    (kept, note) = in_quarantine(world)
     assert note == f"{kept}.json"
     assert json.loads(world.blob(world.names(JOURNAL, "errors/")[1], JOURNAL).download_as_bytes())["Reason"]
     assert world.blob(world.names(JOURNAL, "errors/")[0], JOURNAL).download_as_bytes() == b"body"
@@ -218,13 +233,13 @@ def test_names_are_untrusted_text(world, dest):
     name = f"proj:p:US/{dest}--1_00001_load--dispatch"
     world.put(name, age=OLD, content="body")
     with world.dispatcher() as dispatcher:
-        dispatcher.board._got = found_nothing
+        dispatcher.board.calls.look_up = found_nothing
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"quarantined": 1}
     with store(world) as quarantine:
         (found,) = quarantine.listing()
     assert found.name == name
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
     assert world.blob(name).download_as_bytes() == b"body"
 
 
@@ -256,13 +271,13 @@ def test_a_name_too_long_for_quarantine_is_cut_and_the_note_holds_it_whole(world
     world.put(*names, age=OLD, content="body")
     document = world.cycle().to_dict()
     assert document["Outcomes"] == {"quarantined": 2}, document["Errors"]
-    assert len(aside(world)) == 4
+    assert len(in_quarantine(world)) == 4
     for name in names:
         assert "too long" in document["Quarantined"][world.url_of(name)]
     with store(world) as quarantine:
         assert {each.name for each in quarantine.listing()} == set(names)
     replay(world)
-    assert (world.names(), aside(world)) == (sorted(names), [])
+    assert (world.names(), in_quarantine(world)) == (sorted(names), [])
 
 
 @pytest.mark.parametrize(("dest", "mode"), [(970, 8), (500, 478)])
@@ -273,7 +288,7 @@ def test_a_cut_name_without_its_note_is_left_and_said(world, dest, mode):
     assert outcomes(world) == {"quarantined": 1}
     kept, note = world.names(JOURNAL, "errors/")
     world.delete(note, JOURNAL)
-    with pytest.raises(ReplayError, match="cut"):
+    with pytest.raises(ReplayError, match="shortened"):
         replay(world)
     assert world.names(JOURNAL, "errors/") == [kept]
 
@@ -287,7 +302,7 @@ def test_a_trace_goes_back_and_waits_another_day(world):
     world.cycle()
     (said,) = replay(world)
     assert world.url_of(name) in said
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
     back = world.blob(name)
     assert back.download_as_bytes() == b"body"
     assert REPLAY not in back.metadata
@@ -318,9 +333,9 @@ def test_what_goes_into_quarantine_again_remembers_its_first_writing(world):
 
 
 def test_a_window_goes_back_and_is_fired_whatever_is_known_of_earlier_firings(world):
-    name = doubtful(world)
+    name = quarantined_window(world)
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
     assert REPLAYED in world.blob(name).metadata
     world.control.advance(10)
     assert outcomes(world)["dispatched"] == 1
@@ -329,25 +344,25 @@ def test_a_window_goes_back_and_is_fired_whatever_is_known_of_earlier_firings(wo
 
 
 def test_a_live_object_of_that_name_is_neither_overwritten_nor_fired_again(world):
-    name = doubtful(world)
+    name = quarantined_window(world)
     world.put(name, content="third", age=10)
-    with pytest.raises(ReplayError, match="an object of that name lies there"):
+    with pytest.raises(ReplayError, match="an object of that name exists there"):
         replay(world)
     assert world.blob(name).download_as_bytes() == b"third"
-    assert len(aside(world)) == 2
+    assert len(in_quarantine(world)) == 2
 
 
 def test_a_live_trace_of_that_name_is_not_overwritten(world):
     name = world.trace(state=None, age=OLD)
     world.cycle()
     world.put(name, content="new")
-    with pytest.raises(ReplayError, match="an object of that name lies there"):
+    with pytest.raises(ReplayError, match="an object of that name exists there"):
         replay(world)
     assert world.blob(name).download_as_bytes() == b"new"
-    assert len(aside(world)) == 2
+    assert len(in_quarantine(world)) == 2
 
 
-STEPS = ["_aside.copy_with", "_aside.delete", "_tasks.stamp", "_aside.remove"]
+STEPS = ["_quarantine.copy_with_metadata", "_quarantine.delete", "_tasks.compose_with_metadata", "_quarantine.remove"]
 
 
 def interrupted(world, step, failure, after):
@@ -374,7 +389,7 @@ def interrupted(world, step, failure, after):
 @pytest.mark.parametrize("kind", ["trace", "window"])
 def test_a_crash_at_any_step_of_the_way_back_loses_nothing_and_doubles_nothing(world, kind, step, after, cycle_between):
     if kind == "window":
-        name = doubtful(world)
+        name = quarantined_window(world)
     else:
         name = world.trace(state=None, age=OLD, content="second")
         world.cycle()
@@ -386,12 +401,12 @@ def test_a_crash_at_any_step_of_the_way_back_loses_nothing_and_doubles_nothing(w
         world.cycle()
         delivered = len(world.names(TRIGGER))
         # Only once the mark is off may it go: then nothing is left in quarantine that could go again.
-        armed = step == "_aside.remove" or (step == "_tasks.stamp" and after)
+        armed = step == "_quarantine.remove" or (step == "_tasks.compose_with_metadata" and after)
         assert delivered == (1 if armed else 0)
         world.control.advance(4000)
-    assert name in world.names() or len(aside(world)) == 2 or delivered
+    assert name in world.names() or len(in_quarantine(world)) == 2 or delivered
     replay(world)
-    assert aside(world) == []
+    assert in_quarantine(world) == []
     world.control.advance(5)
     world.cycle()
     assert len(world.names(TRIGGER)) == 1
@@ -400,13 +415,13 @@ def test_a_crash_at_any_step_of_the_way_back_loses_nothing_and_doubles_nothing(w
     assert len(world.names(TRIGGER)) == 1
 
 
-@pytest.mark.parametrize("step", ["_aside.delete", "_tasks.stamp"])
+@pytest.mark.parametrize("step", ["_quarantine.delete", "_tasks.compose_with_metadata"])
 def test_a_refused_step_is_said_and_finished_by_trying_again(world, step):
-    name = doubtful(world)
+    name = quarantined_window(world)
     interrupted(world, step, [Result(403, message="no")], after=False)
     assert outcomes(world)["pending"] == 1
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
 
 
 def test_a_copy_that_is_refused_leaves_everything(world):
@@ -415,16 +430,32 @@ def test_a_copy_that_is_refused_leaves_everything(world):
     world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
     with pytest.raises(ReplayError, match="403"):
         replay(world)
-    assert (world.names(), len(aside(world))) == ([], 2)
+    assert (world.names(), len(in_quarantine(world))) == ([], 2)
 
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("call", ["rewrite", "delete", "compose"])
 def test_a_passing_fault_does_not_stop_the_way_back(world, call, after):
-    name = doubtful(world)
+    name = quarantined_window(world)
     world.control.add_fault(f"storage.objects.{call}", "status", status=503, times=2, after=after)
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
+    assert REPLAY not in world.blob(name).metadata
+
+
+@pytest.mark.parametrize("status", [404, 412])
+@pytest.mark.parametrize("call", ["delete", "compose"])
+def test_what_is_said_to_be_gone_and_is_not_keeps_its_note_until_it_is_put_back(world, call, status):
+    name = quarantined_window(world)
+    held = in_quarantine(world)
+    world.control.add_fault(f"storage.objects.{call}", "status", status=status)
+    with pytest.raises(ReplayError, match="is back but not dispatched yet, replay it again"):
+        replay(world)
+    note = [each for each in held if each.endswith(".json")]
+    assert set(note) <= set(in_quarantine(world))
+    world.control.clear_faults()
+    replay(world)
+    assert (world.names(), in_quarantine(world)) == ([name], [])
     assert REPLAY not in world.blob(name).metadata
 
 
@@ -434,10 +465,10 @@ def test_an_object_whose_note_is_gone_goes_back(world):
     world.delete(world.names(JOURNAL, "errors/")[1], JOURNAL)
     with store(world) as quarantine:
         (found,) = quarantine.listing()
-    assert "gone" in found.reason
+    assert "missing" in found.reason
     assert (found.name, found.since.date()) == (name, datetime.fromtimestamp(world.control.now() - OLD, UTC).date())
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
 
 
 @pytest.mark.parametrize(
@@ -456,7 +487,7 @@ def test_an_unreadable_note_keeps_nothing_from_going_back(world, note):
     world.client.bucket(JOURNAL).blob(world.names(JOURNAL, "errors/")[1]).upload_from_string(note)
     world.control.advance(1)
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
 
 
 def test_a_note_alone_is_removed_once_its_object_has_left(world):
@@ -465,7 +496,7 @@ def test_a_note_alone_is_removed_once_its_object_has_left(world):
     world.delete(world.names(JOURNAL, "errors/")[0], JOURNAL)
     (said,) = replay(world)
     assert "before" in said
-    assert (world.names(), aside(world)) == ([], [])
+    assert (world.names(), in_quarantine(world)) == ([], [])
 
 
 def test_a_note_alone_stays_while_its_object_is_still_in_the_task_folder(world):
@@ -474,7 +505,7 @@ def test_a_note_alone_stays_while_its_object_is_still_in_the_task_folder(world):
     assert outcomes(world) == {"error": 1}
     (said,) = replay(world)
     assert "has not left" in said
-    assert (world.names(), len(aside(world))) == ([name], 1)
+    assert (world.names(), len(in_quarantine(world))) == ([name], 1)
 
 
 def test_an_object_that_is_set_aside_after_it_was_listed_goes_back(world):
@@ -486,23 +517,23 @@ def test_an_object_that_is_set_aside_after_it_was_listed_goes_back(world):
         (found,) = quarantine.listing()
         assert outcomes(world) == {"quarantined": 1}
         quarantine.put_back(found)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
 
 
 def test_a_crash_with_an_object_whose_note_was_gone_is_finished_too(world):
     name = world.trace(state=None, age=OLD)
     world.cycle()
     world.delete(world.names(JOURNAL, "errors/")[1], JOURNAL)
-    interrupted(world, "_aside.delete", Crash(), after=True)
+    interrupted(world, "_quarantine.delete", Crash(), after=True)
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
     assert REPLAY not in world.blob(name).metadata
 
 
 def test_two_replays_at_once_put_each_back_once(world):
     from concurrent.futures import ThreadPoolExecutor
 
-    name = doubtful(world)
+    name = quarantined_window(world)
 
     def once(_):
         try:
@@ -513,7 +544,7 @@ def test_two_replays_at_once_put_each_back_once(world):
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(once, range(4)))
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
     assert REPLAY not in world.blob(name).metadata
 
 
@@ -538,4 +569,73 @@ def test_a_note_that_cannot_be_removed_is_an_error_and_nothing_goes_twice(world)
     assert world.names() == [name]
     world.control.clear_faults()
     replay(world)
-    assert (world.names(), aside(world)) == ([name], [])
+    assert (world.names(), in_quarantine(world)) == ([name], [])
+
+
+# ---- what was read before ----------------------------------------------------------------------------------------
+
+
+def set_aside(world, number, **more):
+    """Set aside some traces, oldest first; gives their names."""
+    names = [world.trace(state=None, age=OLD + 100 * (number - each)) for each in range(number)]
+    assert outcomes(world, **more)["quarantined"] == number
+    return names
+
+
+def reads(world, listing):
+    """Return the names that a listing gives, those whose notes were read, and the reads that it costs."""
+    world.control.reset_counters()
+    found = listing()
+    names = [each.name for each in found]
+    return names, [each.name for each in found if each.is_read], world.control.calls().get("storage.objects.get", 0)
+
+
+def test_a_note_that_was_read_is_not_read_again(world):
+    names, notes = set_aside(world, 3), NoteCache()
+    with store(world) as quarantine:
+        assert reads(world, lambda: quarantine.listing(notes)) == (names, names, 3)
+        assert reads(world, lambda: quarantine.listing(notes)) == (names, names, 0)
+        quarantine.put_back(quarantine.listing(notes)[0])
+        more = set_aside(world, 1)
+        assert reads(world, lambda: quarantine.listing(notes)) == (names[1:] + more, names[1:] + more, 1)
+    assert len(notes) == 3, "the note that is gone is forgotten"
+
+
+def test_only_so_many_notes_are_read_as_are_wanted_the_oldest_first(world):
+    names, notes = set_aside(world, 9), NoteCache(wanted=4)
+    with store(world) as quarantine:
+        assert reads(world, lambda: quarantine.listing(notes)) == (names, names[:4], 4)
+        assert reads(world, lambda: quarantine.listing(notes)) == (names, names[:4], 0)
+        assert {each.reason for each in quarantine.listing(notes)[4:]} == {"its note was not read"}
+        quarantine.put_back(quarantine.listing(notes)[1])
+        assert reads(world, lambda: quarantine.listing(notes)) == (names[:1] + names[2:], [names[0], *names[2:5]], 1)
+
+
+def test_notes_of_another_task_folder_take_no_place(world):
+    for number in range(3):
+        world.control.seed_objects(
+            JOURNAL,
+            [
+                {"name": f"errors/2020-01-0{number + 1}/ds.t--{number}_00001_load--dispatch.7", "content": "{}"},
+                {
+                    "name": f"errors/2020-01-0{number + 1}/ds.t--{number}_00001_load--dispatch.7.json",
+                    "content": json.dumps({"URL": "gs://others/tasks/x", "Since": "2020-01-01T00:00:00Z"}),
+                },
+            ],
+        )
+    names, notes = set_aside(world, 2), NoteCache(wanted=2)
+    with store(world) as quarantine:
+        for _ in range(4):
+            found = reads(world, lambda: quarantine.listing(notes))
+            assert found[2] <= 2
+        assert found == (names, names, 0)
+
+
+def test_a_note_that_could_not_be_read_is_read_again(world):
+    names, notes = set_aside(world, 1), NoteCache()
+    with store(world) as quarantine:
+        world.control.refuse("storage.objects.get", bucket=JOURNAL)
+        with pytest.raises(Forbidden):
+            quarantine.listing(notes)
+        world.control.allow_all()
+        assert reads(world, lambda: quarantine.listing(notes)) == (names, names, 1)

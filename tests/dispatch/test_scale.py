@@ -6,20 +6,20 @@ from math import ceil
 
 import cost
 import pytest
-from scale import Folder, Setup
+from simulated_folder import Folder, Setup
 from workloads import DOCUMENT, Workload, fill, traces, windows
 from world import FOLDER, TASKS, World
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.targets import ledger_entry_name
+from bqdispatch_provider.delivery.own_intents import MAX_EVENTS_PER_INTENT
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.intents import MOST
-from bqdispatch_provider.planning import entry_name
 
 
 @pytest.fixture(autouse=True)
 def keeps_completed_intents(monkeypatch):
     """They are deleted in this cycle or in the next one otherwise, by how long this machine takes."""
-    monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 3600.0)
+    monkeypatch.setattr("bqdispatch_provider.delivery.own_intents.SAME_NAME_S", 3600.0)
 
 
 def counted(world, cycle):
@@ -67,7 +67,7 @@ def test_windows_cost_what_the_model_says(world, number, limited):
     minutes = {end[: len("2026-01-01T00:00")] for end in report.batched.values()}
     model = cost.look(number, 0, minutes=len(minutes), bodies=number if limited else 0, limited=limited)
     model += cost.dispatch(0, number, limited=limited)
-    model += cost.clean_up(number + ceil(number / MOST), 0)
+    model += cost.delete_old_entries(number + ceil(number / MAX_EVENTS_PER_INTENT), 0)
     assert real == model
 
 
@@ -86,7 +86,7 @@ def test_fired_windows_cost_what_the_model_says_while_they_are_kept_and_when_the
         world.control.advance(200)
         model = cost.look(251, 0, bodies=250)
         model.add("bigquery.jobs.list")
-        model += cost.tidy(251)
+        model += cost.clean_up(251)
         _, real = counted(world, first.cycle)
         assert real == model
         assert world.names() == []
@@ -102,13 +102,13 @@ def minutes_of(world):
 def test_what_is_forgotten_costs_what_the_model_says(world):
     at = int(world.control.now()) - 9 * 86_400
     url = world.config().async_task_url
-    old = [entry_name(f"ds.old{n}_7_{at}.win", 7, what, url) for n in range(700) for what in ("claim", "fired")]
+    old = [ledger_entry_name(f"ds.old{n}_7_{at}.win", 7, what, url) for n in range(700) for what in ("claim", "fired")]
     world.put(*old, age=9 * 86_400)
     world.window()
     _, real = counted(world, world.cycle)
     model = cost.look(1, 0, minutes=1)
     model += cost.dispatch(0, 1)
-    model += cost.clean_up(2, 700)
+    model += cost.delete_old_entries(2, 700)
     assert real == model
     assert len(minutes_of(world)) == 1
 
@@ -128,10 +128,10 @@ def test_completed_intents_cost_what_the_model_says(world, monkeypatch):
     world.traces(2100)
     with world.dispatcher() as dispatcher:
         dispatcher.cycle()
-        monkeypatch.setattr("bqdispatch_provider.intents.SAME_NAME_S", 0.0)
+        monkeypatch.setattr("bqdispatch_provider.delivery.own_intents.SAME_NAME_S", 0.0)
         world.control.advance(2)
-        _, real = counted(world, dispatcher.intents.remove)
-    assert real == cost.tidy(3)
+        _, real = counted(world, dispatcher.own_intents.delete_completed)
+    assert real == cost.clean_up(3)
 
 
 def test_a_process_that_ends_at_once_notes_what_it_has_completed(world):

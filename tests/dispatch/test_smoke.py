@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,9 +15,13 @@ from terminal import on_a_terminal
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
-from bqdispatch_provider import smoke
-from bqdispatch_provider.pools import compared, pools_of
-from bqdispatch_provider.smoke import Smoke, Verdict
+from bqdispatch_provider.commands import trial
+from bqdispatch_provider.commands.checks import Verdict
+from bqdispatch_provider.commands.job_checks import trace_name_of
+from bqdispatch_provider.commands.pools import expected_pools, pool_problems
+from bqdispatch_provider.commands.smoke import check_set_up
+from bqdispatch_provider.core.model import JobKey
+from bqdispatch_provider.testing.standin.storage_conditions import Conditions
 
 BIN = Path(sys.executable).parent
 ERRORS = "errors"
@@ -36,13 +42,13 @@ def look(world):
             return True
 
         config = replace(world.config(**{**QUIET, **more}).for_project("p"), url=url)
-        wanted = pools_of(config)
-        compared_pools = compared(wanted if pools is None else pools, wanted, {"bqdispatch_sql": takes})
+        wanted = expected_pools(config)
+        problems = pool_problems(wanted if pools is None else pools, wanted, {"bqdispatch_sql": takes})
         bqtail = None if bqtail is None else world.config(**{**QUIET, **bqtail})
         before = [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)]
         breaks(world)
-        smoke_ = Smoke(config, world.client, world.session, compared_pools, bqtail=bqtail, others=others, go_on=go_on)
-        checks = list(smoke_.checks())
+        with_whom = {"bqtail": bqtail, "others": others, "go_on": go_on}
+        checks = list(check_set_up(config, world.client, world.session, problems, **with_whom))
         world.control.allow_all()
         assert [world.names(bucket) for bucket in (TASKS, JOURNAL, ERRORS)] == before
         return checks
@@ -51,7 +57,7 @@ def look(world):
 
 
 def findings(checks, verdict=Verdict.FAILED):
-    return {check.what: check.said for check in checks if check.verdict is verdict}
+    return {check.what: check.finding for check in checks if check.verdict is verdict}
 
 
 def test_a_whole_set_up_passes_and_both_events_arrive(world, look, intents_stay_young):
@@ -135,10 +141,10 @@ BROKEN = {
     "journal not written": (refused("storage.objects.create", bucket=JOURNAL), {"journal"}, "objects.create"),
     "journal not overwritten": (refused("storage.objects.delete", bucket=JOURNAL), {"journal"}, "objects.delete"),
     "errors not written": (refused("storage.objects.create", bucket=ERRORS), {"errors"}, "objects.create"),
-    "jobs not listed": (refused("bigquery.jobs.list"), {"jobs", "a trace"}, "bigquery.jobs.list is missing"),
-    "jobs of others": (refused("bigquery.jobs.listAll"), {"jobs", "a trace"}, "bigquery.jobs.listAll is missing"),
-    "jobs not looked up": (refused("bigquery.jobs.get"), {"jobs", "a trace"}, "bigquery.jobs.get is missing"),
-    "another project": (gone_project, {"jobs", "a trace"}, "see that ProjectID is right"),
+    "jobs not listed": (refused("bigquery.jobs.list"), {"jobs"}, "bigquery.jobs.list is missing"),
+    "jobs of others": (refused("bigquery.jobs.listAll"), {"jobs"}, "bigquery.jobs.listAll is missing"),
+    "jobs not looked up": (refused("bigquery.jobs.get"), {"jobs"}, "bigquery.jobs.get is missing"),
+    "another project": (gone_project, {"jobs"}, "see that ProjectID is right"),
     "wrong location": (astray, {"location"}, "move these traces into the folder proj:p:EU/"),
     "nobody consumes": (unconsumed, {"BqTail consumes"}, "see that PostJobPrefix '/_bqjob_/' is BqTail's too"),
 }
@@ -151,7 +157,7 @@ def test_a_broken_set_up_is_found_and_named(world, look, broken):
     breaks, what, said = BROKEN[broken]
     found = findings(look(breaks))
     assert found.keys() == what
-    assert said in next(found[each] for each in sorted(what) if each != "a trace")
+    assert said in next(found[each] for each in sorted(what))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +170,7 @@ def test_a_broken_set_up_is_found_and_named(world, look, broken):
     ],
 )
 def test_what_differs_from_bqtails_configuration_is_named(world, look, key, theirs):
+    """By the command of docs/permissions.md."""
     world.trace()
     found = findings(look(bqtail={key: theirs}))
     assert found.keys() == {f"{key} of both"}
@@ -191,21 +198,71 @@ def test_a_document_that_the_account_may_not_replace_is_as_it_should_be(world, l
     assert f"storage.objects.{verb} is refused" in findings(checks, Verdict.OK)["configuration document"]
 
 
-def test_the_document_is_not_touched(world, look):
-    world.trace()
+@pytest.fixture
+def document(world):
     blob = world.client.bucket(JOURNAL).blob("config/dispatch.json")
     blob.upload_from_string("{}")
-    generation = blob.generation
+    return blob
+
+
+def test_the_document_is_not_touched(world, look, document):
+    world.trace()
+    generation = document.generation
     look(url=DOCUMENT)
-    blob.reload()
-    assert blob.generation == generation
+    document.reload()
+    assert document.generation == generation
 
 
-def test_a_document_beside_which_no_call_is_answered_is_not_checked(world, look):
+def test_a_service_that_ignores_preconditions_cannot_lose_the_document(world, look, document, monkeypatch):
+    """As fake-gcs-server: it deletes whatever generation there is."""
+    world.trace()
+    check = Conditions.check
+
+    def only_of_missing_objects(conditions, live, reading=False):
+        if live is None:
+            check(conditions, live, reading)
+
+    def ignoring(world):
+        world.control.refuse("storage.objects.delete", bucket=TASKS)  # no trial
+        monkeypatch.setattr(Conditions, "check", only_of_missing_objects)
+
+    generation = document.generation
+    checks = look(ignoring, url=DOCUMENT)
+    document.reload()
+    assert document.generation == generation
+    assert "ignores preconditions" in findings(checks, Verdict.NOT_CHECKED)["configuration document"]
+
+
+def test_rights_for_exactly_the_document_are_a_warning(world, look, document):
+    """A condition of IAM may name one object: beside it everything is refused."""
+    world.trace()
+
+    def beside(world):
+        for verb in ("insert", "delete"):
+            where = {"bucket": JOURNAL, "name": "config/dispatch.json.*"}
+            world.control.add_fault(f"storage.objects.{verb}", "status", status=403, **where)
+
+    checks = look(beside, url=DOCUMENT)
+    assert "may replace the document" in findings(checks, Verdict.WARNING)["configuration document"]
+
+
+@pytest.mark.parametrize("verb", ["insert", "delete"])
+def test_a_document_that_alone_is_protected_is_as_it_should_be(world, look, document, verb):
+    world.trace()
+
+    def on_it(world):
+        fault = {"status": 403, "bucket": JOURNAL, "name": "config/dispatch.json"}
+        world.control.add_fault(f"storage.objects.{verb}", "status", **fault)
+
+    checks = look(on_it, url=DOCUMENT)
+    assert "is refused" in findings(checks, Verdict.OK)["configuration document"]
+
+
+def test_a_document_of_which_no_call_is_answered_is_not_checked(world, look):
     world.trace()
     world.control.add_fault("storage.objects.delete", "status", status=400, bucket=JOURNAL, name="config/*")
     checks = look(url=DOCUMENT)
-    assert "try again later" in findings(checks, Verdict.LEFT_OUT)["configuration document"]
+    assert "try again later" in findings(checks, Verdict.NOT_CHECKED)["configuration document"]
 
 
 def test_a_document_on_this_machine_is_whose_machine_it_is(world, look):
@@ -214,35 +271,57 @@ def test_a_document_on_this_machine_is_whose_machine_it_is(world, look):
         assert "configuration document" not in {check.what for check in look(url=url)}
 
 
-def test_another_set_up_with_the_same_task_folder_is_refused(world, look):
+def others(world, **folders):
+    """Connections of other set-ups, by their task folders."""
+    own = {"JournalURL": "gs://ops/Journal", "ErrorURL": "gs://ops/Errors"}
+    return {name: world.config(AsyncTaskURL=folder, **own) for name, folder in folders.items()}
+
+
+def test_another_set_up_that_shares_events_of_the_task_folder_is_refused(world, look):
     world.trace()
-    others = {
+    shared = {
         "same": f"gs://{TASKS}/{FOLDER}".rstrip("/"),
-        "same_too": f"gs://{TASKS}/{FOLDER}/",
-        "beside": f"gs://{TASKS}/{FOLDER.rstrip('/')}2",
-        "inside": f"gs://{TASKS}/{FOLDER}x",
-        "broken": ValueError("two\nlines"),
+        "same_too": f"gs://{TASKS}/{FOLDER}",
+        "inside": f"gs://{TASKS}/{FOLDER}proj:p:US/",
+        "around": f"gs://{TASKS}/{FOLDER.partition('/')[0]}/",
     }
-    checks = look(others=others)
-    wrong = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
-    assert wrong.keys() == {"connection same", "connection same_too"}
-    for said in wrong.values():
-        assert "give each set-up a task folder of its own, or delete one of the connections" in said
+    beside = {"beside": f"gs://{TASKS}/{FOLDER.rstrip('/')}2", "elsewhere": f"gs://{TASKS}2/{FOLDER}"}
+    checks = look(others=others(world, **shared, **beside) | {"broken": ValueError("two\nlines")})
+    wrong = {check.where: check.finding for check in checks if check.verdict is Verdict.FAILED}
+    assert wrong.keys() == {f"connection {name}" for name in shared}
+    for name, folder in shared.items():
+        said = wrong[f"connection {name}"]
+        assert folder.rstrip("/") in said
+        assert "give each set-up a task folder of its own, none inside another's, or delete one" in said
         assert "--setup" in said
-    left_out = {check.where: check.said for check in checks if check.verdict is Verdict.LEFT_OUT}
-    assert left_out == {"connection broken": "its task folder cannot be told: ValueError: two\\nlines"}
+    left_out = {check.where: check.finding for check in checks if check.verdict is Verdict.NOT_CHECKED}
+    assert left_out == {"connection broken": "its configuration is unknown: ValueError: two\\nlines"}
+
+
+@pytest.mark.parametrize("key", ["JournalURL", "ErrorURL"])
+@pytest.mark.parametrize("below", ["", "/", "/acme/"])
+def test_another_set_up_that_shares_the_journal_or_the_errors_is_a_warning(world, look, key, below):
+    world.trace()
+    own = world.document(**QUIET)[key].rstrip("/")
+    more = {"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/Journal", "ErrorURL": "gs://ops/Errors"}
+    checks = look(others={"acme": world.config(**{**more, key: own + below})})
+    assert findings(checks) == {}
+    (said,) = findings(checks, Verdict.WARNING).values()
+    assert f"{key} {own + below!r}" in said
+    assert "of its own" in said
 
 
 def test_a_set_up_that_is_alone_in_its_task_folder_passes(world, look):
     world.trace()
-    assert "no other connection" in findings(look(others={"beside": "gs://ops/x"}), Verdict.OK)["other set-ups"]
-    assert findings(look(others="no Airflow"), Verdict.LEFT_OUT)["other set-ups"] == "no Airflow"
+    beside = others(world, beside="gs://ops/x")
+    assert "no other connection" in findings(look(others=beside), Verdict.OK)["other set-ups"]
+    assert findings(look(others="no Airflow"), Verdict.NOT_CHECKED)["other set-ups"] == "no Airflow"
 
 
 def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):
     world.trace()
     checks = look(pools={"bqdispatch_jobs": {"slots": 4, "include_deferred": True}}, MaxConcurrentJobs=3)
-    wrong = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
+    wrong = {check.where: check.finding for check in checks if check.verdict is Verdict.FAILED}
     assert wrong.keys() == {"bqdispatch_sql", "bqdispatch_jobs"}
     assert "is missing" in wrong["bqdispatch_sql"]
     assert "has 4 slots; expected 3" in wrong["bqdispatch_jobs"]
@@ -256,10 +335,10 @@ def test_a_task_that_takes_more_slots_than_its_pool_has_and_a_pool_without_defer
         "bqdispatch_jobs": {"slots": -1, "include_deferred": False},
     }
     checks = look(pools=pools, takes=10, MaxConcurrentSQL=5)
-    found = {check.where: check.said for check in checks if check.verdict is Verdict.FAILED}
+    found = {check.where: check.finding for check in checks if check.verdict is Verdict.FAILED}
     assert "has 5 slots, and a task takes 10, so it never runs" in found["bqdispatch_sql"]
     assert "does not count deferred tasks" in found["bqdispatch_jobs"]
-    assert findings(look(pools=pools_of(world.config()), takes=10)) == {}
+    assert findings(look(pools=expected_pools(world.config()), takes=10)) == {}
 
 
 def test_a_bucket_that_keeps_nothing_is_a_warning(cloud, world, look):
@@ -302,30 +381,41 @@ def test_a_task_bucket_that_keeps_what_is_deleted_is_named_and_nothing_is_put_in
     found = findings(checks)
     assert found.keys() == {"settings of the task bucket"}
     assert "dispatched events cannot be deleted" in found["settings of the task bucket"]
-    assert "from which objects can be deleted" in findings(checks, Verdict.LEFT_OUT)["trial"]
+    assert "from which objects can be deleted" in findings(checks, Verdict.NOT_CHECKED)["trial"]
 
 
 def test_settings_that_cannot_be_read_are_not_checked(world, look):
     world.trace()
     checks = look(refused("storage.buckets.get", bucket=TASKS))
     assert findings(checks) == {}
-    left_out = findings(checks, Verdict.LEFT_OUT)
+    left_out = findings(checks, Verdict.NOT_CHECKED)
     assert left_out.keys() == {"settings of the task bucket"}
     assert "needs storage.buckets.get on bucket 'ops'" in left_out["settings of the task bucket"]
     assert "settings of the trigger bucket" in findings(checks, Verdict.OK)
 
 
 def test_without_a_job_it_says_how_to_get_one_and_tries_the_window(world, look):
-    world.jobs(["bquxjob_1_2", "scheduled_query"])
+    world.jobs(["bquxjob_1_2", "scheduled_query"], location="EU")
     world.trace(state="RUNNING")
     checks = look()
-    assert findings(checks).keys() == {"a trace"}
-    assert "bq query --project_id=p" in findings(checks)["a trace"]
+    assert findings(checks) == {}
+    (check,) = [check for check in checks if check.verdict is Verdict.WARNING]
+    assert check.what == "a trace"
+    assert "no finished job whose ID has BqTail's form found in p;" in check.finding
+    program, verb, project, location, job_id, query = shlex.split(check.command)
+    assert (program, verb, project, query) == ("bq", "query", "--project_id=p", "SELECT 1")
+    assert location in ("--location=EU", "--location=US")
+    assert trace_name_of(JobKey("p", location, job_id.removeprefix("--job_id="))) is not None
     assert findings(checks, Verdict.OK)["a window"] == "arrived"
 
 
+def test_without_any_job_the_command_has_the_location_of_the_configuration(look):
+    (check,) = [check for check in look(Region="europe-west3") if check.verdict is Verdict.WARNING]
+    assert "--location=europe-west3 " in check.command
+
+
 def test_what_does_not_arrive_is_named_and_removed(world, look, monkeypatch):
-    monkeypatch.setattr(smoke, "PATIENCE", 0.5)
+    monkeypatch.setattr(trial, "PATIENCE_S", 0.5)
     world.trace()
     world.control.add_fault("storage.objects.copy", "status", status=403, reason="forbidden")
     world.control.add_fault("storage.objects.rewrite", "status", status=403, reason="forbidden")
@@ -337,11 +427,11 @@ def test_what_does_not_arrive_is_named_and_removed(world, look, monkeypatch):
 def test_what_cannot_be_removed_is_named(world):
     world.trace()
     world.control.add_fault(
-        "storage.objects.delete", "status", status=403, reason="forbidden", name=f"*/{smoke.FOLDER}/*/_batch_/*"
+        "storage.objects.delete", "status", status=403, reason="forbidden", name=f"*/{trial.FOLDER}/*/_batch_/*"
     )
     config = world.config().for_project("p")
-    checks = list(Smoke(config, world.client, world.session, "none").checks())
-    (left,) = [name for name in world.names() if name.startswith(smoke.FOLDER)]
+    checks = list(check_set_up(config, world.client, world.session, "none"))
+    (left,) = [name for name in world.names() if name.startswith(trial.FOLDER)]
     assert "/_batch_/" in left
     assert f"remove gs://{TASKS}/{FOLDER}{left.partition('/_batch_/')[0]} by hand" in findings(checks)["clean-up"]
 
@@ -354,28 +444,28 @@ def test_a_trial_that_is_broken_off_leaves_nothing_behind(world):
         assert len(world.names()) == 3
         raise RuntimeError("broken off")
 
-    smoke_ = Smoke(world.config().for_project("p"), world.client, world.session, "none", go_on=broken_off)
+    checks = check_set_up(world.config().for_project("p"), world.client, world.session, "none", go_on=broken_off)
     with pytest.raises(RuntimeError):
-        list(smoke_.checks())
+        list(checks)
     assert world.names() == before
 
 
 def test_what_a_killed_trial_left_is_removed_by_a_later_one(world, look):
     world.trace()
-    world.put(f"{smoke.FOLDER}/0123/tasks/ds.t_77_1700000000.win", age=7200)
-    world.put(f"{smoke.FOLDER}/4567/tasks/ds.t_77_1700000000.win", age=60)
+    world.put(f"{trial.FOLDER}/0123/tasks/ds.t_77_1700000000.win", age=7200)
+    world.put(f"{trial.FOLDER}/4567/tasks/ds.t_77_1700000000.win", age=60)
     with pytest.raises(AssertionError):  # what was there before is gone
         look()
-    assert [name for name in world.names() if name.startswith(smoke.FOLDER)] == [
-        f"{smoke.FOLDER}/4567/tasks/ds.t_77_1700000000.win"
+    assert [name for name in world.names() if name.startswith(trial.FOLDER)] == [
+        f"{trial.FOLDER}/4567/tasks/ds.t_77_1700000000.win"
     ]
 
 
 def test_a_dispatcher_takes_no_trial_for_events(world):
     world.put(
-        f"{smoke.FOLDER}/0123/tasks/proj:p:US/ds.t--1_00001_load--dispatch",
-        f"{smoke.FOLDER}/0123/tasks/ds.t_77_1700000000.win",
-        f"{smoke.FOLDER}/0123/_bqjob_/2026-01-01_00/proj:p:US/ds.t--1_00001_load--dispatch.json",
+        f"{trial.FOLDER}/0123/tasks/proj:p:US/ds.t--1_00001_load--dispatch",
+        f"{trial.FOLDER}/0123/tasks/ds.t_77_1700000000.win",
+        f"{trial.FOLDER}/0123/_bqjob_/2026-01-01_00/proj:p:US/ds.t--1_00001_load--dispatch.json",
     )
     assert world.cycle().to_dict()["Outcomes"] == {"ignored": 3}
 
@@ -395,6 +485,7 @@ def config(world, tmp_path, monkeypatch):
 
 
 def test_the_command_prints_one_line_a_check_and_exits_with_zero(world, config):
+    """The command of README.md."""
     world.trace()
     command = [BIN / "bqdispatch", "smoke", "--config", config, "--bqtail-config", config]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -408,11 +499,36 @@ def test_the_command_prints_one_line_a_check_and_exits_with_zero(world, config):
 def test_the_command_shows_a_table_on_a_terminal_and_exits_with_one(world, config):
     world.control.refuse("storage.objects.delete", bucket=TASKS)
     command = [BIN / "bqdispatch", "smoke", "--config", config]
-    code, shown, _ = on_a_terminal(command, "stdout", COLUMNS="160")
+    code, shown, _ = on_a_terminal(command, "stdout", COLUMNS="80")
     assert code == 1
-    assert b"storage.objects.delete" in shown
-    assert b"bqdispatchFolders" in shown
+    found = "".join(line.split("│")[-2].strip() for line in shown.decode().splitlines() if line.count("│") > 1)
+    assert "storage.objects.delete" in found
+    assert "bqdispatchFolders" in found
     assert b"\t" not in shown
+
+
+def test_a_fresh_project_is_a_warning_with_a_command_to_copy_below_the_table(config):
+    code, shown, _ = on_a_terminal([BIN / "bqdispatch", "smoke", "--config", config], "stdout", COLUMNS="80")
+    assert code == 0, shown.decode()
+    table, _, below = shown.decode().replace("\r", "").rpartition("┘\n")
+    assert "warning" in table
+    assert "bq query" not in table
+    (command,) = [line for line in below.splitlines() if line.startswith("bq ")]
+    assert re.fullmatch(
+        r"bq query --project_id=\S+ --location=us-central1 --job_id=bqdispatch_smoke--\d+_00001_query--dispatch "
+        r"'SELECT 1'",
+        command,
+    )
+
+
+def test_a_command_stands_in_its_row_where_no_terminal_is(config):
+    command = [BIN / "bqdispatch", "smoke", "--config", config]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = [line.split("\t") for line in ended.stdout.splitlines()]
+    assert {len(row) for row in rows} == {4}
+    (finding,) = [row[3] for row in rows if row[0] == "warning" and row[1] == "a trace"]
+    assert re.search(r"`bq query .* 'SELECT 1'`$", finding)
 
 
 def test_a_stop_signal_cleans_up(world, config):
@@ -423,7 +539,7 @@ def test_a_stop_signal_cleans_up(world, config):
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
         wait_until(lambda: running.poll() is not None or any(".win" in name for name in world.names()), "its window")
         running.send_signal(signal.SIGTERM)
-        assert any("what was begun is finished" in line for line in running.stderr)
+        assert any("finishing what has begun" in line for line in running.stderr)
         world.control.clear_faults()
         running.communicate(timeout=PATIENCE_S)
     assert running.returncode == 130

@@ -10,10 +10,11 @@ import pytest
 from terminal import on_a_terminal
 from world import FOLDER, TASKS, TRIGGER
 
-from bqdispatch_provider.jobs import Sighting
-from bqdispatch_provider.model import Job, Outcome
+from bqdispatch_provider.core.events import Share
+from bqdispatch_provider.core.model import Job, Outcome
+from bqdispatch_provider.core.targets import MAX_OBJECT_NAME_BYTES, ledger_entry_name, undecided_name
+from bqdispatch_provider.gcp.job_answers import JobStates
 from bqdispatch_provider.names import TraceName
-from bqdispatch_provider.planning import MAX_OBJECT_NAME_BYTES, marker_name
 
 BIN = Path(sys.executable).parent
 AWKWARD = {
@@ -68,7 +69,7 @@ def trace(world, dest, number="1", content="{}", project="p", mode="dispatch"):
 def all_done(world):
     """A dispatcher to whom every job is done."""
     dispatcher = world.dispatcher()
-    dispatcher.board.look = lambda traces, *_: Sighting({each.job: Job("US", "DONE") for each in traces})
+    dispatcher.board.look = lambda traces, *_: JobStates({each.job: Job("US", "DONE") for each in traces})
     return dispatcher
 
 
@@ -99,7 +100,7 @@ def test_a_window_is_fired_unharmed_and_set_aside_when_it_returns_and_nobody_can
     generation = world.blob(name).generation
     report = world.cycle()
     assert report.quarantined.keys() == {world.url_of(name)}
-    marker = marker_name(name, generation, world.config().async_task_url)
+    marker = undecided_name(name, generation, world.config().async_task_url)
     assert world.blob(marker).download_as_bytes() == b"again"
     assert world.names() == [marker]
     told = world.cycle().errors
@@ -245,6 +246,23 @@ def test_a_name_that_is_too_long_there_is_set_aside_with_the_reason_while_the_ot
     assert lines_are_harmless(log)
 
 
+def test_a_name_that_fits_waits_behind_another_trace_of_that_name_if_it_has_no_room_for_its_generation(world, log):
+    world.put(name := of_length(1024 - IN_TRIGGER))
+    with all_done(world) as dispatcher:
+        assert dispatcher.cycle().dispatched == 1
+        world.control.advance(2)
+        world.put(name, content="second")
+        world.control.reset_counters()
+        document = dispatcher.cycle().to_dict()
+        assert document["Outcomes"]["error"] == 1
+        for said in (world.url_of(name), "1041 bytes", "1024", "BqTail has processed", "shorten PostJobPrefix"):
+            assert said in document["Error"]
+        assert world.control.calls()["storage.objects.rewrite"] == 1
+        world.consume()
+        assert dispatcher.cycle().dispatched == 1
+    assert lines_are_harmless(log)
+
+
 def test_the_longest_window_is_fired(world):
     end = "_77_1700000000.win"
     world.put(name := f"{'d' * (1024 - len(FOLDER) - len(end) - 3)}ds.{end}".replace("ds.", "s.t"))
@@ -274,3 +292,19 @@ def test_a_terminal_gets_no_escape_sequence_of_a_name(world, tmp_path):
         str(Outcome.ERROR): len(hostile) + 1,
         str(Outcome.UNKNOWN): len(hostile),
     }
+
+
+@pytest.mark.parametrize(("due", "known"), [(-3600, "fired"), (4, "fired"), (60, "claim"), (60, "")])
+def test_a_forged_share_deletes_no_name_of_a_folder(world, due, known):
+    """Of a window that is not due, or was never fired, each folder is still to be loaded."""
+    window = world.window(due=due, age=100)
+    if known:
+        world.put(ledger_entry_name(window, 7, known, world.config().async_task_url))
+    location = f"{window.removesuffix('.win')}/x1.loc"
+    (generation,) = world.put(location, content="gs://data/folder/")
+    forged = [window, 1, 1.0, "", 0, "", "", False, None, False, False, False, [[location, generation]], []]
+    share = Share.from_dict({"lane": "windows", "planned": 1.0, "events": [forged]})
+    with world.dispatcher() as dispatcher:
+        report = dispatcher.dispatch([share])
+    assert location in world.names()
+    assert "none of its .loc is deleted" in report.errors[0]

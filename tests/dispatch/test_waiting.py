@@ -6,9 +6,10 @@ from datetime import datetime
 import pytest
 from world import FOLDER, JOURNAL, TASKS
 
+from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.targets import CREATED, REASON, REPLAY
 from bqdispatch_provider.dispatcher import Dispatcher
-from bqdispatch_provider.model import CREATED, REASON, REPLAY, Only
-from bqdispatch_provider.report import Report
 
 WAITING = f"gs://{JOURNAL}/journal/waiting.json"
 
@@ -28,14 +29,14 @@ def refuse(world, name, status=403):
         world.control.add_fault(call, "status", status=status, name=f"*{name}")
 
 
-def test_nothing_is_told_of_what_waits_for_less_than_a_minute(world):
+def test_nothing_is_told_of_what_waits_for_less_than_a_minute(world, clock_stands_still):
     world.trace(state="RUNNING", age=30)
     world.window(due=-30)
     assert waiting(world) == {}
 
 
 @pytest.mark.parametrize(("state", "told"), [("RUNNING", "job running"), ("PENDING", "job pending")])
-def test_a_job_that_is_not_done(world, state, told):
+def test_a_job_that_is_not_done(world, clock_stands_still, state, told):
     name = world.trace(state=state, age=120)
     document = waiting(world)
     assert document[name]["Reason"] == told
@@ -58,7 +59,7 @@ def test_a_job_that_is_not_found_and_a_project_that_does_not_answer(world, asked
     name = world.trace(project="q", age=120)
     world.control.add_fault("bigquery.*", "status", status=503, project="q")
     told = waiting(world)[name]
-    assert told["Reason"] == "project not answering"
+    assert told["Reason"] == "job cannot be looked up"
     assert "503" in told["Said"]
 
 
@@ -88,7 +89,7 @@ def test_what_is_protected_undecided_or_comes_back(world):
 
 def test_what_is_for_others_to_dispatch(world):
     name = world.trace(age=120)
-    only = Only(destinations=("other.*",))
+    only = EventFilter(destinations=("other.*",))
     with Dispatcher(world.config(), world.client, world.session, only=only) as dispatcher:
         assert dispatcher.run(time_to_live=0).to_dict()["Waiting"][name]["Reason"] == "for others to dispatch"
 
@@ -190,4 +191,17 @@ def test_what_a_document_counts_is_counted_by_whoever_reads_it(world):
     assert again["WaitingCount"] == document["WaitingCount"] == {"job running": 1100}
     whole = Report.from_dict(document)
     whole.add_part(Report.from_dict(document))
-    assert whole.waiting()["job running"] == 1200, "the same 1,000, and 100 more of each"
+    assert whole.waits_by_reason()["job running"] == 1200, "the same 1,000, and 100 more of each"
+
+
+@pytest.mark.parametrize("kind", ["trace", "window"])
+def test_what_is_refused_is_the_oldest_that_waits(world, kind):
+    """The plan is about to dispatch it, so it does not count it."""
+    name = world.trace(age=7200) if kind == "trace" else world.window(due=7200)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=403)
+    report = world.cycle()
+    assert report.outcomes["error"] == 1
+    assert world.control.now() - report.oldest.timestamp() == pytest.approx(7200, abs=600)
+    world.control.clear_faults()
+    assert name in world.names()

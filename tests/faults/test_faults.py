@@ -4,9 +4,11 @@ import os
 import threading
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import requests
+from waiting import PATIENCE_S
 from world import SOFT_DELETE, TRIGGER
 
 ROUNDS = int(os.environ.get("BQDISPATCH_ROUNDS", "8"))
@@ -109,13 +111,14 @@ def test_four_dispatchers_at_once_deliver_every_trace_once(crowd, trials, traces
 def test_a_machine_whose_clock_is_wrong_dispatches_as_any_other(crowd, trials, ahead):
     """The services' clock is moved, which is the same as the machine's going wrong by as much the other way."""
     here = crowd()
+    here.bqtail.settings = replace(here.bqtail.settings, window_s=PATIENCE_S)
     here.world.control.advance(ahead)
     for dest in DESTS:
         here.bqtail.put_file(dest)
     here.world.control.advance(5)
     answer = here.dispatch()
     assert answer["reports"][0]["Outcomes"]["pending"] == 4
-    here.world.control.advance(25)
+    here.world.control.advance(PATIENCE_S + 5)
     assert here.dispatch()["reports"][0]["BatchCount"] == 4
     account = here.finish()
     assert account.ok, str(account)

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from bqdispatch_provider.commands.pools import expected_pools
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.pools import pools_of
-from bqdispatch_provider.testing.live import LiveAirflow
+from demo.live import LiveAirflow
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def airflow_with(document, url, home, dags, **environment):
         ),
         **environment,
     }
-    with LiveAirflow(home, dags, pools_of(DispatchConfig.from_dict(document)), settings) as airflow:
+    with LiveAirflow(home, dags, expected_pools(DispatchConfig.from_dict(document)), settings) as airflow:
         yield airflow
         started = set(airflow.processes())
     assert started

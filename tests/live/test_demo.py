@@ -13,8 +13,9 @@ import psutil
 import pytest
 from waiting import PATIENCE_S, wait_until
 
-DEMO = [sys.executable, "-m", "bqdispatch_provider.testing.demo", "--port", "0"]
-PRETENDED = [sys.executable, Path(__file__).parent / "pretended/demo.py"]
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "demo", "--port", "0"]
+PRETENDED = [sys.executable, Path(__file__).parent / "pretended/run_demo.py"]
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 MOMENTS = [*(("db", number) for number in SIGNALS), ("standalone", "SIGINT"), ("pools", "SIGTERM")]
 """A command of Airflow's, and what comes when it starts, or while it runs."""
@@ -52,10 +53,11 @@ def logs(folder):
 
 
 def test_sixty_events_go_through_exactly_once_within_the_limits(start, tmp_path):
+    """Begin as README.md does: `make demo`."""
     shown, _ = (demo := start("--once")).communicate(timeout=4 * PATIENCE_S)
     assert demo.returncode == 0, shown[-4000:] + logs(tmp_path)
     assert "every event exactly once" in shown
-    assert "60 of 60 events finished" in (tmp_path / "stderr").read_text()
+    assert "60 of 60 files finished" in (tmp_path / "stderr").read_text()
     assert "limit 5" in shown
     assert "limit 3" in shown
     assert '"Batched": {"gs://' in shown
@@ -70,7 +72,7 @@ def is_left(process):
 
 
 def is_served(folder):
-    return "Airflow's page: http://127.0.0.1:" in (folder / "stderr").read_text()
+    return "Open http://127.0.0.1:" in (folder / "stderr").read_text()
 
 
 def test_ctrl_c_leaves_nothing_behind(start, tmp_path):
@@ -83,6 +85,26 @@ def test_ctrl_c_leaves_nothing_behind(start, tmp_path):
     demo.communicate(timeout=PATIENCE_S)
     assert demo.returncode == 130
     assert [process for process in family if is_left(process)] == []
+    assert list(tmp_path.glob("bqdispatch-demo-*")) == []
+
+
+def test_ctrl_c_ends_make_without_an_error(tmp_path):
+    """As in a terminal, Ctrl-C reaches make, too."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execvpe("make", ["make", "demo"], {**os.environ, "TMPDIR": str(tmp_path)})
+    said = b""
+    while b"Starting" not in said:
+        said += os.read(terminal, 4096)
+    os.write(terminal, b"\x03")
+    with suppress(OSError):  # the terminal's other end is closed
+        while more := os.read(terminal, 4096):
+            said += more
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    assert b"nothing is left running" in said
+    assert b"Error" not in said
     assert list(tmp_path.glob("bqdispatch-demo-*")) == []
 
 

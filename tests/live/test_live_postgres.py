@@ -22,10 +22,9 @@ UNWELL = ["failed", "up_for_retry", "upstream_failed"]
 
 @pytest.fixture
 def live(world, tmp_path):
-    document = World.document(TimeToLiveInMin=0.2)
     with postgres() as database:
         there = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database}
-        with airflow_with(document, world.url, tmp_path / "airflow", ROOT / "dags", **there) as airflow:
+        with airflow_with(World.document(), world.url, tmp_path / "airflow", ROOT / "dags", **there) as airflow:
             yield airflow
 
 

@@ -57,7 +57,7 @@ def read(world, name):
 
 def check_pools(live, config):
     return subprocess.run(
-        [sys.executable, "-m", "bqdispatch_provider.cli", "pools", "--check", "--config", str(config)],
+        [sys.executable, "-m", "bqdispatch_provider.commands.cli", "pools", "--check", "--config", str(config)],
         env=live.environment,
         capture_output=True,
         text=True,

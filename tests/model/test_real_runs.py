@@ -154,7 +154,7 @@ strangers.compared = Counter()
 def test_each_sequence_of_calls_that_real_runs_make_is_one_of_the_model(
     world, tmp_path, monkeypatch, of_traces, of_windows
 ):
-    monkeypatch.setattr("bqdispatch_provider.intents.RENEW_S", 0.0)
+    monkeypatch.setattr("bqdispatch_provider.delivery.own_intents.RENEW_INTERVAL_S", 0.0)
     found = []
     strangers.compared.clear()
     for kill_at in itertools.count(1, 1 if ALL else 2):

@@ -21,6 +21,9 @@ OVER = {0, DONE_OK, DONE_FAILED, OK_AGAIN}
 
 PENDING, SAW, MADE, DONE = "pending", "saw", "made", "done"
 
+_OF_A_GENERATION = ("copy", "fence", "delete claim")
+"""Calls that name a generation of a claim."""
+
 
 class World(NamedTuple):
     """What there is.
@@ -207,7 +210,7 @@ class Windows:
             return w.window == number or "generation" in self.without
         if name == "write fired":
             return not w.fired[number - 1]
-        if name in ("copy", "fence"):
+        if name in ("copy", "fence", "delete claim"):
             return call[3] or "source" in self.without
         return name != "write intent" or (GONE, number) not in w.intents
 
@@ -396,13 +399,19 @@ class Windows:
         dispatchers = tuple(put(each, 2, 0) if each[1] == number and each[2] else each for each in w.dispatchers)
         late = w.late
         if "source" not in self.without:
-            late = frozenset(call for call in late if not (call[0] in ("copy", "fence") and call[2] == number))
+            late = frozenset(call for call in late if not (call[0] in _OF_A_GENERATION and call[2] == number))
         return w._replace(dispatchers=dispatchers, late=late)
 
     def _do_fence(self, w, sender, number, knows):
         if not knows or not w.claims[number - 1]:
             return w, "refused"
         return self._fenced(w, number)._replace(claims=put(w.claims, number - 1, 1 + sender)), "ok"
+
+    def _do_delete_claim(self, w, sender, number, knows):
+        if not knows or not w.claims[number - 1]:
+            return w, "refused"
+        lost = w.lost or w.window != number
+        return self._fenced(w, number)._replace(claims=put(w.claims, number - 1, 0), lost=lost), "ok"
 
     def _do_copy(self, w, sender, number, knows):
         at = number - 1
@@ -496,6 +505,8 @@ class Windows:
         calls = {
             "claim": ("claim", GONE, number),
             "copy": ("copy", GONE, number, knows),
+            "first copy": ("copy", GONE, number, knows),
+            "give up": ("delete claim", GONE, number, knows),
             "take over": ("fence", GONE, number, knows),
             "delete window": ("delete window", GONE, number),
             "delete first": ("delete window", GONE, number),
@@ -625,7 +636,7 @@ class Windows:
         yield from self._call(w, which, ("write intent", which, me[1]), "claim", "idle", "idle")
 
     def _claim(self, w, which, me):
-        first = "delete first" if me[4] else "copy"
+        first = "delete first" if me[4] else "first copy"
         if "window after claim" in self.without:
             first = "copy"
             if w.window == me[1] and me[4]:
@@ -637,7 +648,7 @@ class Windows:
         """A claim that was refused, or whose answer is lost, may be one's own."""
         mine = w.claims[me[1] - 1] == 1 + which
         if mine:
-            first = "delete first" if me[4] else "copy"
+            first = "delete first" if me[4] else "first copy"
             yield self._look(which, "look at claim", "mine", self._go(w, which, me, first, knows=1))
         else:
             yield self._look(which, "look at claim", "not mine", self._at(w, which, "disowned", me[1]))
@@ -660,13 +671,20 @@ class Windows:
     def _delete_first(self, w, which, me):
         yield from self._call(w, which, ("delete window", which, me[1]), "copy", "copy", "copy", "copy")
 
-    def _copy(self, w, which, me):
+    def _first_copy(self, w, which, me):
+        """The copy of a window of one folder that was claimed just now: if that is denied, the claim is given up."""
+        yield from self._copy(w, which, me, denied="give up")
+
+    def _give_up(self, w, which, me):
+        yield from self._call(w, which, ("delete claim", which, me[1], me[2]), "disowned", "idle", "idle")
+
+    def _copy(self, w, which, me, denied="idle"):
         if "fired first" in self.without and not w.fired[me[1] - 1]:
             after, result = self._do(w, ("write fired", which, me[1]))
             yield self._look(which, "write fired", result, self._go(after, which, me, "copy"))
             return
         lost = "take over" if "lost" not in self.without else "copy"
-        yield from self._call(w, which, ("copy", which, me[1], me[2]), "fired", "refused", lost)
+        yield from self._call(w, which, ("copy", which, me[1], me[2]), "fired", "refused", lost, denied)
 
     def _refused(self, w, which, me):
         """Look at both ends: the claim, of which nothing is said where it was taken over, and the copy."""

@@ -54,9 +54,9 @@ def installed(wheel):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == {str(path.relative_to(ROOT)) for path in (ROOT / "bqdispatch_provider").rglob("*.py")} | {
-        "bqdispatch_provider/py.typed"
-    }
+    package = ROOT / "bqdispatch_provider"
+    files = {*package.rglob("*.py"), package / "py.typed", *(package / "page" / "static").iterdir()}
+    assert names == {str(path.relative_to(ROOT)) for path in files}
 
 
 def test_the_sources_are_enough_to_test_build_and_deploy(sources):
@@ -69,6 +69,7 @@ def test_the_sources_are_enough_to_test_build_and_deploy(sources):
 
 
 def test_the_sample_dag_runs_from_the_wheel_alone(world, installed, sources, tmp_path):
+    """By `make dist`, as README.md installs it."""
     queries = world.traces(3, "query")
     world.trace("load")
     window = world.window()

@@ -1,4 +1,4 @@
-"""Every case of a storage event that comes after its window was fired, carried out and written down as a table.
+"""Carry out every case of a storage event that comes after its window was fired, and write the table of them.
 
 ``python tests/tools/late.py --write docs/reliability.md`` writes the table between its marks there; with ``--kills``
 each case is carried out again and again, a dispatcher being killed before and after each of its calls in turn.
@@ -17,7 +17,7 @@ from itertools import chain, repeat
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "late"), str(TESTS.parent / "benchmarks")]
+sys.path[:0] = [str(TESTS), str(TESTS / "support"), str(TESTS / "late"), str(TESTS.parent / "benchmarks")]
 
 from cells import CELLS, Cell, Result, run, run_killed, table, totals  # noqa: E402
 from marks import write  # noqa: E402
@@ -25,16 +25,17 @@ from marks import write  # noqa: E402
 from bqdispatch_provider.testing.standin import StandIn, StandInControl  # noqa: E402
 
 REAL = TESTS / "late" / "real_bqtail.jsonl"
-"""What the real BqTail did in some of the cells: by hand, so each line has its date."""
+"""Results of the real BqTail in some of the cells. They were made by hand, so each line has its date."""
 
 
 def carry_out(cells: list[Cell], kills: bool, every: int) -> tuple[list[Result], list[str], list[int]]:
     """Carry cells out against a stand-in of their own.
 
     :param cells: the cells.
-    :param kills: whether dispatchers are killed, too.
-    :param every: which of their calls: all, every second, …
-    :returns: the results without kills, a text for each bad one with them, and how many there were and were as good.
+    :param kills: kill dispatchers as well.
+    :param every: kill at every n-th call.
+    :returns: the results without kills, a text for each bad result with a kill, and the numbers of kills and of good
+        results among them.
     """
     results, bad, counts = [], [], [0, 0]
     with StandIn() as cloud, StandInControl(cloud.url) as control:
@@ -53,10 +54,10 @@ def carry_out(cells: list[Cell], kills: bool, every: int) -> tuple[list[Result],
 
 
 def text(results: list[Result], kills: list[int] | None) -> str:
-    """Return what stands between the marks.
+    """Return the text between the marks.
 
     :param results: of all cells, without kills.
-    :param kills: how many kills there were, and after how many nothing was lost or doubled; ``None``: none were tried.
+    :param kills: the number of kills, and after how many of them nothing was lost or doubled; ``None``: not tried.
     """
     lines = [*table(results), "", f"{len(results)} cells: {totals(results)}."]
     if kills is not None:
@@ -69,7 +70,7 @@ def text(results: list[Result], kills: list[int] | None) -> str:
 
 
 def real(results: list[Result]) -> list[str]:
-    """Return the lines of a table of what the real BqTail did, beside the stand-in.
+    """Return the lines of a table that compares the real BqTail with the stand-in.
 
     :param results: of all cells.
     """
@@ -85,7 +86,7 @@ def real(results: list[Result]) -> list[str]:
 def main() -> int:
     """Carry all cells out.
 
-    :returns: 0 when no file was lost, and none loaded twice.
+    :returns: the exit code: 0 when no file was lost or loaded twice.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the table between its marks there")

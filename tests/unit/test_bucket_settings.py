@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bqdispatch_provider.bucket_settings import BucketSettings
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.gcp.bucket_settings import BucketSettings
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CONFIG = DispatchConfig.from_dict(
@@ -25,7 +25,7 @@ def rule(action="Delete", **condition):
 
 
 def found(bucket, **resource):
-    return BucketSettings(bucket, resource).in_the_way(CONFIG, NOW)
+    return BucketSettings(bucket, resource).problems(CONFIG, NOW)
 
 
 @pytest.mark.parametrize("bucket", ["ops", CONFIG.trigger_bucket])
@@ -159,10 +159,10 @@ def test_a_rule_that_deletes_the_proof_of_deliveries_within_a_day_is_in_the_way(
 def test_a_folder_may_be_a_whole_bucket():
     folders = {"AsyncTaskURL": "gs://ops", "JournalURL": "gs://journal/journal", "ErrorURL": "gs://journal/errors"}
     config = DispatchConfig.from_dict({"ProjectID": "p", **folders}).for_project("p")
-    (said,) = BucketSettings("ops", rule(age=3, matchesPrefix=["any/"])).in_the_way(config, NOW)
+    (said,) = BucketSettings("ops", rule(age=3, matchesPrefix=["any/"])).problems(config, NOW)
     assert "below gs://ops/ after 3 days" in said
 
 
 @pytest.mark.parametrize(("resource", "keeps"), [(RETAINED, True), (HELD, True), (rule(age=0), False), ({}, False)])
 def test_it_tells_whether_objects_cannot_be_deleted(resource, keeps):
-    assert BucketSettings("ops", resource).keeps_deleted is keeps
+    assert BucketSettings("ops", resource).blocks_deletes is keeps

@@ -41,6 +41,26 @@ def test_the_document_is_all_that_a_connection_can_name_as_a_file():
         assert not any(root.is_relative_to(target) for _, target, _ in mounts(service))
 
 
+DAGS = PurePosixPath("/opt/airflow/dags")
+
+
+def test_only_dags_that_work_there_are_mounted():
+    """A DAG that names a project, or a set-up, waits for what no stand-in has."""
+    mounted = {
+        service: {source for source, target, _ in mounts(service) if target.is_relative_to(DAGS)} for service in AIRFLOW
+    }
+    for service in ("scheduler", "triggerer", "worker", "api-server", "dag-processor"):
+        assert mounted[service] == {"./dags/bqdispatch.py", "./dags/bqdispatch_deferred.py"}
+    for source in mounted["dag-processor"]:
+        calls = re.findall(r"dispatch_dag\((.*)\)", (ROOT / source).read_text())
+        assert len(calls) == 1 and not calls[0].startswith('"') and "only=" not in calls[0]
+
+
+def test_the_guide_names_the_page():
+    guide = (ROOT / "docs" / "compose.md").read_text()
+    assert "http://localhost:8080/plugin/bqdispatch" in guide
+
+
 CREDENTIALS = PurePosixPath("/opt/bqdispatch/credentials.json")
 CALL_GOOGLE = {"scheduler", "worker", "triggerer", "init", "gcp"}
 """Tasks run in the scheduler's container or on workers; ``init`` and ``gcp`` read the configuration."""

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqdispatch_provider.config import MAX_DOCUMENT_BYTES, ConfigError, DispatchConfig, SlackCredentials
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.config_keys import SlackCredentials
+from bqdispatch_provider.config_source import MAX_DOCUMENT_BYTES
 
 PLACES = {"AsyncTaskURL": "gs://ops/BqDispatch/Tasks/", "JournalURL": "gs://ops/journal", "ErrorURL": "gs://ops/errors"}
 
@@ -210,7 +213,7 @@ def test_a_document_is_read_from_a_file(tmp_path):
     made = DispatchConfig.from_url(path.as_uri(), {"p": "q"})
     assert made.project_id == "q"
     path.write_text(json.dumps({**PLACES, "ProjectID": "${p}", "MaxConcurrentSQL": 3}))
-    assert made.again().max_concurrent_sql == 3
+    assert made.reload().max_concurrent_sql == 3
 
 
 @pytest.mark.parametrize("url", ["http://x/y", "config.json", "s3://a/b", "gs://", "gs://b\n/x"])
@@ -278,7 +281,7 @@ def roots(tmp_path):
 @pytest.mark.parametrize("path", ["a/config.json", "b/c/config.json", "ab/../a/config.json"])
 def test_a_file_in_a_folder_that_is_named_is_read(tmp_path, roots, path):
     made = DispatchConfig.from_url(f"file://{tmp_path}/{path}", file_roots=roots)
-    assert made.again().journal_url == PLACES["JournalURL"]
+    assert made.reload().journal_url == PLACES["JournalURL"]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_a_document_that_has_moved_out_of_its_folder_is_not_read_again(tmp_path,
     (tmp_path / "a/config.json").unlink()
     (tmp_path / "a/config.json").symlink_to(tmp_path / "ab/config.json")
     with pytest.raises(ConfigError, match="leads outside"):
-        made.again()
+        made.reload()
 
 
 HUSH = "hush-5up3r-s3cr3t"

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqdispatch_provider.config import _KEYS, ConfigError, DispatchConfig
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.config_keys import KEYS
 
 VALID = {
     "ProjectID": "my-project",
@@ -47,7 +49,7 @@ def refused(document, variables=None):
 
 
 def names_a_key(finding):
-    return finding.split()[0].partition(".")[0] in {*_KEYS, "MaxConcurrentLoad"} or finding.startswith("the document")
+    return finding.split()[0].partition(".")[0] in {*KEYS, "MaxConcurrentLoad"} or finding.startswith("the document")
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""The README's figures are those of the benchmarks' own table, as one command wrote both."""
+"""The figures of docs/performance.md are those of the benchmarks' own table, as one command wrote both."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-SHORT = [cells(line) for line in between_marks("README.md") if line.startswith("|")][2:]
+SHORT = [cells(line) for line in between_marks("docs/performance.md") if line.startswith("|")][2:]
 WHOLE = {(row[0], row[1]): row for row in map(cells, between_marks("benchmarks/README.md")) if len(row) > 3}
 
 
@@ -25,7 +25,7 @@ def test_there_are_figures():
 
 
 @pytest.mark.parametrize("row", SHORT, ids=lambda row: row[0])
-def test_the_readmes_figures_are_those_of_the_benchmarks(row):
+def test_the_pages_figures_are_those_of_the_benchmarks(row):
     work, seconds, requests = row
     whole = WHOLE[work, "30 ms"]
     assert whole[2].startswith(f"{seconds} (")
@@ -36,4 +36,4 @@ def test_what_is_said_beside_them_is_the_same():
     def said(page):
         return [line for line in between_marks(page) if line.startswith("- ")]
 
-    assert said("README.md") == said("benchmarks/README.md") != []
+    assert said("docs/performance.md") == said("benchmarks/README.md") != []

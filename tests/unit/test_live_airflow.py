@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bqdispatch_provider.testing.live import LiveAirflow
+from demo.live import LiveAirflow
 
 
 @pytest.fixture

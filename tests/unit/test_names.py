@@ -13,21 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqdispatch_provider.model import StoredObject
-from bqdispatch_provider.names import (
+from bqdispatch_provider.core.listing import StoredObject, classify
+from bqdispatch_provider.core.targets import (
     INTENTS,
     LEDGER,
+    MAX_OBJECT_NAME_BYTES,
     UNDECIDED,
     UNLISTED,
     LedgerName,
-    TableName,
-    TraceName,
-    WindowName,
-    as_job_id,
-    cut,
-    is_bookkeeping,
+    ledger_entry_name,
+    shortened,
+    undecided_name,
 )
-from bqdispatch_provider.planning import MAX_OBJECT_NAME_BYTES, classify, entry_name, marker_name
+from bqdispatch_provider.names import TableName, TraceName, WindowName, _parse_trace, as_job_id, is_bookkeeping
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "bqtail_names.jsonl").read_text().splitlines()]
 
@@ -259,7 +257,7 @@ def test_any_text_has_a_job_id_without_separators(text):
 @given(NAMES | traces().map(lambda trace: trace.name) | WINDOWS.map(lambda window: window.name))
 def test_every_name_is_of_exactly_one_kind(name):
     listing = classify([StoredObject(name, 1, NOW)], "p", NOW)
-    kinds = [listing.traces, listing.windows, listing.orphans, listing.intents, listing.undecided]
+    kinds = [listing.traces, listing.windows, listing.orphan_sentinels, listing.intents, listing.undecided]
     kinds += [range(listing.ignored), listing.unknown]
     assert sum(map(len, kinds)) == len(listing) == 1
     for trace in listing.traces:
@@ -304,7 +302,7 @@ AROUND = [
     (f"{LEDGER}2026-01-01_00-00/x.", ".claim"),
 ]
 READERS = {
-    "trace": TraceName._parse,  # what reads a name that was not read before
+    "trace": _parse_trace.__wrapped__,  # what reads a name that was not read before
     "window": WindowName.parse,
     "ledger": LedgerName.parse,
     "table": TableName.parse,
@@ -445,7 +443,7 @@ def in_bucket(url, name):
     LONG | WINDOWS.filter(lambda each: len(each.name.encode()) <= 1024), GENERATIONS, st.sampled_from(WHATS), FOLDERS
 )
 def test_an_entry_has_room_for_every_window_and_parses_back(window, generation, what, url):
-    name = entry_name(window.name, generation, what, url)
+    name = ledger_entry_name(window.name, generation, what, url)
     assert name.startswith(LedgerName.folder(window.end))
     assert len(in_bucket(url, name).encode()) <= MAX_OBJECT_NAME_BYTES
     parsed = LedgerName.parse(name)
@@ -458,18 +456,18 @@ def test_an_entry_has_room_for_every_window_and_parses_back(window, generation, 
 def test_entries_of_one_window_go_by_one_name_and_of_another_by_another(window, url, what):
     """So they are found together, however long the name is: by whatever is said, and by whatever generation."""
     told = {
-        LedgerName.parse(entry_name(window.name, generation, each, url)).window
+        LedgerName.parse(ledger_entry_name(window.name, generation, each, url)).window
         for generation in (1, 2**40, 2**63 - 1)
         for each in WHATS
     }
     assert len(told) == 1
     other = WindowName(f"{window.dest[:-1]}{'y' if window.dest[-1] != 'y' else 'z'}", window.hash, window.end)
-    assert entry_name(window.name, 1, what, url) != entry_name(other.name, 1, what, url)
+    assert ledger_entry_name(window.name, 1, what, url) != ledger_entry_name(other.name, 1, what, url)
 
 
 @given(LONG, GENERATIONS, FOLDERS)
 def test_a_window_that_waits_for_a_decision_has_room_for_every_name(window, generation, url):
-    name = marker_name(window.name, generation, url)
+    name = undecided_name(window.name, generation, url)
     assert len(in_bucket(url, name).encode()) <= MAX_OBJECT_NAME_BYTES
     shown, _, number = name.removeprefix(UNDECIDED).rpartition(".")
     assert number == str(generation)
@@ -479,11 +477,11 @@ def test_a_window_that_waits_for_a_decision_has_room_for_every_name(window, gene
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 100))
 def test_a_name_is_cut_to_fit_and_stays_apart_from_others(name, room):
-    made = cut(name, room)
+    made = shortened(name, room)
     assert len(made.encode()) <= max(room, 17)
     if len(name.encode()) <= room:
         assert made == name
     else:
         assert made != name
-        assert made != cut(f"{name}x", room)
+        assert made != shortened(f"{name}x", room)
         assert name.startswith(made[:-17])

@@ -11,27 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.model import (
-    REPLAY,
-    REPLAYED,
-    Firing,
-    Job,
-    Key,
-    Lane,
-    Late,
-    Load,
-    OpenFiring,
-    Outcome,
-    Quarantine,
-    Share,
-    Snapshot,
-    StoredObject,
-    Tidy,
-    Verdict,
-)
+from bqdispatch_provider.core.events import Load, Share
+from bqdispatch_provider.core.listing import StoredObject, classify
+from bqdispatch_provider.core.model import Job, Key, Lane, Outcome
+from bqdispatch_provider.core.planning import plan
+from bqdispatch_provider.core.plans import Cleanup, Quarantine, Snapshot
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.targets import REPLAY, REPLAYED, undecided_name
+from bqdispatch_provider.core.windows import Firing, LateAction, OpenFiring, Verdict
 from bqdispatch_provider.names import TraceName, WindowName
-from bqdispatch_provider.planning import classify, marker_name, plan
-from bqdispatch_provider.report import Report
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PROJECTS = ["p", "q", "example.com:legacy"]
@@ -39,7 +27,7 @@ EDGES = [0.0, 2.9, 3.0, 3.1, 6.9, 7.1, 59.9, 60.0, 60.1, 119.9, 120.1, 179.9, 18
 AGES = st.sampled_from(EDGES) | st.floats(0, 1000)
 NOISE = ["a.grp", "x.win", "strange", "y.wis", "f/9.loc", "", "intents/me-000001.json", "proj:p:US/x.cnt", "\n"]
 NOISE += ["intents/me-000001.json.done", "intents/me-000002-windows.json", "ds.gone_7_1600000000.wis", "undecided/x"]
-NOISE += [marker_name("ds.t_7_1600000000.win", 3, "gs://ops/tasks")]
+NOISE += [undecided_name("ds.t_7_1600000000.win", 3, "gs://ops/tasks")]
 
 
 def config(sql, jobs):
@@ -68,7 +56,7 @@ class Folder:
     open: list[OpenFiring] = field(default_factory=list)
     abandoned: list[OpenFiring] = field(default_factory=list)
     held: tuple[tuple[datetime, str], ...] = ()
-    tidy: Tidy = field(default_factory=Tidy)
+    cleanup: Cleanup = field(default_factory=Cleanup)
 
     ready: dict[str, tuple[str, bool, datetime]] = field(default_factory=dict)
     """What may go: project, whether it is SQL, and since when it waits."""
@@ -89,13 +77,13 @@ class Folder:
             self.jobs,
             self.errors,
             firings=self.firings,
-            hidden=self.hidden,
+            unreadable_windows=self.hidden,
             loads=self.loads,
             verdicts=self.verdicts,
-            open=tuple(self.open),
+            open_firings=tuple(self.open),
             abandoned=tuple(self.abandoned),
-            held=self.held,
-            tidy=self.tidy,
+            blocks=self.held,
+            cleanup=self.cleanup,
             findings=("a folder was missed",),
         )
 
@@ -117,10 +105,10 @@ def folders(draw):
     for number in range(draw(st.integers(0, 2))):
         leave_claim(draw, made, number)
     dropped = [Quarantine(f"ds.dropped{n}_7_1.win", 3, NOW, "", undecided=True, dropped=True) for n in range(9)]
-    made.tidy = Tidy(
+    made.cleanup = Cleanup(
         tuple(dropped[: draw(st.integers(0, 2))]),
         tuple((f"intents/spent-{n}.json", 4) for n in range(draw(st.integers(0, 2)))),
-        made.tidy.fired,
+        made.cleanup.fired,
         ((("ds.gone_7_1.win", 3), 0),),
     )
     made.objects += [stored(name, draw(AGES)) for name in draw(st.sets(st.sampled_from(NOISE), max_size=4))]
@@ -142,14 +130,14 @@ def put_trace(draw, made, number):
     name = TraceName(None if at_root else project, region, "other.t", str(number), 1, action)
     state = draw(st.sampled_from(["PENDING", "RUNNING", "DONE", "DONE", "DONE", None]))
     age = draw(AGES)
-    trace = stored(name.name, age, draw(st.integers(1, 2**62)), held=draw(HELD))
+    trace = stored(name.name, age, draw(st.integers(1, 2**62)), protected_by=draw(HELD))
     made.objects.append(trace)
     is_sql = action == "query"
     if state and not (project in made.errors and draw(st.booleans())):
         (found,) = classify([trace], "p", NOW).traces
         made.jobs[found.job] = Job(region or "US", state)
         made.active[project, is_sql] += state != "DONE"
-        if state == "DONE" and age >= 3 and not trace.held and not is_held(made, trace.created):
+        if state == "DONE" and age >= 3 and not trace.protected_by and not is_held(made, trace.created):
             made.ready[trace.name] = (project, is_sql, trace.created)
     else:
         made.active[project, is_sql] += project in made.errors or age < 60
@@ -161,10 +149,10 @@ def put_window(draw, made, number):
     end = datetime.fromtimestamp(int(NOW.timestamp() - ended), UTC)
     name = WindowName(f"{project}:ds.t{number}" if project else f"ds.t{number}", "7", end)
     mark = draw(st.sampled_from([None, None, "claimed", "fired", "fired", "go", "hidden", "on its way back"]))
-    late = draw(st.sampled_from([None, None, *Late])) if mark in (None, "claimed") else None
+    late = draw(st.sampled_from([None, None, *LateAction])) if mark in (None, "claimed") else None
     put_back = late is not None and draw(st.integers(0, 4)) == 0
     metadata = {REPLAY: "1"} if mark == "on its way back" else {REPLAYED: "1"} if put_back else {}
-    window = stored(name.name, age, 2, held=draw(HELD), metadata=metadata)
+    window = stored(name.name, age, 2, protected_by=draw(HELD), metadata=metadata)
     made.objects.append(window)
     key = (window.name, 2)
     beside = draw(st.integers(0, 3)) == 0
@@ -187,14 +175,14 @@ def put_window(draw, made, number):
         made.firings[window.name] = ledger
     proven = mark == "claimed" and draw(st.integers(0, 4)) == 0
     if proven:
-        made.tidy = replace(made.tidy, fired=(*made.tidy.fired, key))
+        made.cleanup = replace(made.cleanup, fired=(*made.cleanup.fired, key))
     billed = draw(st.sampled_from([*PROJECTS, None]))
     if billed:
         made.loads[key] = Load(billed, "4711")
     limited = bool(made.config.max_concurrent_jobs)
     is_due = NOW - timedelta(seconds=7) > end
     left_alone = mark == "claimed" and ago < 180
-    if mark == "fired" and not window.held and (ago > 120 or beside):
+    if mark == "fired" and not window.protected_by and (ago > 120 or beside):
         made.may_go.add(window.name)
     if mark != "fired":
         made.unfired.add(window.name)
@@ -204,12 +192,12 @@ def put_window(draw, made, number):
         made.open.append(OpenFiring(*key, counts, "4711", beside, NOW))
     may_be = mark in (None, "claimed") and not left_alone and is_due and age >= 3 and not proven
     if may_be and late and not put_back:
-        verdict = made.verdicts.get(key, Verdict(Late.WAIT, ""))
+        verdict = made.verdicts.get(key, Verdict(LateAction.WAIT, ""))
         made.late[window.name] = verdict
-        may_be = verdict.late is Late.FIRE
+        may_be = verdict.action is LateAction.FIRE
     known = bool(billed) if limited else True
     blind = bool(billed) and billed in made.errors
-    if may_be and known and not blind and not window.held and not is_held(made, window.created):
+    if may_be and known and not blind and not window.protected_by and not is_held(made, window.created):
         made.ready[window.name] = (counts, False, end)
         if begun or mark == "claimed":
             made.begun.add(window.name)
@@ -231,13 +219,13 @@ def leave_claim(draw, made, number):
     is_open = draw(st.booleans())
     if is_open:
         made.open.append(replace(left, project=billed or "p"))
-    late = draw(st.sampled_from([None, None, *Late]))
+    late = draw(st.sampled_from([None, None, *LateAction]))
     if late:
         made.firings[name.name][1] = Firing(NOW, NOW)
         made.verdicts[left.key] = Verdict(late, "because")
     known = billed is not None or not made.config.max_concurrent_jobs
     blind = billed in made.errors
-    if known and not blind and late in (None, Late.FIRE) and not is_held(made, since):
+    if known and not blind and late in (None, LateAction.FIRE) and not is_held(made, since):
         made.ready[name.name] = (billed or "p", False, end)
         made.begun.add(name.name)
     elif is_open:
@@ -252,9 +240,9 @@ def dispatched(made):
 def test_every_object_has_exactly_one_outcome(folder):
     made = folder.plan()
     others = {Outcome(each): number for each, number in made.outcomes.items()}
-    assert len(dispatched(made)) + len(made.tidy.quarantines) + sum(others.values()) == made.listed
-    assert made.listed == len(folder.objects) + len(folder.abandoned) + len(folder.tidy.quarantines)
-    aside = [each.name for each in made.tidy.quarantines]
+    assert len(dispatched(made)) + len(made.cleanup.quarantines) + sum(others.values()) == made.listed
+    assert made.listed == len(folder.objects) + len(folder.abandoned) + len(folder.cleanup.quarantines)
+    aside = [each.name for each in made.cleanup.quarantines]
     assert len({*aside, *dispatched(made)}) == len(aside) + sum(len(events) for events in made.events.values())
 
 
@@ -273,7 +261,9 @@ def test_what_is_ready_is_dispatched_or_throttled_and_nothing_else(folder):
             assert lane is expected
             assert event.load == folder.loads.get(event.key)
             assert event.claimed == (2 in folder.firings.get(event.name, {}))
-            assert event.stale == (folder.late[event.name].stale if event.name in folder.late else ())
+            assert event.stale_locations == (
+                folder.late[event.name].stale_locations if event.name in folder.late else ()
+            )
 
 
 @given(folders())
@@ -314,10 +304,10 @@ def test_nothing_goes_before_what_waits_longer(folder):
 @given(folders(), st.randoms(use_true_random=False))
 def test_the_order_of_the_listing_does_not_matter(folder, random):
     def in_order(made):
-        aside, stale = sorted(made.tidy.quarantines, key=repr), sorted(made.tidy.stale)
-        tidy = replace(made.tidy, quarantines=tuple(aside), stale=tuple(stale))
+        aside, stale = sorted(made.cleanup.quarantines, key=repr), sorted(made.cleanup.stale)
+        cleanup = replace(made.cleanup, quarantines=tuple(aside), stale=tuple(stale))
         waits = tuple(sorted(made.waits, key=repr))
-        return replace(made, tidy=tidy, errors=tuple(sorted(made.errors)), waits=waits)
+        return replace(made, cleanup=cleanup, errors=tuple(sorted(made.errors)), waits=waits)
 
     shuffled = folder.objects.copy()
     random.shuffle(shuffled)
@@ -336,20 +326,24 @@ def test_what_was_observed_stays_as_it_is(folder):
 @given(folders())
 def test_nothing_is_deleted_but_fired_windows_after_a_while_and_what_was_judged_to_be_loaded(folder):
     made = folder.plan()
-    stale = dict(made.tidy.stale)
-    assert len(stale) == len(made.tidy.stale)
-    assert not stale.keys() & {*dispatched(made), *(each.name for each in made.tidy.quarantines)}
+    stale = dict(made.cleanup.stale)
+    assert len(stale) == len(made.cleanup.stale)
+    assert not stale.keys() & {*dispatched(made), *(each.name for each in made.cleanup.quarantines)}
     by_name = {each.name: each for each in folder.objects}
-    loaded = {name for name, verdict in folder.late.items() if verdict.late is Late.DROP and not by_name[name].held}
+    loaded = {
+        name
+        for name, verdict in folder.late.items()
+        if verdict.action is LateAction.DROP and not by_name[name].protected_by
+    }
     windows = {name for name in stale if name.endswith(".win")}
     assert windows == folder.may_go | loaded
     assert windows & folder.unfired == loaded
-    beside = {name for window in loaded for name, _ in folder.late[window].stale}
-    assert stale.keys() == windows | beside | {name for name, _ in folder.tidy.stale}
+    beside = {name for window in loaded for name, _ in folder.late[window].stale_locations}
+    assert stale.keys() == windows | beside | {name for name, _ in folder.cleanup.stale}
     for name in windows | beside:
-        assert (by_name[name].generation, by_name[name].held) == (stale[name], "")
+        assert (by_name[name].generation, by_name[name].protected_by) == (stale[name], "")
     assert made.late == len(loaded)
-    assert (made.tidy.fired, made.tidy.gone) == (folder.tidy.fired, folder.tidy.gone)
+    assert (made.cleanup.fired, made.cleanup.gone) == (folder.cleanup.fired, folder.cleanup.gone)
 
 
 @given(folders())
@@ -362,11 +356,13 @@ def test_windows_wait_for_a_decision_in_the_task_folder_and_no_other_object_does
         if each.sentinel and each.object.created > each.sentinel.created and REPLAY not in each.object.metadata
     }
     judged = {
-        name for name, verdict in folder.late.items() if verdict.late is Late.UNDECIDED and not by_name[name].held
+        name
+        for name, verdict in folder.late.items()
+        if verdict.action is LateAction.UNDECIDED and not by_name[name].protected_by
     }
-    dropped = {each.name for each in folder.tidy.quarantines}
-    assert {each.name for each in made.tidy.quarantines} == twins | judged | dropped
-    assert all(each.undecided and each.dropped == (each.name in dropped) for each in made.tidy.quarantines)
+    dropped = {each.name for each in folder.cleanup.quarantines}
+    assert {each.name for each in made.cleanup.quarantines} == twins | judged | dropped
+    assert all(each.undecided and each.dropped == (each.name in dropped) for each in made.cleanup.quarantines)
 
 
 @given(folders())
@@ -384,6 +380,6 @@ def test_shares_are_the_plans_events_and_travel_as_json(folder):
 @given(folders())
 def test_a_plans_report_accounts_for_everything_but_its_events(folder):
     made = folder.plan()
-    report = Report.of_plan(made)
+    report = Report.from_plan(made)
     left = report.listed - report.outcomes.total()
-    assert left == len(dispatched(made)) + len(made.tidy.quarantines)
+    assert left == len(dispatched(made)) + len(made.cleanup.quarantines)

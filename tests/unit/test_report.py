@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bqdispatch_provider.model import Outcome
+from bqdispatch_provider.core.model import Outcome
+from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.names import in_one_line
-from bqdispatch_provider.report import Report
 
 GAUGES = ("Running", "Pending", "Throttled")
 COUNTERS = ["QueryJobs", "LoadJobs", "CopyJobs", "OtherJobs", "BatchJobs"]
@@ -129,8 +129,8 @@ def test_a_summary_names_no_event(parts):
 @given(st.text())
 def test_an_error_is_one_harmless_line_and_the_same_once(text):
     report = Report()
-    report.error(text)
-    report.error(text)
+    report.add_error(text)
+    report.add_error(text)
     report.add_part(Report(errors=[text]))
     (said,) = report.errors
     assert said.isprintable()

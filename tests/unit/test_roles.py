@@ -1,4 +1,4 @@
-"""The custom roles are what README.md and docs/protocol.md say that the account needs."""
+"""The custom roles are what docs/permissions.md and docs/protocol.md say that the account needs."""
 
 import re
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bqdispatch_provider.commands.rights import ROLES as DEPLOYED
+from bqdispatch_provider.commands.rights import required_rights
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.rights import ROLES as DEPLOYED
-from bqdispatch_provider.rights import rights_of
-from bqdispatch_provider.setups import SetUp
+from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.gcp import permissions
 
 ROOT = Path(__file__).parents[2]
 ROLES = ROOT / "deploy" / "roles"
@@ -26,8 +27,8 @@ def granted(name):
 
 def rows(document, heading):
     """The rows of the table under a heading: what a place is, and the permissions there."""
-    section = (ROOT / document).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    for row in section.splitlines():
+    section = (ROOT / document).read_text().partition(f"# {heading}\n")[2].partition("\n## ")[0]
+    for row in filter(lambda line: line.startswith("|"), section.splitlines()):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         found, full = set(), ""
         for word in re.findall(r"`([\w.]+)`", cells[-1]):
@@ -37,7 +38,7 @@ def rows(document, heading):
             yield cells[0], found
 
 
-TABLES = [("README.md", "Permissions"), ("docs/protocol.md", "What the account needs")]
+TABLES = [("docs/permissions.md", "Permissions"), ("docs/protocol.md", "What the account needs")]
 PLACES = [
     ("task folder", "folders"),
     ("journal and errors", "folders"),
@@ -87,6 +88,16 @@ def test_what_is_deployed_is_the_file(name):
     assert len(DEPLOYED) == len(NAMES)
 
 
+NEEDED = {"folders": permissions.FOLDERS, "trigger": permissions.TRIGGER_BUCKET, "jobs": permissions.JOBS}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_deployed_is_what_the_code_needs(name):
+    needed = NEEDED[name]
+    assert sorted(needed.reasons) == list(DEPLOYED[needed.role].permissions)
+    assert all(needed.reasons.values())
+
+
 def test_the_condition_in_the_readme_is_the_one_that_is_deployed():
     document = {
         "ProjectID": "acme-ops",
@@ -94,7 +105,7 @@ def test_the_condition_in_the_readme_is_the_one_that_is_deployed():
         "JournalURL": "gs://acme-ops/BqTail/Journal",
         "ErrorURL": "gs://acme-errors/BqTail/Errors",
     }
-    rights = rights_of(DispatchConfig.from_dict(document).for_project(None), SetUp(), by_prefix=True)
+    rights = required_rights(DispatchConfig.from_dict(document).for_project(None), SetUp(), by_prefix=True)
     (condition,) = (each.condition for each in rights.grants if each.bucket == "acme-ops")
     text = (ROLES / "README.md").read_text()
     assert f"title={condition.title}|0|expression={condition.expression}'" in text

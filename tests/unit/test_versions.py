@@ -1,4 +1,4 @@
-"""What differs between versions of Airflow stands in one module; each has its lock file, and README has them all."""
+"""Differences between versions of Airflow stand in one module; each has its lock file, and a row in the docs."""
 
 import ast
 import re
@@ -61,8 +61,8 @@ def test_a_lock_file_has_its_airflow_and_composers_google_provider(airflow):
     assert matrix.locked(matrix.GOOGLE, lock) == matrix.COMPOSERS_GOOGLE
 
 
-def test_the_readmes_versions_are_those_of_the_lock_files():
-    page = (PACKAGE.parent / "README.md").read_text()
+def test_the_pages_versions_are_those_of_the_lock_files():
+    page = (PACKAGE.parent / "docs" / "versions.md").read_text()
     rows = re.search("<!-- matrix -->\n(.*)<!-- /matrix -->", page, re.DOTALL)[1].splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [(airflow, google) for airflow, google, *_ in cells] == [

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from airflow.providers.common.compat.sdk import DAG
 
+from bqdispatch_provider.factory import dispatch_dag
 from bqdispatch_provider.notifications import BqDispatchNotifier
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
@@ -31,3 +32,5 @@ with dag_of("tells_by_a_connection") as tells_by_a_connection:
 
 with dag_of("tells_that_it_failed") as tells_that_it_failed:
     DispatchOperator(task_id="dispatch", shares="everything", **telling())
+
+acme = dispatch_dag("acme", dag_id="tells_of_acme", schedule=None, default_args=telling())

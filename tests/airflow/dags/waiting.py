@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from airflow.providers.common.compat.sdk import DAG
 
-from bqdispatch_provider.done import BqDispatchDoneSensor
 from bqdispatch_provider.operators import DispatchOperator
+from bqdispatch_provider.sensors import BqDispatchDoneSensor
 
 ORDERS = {"destinations": ["{{ 'sales' }}.orders"]}
 
@@ -28,7 +28,7 @@ def dag_of(dag_id):
 
 
 def sensor(**more):
-    return BqDispatchDoneSensor(task_id="done", only=ORDERS, quiet_for=0.2, poke_interval=0.1, **more)
+    return BqDispatchDoneSensor(task_id="done", only=ORDERS, settle_time=0.2, poke_interval=0.1, **more)
 
 
 MODES = {"poked": {}, "rescheduled": {"mode": "reschedule"}, "deferred": {"deferrable": True}}

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from airflow.providers.common.compat.sdk import DAG, task
 
+from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.factory import dispatch_dag
 from bqdispatch_provider.operators import DispatchOperator
-from bqdispatch_provider.setups import SetUp
 
 SETUP = SetUp("limited")
 SQL, JOBS = 5, 3

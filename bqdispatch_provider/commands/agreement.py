@@ -1,0 +1,95 @@
+"""Checks of a set-up against what it has to agree with: BqTail's configuration, other set-ups, Airflow's pools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.names import in_words
+
+_COMMON_KEYS = {
+    "AsyncTaskURL": "async_task_url",
+    "TriggerBucket": "trigger_bucket",
+    "PostJobPrefix": "post_job_prefix",
+    "BatchPrefix": "batch_prefix",
+    "JournalURL": "journal_url",
+}
+
+
+def check_bqtail(config: DispatchConfig, bqtail: DispatchConfig) -> Iterator[Check]:
+    """Compare the keys that both configurations have.
+
+    :param config: of the set-up, with its project filled in.
+    :param bqtail: BqTail's own configuration.
+    """
+    theirs, where = bqtail.for_project(config.project_id), bqtail.url or ""
+    for key, attribute in _COMMON_KEYS.items():
+        mine, other = (str(getattr(each, attribute)) for each in (config, theirs))
+        verdict, finding = Verdict.OK, mine
+        if mine.rstrip("/") != other.rstrip("/"):
+            verdict, finding = Verdict.FAILED, f"is {mine!r} here and {other!r} there: give the same in both"
+            if key == "JournalURL":
+                verdict = Verdict.WARNING
+                finding += ", since BqTail's balancer reads performance.json in its own journal"
+        yield Check(f"{key} of both", where, verdict, finding)
+
+
+def check_other_set_ups(
+    config: DispatchConfig, others: Mapping[str, DispatchConfig | Exception] | str
+) -> Iterator[Check]:
+    """Check that no other set-up of this Airflow shares events of the task folder, the journal or the quarantine.
+
+    :param config: of the set-up.
+    :param others: the configurations of Airflow's other connections by their IDs, or why one is unknown; or why all
+        are.
+    """
+    what = "other set-ups"
+    if isinstance(others, str):
+        yield Check(what, "Airflow", Verdict.NOT_CHECKED, others)
+        return
+    shared = False
+    for conn_id, other in others.items():
+        where = f"connection {conn_id}"
+        if isinstance(other, Exception):
+            yield Check(what, where, Verdict.NOT_CHECKED, f"its configuration is unknown: {in_words(other)}")
+        elif _overlap(config.async_task_url, other.async_task_url):
+            shared = True
+            finding = (
+                f"has the task folder {other.async_task_url!r}, so both would dispatch the same events, each with "
+                "limits, pools and a journal of its own: give each set-up a task folder of its own, none inside "
+                "another's, or delete one of the connections; if this is the connection of the set-up itself, name "
+                "the set-up with --setup"
+            )
+            yield Check(what, where, Verdict.FAILED, finding)
+        else:
+            for key, mine, its in (
+                ("JournalURL", config.journal_url, other.journal_url),
+                ("ErrorURL", config.error_url, other.error_url),
+            ):
+                if _overlap(mine, its):
+                    finding = f"has the {key} {its!r}, and this set-up {mine!r}: give each a folder of its own"
+                    yield Check(what, where, Verdict.WARNING, finding)
+    if not shared:
+        yield Check(what, "Airflow", Verdict.OK, "no other connection is known to share events of this task folder")
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Tell whether two folders are the same, or one lies inside the other."""
+    folders = [f"{each.rstrip('/')}/" for each in (one, other)]
+    return folders[0].startswith(folders[1]) or folders[1].startswith(folders[0])
+
+
+def check_pools(problems: Mapping[str, str] | str) -> Iterator[Check]:
+    """Check that Airflow's pools mirror the limits.
+
+    :param problems: what is wrong with each pool, empty when nothing is; or why that is unknown.
+    """
+    if isinstance(problems, str):
+        yield Check("pools", "Airflow", Verdict.NOT_CHECKED, problems)
+        return
+    for name, problem in problems.items():
+        if problem:
+            yield Check("pool", name, Verdict.FAILED, f"{problem}: `bqdispatch pools --import` sets it")
+        else:
+            yield Check("pool", name, Verdict.OK, "mirrors its limit")

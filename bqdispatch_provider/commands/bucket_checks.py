@@ -1,0 +1,153 @@
+"""Checks of the buckets: permissions in each folder, settings, the configuration document, and what BqTail consumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+
+from google.cloud.storage import Client
+
+from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.gcp import permissions
+from bqdispatch_provider.gcp.bucket_settings import cannot_be_checked
+from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.gcp.storage import TaskStore
+from bqdispatch_provider.gcp.storage_answers import Result
+from bqdispatch_provider.names import counted, in_words
+
+MAX_UNCONSUMED_AGE = timedelta(minutes=15)
+"""BqTail does not consume a delivered object that is older: its functions live for nine minutes at most."""
+
+
+class BucketChecks:
+    """The checks of one set-up's buckets.
+
+    :param config: of the set-up, with its project filled in.
+    :param client: a ``google.cloud.storage.Client``.
+    :param store: of the task folder.
+    :param unused: a path that no object has, in any folder.
+    """
+
+    def __init__(self, config: DispatchConfig, client: Client, store: TaskStore, unused: str) -> None:
+        self._config, self._client, self._store, self._unused = config, client, store, unused
+        self.can_try = False
+        """True once :meth:`checks` has found that objects of the task folder can be written, and deleted again."""
+
+    def checks(self) -> Iterator[Check]:
+        """Yield the checks, one after the other."""
+        yield from self._folders()
+        yield from self._trigger_bucket()
+        yield from self._settings()
+        yield from self._document()
+        yield from self._unconsumed()
+
+    def _folders(self) -> Iterator[Check]:
+        tasks = self._check_folder("task folder", self._config.async_task_url, "AsyncTaskURL", permissions.FOLDERS)
+        self.can_try = tasks.verdict is Verdict.OK
+        yield tasks
+        yield self._check_folder("journal", self._config.journal_url, "JournalURL", permissions.FOLDERS)
+        yield self._check_folder("errors", self._config.error_url, "ErrorURL", permissions.FOLDERS)
+
+    def _check_folder(self, what: str, url: str, key: str, needed: permissions.Requirement) -> Check:
+        """Check the permissions in a folder, which a key of the configuration names."""
+        if problem := permissions.problem_in_folder(self._store, url, needed, key, self._unused):
+            return Check(what, url, Verdict.FAILED, problem)
+        verbs = ", ".join(each.rpartition(".")[2] for each in needed.on_objects)
+        return Check(what, url, Verdict.OK, f"the account may {verbs}")
+
+    def _trigger_bucket(self) -> Iterator[Check]:
+        bucket = self._config.trigger_bucket or ""
+        for what, prefix in {"traces": self._config.post_job_prefix, "windows": self._config.batch_prefix}.items():
+            url = f"gs://{bucket}{prefix}"
+            yield self._check_folder(f"trigger bucket, {what}", url, "TriggerBucket", permissions.TRIGGER_BUCKET)
+        what, where = "what was consumed", f"gs://{bucket}"
+        missing = permissions.missing_on_buckets(self._store, {bucket: [permissions.GET_BUCKET]})[bucket]
+        in_doubt = "delivered again" if self._config.on_doubt == "deliver" else "quarantined"
+        if missing == [permissions.GET_BUCKET]:
+            finding = (
+                f"{permissions.GET_BUCKET} is missing, so an event whose delivery is in doubt is {in_doubt}; "
+                f"{permissions.TRIGGER_BUCKET.how_to_grant(where)}"
+            )
+            yield Check(what, where, Verdict.FAILED, finding)
+        elif isinstance(missing, Result) and missing.status == 404:
+            yield Check(what, where, Verdict.NOT_CHECKED, "there is no such bucket")
+        elif self._store.trigger.keeps_deleted(self._store.now()):
+            yield Check(what, where, Verdict.OK, "is kept by the bucket for a while, which proves deliveries")
+        else:
+            finding = (
+                f"the bucket keeps nothing that is deleted, so an event whose delivery is in doubt is {in_doubt}: give "
+                f"it soft delete (`gcloud storage buckets update gs://{bucket} --soft-delete-duration=7d`), or versions"
+            )
+            yield Check(what, where, Verdict.WARNING, finding)
+
+    def _settings(self) -> Iterator[Check]:
+        """Check settings by which a bucket deletes or keeps objects itself: they would lose or repeat events."""
+        settings, now = self._store.settings(), self._store.now()
+        for bucket, found in settings.items():
+            is_task_bucket, where = bucket == self._store.task_bucket, f"gs://{bucket}"
+            what = f"settings of the {'task' if is_task_bucket else 'trigger'} bucket"
+            if isinstance(found, Result):
+                yield Check(what, where, Verdict.NOT_CHECKED, cannot_be_checked(bucket, found))
+                continue
+            findings = found.problems(self._config, now)
+            for finding in findings:
+                yield Check(what, where, Verdict.FAILED, finding)
+            if is_task_bucket and found.blocks_deletes:
+                self.can_try = False  # the trial could not be removed
+            if not findings:
+                finding = "no retention policy, default hold or lifecycle rule is in the way"
+                yield Check(what, where, Verdict.OK, finding)
+
+    def _document(self) -> Iterator[Check]:
+        """Check that the account cannot replace its own configuration document, and neither can who gets hold of it."""
+        what, url = "configuration document", self._config.url or ""
+        if not url.startswith("gs://"):
+            return
+        # A service that ignores preconditions, as an emulator may, would delete the document.
+        read = permissions.probe(self._store, url, (permissions.GET,)).answers[permissions.GET]
+        if not read.overtaken:
+            said = "the service ignores preconditions" if read.ok else f"a read was answered with {read}"
+            yield Check(what, url, Verdict.NOT_CHECKED, f"{said}, so whether the account may replace it is unknown")
+            return
+        tried = permissions.probe(self._store, url, (permissions.CREATE, permissions.DELETE))
+        if tried.refused:
+            finding = f"the account cannot replace it: {', '.join(tried.refused)} is refused"
+            yield Check(what, url, Verdict.OK, finding)
+        elif tried.unexpected:
+            finding = f"a call on it was answered with {tried.unexpected[0]}: try again later"
+            yield Check(what, url, Verdict.NOT_CHECKED, finding)
+        else:
+            finding = (
+                "the account that dispatches may replace the document, and so change what is dispatched and where to: "
+                "put it into a bucket on which the account has only storage.objects.get, such as by the role "
+                "roles/storage.objectViewer, and let people or your deployment write it"
+            )
+            yield Check(what, url, Verdict.WARNING, finding)
+
+    def _unconsumed(self) -> Iterator[Check]:
+        """Check that BqTail takes what is delivered: it deletes what it has consumed."""
+        what = "BqTail consumes"
+        for key, prefix in {
+            "PostJobPrefix": self._config.post_job_prefix,
+            "BatchPrefix": self._config.batch_prefix,
+        }.items():
+            url = f"gs://{self._config.trigger_bucket}{prefix}"
+            try:
+                with closing(TaskStore(self._client, url, self._config.trigger_bucket or "")) as store:
+                    now, objects = store.listing()
+            except GOOGLE_ERRORS as error:
+                yield Check(what, url, Verdict.NOT_CHECKED, f"cannot be listed: {in_words(error)}")
+                continue
+            old = [each for each in objects if now - each.created > MAX_UNCONSUMED_AGE]
+            if not old:
+                yield Check(what, url, Verdict.OK, "no delivered object has waited for long")
+                continue
+            oldest = min(old, key=lambda each: each.created)
+            finding = (
+                f"{counted(len(old), 'object')} older than {MAX_UNCONSUMED_AGE.seconds // 60} minutes, the oldest "
+                f"since {oldest.created:%Y-%m-%d %H:%M} UTC ({oldest.name!r}): see that {key} {prefix!r} is "
+                "BqTail's too, and that its function runs without errors"
+            )
+            yield Check(what, url, Verdict.FAILED, finding)

@@ -1,0 +1,218 @@
+"""An environment of Cloud Composer 3, and what it gets: the package, connection and slots, pools, and the DAG.
+
+Each step looks at what exists, and is skipped if nothing is left to do. So a deployment can be run again at any time:
+after a change of the configuration, with a new version, or where it stopped. Each step is one command, which a dry run
+prints.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, escaped_list
+from bqdispatch_provider.commands.packages import PACKAGE, is_ours
+from bqdispatch_provider.commands.pools import Pool
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.connection import updated_connection
+from bqdispatch_provider.core.setups import SetUp
+
+_MIN_AIRFLOW = (2, 11)
+_IMAGE = re.compile(r"composer-(?P<composer>\d+)[^ ]*-airflow-(?P<airflow>\d+\.\d+(\.\d+)?)")
+_UP_TO_DATE = "up to date"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment, as ``gcloud composer environments describe`` prints it.
+
+    :param name: its name.
+    :param location: its region.
+    :param project: its project.
+    :param airflow: version of its Airflow, such as ``2.11.1``.
+    :param bucket: its bucket, ``gs://…``.
+    :param account: e-mail address of the service account that its tasks run as.
+    :param packages: its PyPI packages, with the constraints on their versions.
+    :param variables: its environment variables.
+    """
+
+    name: str
+    location: str
+    project: str
+    airflow: str
+    bucket: str
+    account: str
+    packages: Mapping[str, str]
+    variables: Mapping[str, str]
+
+    @classmethod
+    def find(cls, gcloud: Gcloud, name: str, location: str, project: str | None = None) -> Environment:
+        """Look an environment up.
+
+        :param gcloud: to ask.
+        :param name: its name.
+        :param location: its region.
+        :param project: its project; by default gcloud's.
+        :raises DeployError: when there is no such environment, or it is no Composer 3 with Airflow 2.11 or later that
+            is running.
+        """
+        in_project = [f"--project={project}"] if project else []
+        where = [f"--location={location}", *in_project]
+        described = gcloud.describe("composer", "environments", "describe", name, *where)
+        if described is None:
+            raise DeployError(
+                f"there is no environment {name!r} in {location!r}; to list those that exist: "
+                f"`gcloud composer environments list --locations={location}`"
+            )
+        return cls._from_description(described)
+
+    @classmethod
+    def _from_description(cls, described: Mapping[str, Any]) -> Environment:
+        _, project, _, location, _, name = described["name"].split("/")
+        config, state = described["config"], described.get("state", "RUNNING")
+        software = config["softwareConfig"]
+        image = _IMAGE.match(software["imageVersion"])
+        if image is None or image["composer"] != "3":
+            raise DeployError(f"environment {name!r} is {software['imageVersion']}; expected one of Cloud Composer 3")
+        if tuple(map(int, image["airflow"].split(".")[:2])) < _MIN_AIRFLOW:
+            raise DeployError(
+                f"environment {name!r} has Airflow {image['airflow']}; expected 2.11 or later: upgrade it"
+            )
+        if state != "RUNNING":
+            raise DeployError(f"environment {name!r} is {state}: try again once it is RUNNING")
+        return cls(
+            name,
+            location,
+            project,
+            image["airflow"],
+            config["dagGcsPrefix"].removesuffix("/dags"),
+            config["nodeConfig"]["serviceAccount"],
+            software.get("pypiPackages", {}),
+            software.get("envVariables", {}),
+        )
+
+    @property
+    def member(self) -> str:
+        """The service account, as IAM policies name it."""
+        return f"serviceAccount:{self.account}"
+
+    @property
+    def where(self) -> list[str]:
+        """Options of gcloud for this region and project."""
+        return [f"--location={self.location}", f"--project={self.project}"]
+
+
+class Composer:
+    """An environment, and the set-up that it gets.
+
+    :param gcloud: to look at what exists.
+    :param environment: the environment.
+    :param setup: the set-up.
+    """
+
+    def __init__(self, gcloud: Gcloud, environment: Environment, setup: SetUp) -> None:
+        self._gcloud, self._environment, self._setup = gcloud, environment, setup
+
+    def check_airflow(self) -> Step:
+        """Return the step that runs a harmless command of Airflow."""
+        hint = f"you need roles/composer.user in {self._environment.project!r}"
+        if self._environment.airflow.startswith("3"):
+            hint += "; an old gcloud does not know Airflow 3: run `gcloud components update`"
+        return Step("check that gcloud can run Airflow's commands", self._airflow("version"), hint)
+
+    def package(self, version: str) -> Step:
+        """Return the step that installs the package.
+
+        :param version: its version.
+        """
+        wanted, known = f"=={version}", self._environment.packages
+        # Under its known spelling: another one would be a second entry of the same package.
+        name = next((each for each in known if is_ours(each)), PACKAGE)
+        return Step(
+            "package in the environment (takes minutes)",
+            self._update(f"--update-pypi-package={name}{wanted}"),
+            "the environment keeps the packages that it had; the log of its build names the conflicts",
+            done="already this version" if known.get(name) == wanted else "",
+        )
+
+    def variables(self, config: DispatchConfig, wanted: Mapping[str, Any]) -> Step:
+        """Return the step that sets the connection and the slots, as environment variables.
+
+        Every version of Airflow reads a connection from there. This one holds no secret.
+
+        :param config: with the limits.
+        :param wanted: keys of the connection's extra; what else the connection holds stays.
+        :raises DeployError: if the existing connection cannot be read.
+        """
+        name, known = self._setup.conn_variable, self._environment.variables
+        try:
+            connection = updated_connection(known.get(name), wanted)
+        except ValueError as error:
+            raise DeployError(
+                f"{name} {error}, so what it holds besides the configuration is unknown: set it, by "
+                '--update-env-variables, to {"conn_type": "bqdispatch", "extra": {…}} with what has to stay '
+                "(gcp_conn_id, impersonation_chain, subscription, quota_project_id), and deploy again; if nothing has "
+                f"to stay, remove it by `{shlex.join(self._update(f'--remove-env-variables={name}'))}`"
+            ) from None
+        limits = dict(
+            zip(self._setup.slot_variables, (config.max_concurrent_sql, config.max_concurrent_jobs), strict=True)
+        )
+        values = {name: connection.value, **{slots: str(limit) for slots, limit in limits.items() if limit}}
+        changed = {each: value for each, value in values.items() if known.get(each) != value}
+        removed = [slots for slots, limit in limits.items() if not limit and slots in known]
+        secrets = connection.hidden if name in changed else ()
+        notes = [f"{name}: {change}" for change in connection.changes if name in changed]
+        notes += [f"{name}: where it says … below, put in what is there before you type this"] if secrets else []
+        notes += [
+            f"{slots}: {known[slots]} becomes {changed.get(slots, 'nothing')}"
+            for slots in limits
+            if slots in known and slots in {*changed, *removed}
+        ]
+        step = Step(
+            "connection and slots (takes minutes)",
+            self._set_variables(changed, removed),
+            "only one update of an environment runs at a time: try again once it is RUNNING",
+            done="" if changed or removed else _UP_TO_DATE,
+            notes=notes,
+            secrets=secrets,
+        )
+        if not secrets:
+            return step
+        return replace(step, typed=shlex.join(self._set_variables({**changed, name: connection.shown}, removed)))
+
+    def pools(self, pools: Mapping[str, Pool]) -> Iterator[Step]:
+        """Yield the steps that set the pools.
+
+        :param pools: by name.
+        """
+        for name, pool in pools.items():
+            deferred = ["--include-deferred"] if pool["include_deferred"] else []
+            values = [*deferred, name, str(pool["slots"]), pool["description"]]
+            command = self._airflow("pools", "set", "--", *values)
+            yield Step(f"pool {name}", command, "see the message of Airflow above")
+
+    def dag(self) -> Step:
+        """Return the step that copies the DAG file."""
+        hint = "you need roles/composer.user, and storage.objects.create on the environment's bucket"
+        url, text = f"{self._environment.bucket}/dags/{self._setup.dag_id}.py", self._setup.dag_source
+        there = self._gcloud.describe("storage", "objects", "describe", url)
+        known = self._gcloud.output("storage", "cat", url).decode(errors="replace") if there else ""
+        done = _UP_TO_DATE if known.strip() == text.strip() else ""
+        return Step("DAG file", ["gcloud", "storage", "cp", "-", url], hint, done, stdin=text)
+
+    def _set_variables(self, changed: Mapping[str, str], removed: Sequence[str]) -> list[str]:
+        pairs = [f"{name}={value}" for name, value in changed.items()]
+        options = [f"--update-env-variables={escaped_list(pairs)}"] if pairs else []
+        options += [f"--remove-env-variables={','.join(removed)}"] if removed else []
+        return self._update(*options)
+
+    def _update(self, *options: str) -> list[str]:
+        environment = self._environment
+        return ["gcloud", "composer", "environments", "update", environment.name, *options, *environment.where]
+
+    def _airflow(self, *arguments: str) -> list[str]:
+        environment = self._environment
+        return ["gcloud", "composer", "environments", "run", environment.name, *environment.where, *arguments]

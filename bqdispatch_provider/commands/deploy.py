@@ -1,0 +1,109 @@
+"""``bqdispatch deploy``: set everything up in Cloud Composer, or print for Terraform what the account needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from bqdispatch_provider import __version__
+from bqdispatch_provider.commands.access import Access
+from bqdispatch_provider.commands.composer import Composer, Environment
+from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step
+from bqdispatch_provider.commands.options import read_config
+from bqdispatch_provider.commands.output import FAILED, OK, print_error
+from bqdispatch_provider.commands.package_index import PackageIndex, check_own_index, find_wheel
+from bqdispatch_provider.commands.packages import Wheel
+from bqdispatch_provider.commands.pools import expected_pools
+from bqdispatch_provider.commands.rights import Rights, required_rights
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.names import in_one_line
+
+
+def composer(options: argparse.Namespace) -> int:
+    """Set everything up in an environment of Cloud Composer, or print the commands.
+
+    :param options: of the command line.
+    :returns: the exit code: 1 when a step failed.
+    """
+    config = read_config(options)
+    try:
+        wheel = None if options.published else find_wheel(options.wheel)
+        gcloud = Gcloud(wheel.programs if wheel else ())
+        environment = Environment.find(gcloud, options.environment, options.location, options.project)
+        for step in _steps(options, config, gcloud, environment, wheel):
+            if options.dry_run:
+                print(step.as_comment() if step.done else f"{step.as_comment()}\n{step.as_typed()}")
+                continue
+            print(f"{step.title} … {step.done}", *map(in_one_line, step.notes), sep="\n  ", file=sys.stderr, flush=True)
+            if not step.done:
+                gcloud.run(step)
+    except DeployError as error:
+        print_error(error)
+        return FAILED
+    if not options.dry_run:
+        account = environment.account
+        print(
+            f"Done. Now check it as the account {account}: `gcloud auth application-default login "
+            f"--impersonate-service-account={account}`, then `bqdispatch smoke --config {options.config}`. Then switch "
+            f"the DAG {options.setup.dag_id} on. If the cloud function has run before, read docs/migration.md first",
+            file=sys.stderr,
+        )
+    return OK
+
+
+def rights(options: argparse.Namespace) -> int:
+    """Print the rights that the account needs, for Terraform's data source.
+
+    :param options: of the command line.
+    :returns: the exit code.
+    """
+    config = read_config(options).for_project(options.project)
+    print(json.dumps(_rights(options, config).for_terraform(), indent=1))
+    return OK
+
+
+def _steps(
+    options: argparse.Namespace, given: DispatchConfig, gcloud: Gcloud, environment: Environment, wheel: Wheel | None
+) -> Iterator[Step]:
+    """Yield the steps. Each looks at what exists once those before it are done."""
+    config = given.for_project(environment.project)
+    target = Composer(gcloud, environment, options.setup)
+    if wheel is None:
+        check_own_index(gcloud, environment)
+    yield target.check_airflow()
+    if not options.no_rights:
+        yield from Access(gcloud, _rights(options, config), options.setup, environment).steps()
+    if wheel:
+        yield from PackageIndex(gcloud, wheel, environment, dry_run=options.dry_run).steps()
+    yield target.package(wheel.version if wheel else __version__)
+    yield target.variables(config, _extra(options, given))
+    yield from target.pools(expected_pools(config, options.setup))
+    yield target.dag()
+
+
+def _extra(options: argparse.Namespace, config: DispatchConfig) -> dict[str, Any]:
+    """Return the keys of the connection's extra that the options set."""
+    url = str(config.url)
+    # A document on this machine cannot be read there.
+    extra: dict[str, Any] = (
+        {"config_url": url} if url.startswith("gs://") else {"config": json.loads(_path(options.config).read_text())}
+    )
+    given = {
+        "variables": dict(config.variables) or None,
+        "gcp_conn_id": options.gcp_conn_id,
+        "impersonation_chain": options.impersonation_chain,
+    }
+    return extra | {key: value for key, value in given.items() if value is not None}
+
+
+def _path(given: str) -> Path:
+    return Path(unquote(urlsplit(given).path)) if "://" in given else Path(given)
+
+
+def _rights(options: argparse.Namespace, config: DispatchConfig) -> Rights:
+    return required_rights(config, options.setup, by_prefix=options.by_prefix, job_projects=options.job_project)

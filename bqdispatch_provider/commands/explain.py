@@ -1,0 +1,102 @@
+"""``bqdispatch explain``: where an event stands, since when, why it waits, and what happens next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from datetime import datetime
+
+from google.cloud.storage import Client
+
+from bqdispatch_provider.commands.options import connect
+from bqdispatch_provider.commands.output import FAILED, OK, print_error, printable
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.log_lines import duration
+from bqdispatch_provider.cycle.performance import read_waits
+from bqdispatch_provider.delivery.quarantine import QuarantineStore
+from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.names import in_words, parse_event
+from bqdispatch_provider.remaining import delivered
+from bqdispatch_provider.view.explanation import Explainer, Explanation, matches
+from bqdispatch_provider.view.suggested_commands import replay_command
+
+MAX_SHOWN = 20
+"""Events that are explained at one time."""
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Explain the events that somebody asked for.
+
+    :returns: the exit code: 1 when there is none, or the task folder cannot be looked at.
+    """
+    config, client = connect(options)
+    with Dispatcher(config, client) as dispatcher:
+        try:
+            snapshot = dispatcher.look().snapshot
+            folder_url = dispatcher.store.task_url("")
+            earlier = read_waits(dispatcher.store, config.journal_url)
+            found = Explainer(snapshot, config, folder_url, earlier).find(options.event)
+            found += _elsewhere(options.event, config, client, dispatcher)
+        except GOOGLE_ERRORS as error:
+            print_error(f"the task folder {config.async_task_url!r} cannot be looked at: {in_words(error)}")
+            return FAILED
+        now = dispatcher.store.now()
+    if options.json:
+        print(json.dumps([each.to_dict() for each in found], indent=1))
+    elif found:
+        print("\n\n".join(_as_text(each, now) for each in found[:MAX_SHOWN]))
+        if len(found) > MAX_SHOWN:
+            print(f"\nand {len(found) - MAX_SHOWN} more")
+    else:
+        print_error(
+            f"no event {options.event!r} is in the task folder, in the trigger bucket or in quarantine. If it was "
+            "dispatched and BqTail has taken it, Jobs and Batched of the run's response document have it"
+        )
+    return OK if found else FAILED
+
+
+def _elsewhere(wanted: str, config: DispatchConfig, client: Client, dispatcher: Dispatcher) -> Iterator[Explanation]:
+    """Find events that were delivered and not taken by BqTail, and those in quarantine."""
+    folder_url = dispatcher.store.task_url("")
+    for url, name in delivered(dispatcher.store, config):
+        path = name.name.removesuffix(".json") if name is not None else url
+        if url == wanted or (name is not None and matches(wanted, name, path, folder_url)):
+            yield Explanation(
+                path,
+                url,
+                "was delivered, and BqTail has not taken it yet",
+                None,
+                (),
+                "Nothing to do for a minute. If it stays, see whether BqTail's function runs and watches this bucket.",
+            )
+    with QuarantineStore(client, config) as store:
+        for held in store.listing():
+            if wanted == held.url or _matches(wanted, held.name, folder_url):
+                yield Explanation(
+                    held.name,
+                    held.url,
+                    "is in quarantine",
+                    held.since,
+                    (held.reason,),
+                    f"Put it back with: {replay_command(config, held.url)}",
+                )
+
+
+def _matches(wanted: str, path: str, folder_url: str) -> bool:
+    """Tell whether a quarantined event is one that somebody asked for; a name that was shortened is no event's."""
+    try:
+        return matches(wanted, parse_event(path), path, folder_url)
+    except ValueError:
+        return False
+
+
+def _as_text(each: Explanation, now: datetime) -> str:
+    since = ""
+    if each.since:
+        since = f", since {each.since:%Y-%m-%d %H:%M:%S} UTC ({duration(now - each.since, minutes_from_s=120)})"
+    lines = [each.url, f"  {each.state}{since}", *(f"  {detail}" for detail in each.details)]
+    if each.next_step:
+        lines.append(f"  Next: {each.next_step}")
+    return "\n".join(map(printable, lines))

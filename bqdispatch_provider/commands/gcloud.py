@@ -1,0 +1,172 @@
+"""``gcloud`` and the other programs that a deployment runs, and the steps that they carry out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from bqdispatch_provider.commands.rights import Condition
+from bqdispatch_provider.names import in_one_line
+
+_NOT_FOUND = re.compile(r"not[ _]found|\b404\b|does not exist", re.IGNORECASE)
+_HOW_TO_INSTALL = {
+    "gcloud": "install the Google Cloud CLI",
+    "uv": "pip install uv",
+    "make": "install make, or give --wheel",
+    "pip": "install pip, or download the wheel, and give --wheel its path",
+}
+_MAX_ERROR_CHARS = 1000
+
+
+class DeployError(Exception):
+    """A failed step. The message says which step, what the program printed, and what to do."""
+
+
+class _NotFound(DeployError):
+    """Something that gcloud does not find."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of a deployment, and the command that brings it about.
+
+    :param title: the part, in a few words.
+    :param command: program and arguments.
+    :param hint: what to do when the command fails.
+    :param done: why nothing is left to do; empty: the command has to run.
+    :param stdin: standard input of the command.
+    :param needs_token: give it gcloud's access token as ``UV_PUBLISH_PASSWORD``.
+    :param notes: what changes, a line each.
+    :param typed: the command for a dry run, when the command itself or its input holds secrets.
+    :param secrets: texts that no message may show, even when the command prints them.
+    """
+
+    title: str
+    command: Sequence[str]
+    hint: str = ""
+    done: str = ""
+    stdin: str = ""
+    needs_token: bool = False
+    notes: Sequence[str] = ()
+    typed: str = ""
+    secrets: Sequence[str] = ()
+
+    def as_typed(self) -> str:
+        """Return the command for a shell."""
+        stdin = f"printf %s {shlex.quote(self.stdin)} | " if self.stdin else ""
+        token = 'UV_PUBLISH_PASSWORD="$(gcloud auth print-access-token)" ' if self.needs_token else ""
+        return self.typed or stdin + token + shlex.join(self.command)
+
+    def as_comment(self) -> str:
+        """Return the title and what changes, as comments for a shell."""
+        title = f"{self.title}: {self.done}" if self.done else self.title
+        return "\n".join(f"# {in_one_line(line)}" for line in (title, *(f"  {note}" for note in self.notes)))
+
+
+class Gcloud:
+    """``gcloud``, and the other programs that steps run.
+
+    :param others: names of the others.
+    :raises DeployError: if one is not installed.
+    """
+
+    def __init__(self, others: Iterable[str]) -> None:
+        self._paths = {name: _find_program(name) for name in sorted({"gcloud", *others})}
+
+    def run(self, step: Step) -> None:
+        """Carry out a step.
+
+        :raises DeployError: when its command fails.
+        """
+        token = self.output("auth", "print-access-token").decode().strip() if step.needs_token else ""
+        environment = {"UV_PUBLISH_PASSWORD": token} if token else {}
+        ended = self._run(step.command, step.stdin.encode(errors="surrogateescape"), environment)
+        if ended.returncode:
+            error = _error_text(ended, step.secrets)
+            raise DeployError(f"{step.title}: `{step.as_typed()}` failed: {error}; {step.hint}")
+
+    def describe(self, *arguments: str) -> Any:
+        """Return what gcloud prints as JSON; ``None`` when it does not find what it is asked about.
+
+        :raises DeployError: when it fails otherwise.
+        """
+        try:
+            printed = self.output(*arguments, "--format=json")
+        except _NotFound:
+            return None
+        try:
+            return json.loads(printed)
+        except ValueError as error:
+            raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` printed no JSON: {error}") from error
+
+    def output(self, *arguments: str) -> bytes:
+        """Return what gcloud prints.
+
+        :raises DeployError: when it fails.
+        """
+        command = ["gcloud", *arguments]
+        ended = self._run(command)
+        if ended.returncode:
+            error = _error_text(ended)
+            kind = _NotFound if _NOT_FOUND.search(error) else DeployError
+            raise kind(f"`{shlex.join(command)}` failed: {error}")
+        return ended.stdout
+
+    def bound_roles(self, member: str, *arguments: str) -> list[tuple[str, Condition | None]]:
+        """Return the roles that are bound to a member in an IAM policy, each with its condition.
+
+        :param member: such as ``serviceAccount:…``.
+        :param arguments: of gcloud, to print the policy.
+        """
+        policy = self.describe(*arguments) or {}
+        return [
+            (each["role"], Condition(found.get("title", ""), found["expression"]) if found else None)
+            for each in policy.get("bindings", ())
+            for found in [each.get("condition")]
+            if member in each.get("members", ())
+        ]
+
+    def _run(
+        self, command: Sequence[str], stdin: bytes = b"", environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(  # noqa: S603  (no shell)
+            [self._paths[command[0]], *command[1:]],
+            env={**os.environ, **(environment or {})},
+            input=stdin,
+            capture_output=True,
+            check=False,
+        )
+
+
+def escaped_list(items: Sequence[str]) -> str:
+    """Return a list as gcloud reads it, with a delimiter that no item contains (`gcloud topic escaping`)."""
+    delimiters = chain(["|"], (f"|{number}|" for number in count()))
+    delimiter = next(each for each in delimiters if each.join(items).split(each) == list(items))
+    return f"^{delimiter}^{delimiter.join(items)}"
+
+
+def _find_program(name: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        raise DeployError(f"{name} not found: {_HOW_TO_INSTALL[name]}")
+    return found
+
+
+def _error_text(ended: subprocess.CompletedProcess[bytes], secrets: Iterable[str] = ()) -> str:
+    """Return the errors that a program printed, or else its last lines, without the secrets."""
+    text = (ended.stderr or ended.stdout).decode(errors="replace")
+    for each in sorted(secrets, key=len, reverse=True):
+        text = text.replace(each, "…")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return " ".join(errors or lines[-3:])[:_MAX_ERROR_CHARS] or f"exit code {ended.returncode}, nothing printed"

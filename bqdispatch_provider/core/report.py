@@ -1,0 +1,324 @@
+"""The response document: what a cycle, a run or a part of one has done (docs/protocol.md, "The response of a run")."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bqdispatch_provider.core import documents
+from bqdispatch_provider.core.model import BATCH_JOBS, Counts, Lane, Outcome, Reason, no_counts
+from bqdispatch_provider.core.plans import Plan
+from bqdispatch_provider.core.waits import Wait, most_pressing, time_to_text, waits_from_dict, waits_to_dict
+from bqdispatch_provider.names import in_one_line
+
+MAX_NAMED = 1000
+"""Unknown objects, errors and waits that a document names; ``Outcomes`` and ``WaitingCount`` always count all."""
+
+_GAUGES = ("Running", "Pending", "Throttled")
+_COUNTED = ("Running", "Pending", "Dispatched", "Throttled")
+_FINAL = (Outcome.DISPATCHED, Outcome.QUARANTINED)
+"""Outcomes that add up over cycles: no later cycle lists the object again."""
+
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "Jobs": ("jobs", documents.objects_of_texts),
+    "Batched": ("batched", documents.texts),
+    "Quarantined": ("quarantined", documents.texts),
+    "Unknown": ("unknown", documents.texts),
+    "Errors": ("errors", documents.list_of_texts),
+    "Cycles": ("cycles", documents.number),
+    "Listed": ("listed", documents.number),
+    "TimeTakenMs": ("time_taken_ms", documents.number),
+    "GetCount": ("get_count", documents.number),
+    "ListTime": ("list_ms", documents.number),
+}
+"""Keys of the document that hold an attribute as it is, and what reads it."""
+
+
+@dataclass
+class Report:
+    """A report: what was listed, what became of it, and what went wrong.
+
+    Counters (dispatched, batched, cycles) add up over a run's cycles; gauges (running, pending, throttled, not found)
+    are the last cycle's. ``listed`` counts what earlier cycles dispatched or quarantined and what the last one listed,
+    so that the outcomes add up to it after one cycle as after many.
+
+    :param seen: when the task folder was looked at last (aware), as far as this process knows; it does not go into the
+        document.
+    :param oldest: since when the oldest event waits that was left waiting: a trace since its creation, a window since
+        its end; ``None`` if none was.
+    :param waits: events that have waited for more than a minute, by name.
+    :param earlier_waits: how they had waited before this run, by what an earlier run has left.
+    :param unnamed_waits: number of further waits, which a document that was read only counts.
+    :param not_due: names of the windows whose end has not come, the soonest first, as far as a document names them.
+    :param not_due_count: number of all of them.
+    :param late: number of returned windows that were removed, since their files were loaded.
+    :param performance_written: when this process wrote ``performance.json``; it does not go into the document.
+    :param parts: documents that were merged into this one, with their fingerprints.
+    :param attempt: try number of the task whose report it is; 0 in the report of a run.
+    """
+
+    started: datetime | None = None
+    time_taken_ms: int = 0
+    cycles: int = 0
+    listed: int = 0
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    batched: dict[str, str] = field(default_factory=dict)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    regions: dict[str, str] = field(default_factory=dict)
+    traces: Counter[str] = field(default_factory=Counter)
+    not_found: Counter[str] = field(default_factory=Counter)
+    counts: Counts = field(default_factory=no_counts)
+    get_count: int = 0
+    list_ms: int = 0
+    oldest: datetime | None = None
+    waits: dict[str, Wait] = field(default_factory=dict)
+    earlier_waits: dict[str, Wait] = field(default_factory=dict)
+    unnamed_waits: Counter[Reason] = field(default_factory=Counter)
+    not_due: list[str] = field(default_factory=list)
+    not_due_count: int = 0
+    late: int = 0
+    performance_written: datetime | None = None
+    parts: dict[str, str] = field(default_factory=dict)
+    attempt: int = 0
+    seen: datetime | None = None
+
+    @classmethod
+    def from_plan(cls, plan: Plan) -> Report:
+        """Return the report of a cycle before anything is dispatched: where all stands that needs no action."""
+        report = cls(
+            cycles=1,
+            listed=plan.listed,
+            outcomes=Counter(plan.outcomes),
+            unknown=dict(list(plan.unknown.items())[:MAX_NAMED]),
+            traces=Counter(plan.projects),
+            not_found=Counter(plan.not_found),
+            oldest=plan.oldest,
+            late=plan.late,
+            not_due=list(plan.not_due[:MAX_NAMED]),
+            not_due_count=len(plan.not_due),
+            waits={each.name: each for each in plan.waits},
+        )
+        for message in plan.errors:
+            report.add_error(message)
+        report._add_counts(plan.counts, _GAUGES)
+        return report
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing went wrong."""
+        return not self.errors
+
+    @property
+    def dispatched(self) -> int:
+        """The number of traces and windows that were dispatched."""
+        return self.outcomes[Outcome.DISPATCHED]
+
+    def in_words(self) -> str:
+        """Return the outcomes in a line for people."""
+        numbers = [f"{number} {outcome}" for outcome, number in self.outcomes.items() if number]
+        return ", ".join(numbers) or "nothing there"
+
+    def add_error(self, message: str) -> None:
+        """Note that something went wrong; the same sentence is noted once.
+
+        :param message: may quote names and services, which are untrusted text.
+        """
+        # In this order: to search the list for each of many errors would take long.
+        if len(self.errors) < MAX_NAMED and (said := in_one_line(message)) not in self.errors:
+            self.errors.append(said)
+
+    def count(self, project: str, gauge: str, counter: str, number: int = 1) -> None:
+        """Count jobs, or windows, of a project."""
+        self.counts[project][gauge][counter] += number
+
+    def add_part(self, part: Report) -> None:
+        """Add what another task of the same cycle did: everything adds up, but for the number of cycles."""
+        self.cycles = max(self.cycles, part.cycles)
+        self.listed += part.listed
+        self.outcomes.update(part.outcomes)
+        self.traces.update(part.traces)
+        self.not_found.update(part.not_found)
+        self.oldest = _earlier(self.oldest, part.oldest)
+        self.waits |= part.waits
+        self.unnamed_waits += part.unnamed_waits
+        self.not_due = (self.not_due + part.not_due)[:MAX_NAMED]
+        self.not_due_count += part.not_due_count
+        self._add_results(part, _COUNTED)
+
+    def add_task(self, task: Report) -> None:
+        """Add what another task of the run did, but not how things stood for it: a later look tells that."""
+        self.started = _earlier(self.started, task.started)
+        self._add_done(task)
+
+    def _add_done(self, other: Report) -> None:
+        """Add what was done, but not how things stood."""
+        self.cycles += other.cycles
+        for outcome in _FINAL:
+            self.outcomes[outcome] += other.outcomes[outcome]
+        self.waits |= other.waits
+        self._add_results(other, ("Dispatched",))
+
+    def add_cycle(self, later: Report) -> None:
+        """Go on with a later cycle of the same run: results add up, gauges are the later cycle's.
+
+        A cycle that did not look, since it was given shares or the folder could not be listed, says nothing of how
+        things stand.
+        """
+        if later.started is None and self.started is not None:
+            self._add_done(later)
+            return
+        self.cycles += later.cycles
+        self.started = self.started or later.started
+        self.seen = later.seen or later.started or self.seen
+        final = Counter({outcome: self.outcomes[outcome] for outcome in _FINAL})
+        self.time_taken_ms += later.time_taken_ms
+        self.listed = final.total() + later.listed
+        self.outcomes = final + later.outcomes
+        self.traces, self.not_found, self.oldest = later.traces, later.not_found, later.oldest
+        self.waits = {name: wait.continued_from(self.waits.get(name)) for name, wait in later.waits.items()}
+        self.unnamed_waits = later.unnamed_waits
+        self.not_due, self.not_due_count = later.not_due, later.not_due_count
+        self.unknown = {}
+        for gauges in self.counts.values():
+            for gauge in _GAUGES:
+                gauges.pop(gauge, None)
+        self._add_results(later, _COUNTED)
+
+    def _add_results(self, other: Report, gauges: Iterable[str]) -> None:
+        self.jobs.update(other.jobs)
+        self.batched.update(other.batched)
+        self.quarantined.update(other.quarantined)
+        self.unknown.update(other.unknown)
+        self.regions.update(other.regions)
+        self.late += other.late
+        self.get_count += other.get_count
+        self.list_ms += other.list_ms
+        for message in other.errors:
+            self.add_error(message)
+        self._add_counts(other.counts, gauges)
+
+    def _add_counts(self, counts: Mapping[str, Mapping[str, Mapping[str, int]]], gauges: Iterable[str]) -> None:
+        for project, theirs in counts.items():
+            for gauge in gauges:
+                self.counts[project][gauge].update(theirs.get(gauge, {}))
+
+    def waits_by_reason(self) -> Counter[Reason]:
+        """Return the number of events that have waited for more than a minute, by reason."""
+        return Counter(wait.reason for wait in self.waits.values()) + self.unnamed_waits
+
+    def performance(self) -> dict[str, Any]:
+        """Return the counters per project, in the form that BqTail's balancer reads from ``performance.json``."""
+        return {
+            project: {
+                "ProjectID": project,
+                "Region": self.regions.get(project, ""),
+                "Count": self.traces[project],
+                **{gauge: without_zeros(self.counts.get(project, {}).get(gauge, {})) for gauge in _COUNTED},
+                "NoFound": self.not_found[project],
+            }
+            for project in sorted({*self.traces, *self.counts})
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers of the document: small enough for an XCom or a log line."""
+        document = self.to_dict()
+        kept = ("Status", "Error", "BatchCount", "Cycles", "Running", "Pending", "Dispatched", "Throttled")
+        return {key: document[key] for key in (*kept, "Listed", "Outcomes", "TimeTakenMs") if key in document}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the response document; zero counters are left out."""
+        waits = (wait.continued_from(self.earlier_waits.get(wait.name)) for wait in self.waits.values())
+        return {
+            "Status": "ok" if self.ok else "error",
+            **({} if self.ok else {"Error": self.errors[0]}),
+            **{key: getattr(self, attribute) for key, (attribute, _) in _FIELDS.items()},
+            "BatchCount": len(self.batched),
+            **{gauge: self._total(gauge) for gauge in _COUNTED},
+            "Outcomes": {str(each): self.outcomes[each] for each in Outcome if self.outcomes[each]},
+            "Waiting": waits_to_dict(most_pressing(waits)[:MAX_NAMED]),
+            "WaitingCount": {str(reason): number for reason, number in sorted(self.waits_by_reason().items())},
+            "NotDue": self.not_due,
+            "NotDueCount": self.not_due_count,
+            "Late": self.late,
+            "Started": time_to_text(self.started) if self.started else None,
+            "Oldest": time_to_text(self.oldest) if self.oldest else None,
+            "Performance": self.performance(),
+            **({"Parts": self.parts} if self.parts else {}),
+            **({"Try": self.attempt} if self.attempt else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Report:
+        """Read a response document that :meth:`to_dict` wrote.
+
+        :raises ValueError: when it is something else.
+        """
+        try:
+            report = cls(
+                **{attribute: read(document[key]) for key, (attribute, read) in _FIELDS.items()},
+                started=documents.moment(document.get("Started")),
+                outcomes=Counter({Outcome(each): n for each, n in documents.numbers(document["Outcomes"]).items()}),
+                late=documents.number(document.get("Late", 0)),
+                not_due=documents.list_of_texts(document.get("NotDue", [])),
+                not_due_count=documents.number(document.get("NotDueCount", 0)),
+                waits=waits_from_dict(document.get("Waiting", {})),
+                oldest=documents.moment(document.get("Oldest")),
+                parts=documents.texts(document.get("Parts", {})),
+                attempt=documents.number(document.get("Try", 0)),
+            )
+            waiting = documents.numbers(document.get("WaitingCount", {}))
+            counted = {Reason(reason): number for reason, number in waiting.items()}
+            report.unnamed_waits = Counter(counted) - report.waits_by_reason()
+            for project, each in document["Performance"].items():
+                if each["Region"]:
+                    report.regions[project] = documents.text(each["Region"])
+                report.traces[project] = documents.number(each["Count"])
+                report.not_found[project] = documents.number(each["NoFound"])
+                for gauge in _COUNTED:
+                    report.counts[project][gauge].update(documents.numbers(each[gauge]))
+            return report
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+            raise ValueError(f"not a response document: {type(error).__name__}: {error}") from error
+
+    def _total(self, gauge: str) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for gauges in self.counts.values():
+            total.update(gauges.get(gauge, {}))
+        return without_zeros(total)
+
+
+def _earlier(*times: datetime | None) -> datetime | None:
+    return min((each for each in times if each), default=None)
+
+
+def by_lane(counters: Mapping[str, int]) -> Counter[Lane]:
+    """Return numbers by lane.
+
+    :param counters: of the response document (docs/protocol.md, "The response of a run").
+    """
+    lanes = {"QueryJobs": Lane.SQL, BATCH_JOBS: Lane.WINDOWS}
+    numbers: Counter[Lane] = Counter()
+    for counter, number in counters.items():
+        numbers[lanes.get(counter, Lane.JOBS)] += number
+    return numbers
+
+
+def lags(jobs: Iterable[Mapping[str, str]]) -> Iterator[float]:
+    """Return the seconds from each job's end until its trace was known to be dispatched; both clocks are Google's."""
+    for job in jobs:
+        with suppress(ValueError):  # whoever wrote the document may have written anything
+            dispatched, ended = (documents.moment(job.get(key)) for key in ("DispatchTime", "EndTime"))
+            if dispatched and ended:
+                yield max((dispatched - ended).total_seconds(), 0.0)
+
+
+def without_zeros(counter: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of a counter that are not 0, by name."""
+    return {name: counter[name] for name in sorted(counter) if counter[name]}

@@ -1,0 +1,80 @@
+"""Documents that tell how things stand: ``performance.json`` and ``waiting.json`` in the journal.
+
+BqTail's balancer takes from the first how busy each project is. The next process takes from the second how often events
+have waited in trouble, and goes on counting.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from google.api_core.exceptions import NotFound
+
+from bqdispatch_provider.core import documents
+from bqdispatch_provider.core.report import MAX_NAMED, Report
+from bqdispatch_provider.core.sizes import MAX_WAITS_BYTES
+from bqdispatch_provider.core.waits import NEEDS_ATTENTION, Wait, waits_from_dict, waits_to_dict
+from bqdispatch_provider.cycle.services import Services
+from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.gcp.storage import TaskStore
+from bqdispatch_provider.names import in_words
+
+log = logging.getLogger(__name__)
+
+
+class PerformanceWriter:
+    """Writes ``performance.json`` and ``waiting.json``."""
+
+    def __init__(self) -> None:
+        self._waited: dict[str, Wait] | None = None
+        """Waits that an earlier process has written; ``None`` until they are read."""
+
+        self._has_written_waits = False
+        """True once this process has written waits, which it has to remove when they are over."""
+
+    def write(self, report: Report, services: Services) -> None:
+        """Write ``performance.json``, and ``waiting.json`` if events wait in trouble.
+
+        :param report: report of the run; the earlier waits of its events are added.
+        """
+        journal_url = services.config.journal_url
+        self._write_waits(report, services.store, journal_url)
+        url = f"{journal_url.rstrip('/')}/performance.json"
+        try:
+            services.store.write_json(url, report.performance())
+            report.performance_written = services.store.now()
+        except GOOGLE_ERRORS as error:
+            services.recorder(report).error(
+                f"{url!r} cannot be written, so BqTail's balancer goes by old figures: {in_words(error)}"
+            )
+
+    def _write_waits(self, report: Report, store: TaskStore, journal_url: str) -> None:
+        url = _waits_url(journal_url)
+        troubled = {name: wait for name, wait in report.waits.items() if wait.reason in NEEDS_ATTENTION}
+        if not troubled and not self._has_written_waits:
+            return
+        try:
+            if self._waited is None:
+                self._waited = read_waits(store, journal_url)
+            report.earlier_waits = self._waited = {
+                name: each for name, each in self._waited.items() if name in troubled
+            }
+            oldest = sorted(troubled.values(), key=lambda each: each.since)[:MAX_NAMED]
+            store.write_json(url, waits_to_dict(each.continued_from(self._waited.get(each.name)) for each in oldest))
+            self._has_written_waits = bool(troubled)
+        except GOOGLE_ERRORS as error:
+            log.warning("%r cannot be read or written, so repeated waits are not counted: %s", url, in_words(error))
+
+
+def read_waits(store: TaskStore, journal_url: str) -> dict[str, Wait]:
+    """Read ``waiting.json``: the waits that earlier processes have counted, by name; none if it is missing."""
+    url = _waits_url(journal_url)
+    try:
+        return waits_from_dict(documents.parse(store.read(url, MAX_WAITS_BYTES)))
+    except (NotFound, ValueError, RecursionError) as error:
+        log.debug("No earlier waits in %r: %s", url, error)
+        return {}
+
+
+def _waits_url(journal_url: str) -> str:
+    return f"{journal_url.rstrip('/')}/waiting.json"

@@ -1,0 +1,297 @@
+"""Open firings: windows that were fired, or are about to be, and whose load is not visible yet.
+
+They count at the limit of the project in which their load will run, since BqTail may submit it at any moment. A firing
+stays in its intent until its own load is visible and the ledger says that it was fired, or until nothing more can come
+of it. Without any load, and with nothing of it on its way for ten minutes, BqTail has dropped it; then it is reported
+(docs/protocol.md, "The ledger of fired windows").
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import Enum
+from functools import cached_property
+
+from bqdispatch_provider.core.events import Load
+from bqdispatch_provider.core.listing import Listing
+from bqdispatch_provider.core.model import JobKey, Key
+from bqdispatch_provider.core.plans import Quarantine
+from bqdispatch_provider.core.traces import MIN_AGE
+from bqdispatch_provider.core.windows import (
+    CLAIM_TIMEOUT,
+    LOAD_IS_LATE,
+    Firing,
+    Firings,
+    OpenFiring,
+    visible_loads,
+)
+from bqdispatch_provider.delivery.evidence import Evidence, gone_steps, loaded_files
+from bqdispatch_provider.delivery.intent_objects import Intent
+from bqdispatch_provider.delivery.window_body import WindowBody
+from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.gcp.jobs import JobBoard
+from bqdispatch_provider.names import WindowName, as_job_id, in_words
+
+log = logging.getLogger(__name__)
+
+_KEEP_INTENT = timedelta(minutes=1)
+"""Least time that an intent of windows stays: a dispatcher that looked at the jobs before must still find it."""
+
+_LIST_INTERVAL_S = 30.0
+"""Seconds between two lists of jobs if no limit needs them."""
+
+
+@dataclass
+class FiringsFound:
+    """One look at open firings: what it is based on, and what it has found.
+
+    :param listing: the listing of the task folder.
+    :param ledger: what the ledger says, by the name of the window.
+    :param limited: True if firings count at a limit, so that their loads must be looked up each time.
+    :param unreadable: names of windows of which the ledger cannot be read: whatever it may say, their firings count.
+    :param open: firings that count at a limit.
+    :param abandoned: windows that were claimed and not fired, and are gone.
+    :param dropped: firings without a load, to be marked as undecided.
+    :param fired: windows whose loads prove that they were fired, though the ledger does not say so.
+    :param gone: firings of which nothing is on its way any more, each with the step of its last load, to be recorded.
+    :param completed_intents: intents, at least a minute old, whose firings are all closed.
+    :param errors: by project, why its jobs cannot be listed.
+    """
+
+    listing: Listing
+    ledger: Mapping[str, Firings]
+    limited: bool
+    unreadable: set[str] = field(default_factory=set)
+    open: list[OpenFiring] = field(default_factory=list)
+    abandoned: list[OpenFiring] = field(default_factory=list)
+    dropped: list[Quarantine] = field(default_factory=list)
+    fired: list[Key] = field(default_factory=list)
+    gone: list[tuple[Key, int]] = field(default_factory=list)
+    completed_intents: list[Key] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    unproven: dict[str, str] = field(default_factory=dict)
+    """By the names of windows whose claims have timed out, why their loads cannot be looked for: nobody may take such a
+    claim over."""
+
+    @cached_property
+    def generations(self) -> dict[str, int]:
+        """The generations of the windows in the task folder, by name."""
+        return {window.object.name: window.object.generation for window in self.listing.windows}
+
+    def entry(self, key: Key) -> Firing | None:
+        """Return what the ledger says of a firing; ``None`` if it was not claimed.
+
+        :param key: name and generation of the window.
+        """
+        return self.ledger.get(key[0], {}).get(key[1])
+
+    def has_timed_out(self, since: datetime) -> bool:
+        """Return whether a dispatcher that has claimed or announced a firing at a time counts as gone.
+
+        :param since: time of the claim or the announcement, by the server's clock.
+        """
+        return self.listing.now - since > CLAIM_TIMEOUT
+
+    def may_be_taken_over(self, key: Key) -> bool:
+        """Return whether a window was claimed and not fired by a dispatcher that counts as gone.
+
+        :param key: name and generation of the window.
+        """
+        entry = self.entry(key)
+        return entry is not None and entry.fired is None and self.has_timed_out(entry.claimed)
+
+
+class _State(Enum):
+    """The state of an announced firing."""
+
+    OPEN = 1
+    """It stays in its intent, and counts at a limit unless its load is visible."""
+
+    KEPT = 2
+    """It does not count any more, but stays in its intent."""
+
+    CLOSED = 3
+    """Its intent may be deleted."""
+
+
+class OpenFirings:
+    """The open firings of one task folder.
+
+    :param board: looks up jobs.
+    :param evidence: what became of fired windows.
+    """
+
+    def __init__(self, board: JobBoard, evidence: Evidence) -> None:
+        self._board = board
+        self._evidence = evidence
+        self._listed_at = -_LIST_INTERVAL_S
+
+    def look(
+        self,
+        intents: Iterable[Intent],
+        listing: Listing,
+        firings: Mapping[str, Firings],
+        jobs: Collection[JobKey],
+        *,
+        limited: bool,
+        unreadable: Collection[str] = (),
+    ) -> FiringsFound:
+        """Find out how announced firings stand.
+
+        :param intents: those that hold firings.
+        :param listing: of the task folder.
+        :param firings: what the ledger says, by the name of the window.
+        :param jobs: jobs of traces that were found; a trace alone does not prove that its job was submitted.
+        :param limited: True if firings count at a limit, so that their loads must be looked up each time.
+        :param unreadable: names of windows of which the ledger cannot be read; by default all could be read.
+        """
+        found = FiringsFound(listing, firings, limited, set(unreadable))
+        intents = list(intents)
+        announced = {firing.key: firing for intent in intents for firing in intent.firings}
+        present = {window.key for window in listing.windows}
+        visible = self._visible(announced, jobs, found)
+        latest, not_read = self._evidence.ledger.latest(self._late(announced.keys() - visible, found))
+        found.ledger = {**firings, **latest}
+        found.unreadable |= not_read
+        closed: set[Key] = set()
+        for key, firing in announced.items():
+            state = self._state(firing, key in visible, found)
+            entry = found.entry(key)
+            timed_out = found.has_timed_out(entry.claimed if entry else firing.since)
+            if state is _State.OPEN and entry is None and timed_out and firing.window not in found.unreadable:
+                # It was not claimed. Its dispatcher may still wake up, as long as the window exists.
+                state = _State.KEPT if key in present else _State.CLOSED
+            if state is _State.CLOSED:
+                closed.add(key)
+            elif state is _State.OPEN and key not in visible:
+                found.open.append(firing)
+                if found.may_be_taken_over(key) and key not in present:
+                    found.abandoned.append(firing)
+        if limited:
+            found.open = [self._with_project(firing, found) for firing in found.open]
+        for intent in intents:
+            old = listing.now - intent.object.created > _KEEP_INTENT
+            if old and not intent.object.protected_by and {firing.key for firing in intent.firings} <= closed:
+                found.completed_intents.append(intent.object.key)
+        self._find_unannounced(present, found)
+        return found
+
+    @staticmethod
+    def _late(keys: Iterable[Key], found: FiringsFound) -> list[Key]:
+        """Return the firings whose load should be visible by now."""
+        entries = {key: found.entry(key) for key in keys}
+        now = found.listing.now
+        return [key for key, entry in entries.items() if entry and entry.fired and now - entry.fired > LOAD_IS_LATE]
+
+    @staticmethod
+    def _find_unannounced(present: Collection[Key], found: FiringsFound) -> None:
+        """Find abandoned claims that no intent tells of."""
+        known = {*present, *found.fired, *(firing.key for firing in found.abandoned)}
+        for name, entries in found.ledger.items():
+            for generation, entry in entries.items():
+                if entry.fired is None and found.has_timed_out(entry.claimed) and (name, generation) not in known:
+                    # Only windows that may gather many folders are deleted before they are fired.
+                    found.abandoned.append(OpenFiring(name, generation, "", "", many_folders=True, since=entry.claimed))
+
+    def _with_project(self, firing: OpenFiring, found: FiringsFound) -> OpenFiring:
+        """Add the project of its load to a firing that was announced while there was no limit."""
+        if firing.project:
+            return firing
+        body = self._evidence.body(firing.key, claimed=True) if found.entry(firing.key) else None
+        return replace(firing, project=body.load.project if isinstance(body, WindowBody) else self._evidence.project)
+
+    def _state(self, firing: OpenFiring, visible: bool, found: FiringsFound) -> _State:  # noqa: PLR0911  (one per case)
+        """Return how a firing stands.
+
+        :param visible: True if its load is visible.
+        """
+        entry = found.entry(firing.key)
+        if entry is None or firing.window in found.unreadable:
+            return _State.OPEN
+        if visible:
+            if found.may_be_taken_over(firing.key):
+                found.fired.append(firing.key)
+            return _State.OPEN if entry.fired is None else _State.CLOSED
+        if entry.fired is None or found.listing.now - entry.fired <= LOAD_IS_LATE:
+            return _State.OPEN
+        try:
+            evidence = self._evidence.of_firing(firing.key, entry, found.listing)
+            found.gone += gone_steps({firing.key: evidence})
+            if evidence.waits_for:
+                return _State.OPEN
+            had_load = any(step > 0 for step in entry.gone_at)  # it failed, and BqTail itself reports that
+            if entry.aside or evidence.loaded or evidence.unknown or had_load:
+                return _State.CLOSED
+            return self._without_load(firing, entry, found)
+        except GOOGLE_ERRORS as error:
+            log.warning("The loads of window %r cannot be looked up: %s", firing.window, in_words(error))
+            return _State.OPEN
+
+    def _without_load(self, firing: OpenFiring, entry: Firing, found: FiringsFound) -> _State:
+        """Report that BqTail dropped a firing, unless another firing of the window has loaded its file."""
+        if found.generations.get(firing.window, firing.generation) != firing.generation:
+            return _State.KEPT  # the window has returned; it is judged first, and may load the file
+        firings = {number: each for number, each in found.ledger[firing.window].items() if number != firing.generation}
+        others = self._evidence.of_window(firing.window, firings, found.listing).values()
+        if any(evidence.waits_for for evidence in others):
+            return _State.KEPT
+        source, evidence = self._evidence.source(firing.key), self._evidence
+        if source in loaded_files(others) or not evidence.source_exists(firing.key):
+            return _State.CLOSED
+        if evidence.is_quarantined(firing.key):
+            return _State.CLOSED
+        fired = entry.fired or entry.claimed
+        reason = (
+            f"it was fired at {fired:%Y-%m-%d %H:%M} UTC, and BqTail has submitted no load (it drops a window whose "
+            "rule it does not know)"
+        )
+        found.dropped.append(Quarantine(firing.window, firing.generation, fired, reason, undecided=True, dropped=True))
+        return _State.KEPT
+
+    def _visible(self, announced: Mapping[Key, OpenFiring], jobs: Collection[JobKey], found: FiringsFound) -> set[Key]:
+        """Return the firings whose load is visible: by its trace, or in the list of jobs."""
+        loads = self._loads(announced, found)
+        event_ids = {as_job_id(load.event_id) for load in loads.values()}
+        traces = [trace for trace in found.listing.traces if trace.job in jobs] if announced else []
+        seen = visible_loads(traces, (), event_ids)
+        unseen = {key: load for key, load in loads.items() if _load_id(key, load) not in seen}
+        late = any(found.listing.now - announced[key].since > LOAD_IS_LATE for key in unseen)
+        is_time = time.monotonic() - self._listed_at >= _LIST_INTERVAL_S
+        # Before a claim is taken over its load is looked for: it proves that the window was fired.
+        doubtful = {key: load for key, load in unseen.items() if found.may_be_taken_over(key)}
+        if unseen and (found.limited or (late and is_time) or doubtful):
+            self._listed_at = time.monotonic()
+            since: dict[str, datetime] = {}
+            for key, load in unseen.items():
+                entry = found.entry(key)
+                begun = min(announced[key].since, entry.claimed if entry else found.listing.now)
+                since[load.project] = min(begun, since.get(load.project, found.listing.now))
+            recent, errors = self._board.recent({project: at - MIN_AGE for project, at in since.items()})
+            seen |= visible_loads((), recent, event_ids)
+            found.errors |= errors
+            for (window, _), load in doubtful.items():
+                if load.project in errors:
+                    found.unproven[window] = f"its load cannot be looked for: {errors[load.project]}"
+        return {key for key, load in loads.items() if _load_id(key, load) in seen}
+
+    def _loads(self, announced: Mapping[Key, OpenFiring], found: FiringsFound) -> dict[Key, Load]:
+        """Return where the loads of firings run, unless that is unknown, or not worth a request yet."""
+        known = {key: Load(firing.project, firing.event_id) for key, firing in announced.items() if firing.event_id}
+        unread = [
+            key
+            for key, firing in announced.items()
+            if key not in known
+            and (found.limited or found.listing.now - firing.since > LOAD_IS_LATE)
+            and found.entry(key)
+        ]
+        bodies, _ = self._evidence.bodies(unread, claimed=True)
+        return {**known, **{key: body.load for key, body in bodies.items() if body.load.event_id}}
+
+
+def _load_id(key: Key, load: Load) -> tuple[str, str]:
+    """Return destination and event of a load as its job ID has them."""
+    return (as_job_id(WindowName.parse(key[0]).dest), as_job_id(load.event_id))

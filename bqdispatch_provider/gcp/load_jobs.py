@@ -1,0 +1,94 @@
+"""The loads of a fired window: the one that BqTail has submitted for it, and those that replace it after a failure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from google.api_core.exceptions import BadGateway, NotFound
+
+from bqdispatch_provider.core.model import Job, JobKey
+from bqdispatch_provider.gcp.job_answers import UnreadableJob, listed_jobs, moment_of, part_of, read_job
+from bqdispatch_provider.gcp.job_calls import JobCalls
+from bqdispatch_provider.gcp.job_search import CLOCK_MARGIN
+from bqdispatch_provider.names import as_job_id
+
+_SOON = timedelta(minutes=15)
+"""BqTail submits a load this soon after it is given a window, except after an outage."""
+
+_FIELDS = (
+    "jobReference(location),status(state,errorResult(reason)),statistics(creationTime,endTime),"
+    "configuration(load(sourceUris))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadJob:
+    """A job that loads the files of a fired window.
+
+    :param created: time at which it was submitted.
+    :param sources: URIs of its files.
+    """
+
+    job_id: str
+    job: Job
+    created: datetime
+    sources: frozenset[str]
+
+
+def find_loads(
+    calls: JobCalls, project: str, dest: str, event_id: str, *, since: datetime, now: datetime
+) -> list[LoadJob]:
+    """Find the load of a fired window, and those that replace it after a failure.
+
+    BqTail loads the files that are not corrupt again. After an internal error of BigQuery it starts again with an event
+    that the window does not name. So a load of the same files belongs to the window, too.
+
+    :param project: in which they run.
+    :param dest: destination, as in the window's name.
+    :param event_id: of the event that created the window.
+    :param since: time at which the window was fired.
+    :param now: the storage server's time.
+    :returns: oldest first.
+    :raises google.api_core.exceptions.GoogleAPICallError: when BigQuery refuses to say.
+    """
+    first = _first_load(calls, project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
+    if first is None or not first.job.error:
+        return [] if first is None else [first]
+    any_load = re.compile(rf"{re.escape(as_job_id(dest))}--.+_[0-9]{{5}}_(re)?load--dispatch")
+    found = [first]
+    for key, _ in calls.created_since(project, first.created):
+        if any_load.fullmatch(key.job_id) and key.job_id != first.job_id:
+            load = _load(calls, key)
+            if load is not None and load.created >= first.created and load.sources & first.sources:
+                found.append(load)
+    return sorted(found, key=lambda load: load.created)
+
+
+def _first_load(calls: JobCalls, project: str, stem: str, since: datetime, now: datetime) -> LoadJob | None:
+    first = re.compile(rf"{re.escape(stem)}[0-9]{{5}}_load--dispatch")
+    # Nearly always it was submitted at once. Only the whole list proves that there is none.
+    soon = since + _SOON
+    for start, end in ((since - CLOCK_MARGIN, soon), (soon, None)):
+        if end is None and start > now:
+            break
+        for page in calls.pages(project, start, end):
+            for job_id, location, _ in listed_jobs(page):
+                if first.fullmatch(job_id):
+                    return _load(calls, JobKey(project, location or None, job_id))
+    return None
+
+
+def _load(calls: JobCalls, key: JobKey) -> LoadJob | None:
+    """Return a load job with its files; ``None`` if it does not exist."""
+    try:
+        answer = calls.get_fields(key, _FIELDS)
+        job = read_job(answer, key.location or "")
+    except NotFound:
+        return None
+    except UnreadableJob as error:
+        raise BadGateway(f"job {key.job_id!r} of project {key.project!r}: {error}") from error
+    load = part_of(part_of(answer, "configuration"), "load")
+    created = moment_of(answer, "creationTime") or datetime.fromtimestamp(0, UTC)
+    return LoadJob(key.job_id, job, created, frozenset(map(str, load.get("sourceUris") or ())))

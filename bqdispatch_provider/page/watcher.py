@@ -1,0 +1,218 @@
+"""Read the journal of a set-up in the background, at most once in ten seconds however many people watch.
+
+A request waits a moment for a reading that is under way, and then shows what was read last. So a Google Cloud that does
+not answer holds up one thread for each set-up, and no page.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.core.history import Hour
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.gcp.clients import add_connections
+from bqdispatch_provider.hooks import BqDispatchHook
+from bqdispatch_provider.names import in_words
+from bqdispatch_provider.page.series import Range
+from bqdispatch_provider.view.journal_reader import KEPT_S, JournalReader
+from bqdispatch_provider.view.overview import Held
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT_S = 3.0
+"""Time that a request waits for the first reading, from when that began."""
+
+WAIT_S = 0.5
+"""Time that a request waits for a later reading: what was read before can be shown."""
+
+CONFIG_KEPT_S = 300.0
+"""Time for which a configuration is not read again."""
+
+SLOW_S = 15.0
+"""A reading that takes longer is told on the page."""
+
+MAX_HELD = 50
+"""Objects in quarantine that the page shows; it reads the notes of no more."""
+
+_CONNECTIONS = 32
+"""Connections to Cloud Storage that are kept: as many as are used at one time."""
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_READING = "The journal is being read for the first time."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything that was read of a set-up.
+
+    :param at: when (aware).
+    :param whole: when everything could be read the last time (aware); ``None`` if never.
+    :param config: the configuration; ``None`` if it cannot be read.
+    :param since: since when ``hours`` has the history (aware).
+    :param hours: of the history.
+    :param report: of the last run; ``None`` without one.
+    :param quarantine: objects in quarantine.
+    :param problems: what could not be read, one sentence each.
+    :param is_history_known: False if the history was not read.
+    :param dags: IDs of the DAGs that the history of a week names.
+    :param are_dags_known: False until that history has been read once.
+    """
+
+    at: datetime
+    whole: datetime | None = None
+    config: DispatchConfig | None = None
+    since: datetime = _NEVER
+    hours: Mapping[datetime, Hour] = field(default_factory=dict)
+    report: Report | None = None
+    quarantine: Sequence[Held] = ()
+    problems: Sequence[str] = ()
+    is_history_known: bool = False
+    dags: Set[str] = frozenset()
+    are_dags_known: bool = True
+
+    def is_complete(self, span: Range) -> bool:
+        """Tell whether it has the history of a range of time."""
+        return self.since <= self.at - span.length
+
+
+class Watcher:
+    """Reads the journal of one set-up. It may be used from several threads.
+
+    :param conn_id: ID of its connection.
+    :param open_hook: returns the connection's hook.
+    :param now: returns the time (aware).
+    """
+
+    def __init__(
+        self,
+        conn_id: str,
+        open_hook: Callable[[str], BqDispatchHook] = BqDispatchHook.from_database,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.conn_id = conn_id
+        self._open_hook, self._now = open_hook, now
+        self._changed = threading.Condition()
+        self._reading: Reading | None = None
+        self._began, self._ended = -KEPT_S, -KEPT_S
+        self._began_at = 0.0
+        self._is_running = False
+        self._held = ExitStack()
+        self._reader: JournalReader | None = None
+        self._config: DispatchConfig | None = None
+        self._config_read = -CONFIG_KEPT_S
+
+    def look(self, span: Range = Range.HOUR) -> Reading:
+        """Return what was read last, once it is as young as can be had without a long wait.
+
+        :param span: the range of time whose history is wanted.
+        """
+        with self._changed:
+            self._begin()
+            is_first = self._reading is None or (span is Range.WEEK and not self._reading.are_dags_known)
+            until = self._began + (FIRST_WAIT_S if is_first else WAIT_S)
+            self._changed.wait_for(lambda: self._is_done(span), max(0.0, until - time.monotonic()))
+            reading = self._reading
+            late = time.monotonic() - self._began if self._is_running else 0.0
+        if reading is None:
+            problem = _READING if late <= SLOW_S else _slow(late)
+            return Reading(self._now(), problems=[problem], are_dags_known=False)
+        problems = list(reading.problems)
+        if late > SLOW_S:
+            problems.append(_slow(late))
+        elif self._is_running and not reading.is_complete(span):
+            problems.append(f"The history of the {span} is still being read.")
+        return replace(reading, problems=problems)
+
+    def _is_done(self, span: Range) -> bool:
+        return not self._is_running or bool(
+            self._reading and self._reading.at.timestamp() >= self._began_at and self._reading.is_complete(span)
+        )
+
+    def begin(self) -> None:
+        """Begin to read if what was read is too old, without waiting."""
+        with self._changed:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._is_running or time.monotonic() - self._ended < KEPT_S:
+            return
+        self._is_running, self._began, self._began_at = True, time.monotonic(), self._now().timestamp()
+        threading.Thread(target=self._read, name=f"bqdispatch-page-{self.conn_id}", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            self._read_journal()
+        except ConfigError as error:
+            self._publish(self._without_journal("; ".join(error.findings)))
+        except Exception as error:
+            log.warning("The set-up of the connection %r cannot be read", self.conn_id, exc_info=True)
+            self._publish(self._without_journal(in_words(error)))
+        finally:
+            with self._changed:
+                self._is_running, self._ended = False, time.monotonic()
+                self._changed.notify_all()
+
+    def _without_journal(self, said: str) -> Reading:
+        problem = f"The connection {self.conn_id!r} cannot be used: {said}"
+        return replace(self._reading or Reading(self._now()), problems=[problem], are_dags_known=True)
+
+    def _read_journal(self) -> None:
+        """Read the last day first, which most people look at, and then the week."""
+        reader, config = self._open()
+        for span in (Range.DAY, Range.WEEK):
+            now = self._now()
+            report, held = reader.report(now), reader.quarantine()
+            since = now - span.length
+            hours = reader.hours(since, now)
+            problems = list(reader.problems.values())
+            is_known = "history" not in reader.problems or any(hour.dags for hour in hours.values())
+            if problems:
+                since = now - Range.WEEK.length  # there is no use in reading more
+            whole = self._reading.whole if problems and self._reading else None if problems else now
+            is_week = span is Range.WEEK and not problems
+            self._publish(
+                Reading(
+                    *(now, whole, config, since, hours, report, held, problems, is_known),
+                    dags=self._dags(hours, is_week),
+                    are_dags_known=is_week or bool(problems or (self._reading and self._reading.are_dags_known)),
+                )
+            )
+            if problems:
+                return
+
+    def _dags(self, hours: Mapping[datetime, Hour], is_week: bool) -> Set[str]:
+        """Return the IDs that hours name; unless these are the whole week, those that are known already, too."""
+        named = {dag for hour in hours.values() for dag in hour.dags}
+        return named if is_week or self._reading is None else named | self._reading.dags
+
+    def _publish(self, reading: Reading) -> None:
+        with self._changed:
+            self._reading = reading
+            self._changed.notify_all()
+
+    def _open(self) -> tuple[JournalReader, DispatchConfig]:
+        """Return the reader; a new one if the configuration has changed."""
+        if self._reader is None or self._config is None or time.monotonic() - self._config_read >= CONFIG_KEPT_S:
+            hook = self._open_hook(self.conn_id)
+            config = hook.get_config()
+            if self._reader is None or config != self._config:
+                self._held.close()
+                client = hook.get_conn()
+                self._held.callback(client.close)
+                add_connections(client._http, _CONNECTIONS)
+                self._reader, self._config = JournalReader(client, config, MAX_HELD), config
+            self._config_read = time.monotonic()
+        assert self._reader is not None and self._config is not None  # noqa: S101  (for mypy)
+        return self._reader, self._config
+
+
+def _slow(seconds: float) -> str:
+    return f"Cloud Storage has not answered for {seconds:.0f} s; the page shows what was read before."

@@ -1,0 +1,154 @@
+"""Each reason to wait, in words: what it means, what happens next, and what somebody has to do."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from datetime import datetime
+from typing import NamedTuple
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.model import Limit, Reason, lane_of
+from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.waits import Wait
+from bqdispatch_provider.names import WindowName, parse_event
+from bqdispatch_provider.view.suggested_commands import replay_command
+
+
+class Advice(NamedTuple):
+    """Words about a reason.
+
+    :param meaning: what it means.
+    :param next_step: what happens next, and what somebody has to do about it.
+    """
+
+    meaning: str
+    next_step: str
+
+
+ADVICE: dict[Reason, Advice] = {
+    Reason.JOB_PENDING: Advice(
+        "BigQuery has not begun the job yet.",
+        "Nothing to do: it is dispatched within seconds of the job's end. If that takes longer than usual, look at the "
+        "job in BigQuery.",
+    ),
+    Reason.JOB_RUNNING: Advice(
+        "BigQuery runs the job.",
+        "Nothing to do: it is dispatched within seconds of the job's end. If that takes longer than usual, look at the "
+        "job in BigQuery.",
+    ),
+    Reason.LIMIT: Advice(
+        "The limit of its project is reached. The oldest events go first.",
+        "Nothing to do if the backlog shrinks. Otherwise raise MaxConcurrentSQL or MaxConcurrentJobs.",
+    ),
+    Reason.TOO_YOUNG: Advice(
+        "It was written a few seconds ago, and its job may not be visible yet.", "Nothing to do: wait a few seconds."
+    ),
+    Reason.NOT_DUE: Advice("The end of the window has not come.", "Nothing to do: it is fired when the window ends."),
+    Reason.IN_HAND: Advice(
+        "Another dispatcher has begun to dispatch it.",
+        "Nothing to do: if that one was killed, another takes it up, a trace after 30 s, a window after three minutes.",
+    ),
+    Reason.IN_DOUBT: Advice(
+        "It may have been delivered: an answer was lost, or a dispatcher was killed.",
+        "Nothing to do: the next cycle finds out. If it lasts, grant storage.buckets.get on the trigger bucket.",
+    ),
+    Reason.REFUSED: Advice(
+        "A service has refused a call that it needs.",
+        "Look at the words of the error. Often a permission is missing: bqdispatch smoke tries all that are needed. "
+        "Each cycle tries again.",
+    ),
+    Reason.PROTECTED: Advice(
+        "It is not delivered, since it could not be deleted afterwards: it is under a hold or a retention policy.",
+        "End the hold, or take the retention policy off the bucket of the task folder.",
+    ),
+    Reason.NO_ANSWER: Advice(
+        "BigQuery has not told how its job stands.",
+        "Look at the words of the error: a permission, a quota or an outage. It is tried again in each cycle.",
+    ),
+    Reason.NOT_FOUND: Advice(
+        "BigQuery does not find its job.",
+        "Nothing to do yet: the job may still appear. Once it was looked for as long as MaxUnknownJobMin says, and "
+        "BigQuery is proven not to know it, its trace is quarantined.",
+    ),
+    Reason.UNDECIDED: Advice(
+        "To fire this window may load files twice, or be in vain again, so somebody has to decide.",
+        "Look in its table which of its files were loaded. If files are missing, fire it with bqdispatch replay; "
+        "otherwise delete it.",
+    ),
+    Reason.RETURNED: Advice(
+        "BqTail has made this window again, after one of its name was fired. What the earlier loads have loaded "
+        "decides what becomes of it.",
+        "Nothing to do: it is judged once these loads have ended.",
+    ),
+    Reason.COMING_BACK: Advice(
+        "Somebody is putting it back from quarantine.", "Nothing to do: it is dispatched once that is through."
+    ),
+    Reason.OTHERS: Advice(
+        "The argument `only` of this dispatcher does not match it.", "See that `only` of another task does."
+    ),
+    Reason.NEXT_CYCLE: Advice(
+        "The time of the cycle was up.", "Nothing to do: the next cycle dispatches it, the oldest events first."
+    ),
+}
+
+
+def next_step(  # noqa: PLR0911  (one per reason)
+    wait: Wait, url: str, config: DispatchConfig, until: datetime | None = None
+) -> str:
+    """Return what happens next with an event, and what somebody has to do about it, as exactly as it is known.
+
+    :param wait: the event, and the reason.
+    :param url: of the event.
+    :param config: named by commands that need it.
+    :param until: until when its job is looked for; ``None``, the default: for ever, or it is not looked for.
+    """
+    if wait.reason in (Reason.JOB_RUNNING, Reason.JOB_PENDING) and (command := _look_at_job(wait.name)):
+        return (
+            "Nothing to do: it is dispatched within seconds of the job's end. If that takes longer than usual, look at "
+            f"the job: `{command}`"
+        )
+    if wait.reason is Reason.LIMIT:
+        return f"Nothing to do if the backlog shrinks. Otherwise raise {_limit_of(wait.name)} in the configuration."
+    if wait.reason is Reason.PROTECTED and "temporaryHold" in wait.said:
+        return f"End the hold: `gcloud storage objects update {shlex.quote(url)} --no-temporary-hold`"
+    if wait.reason is Reason.PROTECTED and "eventBasedHold" in wait.said:
+        return f"End the hold: `gcloud storage objects update {shlex.quote(url)} --no-event-based-hold`"
+    if wait.reason is Reason.PROTECTED and "retention" in wait.said:
+        return "Take the retention policy off the bucket of the task folder, or wait until it ends for this object."
+    if wait.reason in (Reason.REFUSED, Reason.NO_ANSWER) and "permission" in wait.said:
+        return "Grant this permission to the service account that dispatches. Each cycle tries again."
+    if wait.reason is Reason.NOT_FOUND and until is not None:
+        return (
+            "Nothing to do yet: the job may still appear. If BigQuery is proven not to know it by "
+            f"{until:%Y-%m-%d %H:%M} UTC, its trace is quarantined."
+        )
+    if wait.reason is Reason.UNDECIDED:
+        return (
+            f"Look in {_table_of(wait.name)} which of its files were loaded. If files are missing, run "
+            f"`{replay_command(config, url)}`; otherwise `gcloud storage rm {shlex.quote(url)}`"
+        )
+    return ADVICE[wait.reason].next_step
+
+
+def _limit_of(path: str) -> Limit:
+    name = parse_event(path)
+    return Limit.JOBS if isinstance(name, WindowName) else lane_of(name.action).limit
+
+
+def _look_at_job(path: str) -> str:
+    """Return the command that shows the job of a trace; empty if its name does not say where the job is."""
+    name = parse_event(path)
+    if isinstance(name, WindowName) or not name.project:
+        return ""
+    location = f"--location={shlex.quote(name.region)} " if name.region else ""
+    return f"bq show --job {location}{shlex.quote(f'{name.project}:{name.job_id}')}"
+
+
+def _table_of(path: str) -> str:
+    """Return the table of an undecided window, unless its name could be taken for the beginning of a command."""
+    with suppress(ValueError):
+        dest = WindowName.parse(path.removeprefix(UNDECIDED).rpartition(".")[0]).dest
+        if "`" not in dest:
+            return dest
+    return "its table"

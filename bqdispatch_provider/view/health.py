@@ -1,0 +1,84 @@
+"""The health of dispatching, in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.log_lines import duration
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.waits import NEEDS_ATTENTION
+from bqdispatch_provider.names import counted
+from bqdispatch_provider.view.advice import ADVICE
+
+SILENT_AFTER = timedelta(minutes=5)
+"""Nobody dispatches if nothing was seen for so long: a run comes every minute."""
+
+
+class Level(StrEnum):
+    """The level of health."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Health:
+    """The sentence at the top.
+
+    :param level: green, or not.
+    :param sentence: how dispatching goes.
+    :param next_step: what to do; empty if there is nothing.
+    """
+
+    level: Level
+    sentence: str
+    next_step: str = ""
+
+
+def health_of(
+    report: Report, at: datetime, seen: datetime | None, hour: Figures, *, quarantined: int = 0, problem: str = ""
+) -> Health:
+    """Return the sentence at the top.
+
+    :param report: of the last look, or of the last run.
+    :param at: the time (aware).
+    :param seen: when the task folder was looked at last (aware); ``None`` if never.
+    :param hour: figures of the last hour.
+    :param quarantined: number of objects in quarantine; 0 by default.
+    :param problem: what could not be read; empty by default.
+    """
+    if seen is None:
+        step = problem or "Switch the DAG on, and see that its first run is green."
+        return Health(Level.UNKNOWN, "No run has been seen yet.", step)
+    if at - seen > SILENT_AFTER:
+        silence = duration(at - seen, minutes_from_s=120)
+        step = "See that the DAG is switched on, and that its tasks run."
+        return Health(Level.ERROR, f"Nobody has dispatched for {silence}.", step)
+    if report.errors:
+        more = f" (and {len(report.errors) - 1} more)" if len(report.errors) > 1 else ""
+        step = 'See "What waits, and why" below.' if report.waits else "See the errors below."
+        return Health(Level.ERROR, f"Something went wrong: {report.errors[0]}{more}", step)
+    pressing = [wait for wait in report.waits.values() if wait.reason in NEEDS_ATTENTION]
+    if pressing:
+        first = min(pressing, key=lambda wait: wait.since)
+        number = f"{counted(len(pressing), 'event')} {'waits' if len(pressing) == 1 else 'wait'}"
+        return Health(Level.WARNING, f"{number}: {first.reason}.", ADVICE[first.reason].next_step)
+    if quarantined:
+        number = f"{counted(quarantined, 'object')} {'is' if quarantined == 1 else 'are'}"
+        step = "Look at the reasons below, and put them back or delete them."
+        return Health(Level.WARNING, f"{number} in quarantine.", step)
+    return Health(Level.OK, _all_is_well(report, at, hour))
+
+
+def _all_is_well(report: Report, at: datetime, hour: Figures) -> str:
+    dispatched = f"All is well: {counted(hour.dispatched.total(), 'event')} dispatched in the last hour"
+    if not report.waits:
+        return f"{dispatched}."
+    oldest = min(report.waits.values(), key=lambda wait: wait.since)
+    age = duration(at - oldest.since, minutes_from_s=120)
+    return f"{dispatched}, {report.waits_by_reason().total():,} waiting, the oldest for {age}: {oldest.reason}."

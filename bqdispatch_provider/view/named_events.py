@@ -1,0 +1,39 @@
+"""Read from the name of an event in which project and lane it is: documents know events by their names alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.model import Lane, lane_of
+from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.names import TraceName, WindowName, parse_event
+
+
+class NamedEvent(NamedTuple):
+    """An event of which the name is known.
+
+    :param name: of the event; of an undecided window, the window's.
+    :param project: project of its job; of a window, of its destination.
+    :param lane: the lane in which it is dispatched.
+    """
+
+    name: TraceName | WindowName
+    project: str
+    lane: Lane
+
+
+def event_of(path: str, config: DispatchConfig) -> NamedEvent | None:
+    """Return the event of a name; ``None`` if it is the name of something else.
+
+    :param path: below the task folder.
+    :param config: names the project of events whose name has none.
+    """
+    try:
+        name = parse_event(path.removeprefix(UNDECIDED).rpartition(".")[0] if path.startswith(UNDECIDED) else path)
+    except ValueError:
+        return None
+    default = config.project_id or ""
+    if isinstance(name, WindowName):
+        return NamedEvent(name, name.dest_project or default, Lane.WINDOWS)
+    return NamedEvent(name, name.project or default, lane_of(name.action))

@@ -1,0 +1,298 @@
+"""Dispatching at one glance: health in one sentence, lanes, limits, what waits and why, quarantine.
+
+The terminal makes it from a look of its own, the page in Airflow from what the last run has left in the journal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.limits import limits
+from bqdispatch_provider.core.model import Lane, Limit, Reason
+from bqdispatch_provider.core.report import Report, by_lane
+from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.core.waits import NEEDS_ATTENTION, Wait, most_pressing
+from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.view.advice import ADVICE
+from bqdispatch_provider.view.health import Health, health_of
+from bqdispatch_provider.view.named_events import event_of
+from bqdispatch_provider.view.report_errors import ErrorReader, ReportError
+from bqdispatch_provider.view.report_explanation import ReportExplainer
+
+MAX_WAITS = 50
+"""Waiting events that are shown, those first that need attention, then the oldest."""
+
+
+MAX_ERRORS = 20
+"""Errors that are shown, the newest ones."""
+
+
+@dataclass(frozen=True)
+class LimitUse:
+    """A limit of a project, and the pool that mirrors it.
+
+    :param taken: slots of the limit that are taken, by jobs that run or wait in BigQuery.
+    :param waiting: events that wait for a slot.
+    :param pool: name of the pool; empty without Airflow.
+    :param pool_slots: slots of the pool; ``None`` if it is not known.
+    :param pool_taken: slots of the pool that tasks hold.
+    """
+
+    project: str
+    key: str
+    limit: int
+    taken: int
+    waiting: int
+    pool: str = ""
+    pool_slots: int | None = None
+    pool_taken: int | None = None
+
+    @property
+    def disagrees(self) -> bool:
+        """True if the pool does not mirror the limit."""
+        return self.pool_slots is not None and self.pool_slots != self.limit
+
+
+@dataclass(frozen=True)
+class WaitingEvent:
+    """An event that waits, in words.
+
+    :param name: path below the task folder.
+    :param url: of the object.
+    :param reason: one of the reasons of the report.
+    :param since: since when it could have been dispatched (aware).
+    :param meaning: what the reason means.
+    :param said: what a service said last; empty if the reason says all.
+    :param times: cycles in which it has waited for this reason.
+    :param next_step: what happens next, and what to do.
+    :param advice: the same for all events that wait for this reason.
+    :param state: a few words, such as ``waits: job running``.
+    :param details: the explanation, one sentence each, as ``bqdispatch explain`` has it.
+    """
+
+    name: str
+    url: str
+    reason: str
+    since: datetime
+    meaning: str
+    said: str
+    times: int
+    next_step: str
+    advice: str
+    needs_attention: bool
+    state: str
+    details: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Held:
+    """An object in quarantine, and the command that puts it back."""
+
+    url: str
+    reason: str
+    since: datetime
+    command: str
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All of it.
+
+    :param at: when it was made (aware).
+    :param seen: when the task folder was looked at last (aware); ``None`` if never.
+    :param lanes: ``running``, ``pending``, ``throttled``, ``errors`` and ``dispatched`` (in the last hour), by lane.
+    :param reasons: events that have waited for more than a minute, by reason.
+    :param waiting: the most pressing of them.
+    :param unnamed: further events that wait, and of which the project is not known, since the report only counts them;
+        0 where ``reasons`` has all projects.
+    :param not_due: windows whose end has not come, the soonest first; ``since`` is that end.
+    :param not_due_count: how many they are; of a project, as far as the report names them.
+    :param errors: of the last look, of all projects.
+    :param newest_errors: of the last look, the newest first: those of the project, and of no project alone.
+    :param other_errors: how many are of no lane alone; ``lanes`` counts the others.
+    :param hidden_errors: how many are of other projects.
+    :param problems: what could not be read, one sentence each.
+    """
+
+    at: datetime
+    seen: datetime | None
+    health: Health
+    lanes: Mapping[str, Mapping[str, int]]
+    limits: Sequence[LimitUse]
+    reasons: Mapping[str, int]
+    waiting: Sequence[WaitingEvent]
+    quarantine: Sequence[Held]
+    errors: Sequence[str] = ()
+    problems: Sequence[str] = ()
+    projects: Sequence[str] = field(default=())
+    unnamed: int = 0
+    not_due: Sequence[WaitingEvent] = ()
+    not_due_count: int = 0
+    newest_errors: Sequence[ReportError] = ()
+    other_errors: int = 0
+    hidden_errors: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a form for JSON; times are texts."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+
+def overview(
+    report: Report | None,
+    config: DispatchConfig,
+    at: datetime,
+    last_hour: Figures,
+    quarantine: Sequence[Held] = (),
+    *,
+    setup: SetUp | None = None,
+    pools: Mapping[str, tuple[int, int]] | None = None,
+    problems: Sequence[str] = (),
+    project: str = "",
+    folder_url: str = "",
+) -> Overview:
+    """Put together how dispatching goes.
+
+    :param report: of the last look, or of the last run; ``None`` if there is none.
+    :param config: the limits.
+    :param at: the time (aware).
+    :param last_hour: figures of the last hour.
+    :param quarantine: objects in quarantine.
+    :param setup: names the pools; without it none is shown.
+    :param pools: slots and taken slots of Airflow's pools, by name; by default they are not known.
+    :param problems: what could not be read.
+    :param project: show only this project; all by default.
+    :param folder_url: of the task folder; by default the configuration's.
+    """
+    report = report or Report()
+    url = folder_url or config.async_task_url
+    counts = {name: gauges for name, gauges in report.counts.items() if not project or name == project}
+    hour = last_hour.projects.get(project, Figures()) if project else last_hour
+    seen = _seen(report, last_hour)
+    errors = ErrorReader(report, config, url).errors()
+    shown = [each for each in errors if not project or each.project in ("", project)]
+    return Overview(
+        at=at,
+        seen=seen,
+        health=health_of(report, at, seen, hour, quarantined=len(quarantine), problem=next(iter(problems), "")),
+        lanes=_lanes(counts, hour, shown),
+        limits=_limits(counts, config, setup, pools or {}),
+        quarantine=quarantine,
+        errors=tuple(report.errors),
+        problems=tuple(problems),
+        projects=tuple(sorted({*report.counts, *last_hour.projects})),
+        newest_errors=shown[:MAX_ERRORS],
+        other_errors=sum(not each.lane for each in shown),
+        hidden_errors=len(errors) - len(shown),
+        **_waits(report, config, url, project),
+    )
+
+
+def _waits(report: Report, config: DispatchConfig, url: str, project: str) -> dict[str, Any]:
+    """Return what the overview says of events that wait."""
+    explainer = ReportExplainer(report, config, url)
+    waits = [each for each in report.waits.values() if not project or _is_of(each.name, project, config)]
+    reasons = Counter(each.reason for each in waits) if project else report.waits_by_reason()
+    not_due = _not_due(report, project, config)
+    return {
+        "reasons": {str(reason): number for reason, number in sorted(reasons.items())},
+        "unnamed": report.unnamed_waits.total() if project else 0,
+        "waiting": [_event(wait, explainer) for wait in most_pressing(waits)[:MAX_WAITS]],
+        "not_due": [_event(wait, explainer) for wait in not_due[:MAX_WAITS]],
+        "not_due_count": len(not_due) if project else report.not_due_count,
+    }
+
+
+def _seen(report: Report, last_hour: Figures) -> datetime | None:
+    """Return when the task folder was looked at last: a run that goes on for long tells it in the history."""
+    return max(filter(None, (report.started, report.seen, last_hour.seen)), default=None)
+
+
+def _lanes(counts: Mapping[str, Any], hour: Figures, errors: Sequence[ReportError]) -> dict[str, dict[str, int]]:
+    columns = ("running", "pending", "throttled", "errors", "dispatched")
+    lanes = {str(lane): dict.fromkeys(columns, 0) for lane in Lane}
+    for lane, number in Counter(each.lane for each in errors if each.lane).items():
+        lanes[lane]["errors"] = number
+    for gauges in counts.values():
+        for gauge, column in (("Running", "running"), ("Pending", "pending"), ("Throttled", "throttled")):
+            for lane, number in by_lane(gauges.get(gauge, {})).items():
+                lanes[lane][column] += number
+    for name, number in hour.dispatched.items():
+        lanes[name]["dispatched"] += number
+    return lanes
+
+
+def _limits(
+    counts: Mapping[str, Any], config: DispatchConfig, setup: SetUp | None, pools: Mapping[str, tuple[int, int]]
+) -> list[LimitUse]:
+    uses: list[LimitUse] = []
+    for limit, number in limits(config).items():
+        if not number:
+            continue
+        pool = "" if setup is None else setup.sql_pool if limit is Limit.SQL else setup.jobs_pool
+        slots, occupied = pools.get(pool, (None, None))
+        for project, gauges in sorted(counts.items()):
+            taken, waiting = Counter[str](), 0
+            for gauge in ("Running", "Pending", "Throttled"):
+                lanes = by_lane(gauges.get(gauge, {}))
+                # A window that waits for its end takes no slot.
+                own = sum(
+                    n
+                    for lane, n in lanes.items()
+                    if lane.limit is limit and (lane is not Lane.WINDOWS or gauge == "Throttled")
+                )
+                if gauge == "Throttled":
+                    waiting = own
+                else:
+                    taken[gauge] += own
+            if taken.total() or waiting:
+                uses.append(LimitUse(project, str(limit), number, taken.total(), waiting, pool, slots, occupied))
+    return uses
+
+
+def _event(wait: Wait, explainer: ReportExplainer) -> WaitingEvent:
+    explained = explainer.explain(wait)
+    return WaitingEvent(
+        wait.name,
+        explained.url,
+        str(wait.reason),
+        wait.since,
+        ADVICE[wait.reason].meaning,
+        wait.said,
+        wait.times,
+        explained.next_step,
+        ADVICE[wait.reason].next_step,
+        wait.reason in NEEDS_ATTENTION,
+        explained.state,
+        explained.details,
+    )
+
+
+def _not_due(report: Report, project: str, config: DispatchConfig) -> list[Wait]:
+    """Return the windows whose end has not come, as events that wait for it."""
+    events = ((path, event_of(path, config)) for path in report.not_due)
+    return [
+        Wait(path, Reason.NOT_DUE, event.name.end)
+        for path, event in events
+        if event is not None and isinstance(event.name, WindowName) and project in ("", event.project)
+    ]
+
+
+def _is_of(path: str, project: str, config: DispatchConfig) -> bool:
+    event = event_of(path, config)
+    return event is not None and event.project == project
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="seconds")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value

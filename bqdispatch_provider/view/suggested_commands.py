@@ -1,0 +1,46 @@
+"""Commands that somebody can paste into a shell. Names are untrusted: the shell takes each as one word."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from bqdispatch_provider.config import DispatchConfig
+
+
+def replay_command(config: DispatchConfig, url: str) -> str:
+    """Return the command that puts an object back, or that fires an undecided window.
+
+    :param config: names the document. Of its variables, only those that it asks for are shown.
+    :param url: of the object.
+    """
+    variables = (f"--var={name}={config.variables[name]}" for name in sorted(config.used))
+    words = ["bqdispatch", "replay", "--config", config.url or "FILE", *variables, url]
+    hint = "" if config.url else " # FILE: save the configuration document of the connection to a file, and name it"
+    return f"{shlex.join(words)}{hint}"
+
+
+_COMMAND = re.compile(r"""`((?:bqdispatch|gcloud|bq) (?:'[^']*'|"[^"]*"|[^`'"])*)`""")
+"""A command within a sentence. A backtick of a name stands within the quotes of the shell."""
+
+
+def commands_in(text: str) -> list[str]:
+    """Return the commands within a sentence.
+
+    :param text: the sentence, with each command between backticks.
+    """
+    return _COMMAND.findall(text)
+
+
+def without_commands(text: str) -> str:
+    """Return a sentence in which each command is shortened to its first words.
+
+    :param text: the sentence, with each command between backticks.
+    """
+    return _COMMAND.sub(_shortened, text)
+
+
+def _shortened(found: re.Match[str]) -> str:
+    words = found[1].split()
+    first = words[: 3 if words[0] == "gcloud" else 2]
+    return f"`{' '.join(first)}{' …' if words[len(first) :] else ''}`"

@@ -1,0 +1,140 @@
+"""Airflow, a shell and the stand-in take the commands and settings of README.md and docs/*.md."""
+
+import configparser
+import contextlib
+import json
+import os
+import re
+import runpy
+import shlex
+import sqlite3
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[2]
+
+
+def commands(page, program):
+    """List the commands of a page's console blocks that begin with a program, each as its words."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(rf"^ *\$ ({program} .*)$", text, re.MULTILINE)]
+
+
+def block(page, language):
+    """Return the only block of a page in a language."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return found
+
+
+@pytest.fixture
+def airflow(database, airflow_prints):
+    """Runs a command of Airflow's, which knows the DAG; afterwards there is nothing of it left."""
+    from airflow.models.dag import DagModel
+    from airflow.utils.session import create_session
+
+    bundle = {}
+    with create_session() as session:
+        with contextlib.suppress(ImportError):  # Airflow 2 has no bundles
+            from airflow.models.dagbundle import DagBundleModel
+
+            session.merge(DagBundleModel(name="of_the_commands"))
+            session.flush()
+            bundle = {"bundle_name": "of_the_commands"}
+        session.merge(DagModel(dag_id="bqdispatch", is_paused=True, **bundle))
+    yield lambda command: airflow_prints(*command[1:])
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("delete from connection")
+        connection.execute("delete from slot_pool where pool != 'default_pool'")
+        connection.execute("delete from dag where dag_id = 'bqdispatch'")
+
+
+def test_airflow_is_set_up_by_the_commands_of_the_readme(airflow, database):
+    """Those of README.md, but for the copy of the DAG file."""
+    said = [airflow(command) for command in commands("README.md", "airflow")]
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        kinds = dict(connection.execute("select conn_id, conn_type from connection"))
+        assert kinds == {"google_cloud_default": "google_cloud_platform", "bqdispatch_default": "bqdispatch"}
+        assert connection.execute("select is_paused from dag where dag_id = 'bqdispatch'").fetchone() == (0,)
+    assert said[0].strip() in ("True", "False")
+
+
+def test_the_document_of_a_connection_goes_into_a_file(airflow, world):
+    """The pipe of docs/commands.md, whichever way the connection holds its document."""
+    text = (ROOT / "docs/commands.md").read_text()
+    (program,) = re.findall(r"\| jq '(.*)' > dispatch.json", text)
+    (asked,) = commands("docs/commands.md", "airflow")
+    add = ["airflow", "connections", "add", "bqdispatch_default", "--conn-type", "bqdispatch", "--conn-extra"]
+    for extra in (world.document(), {"config": world.document()}, {"config": json.dumps(world.document())}):
+        airflow([*add, json.dumps(extra)])
+        shown = airflow(asked[: asked.index("|")])
+        made = subprocess.run(["jq", program], input=shown, capture_output=True, text=True, check=True).stdout
+        assert json.loads(made) == world.document()
+        airflow(["airflow", "connections", "delete", "bqdispatch_default"])
+
+
+def test_the_uninstalled_leave_nothing_in_airflow(airflow, database):
+    """The commands of docs/upgrade.md."""
+    add = ["airflow", "connections", "add", "bqdispatch_default", "--conn-type", "bqdispatch"]
+    for made in (add, *(["airflow", "pools", "set", f"bqdispatch_{lane}", "1", ""] for lane in ("sql", "jobs"))):
+        airflow(made)
+    for command in commands("docs/upgrade.md", "airflow"):
+        airflow(command)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        left = "select conn_id from connection union select pool from slot_pool where pool != 'default_pool'"
+        assert connection.execute(left).fetchall() == []
+
+
+def test_airflow_knows_the_settings_that_send_metrics(airflow_prints):
+    """Those of docs/grafana.md. Airflow refuses to tell the value of a setting that it does not know."""
+    settings = configparser.ConfigParser()
+    settings.read_string(textwrap.dedent(block("docs/grafana.md", "ini")))
+    assert settings.sections() == ["metrics"]
+    for name in settings["metrics"]:
+        assert airflow_prints("config", "get-value", "metrics", name)
+
+
+def test_a_connection_takes_the_subscription(database, monkeypatch):
+    """The extra of docs/push.md."""
+    from bqdispatch_provider.hooks import BqDispatchHook
+
+    extra = json.loads(block("docs/push.md", "json"))
+    monkeypatch.setenv("AIRFLOW_CONN_BQDISPATCH_DEFAULT", json.dumps({"conn_type": "bqdispatch", "extra": extra}))
+    assert BqDispatchHook().get_subscription(requests.Session()) is not None
+
+
+def test_a_file_of_three_lines_makes_the_dag_of_a_set_up(tmp_path):
+    """The file of docs/setups.md."""
+    (tmp_path / "acme.py").write_text(block("docs/setups.md", "python"))
+    assert runpy.run_path(str(tmp_path / "acme.py"))["dag"].dag_id == "bqdispatch_acme"
+
+
+def test_the_report_task_takes_the_notifier():
+    """The example of docs/slack.md."""
+    from bqdispatch_provider.operators import DispatchReportOperator
+
+    made = {"DispatchReportOperator": DispatchReportOperator}
+    exec(block("docs/slack.md", "python"), made)
+    assert made["slack"].channel == "#data-ops"
+
+
+def test_a_bucket_is_made_in_the_stand_in(world):
+    """The command of docs/testing.md."""
+    (line,) = re.findall(r"^\$ (curl .*)$", (ROOT / "docs/testing.md").read_text(), re.MULTILINE)
+    world.client.bucket("ops").delete()
+    subprocess.run(["bash", "-c", line], env={**os.environ, "NO_PROXY": "*"}, capture_output=True, check=True)
+    assert world.client.get_bucket("ops").exists()
+
+
+def test_the_example_of_a_response_is_one():
+    """The document in docs/protocol.md."""
+    from bqdispatch_provider.core.report import Report
+
+    document = json.loads(block("docs/protocol.md", "json"))
+    assert document.keys() <= Report().to_dict().keys()
+    assert sum(document["Outcomes"].values()) == document["Listed"]
+    assert document["BatchCount"] == len(document["Batched"]) == document["Dispatched"]["BatchJobs"]
+    assert [url == job["URL"] for url, job in document["Jobs"].items()] == [True]

@@ -1,0 +1,43 @@
+"""Sensors, operators and groups of both that are mapped over filters."""
+
+from datetime import UTC, datetime
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, task_group
+from world import TRIGGER
+
+from bqdispatch_provider.operators import DispatchReportOperator
+
+
+@pytest.mark.parametrize("dag_id", ["mapped_operators", "mapped_sensors", "mapped_sensors_of_the_same", "mapped_group"])
+def test_what_is_mapped_over_filters_dispatches_each_event_once(world, run, document, dag_id):
+    names, window = world.traces(3), world.window()
+    done = run(dag_id, "mapping.py")
+    assert (done.state, set(done.states.values())) == ("success", {"success"})
+    written = document(done)
+    assert set(written["Jobs"]) == {world.url_of(name) for name in names}
+    assert list(written["Batched"]) == [world.url_of(window)]
+    assert (written["Outcomes"]["dispatched"], written["Errors"]) == (4, [])
+    assert len(world.names(TRIGGER)) == 4
+
+
+@pytest.mark.parametrize("dag_id", ["mapped_sensors", "mapped_group"])
+def test_a_mapped_sensor_that_finds_nothing_keeps_nobody_from_what_another_has_found(world, run, document, dag_id):
+    """As docs/own_dags.md has it."""
+    window = world.window()
+    done = run(dag_id, "mapping.py")
+    assert (done.state, sorted(set(done.states.values()))) == ("success", ["skipped", "success"])
+    written = document(done)
+    assert (list(written["Batched"]), written["Jobs"]) == ([world.url_of(window)], {})
+
+
+def test_a_report_in_a_mapped_group_is_refused_with_where_to_put_it():
+    @task_group
+    def each(only):
+        DispatchReportOperator(task_id="report", variables=only)
+
+    with (
+        DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)),
+        pytest.raises(ValueError, match=r"'each\.report' is in a mapped task group, .*; put it behind the group"),
+    ):
+        each.expand(only=[{"a": "b"}])

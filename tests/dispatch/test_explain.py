@@ -1,0 +1,305 @@
+"""Ten situations in which an event waits: explain, status and the report give the same reason and the next step."""
+
+import json
+import logging
+import shlex
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from situations import LATER, SITUATIONS, late_twin, name_of, not_permitted, refused
+
+from bqdispatch_provider.commands.cli import main
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.history import Figures, Hour, NewFigures
+from bqdispatch_provider.core.model import Reason
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.cycle.history import hour_url
+from bqdispatch_provider.view.advice import ADVICE
+from bqdispatch_provider.view.explanation import Explainer
+from bqdispatch_provider.view.journal_reader import JournalReader
+from bqdispatch_provider.view.overview import overview
+from bqdispatch_provider.view.suggested_commands import replay_command
+
+
+@pytest.fixture(autouse=True)
+def no_logs():
+    """Keep logs off standard output: an Airflow that other tests have imported writes them there."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.fixture
+def config(config):
+    """Writes the configuration, and gives its path as a command takes it."""
+    return lambda **more: str(config(**more))
+
+
+EXACT_STEPS = {
+    "throttled": "raise MaxConcurrentJobs in the configuration",
+    "without_region": "If BigQuery is proven not to know it by 20",
+    "unknown": "If BigQuery is proven not to know it by 20",
+    "running": "look at the job: `bq show --job --location=US p:",
+    "pending": "look at the job: `bq show --job --location=US p:",
+    "held": "`gcloud storage objects update {url} --no-temporary-hold`",
+    "no_answer": "Grant this permission",
+    "not_permitted": "Grant this permission",
+    "late_twin": "Look in ds.t which of its files were loaded. If files are missing, run "
+    "`bqdispatch replay --config {config} {url}`; otherwise `gcloud storage rm {url}`",
+}
+"""Words of the next step of situations in which more is known than the reason."""
+
+
+@pytest.mark.parametrize(("situation", "reason"), SITUATIONS, ids=name_of)
+def test_the_reason_and_the_next_step_are_the_same_everywhere(world, config, capsys, situation, reason):
+    name, more = situation(world)
+    path = config(**more)
+    assert main(["explain", "--json", "--config", path, name]) == 0
+    (explained,) = json.loads(capsys.readouterr().out)
+    assert explained["State"] == f"waits: {reason}"
+    exact = EXACT_STEPS.get(situation.__name__, ADVICE[reason].next_step)
+    assert exact.format(url=shlex.quote(explained["URL"]), config=f"file://{path}") in explained["Next"]
+    assert ADVICE[reason].meaning in explained["Details"]
+    main(["status", "--json", "--config", path])
+    waiting = {each["name"]: each for each in json.loads(capsys.readouterr().out)["waiting"]}
+    if reason is not Reason.NOT_DUE:  # it waits since its end, which has not come
+        assert (waiting[name]["reason"], waiting[name]["next_step"]) == (str(reason), explained["Next"])
+        assert world.cycle(**more).to_dict()["Waiting"][name]["Reason"] == reason
+
+
+def test_who_holds_the_slots_of_a_limit_is_named(world, config, capsys):
+    holder = world.trace(state="RUNNING", age=LATER + 60)
+    name = world.trace(age=LATER)
+    main(["explain", "--config", config(MaxConcurrentJobs=1), name])
+    said = capsys.readouterr().out
+    assert f"MaxConcurrentJobs of project p is 1. Its slots are held by the job of {holder}." in said
+
+
+@pytest.mark.parametrize("situation", [refused, not_permitted])
+def test_what_is_refused_says_how_often_and_with_what_words(world, config, capsys, situation):
+    name, _ = situation(world)
+    main(["explain", "--config", config(), name])
+    said = capsys.readouterr().out
+    assert "It has waited for this reason in 5 cycles." in said
+    assert "In detail: " in said
+
+
+@pytest.mark.parametrize("asked", ["name", "url", "job", "event", "table", "short table"])
+def test_an_event_is_found_by_whatever_names_it(world, config, capsys, asked):
+    """The command of docs/troubleshooting.md."""
+    name = world.trace(dest="acme-shop:sales.orders", state="RUNNING", age=LATER)
+    (job,) = [trace for trace in world.dispatcher().folder.listing().traces]
+    wanted = {
+        "name": name,
+        "url": world.url_of(name),
+        "job": job.name.job_id,
+        "event": job.name.event_id,
+        "table": "acme-shop.sales.orders",
+        "short table": "sales.orders",
+    }[asked]
+    assert main(["explain", "--config", config(), wanted]) == 0
+    assert world.url_of(name) in capsys.readouterr().out
+
+
+def test_what_is_ready_is_dispatched_next(world, config, capsys):
+    name, window = world.trace(), world.window()
+    for each in (name, window):
+        assert main(["explain", "--config", config(), each]) == 0
+        assert "is dispatched next" in capsys.readouterr().out
+
+
+def test_what_was_delivered_is_found_until_bqtail_takes_it(world, config, capsys):
+    name, window = world.trace(), world.window()
+    world.cycle()
+    for each in (name, window):
+        assert main(["explain", "--config", config(), each]) == 0
+        assert "was delivered, and BqTail has not taken it yet" in capsys.readouterr().out
+    world.consume()
+    assert main(["explain", "--config", config(), name]) == 1
+    assert "no event" in capsys.readouterr().err
+
+
+def test_what_is_in_quarantine_says_why_and_how_it_comes_back(world, config, capsys):
+    name = world.trace(state=None, age=90_000)
+    world.cycle()
+    assert main(["explain", "--config", config(), name]) == 0
+    said = capsys.readouterr().out
+    assert "is in quarantine" in said
+    assert "bqdispatch replay --config" in said
+
+
+AWKWARD = {"env": "p", "of the journal": "jour", "-$(id) `id`": "n'al", "not asked for": "s3cret"}
+"""Variables, with their values."""
+
+
+def test_the_command_that_puts_an_object_back_has_the_variables_of_the_document(world, config, capsys):
+    """The command of docs/quarantine.md."""
+    name = world.trace(state=None, age=90_000)
+    world.cycle(ErrorURL="gs://journal/n'al")
+    path = config(
+        ProjectID="${env}", JournalURL="gs://${of the journal}nal/journal", ErrorURL="gs://journal/${-$(id) `id`}"
+    )
+    given = [f"--var={variable}={value}" for variable, value in AWKWARD.items()]
+    assert main(["explain", "--json", "--config", path, *given, name]) == 0
+    (explained,) = json.loads(capsys.readouterr().out)
+    assert "s3cret" not in explained["Next"]
+    command = shlex.split(explained["Next"].removeprefix("Put it back with: "))
+    assert set(given[:3]) <= set(command)
+    assert world.names() == []
+    world.control.advance(1)  # a name is changed once a second
+    assert main(command[1:]) == 0
+    assert world.names() == [name]
+
+
+def test_the_command_that_fires_an_undecided_window_has_the_variables_of_the_document(world, config, capsys):
+    name, _ = late_twin(world)
+    path = config(ProjectID="${env}", JournalURL="gs://${of the journal}nal/journal")
+    given = [f"--var={variable}={value}" for variable, value in AWKWARD.items()]
+    assert main(["explain", "--json", "--config", path, *given, name]) == 0
+    (explained,) = json.loads(capsys.readouterr().out)
+    assert "s3cret" not in explained["Next"]
+    command = shlex.split(explained["Next"].split("`")[1])
+    assert command[:4] == ["bqdispatch", "replay", "--config", f"file://{path}"]
+    assert main(command[1:]) == 0
+    assert "is back, and will be fired" in capsys.readouterr().out
+
+
+def test_what_is_quarantined_next_is_put_back_by_the_command_that_is_told(world, config, capsys):
+    name = world.trace(state=None, age=90_000)
+    assert main(["explain", "--json", "--config", config(), name]) == 0
+    (explained,) = json.loads(capsys.readouterr().out)
+    assert explained["State"] == "is quarantined next"
+    command = shlex.split(explained["Next"].split("`")[1])
+    world.cycle()
+    assert world.names() == []
+    world.control.advance(1)  # a name is changed once a second
+    assert main(command[1:]) == 0
+    assert world.names() == [name]
+
+
+def test_the_command_says_what_to_give_for_a_document_within_the_connection(world):
+    document = world.document(ProjectID="${env}")
+    command = replay_command(DispatchConfig.from_dict(document, {"env": "p", "more": "q"}), "gs://journal/a b")
+    assert shlex.split(command, comments=True) == (
+        ["bqdispatch", "replay", "--config", "FILE", "--var=env=p", "gs://journal/a b"]
+    )
+    assert "# FILE: save the configuration document of the connection to a file" in command
+
+
+def test_status_tells_how_it_goes(world, config, capsys):
+    assert main(["status", "--config", config()]) == 0
+    assert "All is well" in capsys.readouterr().out
+    world.trace(state=None, age=90_000)
+    world.cycle()
+    main(["status", "--config", config()])
+    said = capsys.readouterr().out
+    assert "1 object is in quarantine" in said
+    assert "bqdispatch replay" in said
+
+
+def test_status_counts_what_was_dispatched_in_the_last_hour(world, config, capsys):
+    from bqdispatch_provider.core.history import RunLabel
+
+    world.traces(3, "query")
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=RunLabel("dag"))
+    main(["status", "--json", "--config", config()])
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["lanes"]["sql"]["dispatched"] == 3
+    assert "3 events dispatched in the last hour" in seen["health"]["sentence"]
+
+
+def test_status_tells_of_windows_that_are_not_due(world, config, capsys):
+    names = [world.window(f"ds.t{number}", due=-600 - number) for number in range(3)]
+    main(["status", "--config", config()])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"3 windows not due: the first is {names[0]}, in 10 minutes. {ADVICE[Reason.NOT_DUE].next_step}" in said
+
+
+def test_a_window_that_is_not_due_has_not_waited_yet(world, config, capsys):
+    name = world.window(due=-600)
+    main(["explain", "--config", config(), name])
+    assert "since" not in capsys.readouterr().out
+
+
+def test_status_shows_limits_and_who_takes_their_slots(world, config, capsys):
+    world.traces(2, state="RUNNING", age=LATER)
+    world.trace(age=LATER)
+    main(["status", "--json", "--config", config(MaxConcurrentJobs=2)])
+    (use,) = json.loads(capsys.readouterr().out)["limits"]
+    assert (use["project"], use["key"], use["limit"], use["taken"], use["waiting"]) == (
+        "p",
+        "MaxConcurrentJobs",
+        2,
+        2,
+        1,
+    )
+
+
+def test_names_are_untrusted_text(world, config, capsys):
+    world.put("proj:p:US/ds.t--\x1b[31mevil_00001_load--dispatch", age=LATER)
+    main(["status", "--config", config()])
+    assert "\x1b[31mevil" not in capsys.readouterr().out
+
+
+def test_each_reason_has_its_words():
+    assert ADVICE.keys() == set(Reason)
+    assert all(each.meaning and each.next_step for each in ADVICE.values())
+
+
+def test_an_explanation_is_pure(world):
+    """It asks for nothing beyond one look."""
+    name = world.trace(state="RUNNING", age=LATER)
+    with world.dispatcher() as dispatcher:
+        seen = dispatcher.look()
+        before = world.control.requests()
+        explainer = Explainer(seen.snapshot, dispatcher.config, dispatcher.store.task_url(""))
+        assert [each.name for each in explainer.find(name)] == [name]
+        assert world.control.requests() == before
+
+
+def test_a_name_in_a_suggested_command_is_one_word_to_a_shell(world, config, capsys, tmp_path):
+    """Whoever writes into the task folder chooses names, and somebody else pastes the command."""
+    name = "proj:p:US/ds.t'$(touch${IFS}owned)'; touch owned #--1_00001_load--dispatch"
+    world.put(name, age=90_000)
+    world.cycle()
+    for command in (["explain", name], ["status"]):
+        main([*command, "--json", "--config", config()])
+    said = capsys.readouterr().out
+    (replay,) = {each["command"] for each in json.loads(said[said.rindex("\n{") :])["quarantine"]}
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {replay}"], cwd=tmp_path, capture_output=True, text=True)
+    assert words.stdout.splitlines()[-1].endswith("--1_00001_load--dispatch." + replay.rpartition(".")[2].strip("'"))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("url", ["gs://secrets/x.json", "gs://", "gs://journal/journal/runs-of-others/x.json"])
+def test_a_forged_history_has_nothing_else_read(world, url, caplog):
+    world.client.bucket("secrets").create()
+    world.client.bucket("secrets").blob("x.json").upload_from_string('{"Outcomes": {"TOP-SECRET": 1}}')
+    with world.dispatcher() as dispatcher:
+        dispatcher.look()
+        now = dispatcher.store.now()
+        hour = Hour(document=url)
+        dispatcher.store.write_json(hour_url(dispatcher.config.journal_url, now), hour.to_dict())
+        reader = JournalReader(world.client, dispatcher.config)
+        assert reader.report(now) is None
+    assert "TOP-SECRET" not in str(reader.problems)
+
+
+@pytest.mark.parametrize(("looked_s", "level"), [(10, "ok"), (400, "error")])
+def test_a_run_that_goes_on_for_long_is_no_silence(world, looked_s, level):
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    report = Report(started=now - timedelta(minutes=9))
+    hour = Figures(seen=now - timedelta(seconds=looked_s))
+    found = overview(report, world.config(), now, hour, ())
+    assert found.health.level == level
+    assert found.seen == hour.seen
+
+
+def test_a_history_says_when_a_long_run_looked_last():
+    first, later = (datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 9))
+    report = Report(started=first, seen=first, cycles=1)
+    report.add_cycle(Report(started=later, seen=later, cycles=1))
+    assert (report.started, report.seen) == (first, later)
+    assert NewFigures().take(report).seen == later

@@ -1,0 +1,224 @@
+"""The history that runs leave, and how long documents stay in the journal."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bqdispatch_provider.core.history import Figures, Hour, NewFigures, RunLabel, span_of
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.cycle.history import HistoryWriter, hour_url
+
+LABEL = RunLabel("my_dag", "gs://journal/journal/runs/document.json")
+
+
+def hours(world):
+    names = [blob.name for blob in world.client.list_blobs("journal", prefix="journal/history/")]
+    found = {}
+    for name in names:
+        at = datetime.strptime(name.removeprefix("journal/history/"), "%Y-%m-%d/%H.json").replace(tzinfo=UTC)
+        found[at] = Hour.from_dict(json.loads(world.client.bucket("journal").blob(name).download_as_bytes()), at)
+    return found
+
+
+def total(world):
+    whole = Figures()
+    for hour in hours(world).values():
+        for figures in hour.spans.values():
+            whole.add(figures)
+    return whole
+
+
+def test_a_run_leaves_its_figures(world, clock_stands_still):
+    world.traces(3, "query")
+    world.trace("load")
+    world.trace("load", state="RUNNING")
+    world.window()
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    ((at, hour),) = hours(world).items()
+    assert (hour.dags, hour.document) == ({"my_dag"}, LABEL.document_url)
+    assert at <= datetime.fromtimestamp(world.control.now(), UTC) < at + timedelta(hours=1)
+    figures = total(world)
+    assert figures.dispatched == {"sql": 3, "jobs": 1, "windows": 1}
+    assert figures.lags.total() == 4
+    assert figures.states["Running"] == {"jobs": 1}
+    assert figures.projects["p"].dispatched == figures.dispatched
+
+
+def test_runs_of_one_hour_add_up_in_one_object_and_the_last_look_says_how_things_stand(world):
+    world.control.advance(3600 - world.control.now() % 3600)  # so there is an hour before the next document
+    for _ in range(3):
+        world.trace("load")
+        with world.dispatcher() as dispatcher:
+            dispatcher.run(0, label=LABEL)
+    running = world.trace("load", state="RUNNING")
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=RunLabel("other"))
+    assert [hour.dags for hour in hours(world).values()] == [{"my_dag", "other"}]
+    assert total(world).dispatched == {"jobs": 3}
+    assert total(world).states["Running"] == {"jobs": 1}, running
+
+
+def test_what_a_run_that_goes_on_has_told_is_not_told_again(world):
+    writer, report = HistoryWriter(), Report(started=datetime.now(UTC))
+    with world.dispatcher() as dispatcher:
+        for number in (1, 3, 3, 7):
+            report.counts["p"]["Dispatched"]["LoadJobs"] = number
+            writer.write(report, dispatcher.store, dispatcher.config.journal_url, LABEL)
+    assert total(world).dispatched == {"jobs": 7}
+
+
+def test_dispatchers_that_write_at_one_time_lose_nothing_of_each_other(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.cycle.history.MAX_TRIES", 100)
+    report = Report(started=datetime.now(UTC))
+    report.counts["p"]["Dispatched"]["LoadJobs"] = 1
+    with world.dispatcher() as dispatcher, ThreadPoolExecutor(4) as threads:
+        store, url = dispatcher.store, dispatcher.config.journal_url
+        list(threads.map(lambda _: HistoryWriter().write(report, store, url, LABEL), range(8)))
+    assert total(world).dispatched == {"jobs": 8}
+
+
+def test_a_lost_answer_counts_nothing_twice(world, monkeypatch):
+    report = Report(started=datetime.now(UTC))
+    report.counts["p"]["Dispatched"]["LoadJobs"] = 1
+    world.control.add_fault("storage.objects.insert", "status", status=503, times=1, after=True)
+    with world.dispatcher() as dispatcher:
+        HistoryWriter().write(report, dispatcher.store, dispatcher.config.journal_url, LABEL)
+    assert total(world).dispatched == {"jobs": 1}
+
+
+def test_what_cannot_be_written_follows_with_the_next_figures(world):
+    writer, report = HistoryWriter(), Report(started=datetime.now(UTC))
+    with world.dispatcher() as dispatcher:
+        for number, refuses in ((2, True), (5, False)):
+            report.counts["p"]["Dispatched"]["LoadJobs"] = number
+            if refuses:
+                world.control.refuse("storage.objects.create", bucket="journal")
+            writer.write(report, dispatcher.store, dispatcher.config.journal_url, LABEL)
+            world.control.allow_all()
+    assert total(world).dispatched == {"jobs": 5}
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"Version": 99}', "[" * 10_000])
+def test_an_hour_that_cannot_be_read_stays_as_it_is(world, content, caplog):
+    with world.dispatcher() as dispatcher:
+        dispatcher.store.now()
+        dispatcher.look()
+        url = hour_url(dispatcher.config.journal_url, dispatcher.store.now())
+        dispatcher.store.write(url, content)
+        world.control.advance(2)
+        dispatcher.run(0, label=LABEL)
+        assert dispatcher.store.read(url, 1_000_000).decode() == content
+    assert "The history" in caplog.text
+
+
+def test_one_cycle_by_hand_leaves_no_history(world):
+    """It takes as few requests as can be."""
+    world.cycle()
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0)
+    assert hours(world) == {}
+
+
+def test_a_week_of_an_hour_each_is_small():
+    figures = Figures(waiting={"job running": 1}, projects={f"project-{n}": Figures() for n in range(200)})
+    for each in figures.projects.values():
+        each.dispatched["jobs"] = 5
+    hour = Hour()
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    for minute in range(60):
+        hour.add(begin + timedelta(minutes=minute), figures, "dag", "document", "ticket")
+    assert len(json.dumps(hour.to_dict())) < 50_000
+    assert len(hour.to_dict()["Tickets"]) == 10
+
+
+def test_figures_are_read_as_they_were_written():
+    figures = Figures(failed=2, quarantined=1, late=1, seen=datetime(2026, 1, 1, tzinfo=UTC), windows_due=3)
+    figures.dispatched["sql"] = 4
+    figures.lags.update({0: 1, 17: 2})
+    figures.states["Throttled"] = figures.dispatched.copy()
+    figures.oldest = datetime(2025, 12, 31, tzinfo=UTC)
+    figures.projects["a:b"] = Figures(failed=1)
+    figures.projects["a:b"].dispatched["sql"] = 4
+    assert Figures.from_dict(json.loads(json.dumps(figures.to_dict()))) == figures
+
+
+def test_the_lag_that_a_share_of_the_events_does_not_exceed():
+    figures = Figures()
+    new = NewFigures()
+    report = Report()
+    for number in range(100):
+        ended = datetime(2026, 1, 1, tzinfo=UTC)
+        moved = ended + timedelta(seconds=2 if number < 90 else 50)
+        report.jobs[str(number)] = {"EndTime": ended.isoformat(), "DispatchTime": moved.isoformat()}
+    figures.add(new.take(report))
+    assert 1 < figures.lag(0.5) <= 2
+    assert 45 < figures.lag(0.95) <= 60
+    assert Figures().lag(0.5) is None
+
+
+def test_a_span_begins_every_five_minutes():
+    assert span_of(datetime(2026, 1, 1, 12, 59, 59, 5, tzinfo=UTC)) == datetime(2026, 1, 1, 12, 55, tzinfo=UTC)
+
+
+def journal(world):
+    return [blob.name for blob in world.client.list_blobs("journal", prefix="journal/")]
+
+
+def seed_days(world, folder, *ages, written=None):
+    """Documents of days that are so old; they were written then, or some days ago."""
+    now = world.control.now()
+    objects = [
+        {
+            "name": f"journal/{folder}/{datetime.fromtimestamp(now, UTC) - timedelta(days=age):%Y-%m-%d}/dag/run.json",
+            "content": "{}",
+            "timeCreated": now - 86_400 * (age if written is None else written),
+        }
+        for age in ages
+    ]
+    world.control.seed_objects("journal", objects)
+    return [each["name"] for each in objects]
+
+
+def test_documents_go_when_they_are_older_than_the_configuration_says(world):
+    runs, history = seed_days(world, "runs", 0, 29, 31, 400), seed_days(world, "history", 0, 31)
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert {*runs[:2], history[0]} == {*journal(world)} & {*runs, *history}
+
+
+def test_a_document_that_was_just_written_stays_however_old_its_run_is(world):
+    names = seed_days(world, "runs", 31, 400, written=1)
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert {*names} <= {*journal(world)}
+
+
+def test_documents_stay_for_ever_where_the_configuration_says_so(world):
+    names = seed_days(world, "runs", 400)
+    with world.dispatcher(JournalRetentionDays=0) as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert {*names} <= {*journal(world)}
+
+
+def test_old_documents_are_looked_for_once_an_hour_whoever_does(world):
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    names = seed_days(world, "runs", 400)
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert {*names} <= {*journal(world)}
+    world.control.advance(3601)
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert not {*names} & {*journal(world)}
+
+
+def test_a_journal_that_nothing_may_be_deleted_from_costs_a_line_of_the_log(world, caplog):
+    seed_days(world, "runs", 400)
+    world.control.refuse("storage.objects.delete", bucket="journal")
+    with world.dispatcher() as dispatcher:
+        assert dispatcher.run(0, label=LABEL).ok
+    assert "Old documents below" in caplog.text

@@ -1,0 +1,177 @@
+"""A document that anybody may have written is refused by its reader, or can be used to the end."""
+
+import copy
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from bqdispatch_provider.core import documents
+from bqdispatch_provider.core.events import Share
+from bqdispatch_provider.core.history import Hour, NewFigures
+from bqdispatch_provider.core.model import Lane, Outcome, Reason
+from bqdispatch_provider.core.report import MAX_NAMED, Report
+from bqdispatch_provider.core.waits import Wait, waits_from_dict, waits_to_dict
+
+NOW = datetime(2026, 1, 1, 12, 7, tzinfo=UTC)
+ODD = [
+    None,
+    True,
+    -1,
+    1e400,
+    -1e400,
+    float("nan"),
+    10**4000,
+    0.5,
+    "",
+    "x",
+    "\ud800",
+    "2026-01-01T00:00:00",
+    "0001-01-01T00:00:00+14:00",
+    [],
+    [None],
+    [["x"]],
+    ["\ud800"],
+    {},
+    {"x": None},
+    {"x": "y"},
+    {"x": 1e400},
+    {"x": float("nan")},
+    {"\ud800": 1},
+    {"x": {"x": 1}},
+    {"99:99999999999999999999": {}},
+]
+
+
+def report():
+    job = {"Project": "p", "Region": "US", "ID": "j", "URL": "u", "Status": "DONE"}
+    job |= {"EndTime": NOW.isoformat(), "DispatchTime": NOW.isoformat()}
+    made = Report(NOW, 1, 1, 3, jobs={"gs://x/y": job}, batched={"gs://x/w": "t"}, errors=["it"], oldest=NOW)
+    made.outcomes[Outcome.DISPATCHED] = 2
+    made.quarantined, made.unknown, made.parts = {"gs://x/z": "why"}, {"a": "b"}, {"t": "f"}
+    made.waits = {"n": Wait("n", Reason.REFUSED, NOW, "said", 2)}
+    made.regions["p"], made.traces["p"], made.not_found["p"] = "US", 1, 1
+    for gauge in ("Running", "Pending", "Dispatched", "Throttled"):
+        made.count("p", gauge, "LoadJobs")
+    return made
+
+
+def hour():
+    made = Hour()
+    made.add(NOW, NewFigures().take(report()), "dag", "gs://x/y", "ticket")
+    return made
+
+
+def share():
+    event = ["proj:p:US/ds.t--1_00001_load--dispatch", 1, 1.0, "US", 1.0, "", "ds.t", False, ["p", "e"]]
+    return {"lane": str(Lane.JOBS), "planned": 1.0, "events": [event]}
+
+
+def places(document, path=()):
+    """The paths of all that a document holds."""
+    yield path
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+def variants(document):
+    """A document with each of its parts replaced by something odd, one at a time."""
+    for path in places(document):
+        for odd in ODD:
+            made = copy.deepcopy(document)
+            if not path:
+                yield odd
+                continue
+            part = made
+            for key in path[:-1]:
+                part = part[key]
+            part[path[-1]] = odd
+            yield made
+
+
+def use_report(document):
+    read = Report.from_dict(document)
+    whole = report()
+    whole.add_task(read)
+    whole.add_part(read)
+    whole.add_cycle(read)
+    return [whole.to_dict(), whole.in_words(), NewFigures().take(whole).to_dict()]
+
+
+def use_hour(document):
+    read = Hour.from_dict(document, NOW.replace(minute=0))
+    read.add(NOW, NewFigures().take(report()))
+    whole = NewFigures().take(report())
+    for figures in read.spans.values():
+        whole.add(figures)
+    whole.lag(0.5)
+    return [read.to_dict(), whole.to_dict()]
+
+
+def use_share(document):
+    return Share.from_dict(document).to_dict()
+
+
+def use_waits(document):
+    return waits_to_dict(each.continued_from(each) for each in waits_from_dict(document).values())
+
+
+@pytest.mark.parametrize(
+    ("document", "use"),
+    [
+        (report().to_dict(), use_report),
+        (hour().to_dict(), use_hour),
+        (share(), use_share),
+        (waits_to_dict(report().waits.values()), use_waits),
+    ],
+    ids=["report", "hour", "share", "waits"],
+)
+def test_an_odd_document_is_refused_or_of_use(document, use):
+    wrong = {}
+    assert use(copy.deepcopy(document))
+    for variant in variants(document):
+        try:
+            # As it is written, and as every reader can read it.
+            json.dumps(use(documents.parse(json.dumps(variant).encode())), ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            if not {"from_dict", "waits_from_dict", "parse"}.intersection(trace_of(error)):
+                wrong[str(variant)[:300]] = repr(error)[:200]
+        except Exception as error:
+            wrong[str(variant)[:300]] = repr(error)[:200]
+    assert wrong == {}
+
+
+def trace_of(error):
+    """The functions that an error came through."""
+    names, frame = [], error.__traceback__
+    while frame is not None:
+        names.append(frame.tb_frame.f_code.co_name)
+        frame = frame.tb_next
+    return names
+
+
+def test_a_refused_document_is_shown_in_short():
+    for made in ({**share(), "events": [["x" * 100_000] * 3]}, {**share(), "lane": "x" * 100_000}):
+        with pytest.raises(ValueError, match="not a") as caught:
+            Share.from_dict(made)
+        assert len(str(caught.value)) < 600
+
+
+class Errors(list):
+    """A list that counts how often it is searched."""
+
+    searches = 0
+
+    def __contains__(self, value):
+        self.searches += 1
+        return super().__contains__(value)
+
+
+def test_beyond_the_errors_that_are_named_none_is_searched_for():
+    made = Report(errors=Errors())
+    for number in range(20_000):
+        made.add_error(f"error {number}")
+    assert (len(made.errors), made.errors.searches) == (MAX_NAMED, MAX_NAMED)
