@@ -1,7 +1,7 @@
 """Whole DAGs against the stand-in Google Cloud: what is dispatched, what is reported, what fails."""
 
 import json
-import time
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,14 +153,19 @@ def test_a_deferred_sensor_is_skipped_when_its_time_is_up(world, run, document):
 def test_a_deferred_sensor_fails_with_what_its_trigger_came_to(world, run):
     world.trace(state="RUNNING")
 
+    over = threading.Event()
+
     def break_after_the_sensors_own_look():
-        while not world.control.calls().get("storage.objects.list"):
-            time.sleep(0.01)
+        while not world.control.calls().get("storage.objects.list") and not over.wait(0.01):
+            pass
         world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403)
 
     with ThreadPoolExecutor() as aside:
         aside.submit(break_after_the_sensors_own_look)
-        done = run("deferred", timeout=30)
+        try:
+            done = run("deferred", timeout=30)
+        finally:
+            over.set()
     assert (done.state, done.states["detect"]) == ("failed", "failed")
 
 

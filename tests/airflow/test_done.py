@@ -1,10 +1,10 @@
 """Waiting until BqTail is through, in each mode of a sensor."""
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from waiting import wait_until
 from world import JOURNAL, TASKS
 
 
@@ -44,8 +44,7 @@ def test_a_cancelled_trigger_ends_with_the_look_that_was_begun(world, connect):
     trigger = BqDispatchDoneTrigger("bqdispatch_default", datetime.now(UTC) + timedelta(hours=1), settle_time=3600)
 
     def wait_for_a_look():
-        while not world.control.calls().get("storage.objects.list"):
-            time.sleep(0.01)
+        wait_until(lambda: world.control.calls().get("storage.objects.list"), "a look was begun")
 
     async def cancel():
         waiting = asyncio.ensure_future(anext(trigger.run()))

@@ -1,7 +1,8 @@
 """One bad apple: a fault of one kind of call, for one object, one project or everything, and what comes of all events.
 
-A cell is a task folder with ten good events of two projects and bad ones of a third, three cycles while the fault
-stays or passes, and more cycles without it. BqTail consumes what it is given between two cycles.
+A cell is a task folder with ten good events of two projects and, of a third, bad ones and two that only stand beside
+them; three cycles while the fault stays or passes, and more cycles without it. BqTail consumes what it is given between
+two cycles.
 """
 
 from __future__ import annotations
@@ -28,21 +29,24 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "JSON of another shape": {"kind": "text", "status": 200, "text": '{"kind": "storage#odd", "items": 7, "jobs": 7}'},
     "no object": {"kind": "text", "status": 200, "text": "[1]"},
     "slow": {"kind": "slow", "ms": 1500},
+    "slower than anyone waits": {"kind": "slow", "ms": 2600},
 }
+REFUSALS = {"400", "401", "403", "404", "409", "412", "412 as conditionNotMet"}
+"""The answers that say that nothing was done, and that asking again is of no use."""
 
-BAD = "*bad*"
+BAD, BAD_PROJECT = "*ds.bad*", "*bad*"
 CALLS: dict[str, tuple[str, dict[str, str], tuple[str, ...]]] = {
     "list": ("storage.objects.list", {"bucket": TASKS}, ("everything",)),
     "versions": ("storage.objects.list", {"bucket": TRIGGER}, ("everything",)),
-    "get": ("storage.objects.get", {"bucket": TASKS}, ("object", "everything")),
+    "get": ("storage.objects.get", {"bucket": TASKS}, ("object", "project", "everything")),
     "intent": ("storage.objects.insert", {"bucket": TASKS}, ("everything",)),
     "journal": ("storage.objects.insert", {"bucket": JOURNAL}, ("everything",)),
-    "claim": ("storage.objects.compose", {"bucket": TASKS, "name": "*.claim"}, ("object", "everything")),
-    "mark": ("storage.objects.compose", {"bucket": TASKS, "name": "*.fired"}, ("object", "everything")),
-    "fence": ("storage.objects.compose", {"bucket": TASKS, "name": "*--dispatch"}, ("object", "everything")),
-    "copy": ("storage.objects.copy", {}, ("object", "everything")),
-    "rewrite": ("storage.objects.rewrite", {}, ("object", "everything")),
-    "delete": ("storage.objects.delete", {"bucket": TASKS}, ("object", "everything")),
+    "claim": ("storage.objects.compose", {"bucket": TASKS, "name": "*.claim"}, ("object", "project", "everything")),
+    "mark": ("storage.objects.compose", {"bucket": TASKS, "name": "*.fired"}, ("object", "project", "everything")),
+    "fence": ("storage.objects.compose", {"bucket": TASKS, "name": "*--dispatch"}, ("object", "project", "everything")),
+    "copy": ("storage.objects.copy", {}, ("object", "project", "everything")),
+    "rewrite": ("storage.objects.rewrite", {}, ("object", "project", "everything")),
+    "delete": ("storage.objects.delete", {"bucket": TASKS}, ("object", "project", "everything")),
     "settings": ("storage.buckets.get", {}, ("everything",)),
     "permissions": ("storage.buckets.testIamPermissions", {}, ("everything",)),
     "batch": ("storage.batch", {}, ("everything",)),
@@ -79,11 +83,12 @@ class Cell:
         """The stand-in's rule."""
         method, where, _ = CALLS[self.call]
         rule = {**where, **ANSWERS[self.answer]}
-        if self.whose == "object":
-            # Of one that has a pattern of its own, those that are bad, too.
-            rule["name"] = f"*bad{where['name']}" if "name" in where else BAD
-        if self.whose == "project":
+        if self.whose == "project" and method.startswith("bigquery."):
             rule["project"] = "bad"
+        elif self.whose != "everything":
+            bad = BAD if self.whose == "object" else BAD_PROJECT
+            # Of calls that have a pattern of their own, those for what is bad.
+            rule["name"] = bad + where["name"].removeprefix("*") if "name" in where else bad
         if self.lasts == PASSES:
             rule["times"] = 1
         return method, rule
@@ -113,16 +118,18 @@ class Told:
 
     :param struck: how often the fault was met.
     :param first: which events the first cycle has dispatched.
+    :param statuses: status of each cycle while the fault was there, and of the last one after it.
     :param errors: of each cycle while the fault was there, and what it tells of by name as waiting in trouble.
     :param delivered: how often each event was delivered, after all.
     :param late: which events were not delivered while the fault was there.
     :param good: the good events.
-    :param bad: the others.
+    :param bad: those of the project that is bad.
     :param passed: cycles that have delivered more of a project than its limit.
     """
 
     struck: int
     first: set[str]
+    statuses: list[str]
     errors: list[list[str]]
     delivered: Counter[str]
     late: set[str]
@@ -138,8 +145,13 @@ class Told:
             if self.delivered[name] != 1
         ]
         found += self.passed
-        if not self.struck and cell.call != "rewrite":
+        if not self.struck:
             found.append("the call was never made")
+        if self.statuses[-1] != "ok":
+            found.append("the fault is over, and a cycle does not say ok")
+        if cell.lasts == STAYS and self.held_up(cell) and "error" not in self.statuses[:2]:
+            found.append(f"an event waited, and two cycles said {self.statuses[:2]}")
+        found += self._idle_slots(cell)
         if cell.whose != "everything":
             # A connection is that of a whole batch, in which good ones are, too.
             alone = ANSWERS[cell.answer]["kind"] not in ("reset", "cut") or cell.whose == "project"
@@ -157,13 +169,33 @@ class Told:
             found.append(f"{sorted(self.late)} waited, and two cycles said ok")
         return found
 
+    def _idle_slots(self, cell: Cell) -> list[str]:
+        """Name the projects that had a slot left in the first cycle while an event waited that nothing was wrong with.
+
+        What was refused for sure takes no slot. What may have been delivered does.
+        """
+        if cell.whose != "object" or cell.answer not in REFUSALS or cell.call not in ("claim", "copy", "get"):
+            return []
+        well = [name for name in (*self.good, *self.bad) if "ds.bad" not in name]
+        found = []
+        for project in {project_of(name) for name in well}:
+            mine = [name for name in well if project_of(name) == project]
+            least = min(len(mine), cell.limit or len(mine))
+            if (went := len(self.first.intersection(mine))) < least:
+                found.append(f"{went} of {least} events beside the bad ones of {project} went in the first cycle")
+        return found
+
     def held_up(self, cell: Cell) -> set[str]:
         """The events that the fault has held up; under a limit some wait for their turn only."""
         if not cell.limit:
             return self.late
-        late = self.late.intersection(self.bad)
-        traces = sum(name.startswith("proj:") for name in self.bad)
-        return late if len(late) > traces - CYCLES * cell.limit else set()
+        everybody, held = (*self.good, *self.bad), set()
+        for project in {project_of(name) for name in everybody}:
+            mine = [name for name in everybody if project_of(name) == project]
+            late = self.late.intersection(mine)
+            if len(late) > max(0, len(mine) - CYCLES * cell.limit):
+                held |= late.intersection(self.bad)
+        return held
 
     def early(self) -> list[str]:
         """The errors of the first two cycles."""
@@ -180,6 +212,8 @@ class Folder:
         self.bad = [
             world.trace(project="bad", dest="ds.bad", age=200),
             world.window("bad:ds.bad", due=40),
+            world.trace(project="bad", dest="ds.near"),
+            world.window("bad:ds.near", due=30),
         ]
         self.delivered: Counter[str] = Counter()
         self.passed: list[str] = []
@@ -239,21 +273,27 @@ def carry_out(world: Any, cell: Cell) -> Told:
         folder.put_many()
     method, rule = cell.fault()
     world.control.reset_counters()
+    if cell.call == "rewrite":
+        # What is too large for one copy is written by rewrites.
+        world.control.add_fault("storage.objects.copy", kind="status", status=413, **{name: rule[name] for name in rule.keys() & {"name"}})
     world.control.add_fault(method, **rule)
     errors: list[list[str]] = []
+    statuses: list[str] = []
     first: set[str] = set()
     for number in range(CYCLES):
         document = folder.cycle()
         if not number:
             first = {url.removeprefix(world.url_of("")) for url in (*document["Jobs"], *document["Batched"])}
+        statuses.append(document["Status"])
         errors.append([*document["Errors"], *(name for name, each in document["Waiting"].items() if "Times" in each)])
     struck = world.control.calls().get(method, 0)
     late = {name for name in (*folder.good, *folder.bad) if not folder.delivered[name]}
     world.control.clear_faults()
     for _ in range(12 if cell.limit else 5):
         world.control.advance(200)
-        folder.cycle()
-    return Told(struck, first, errors, folder.delivered, late, folder.good, folder.bad, folder.passed)
+        document = folder.cycle()
+    statuses.append(document["Status"])
+    return Told(struck, first, statuses, errors, folder.delivered, late, folder.good, folder.bad, folder.passed)
 
 
 def table(rows: list[tuple[str, str, str, int, str]]) -> list[str]:

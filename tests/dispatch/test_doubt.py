@@ -114,7 +114,7 @@ def test_nobody_waits_for_another_beyond_its_own_time(world):
 
 def test_of_two_that_run_a_cycle_at_the_same_moment_one_goes_on(world):
     world.traces(3)
-    together = threading.Barrier(2)
+    together = threading.Barrier(2, timeout=PATIENCE_S)
     with world.dispatcher() as one, world.dispatcher() as other, ThreadPoolExecutor(2) as threads:
         for dispatcher in (one, other):
             check = dispatcher.intents._check_others
