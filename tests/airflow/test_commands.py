@@ -63,18 +63,17 @@ def test_airflow_is_set_up_by_the_commands_of_the_readme(airflow, database):
     assert said[0].strip() in ("True", "False")
 
 
-def test_the_document_of_a_connection_goes_into_a_file(airflow, world):
+def test_the_document_of_a_connection_goes_into_a_file(airflow_prints, world, monkeypatch):
     """The pipe of docs/commands.md, whichever way the connection holds its document."""
     text = (ROOT / "docs/commands.md").read_text()
     (program,) = re.findall(r"\| jq '(.*)' > dispatch.json", text)
     (asked,) = commands("docs/commands.md", "airflow")
-    add = ["airflow", "connections", "add", "bqdispatch_default", "--conn-type", "bqdispatch", "--conn-extra"]
     for extra in (world.document(), {"config": world.document()}, {"config": json.dumps(world.document())}):
-        airflow([*add, json.dumps(extra)])
-        shown = airflow(asked[: asked.index("|")])
+        connection = {"conn_type": "bqdispatch", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_BQDISPATCH_DEFAULT", json.dumps(connection))
+        shown = airflow_prints(*asked[1 : asked.index("|")])
         made = subprocess.run(["jq", program], input=shown, capture_output=True, text=True, check=True).stdout
         assert json.loads(made) == world.document()
-        airflow(["airflow", "connections", "delete", "bqdispatch_default"])
 
 
 def test_the_uninstalled_leave_nothing_in_airflow(airflow, database):

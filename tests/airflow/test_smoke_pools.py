@@ -1,6 +1,7 @@
 """`bqdispatch smoke` beside an Airflow: its pools and its other connections are looked at, too."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -30,8 +31,8 @@ def test_pools_that_an_airflow_lacks_are_named(world, database, airflow_prints, 
     try:
         assert {verdict for verdict, _ in smoke(config).values()} == {"ok"}
     finally:
-        for name in found:
-            airflow_prints("pools", "delete", name)
+        with sqlite3.connect(database) as connection:
+            connection.execute("delete from slot_pool where pool != 'default_pool'")
 
 
 def test_other_connections_with_the_task_folder_are_named(world, database, airflow_prints, tmp_path, monkeypatch):
@@ -56,7 +57,8 @@ def test_other_connections_with_the_task_folder_are_named(world, database, airfl
         found = smoke(config, "other set-ups")
         named = smoke(config, "other set-ups", setup=("--setup", "same"))
     finally:
-        airflow_prints("connections", "delete", "stored")
+        with sqlite3.connect(database) as connection:
+            connection.execute("delete from connection where conn_id = 'stored'")
     assert {where: verdict for where, (verdict, _) in found.items()} == {
         "connection bqdispatch_elsewhere": "warning",
         "connection bqdispatch_same": "failed",

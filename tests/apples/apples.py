@@ -275,7 +275,7 @@ def carry_out(world: Any, cell: Cell) -> Told:
     world.control.reset_counters()
     if cell.call == "rewrite":
         # What is too large for one copy is written by rewrites.
-        world.control.add_fault("storage.objects.copy", kind="status", status=413, **{name: rule[name] for name in rule.keys() & {"name"}})
+        world.control.add_fault("storage.objects.copy", kind="status", status=413, name=rule.get("name", "*"))
     world.control.add_fault(method, **rule)
     errors: list[list[str]] = []
     statuses: list[str] = []
