@@ -39,9 +39,10 @@ def crowd(standin, forks, monkeypatch, tmp_path):
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", standin)
     with StandInControl(standin) as control:
 
-        def make(keeping=SOFT_DELETE, seed=0, chain=("load", "copy", "query"), **settings):
+        def make(keeping=SOFT_DELETE, seed=0, chain=("load", "copy", "query"), running_ms=None, **settings):
             control.reset()
-            return Crowd(World(standin, control, keeping), forks, tmp_path / "log", seed, chain, settings)
+            bqtail = {"chain": chain, **({"running_ms": running_ms} if running_ms else {})}
+            return Crowd(World(standin, control, keeping), forks, tmp_path / "log", seed, settings, **bqtail)
 
         yield make
         control.reset()

@@ -25,14 +25,12 @@ RULES = {
 class Crowd:
     """A task folder with its BqTail, and dispatchers that come and go."""
 
-    def __init__(self, world, forks, log_file, seed, chain, settings):
+    def __init__(self, world, forks, log_file, seed, settings, **bqtail):
         self.world, self.forks, self.log_file = world, forks, log_file
         self.random = random.Random(seed)
         self.document = world.document(**settings)
-        # Pauses are cut short here, and so would be those after which a name may be changed again.
-        world.control.set_name_limit(False)
-        bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=chain, rules=RULES)
-        self.bqtail = StandInBqTail(world.client, requests.Session(), world.url, bqtail)
+        of_bqtail = BqTailSettings.for_dispatcher(world.config(), window_s=20, rules=RULES, **bqtail)
+        self.bqtail = StandInBqTail(world.client, requests.Session(), world.url, of_bqtail)
 
     def start(self, **more):
         """A dispatcher in a process of its own."""

@@ -12,6 +12,8 @@ import pytest
 from crowd import AFTER_A_CRASH
 from world import JOURNAL, SOFT_DELETE, VERSIONING
 
+from bqdispatch_provider.testing.bqtail import TRACE_LABEL
+
 KILLS = int(os.environ.get("BQDISPATCH_KILLS", "200"))
 DESTS = ["ds.a", "q:ds.b$20260101", "ds.c--d", "example.com:legacy.ds.e"]
 
@@ -108,6 +110,30 @@ def test_many_kills_lose_and_double_nothing(crowd, trials, keeping, kills, reque
     )
     assert (killed, account.missing, account.doubled) == (kills, 0, 0), str(account)
     assert account.finished == account.events > kills
+
+
+def test_four_dispatchers_at_once_that_are_killed_again_and_again_pass_no_limit(crowd, trials):
+    """Some loads run in three other projects: one that is named, a transient one, and a balancer's."""
+    here = crowd(seed=6, running_ms=(500, 20_000), MaxConcurrentSQL=2, MaxConcurrentJobs=2)
+    killed = 0
+    while killed < KILLS // 2:
+        for _ in range(here.random.randint(0, 6)):
+            here.bqtail.put_file(here.random.choice(DESTS))
+        here.world.control.advance(here.random.choice([5, 25, AFTER_A_CRASH]))
+        kills = [(here.random.randint(1, 60), here.random.random() < 0.5) for _ in range(4)]
+        running = [here.start(kill_at=kill_at, after=after) for kill_at, after in kills]
+        killed += [each.answer() for each in running].count(None)
+        if here.random.random() < 0.7:
+            here.consume()
+    account = here.finish()
+    peaks = here.world.control.peaks(TRACE_LABEL)
+    loading = {project for project, each in peaks.items() if each["load"]}
+    trials(
+        "four at once, killed at random requests, limits of 2", killed, account.events, account.missing, account.doubled
+    )
+    assert account.ok, str(account)
+    assert len(loading) == 4
+    assert {project: most for project, each in peaks.items() if (most := max(each["sql"], each["jobs"])) > 2} == {}
 
 
 def test_where_nothing_deleted_is_kept_many_kills_lose_nothing_and_every_doubled_event_was_doubted(crowd, trials):
