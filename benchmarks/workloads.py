@@ -96,6 +96,17 @@ def windows(control: StandInControl, listed: int, finished: int) -> None:
         )
 
 
+def both(due: int) -> Callable[[StandInControl, int, int], None]:
+    """Return what writes finished traces of one project, and due windows beside them."""
+    ended = traces(1)
+
+    def fill(control: StandInControl, listed: int, finished: int) -> None:
+        ended(control, listed - due, finished - due)
+        windows(control, due, due)
+
+    return fill
+
+
 def behind(days: int) -> Callable[[StandInControl, int, int], None]:
     """Return what writes traces with running jobs in two projects, and a ledger with days of 100 tables.
 
@@ -203,6 +214,7 @@ WORKLOADS = {
         "100,000 waiting, 1 % finished", 100_000, 1_000, traces(1), "10 s, 300 requests, 300 MB", runs=3
     ),
     "windows": Workload("2,000 due windows", 2_000, 2_000, windows, "5 s, 250 requests"),
+    "both": Workload("10,000 finished traces and 100 due windows", 10_100, 10_100, both(100), "6 s"),
     "day": Workload(
         "200 waiting traces, a day of 100 tables behind them", 360, 0, behind(1), "0.5 s, 8 requests", changes=False
     ),
