@@ -33,10 +33,14 @@ MAX_ERRORS = 20
 """Errors that are shown, the newest ones."""
 
 
+EACH_PROJECT = "each project"
+
+
 @dataclass(frozen=True)
 class LimitUse:
     """A limit of a project, and the pool that mirrors it.
 
+    :param project: whose limit it is; ``EACH_PROJECT`` where none takes a slot of it.
     :param taken: slots of the limit that are taken, by jobs that run or wait in BigQuery.
     :param waiting: events that wait for a slot.
     :param pool: name of the pool; empty without Airflow.
@@ -181,7 +185,7 @@ def overview(
         seen=seen,
         health=health_of(report, at, seen, hour, quarantined=len(quarantine), problem=next(iter(problems), "")),
         lanes=_lanes(counts, hour, shown),
-        limits=_limits(counts, config, setup, pools or {}),
+        limits=_limits(counts, config, setup, pools or {}, project),
         quarantine=quarantine,
         errors=tuple(report.errors),
         problems=tuple(problems),
@@ -228,15 +232,24 @@ def _lanes(counts: Mapping[str, Any], hour: Figures, errors: Sequence[ReportErro
 
 
 def _limits(
-    counts: Mapping[str, Any], config: DispatchConfig, setup: SetUp | None, pools: Mapping[str, tuple[int, int]]
+    counts: Mapping[str, Any],
+    config: DispatchConfig,
+    setup: SetUp | None,
+    pools: Mapping[str, tuple[int, int]],
+    project: str,
 ) -> list[LimitUse]:
+    """Return how much of each limit is taken: in each project that takes some of it, or else in none.
+
+    :param project: the only project that is shown; empty for all.
+    """
     uses: list[LimitUse] = []
     for limit, number in limits(config).items():
         if not number:
             continue
         pool = "" if setup is None else setup.sql_pool if limit is Limit.SQL else setup.jobs_pool
         slots, occupied = pools.get(pool, (None, None))
-        for project, gauges in sorted(counts.items()):
+        found: list[LimitUse] = []
+        for name, gauges in sorted(counts.items()):
             taken, waiting = Counter[str](), 0
             for gauge in ("Running", "Pending", "Throttled"):
                 lanes = by_lane(gauges.get(gauge, {}))
@@ -251,7 +264,9 @@ def _limits(
                 else:
                     taken[gauge] += own
             if taken.total() or waiting:
-                uses.append(LimitUse(project, str(limit), number, taken.total(), waiting, pool, slots, occupied))
+                found.append(LimitUse(name, str(limit), number, taken.total(), waiting, pool, slots, occupied))
+        # The pool is there whether or not a slot is taken, and so is what is wrong with it.
+        uses += found or [LimitUse(project or EACH_PROJECT, str(limit), number, 0, 0, pool, slots, occupied)]
     return uses
 
 

@@ -311,6 +311,13 @@ def test_a_pool_that_does_not_mirror_its_limit_is_marked(world, client, dispatch
             session.query(Pool).filter(Pool.pool == "bqdispatch_jobs").delete()
 
 
+def test_a_limit_of_which_nothing_is_taken_shows_its_pool(world, client, dispatch):
+    dispatch(MaxConcurrentSQL=3)
+    (use,) = state(client())["overview"]["limits"]
+    assert (use["project"], use["key"], use["limit"], use["taken"]) == ("each project", "MaxConcurrentSQL", 3, 0)
+    assert "There is no pool bqdispatch_sql" in use["pool_problem"]
+
+
 def test_what_is_in_quarantine_with_the_command_that_puts_it_back(world, client, dispatch):
     name = "proj:p:US/ds.t--x_00001_load--dispatch.json"
     world.put(name, age=100_000)

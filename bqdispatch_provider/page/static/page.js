@@ -534,7 +534,7 @@ function limits([uses, setup]) {
   const wrong = [...new Set(uses.map((use) => use.pool_problem).filter(Boolean))];
   const made = card("Limits and pools", "now", rows.length ? make("table", { class: "stack" },
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "limit of a project"), make("th", { scope: "col" }, "slots taken"), make("th", { scope: "col", class: "number" }, "waiting"), make("th", { scope: "col" }, "pool, slots taken by tasks"))), make("tbody", {}, rows))
-    : empty("No slot of a limit is taken, and nothing waits for one.", "Limits are MaxConcurrentSQL and MaxConcurrentJobs of the configuration; without them there is no limit."),
+    : empty("There is no limit.", "Limits are MaxConcurrentSQL and MaxConcurrentJobs of the configuration."),
   wrong.length > 0 && notes(wrong, "Pools that disagree with their limits"));
   made.classList.add("half");
   return made;
