@@ -90,7 +90,7 @@ def _read_last_run(dag_id: str) -> dict[str, Any] | None:
         tasks: Iterable[Any] = ()
         if run is not None:
             tasks = session.execute(
-                select(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state)
+                select(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.operator)
                 .where(TaskInstance.dag_id == dag_id, TaskInstance.run_id == run.run_id)
                 .order_by(TaskInstance.start_date.is_(None), TaskInstance.start_date, TaskInstance.task_id)
                 .limit(MAX_TASKS)
@@ -102,7 +102,12 @@ def _read_last_run(dag_id: str) -> dict[str, Any] | None:
             "state": str(getattr(run.state, "value", run.state)) if run else None,
             "started": run.start_date.isoformat(timespec="seconds") if run and run.start_date else None,
             "tasks": [
-                {"task": task, "map_index": index, "state": str(getattr(state, "value", state) or "none")}
-                for task, index, state in tasks
+                {
+                    "task": task,
+                    "map_index": index,
+                    "state": str(getattr(state, "value", state) or "none"),
+                    "dispatches": operator == "DispatchOperator",
+                }
+                for task, index, state, operator in tasks
             ],
         }

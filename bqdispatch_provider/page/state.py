@@ -10,6 +10,7 @@ from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.model import Lane, lane_of
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.gcp.emulators import BIGQUERY, STORAGE, emulator
 from bqdispatch_provider.links import object_page, page_of_job
@@ -222,12 +223,13 @@ def _pool_problem(use: Mapping[str, Any]) -> str:
 
 
 def _links(event: Mapping[str, Any], config: DispatchConfig | None) -> dict[str, str]:
-    """Return the pages of an event's object and of its job in Google Cloud's console, where there are any."""
-    links = {"console": _console(event["url"]), "job": "", "job_id": ""}
+    """Return the pages of an event's object and of its job in Google Cloud's console, where there are any; its lane."""
+    links = {"console": _console(event["url"]), "job": "", "job_id": "", "lane": str(Lane.WINDOWS)}
     try:
         name = TraceName.parse(event["name"])
     except ValueError:
         return links
+    links["lane"] = str(lane_of(name.action))
     links["job_id"] = name.job_id
     project = name.project or (config.project_id if config else None)
     if project and not emulator(BIGQUERY):

@@ -184,6 +184,18 @@ def test_a_click_leads_to_a_task_in_airflow(open_page):
     page.get_by_text("detect").first.wait_for()
 
 
+@pytest.mark.parametrize(
+    ("event", "task"), [("_load--dispatch", "dispatch_jobs"), ("_query--dispatch", "dispatch_sql")]
+)
+def test_a_click_leads_from_an_event_to_the_task_of_its_lane(open_page, event, task):
+    page = open_page("/plugin/bqdispatch")
+    frame = frame_of(page)
+    row = frame.locator("details.reason tr", has_text=event).first
+    row.wait_for(state="attached")
+    row.get_by_role("link", name=re.compile(f"^Task {task} of {DAG}"), include_hidden=True).evaluate("it => it.click()")
+    page.wait_for_url(re.compile(rf"/dags/{DAG}/runs/[^/]+/tasks/{task}"))
+
+
 def test_a_click_leads_to_the_dag(open_page):
     page = open_page("/plugin/bqdispatch")
     frame_of(page).get_by_role("link", name=DAG, exact=True).first.click()

@@ -233,7 +233,7 @@ function sections() {
   }
   const scope = [state.range, state.project];
   parts.tiles = [[view.lanes, state.figures, view.reasons, oldest(view), ...scope, state.quarantined], tiles];
-  parts.reasons = [[view.waiting, view.reasons, view.unnamed, view.not_due, view.not_due_count, state.project, state.dags], reasons];
+  parts.reasons = [[view.waiting, view.reasons, view.unnamed, view.not_due, view.not_due_count, state.project, state.dags, state.runs], reasons];
   parts.dispatched = [[state.series, ...scope], dispatchedChart];
   parts.waiting = [[state.series, ...scope], waitingChart];
   parts.lag = [[state.series, ...scope], lagChart];
@@ -540,19 +540,30 @@ function limits([uses, setup]) {
   return made;
 }
 
-function reasons([events, numbers, unnamed, notDue, notDueCount, project, dags]) {
+function reasons([events, numbers, unnamed, notDue, notDueCount, project, dags, lastRuns]) {
   const groups = new Map();
   for (const event of events) groups.set(event.reason, [...(groups.get(event.reason) ?? []), event]);
   for (const reason of Object.keys(numbers)) if (!groups.has(reason)) groups.set(reason, []);
   const more = project ? "for over a minute, of this project" : "for over a minute; what needs somebody comes first";
   const made = card("What waits, and why", more, groups.size === 0 && !notDueCount && empty("Nothing has waited for more than a minute.", "An event that does is listed here, with the reason and what happens next."));
-  made.append(...[...groups].map(([reason, found]) => group(reason, found, numbers[reason] ?? found.length, dags)));
-  if (notDueCount) made.append(group(notDue[0]?.reason ?? "not due", notDue, notDueCount, dags));
+  made.append(...[...groups].map(([reason, found]) => group(reason, found, numbers[reason] ?? found.length, dags, lastRuns)));
+  if (notDueCount) made.append(group(notDue[0]?.reason ?? "not due", notDue, notDueCount, dags, lastRuns));
   if (unnamed) made.append(make("p", { class: "foot" }, `${count(unnamed, "further event")} of all projects ${unnamed === 1 ? "waits" : "wait"}; the response document of the run counts them, and names none.`));
   return made;
 }
 
-function group(reason, events, total, dags) {
+/** The link to the task that has the event in its hands: of the last run, and of its lane where several dispatch. */
+function taskOf(event, dags, lastRuns) {
+  for (const run of lastRuns) {
+    const found = run.tasks.filter((each) => each.dispatches);
+    const own = found.filter((each) => each.task.includes(event.lane === "sql" ? "sql" : "jobs"));
+    const [task] = own.length ? own : found;
+    if (task) return link("Task", taskPage(run.dag, run.run, task.task, task.map_index), { label: `Task ${task.task} of ${run.dag}` });
+  }
+  return dags.slice(0, 1).map((dag) => link("DAG", dagPage(dag), { label: `DAG ${dag}` }));
+}
+
+function group(reason, events, total, dags, lastRuns) {
   const key = `reason ${reason}`;
   const known = events[0];
   const attention = Boolean(known?.needs_attention);
@@ -566,7 +577,7 @@ function group(reason, events, total, dags) {
   const rows = events.slice(0, limit).map((event) => make("tr", {},
     make("td", {}, make("div", { class: "name" }, event.name), event.said && event.said !== shared && make("div", { class: "said" }, `${event.said}${event.times > 1 ? ` (${number(event.times)} cycles)` : ""}`), explanation(event)),
     make("td", { class: "nowrap", "data-label": comes ? "due at" : "since" }, comes ? moment(new Date(event.since)) : since(event.since)),
-    make("td", {}, make("span", { class: "links" }, link("Object", event.console, { external: true, label: `Object ${event.name}` }), link("Job", event.job, { external: true, label: `Job ${event.job_id}` }), dags.slice(0, 1).map((dag) => link("DAG", dagPage(dag), { label: `DAG ${dag}` }))))));
+    make("td", {}, make("span", { class: "links" }, link("Object", event.console, { external: true, label: `Object ${event.name}` }), link("Job", event.job, { external: true, label: `Job ${event.job_id}` }), taskOf(event, dags, lastRuns)))));
   const hidden = total - Math.min(limit, events.length);
   const showAll = (click) => {
     opened.set(`all ${reason}`, true);
