@@ -74,3 +74,13 @@ def test_nothing_is_fetched_from_outside(site):
     fetched = re.compile(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(?:https?:)?//[^"]+"')
     for page in site.glob("*.html"):
         assert fetched.findall(page.read_text()) == [], page
+
+
+def test_types_of_other_packages_are_links(site):
+    page = (site / "operators.html").read_text()
+    for there in (
+        "airflow.sdk.Context",
+        "airflow.triggers.base.TriggerEvent",
+        "google.api_core.exceptions.GoogleAPIError",
+    ):
+        assert re.search(rf'href="https://[^"]*#{re.escape(there)}"', page), there
