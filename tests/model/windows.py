@@ -417,7 +417,7 @@ class Windows:
         at = number - 1
         if not w.claims[at] or not (knows or "source" in self.without):
             return w, "refused"
-        if w.copies[at] and "target" not in self.without:
+        if w.copies[at]:
             return w, "refused"
         return w._replace(copies=put(w.copies, at, 1), landed=put(w.landed, at, min(w.landed[at] + 1, 2))), "ok"
 
@@ -612,20 +612,17 @@ class Windows:
             if "clean" in self.without or (
                 w.fired[at - 1] and not number and all(number != at for _, number in w.intents)
             ):
-                first = "clean fired" if "clean order" in self.without else "clean claim"
-                yield to(f"{at} is eight days old", first, at)
+                yield to(f"{at} is eight days old", "clean claim", at)
 
     def _clean_claim(self, w, which, me):
         at = me[1] - 1
         after = w._replace(claims=put(w.claims, at, 0), kept=put(w.kept, at, 0), repeats=0)
-        then = "idle" if "clean order" in self.without else "clean fired"
-        yield self._look(which, "delete claim", "ok", self._go(after, which, me, then))
+        yield self._look(which, "delete claim", "ok", self._go(after, which, me, "clean fired"))
 
     def _clean_fired(self, w, which, me):
         at = me[1] - 1
         after = w._replace(fired=put(w.fired, at, 0), kept=put(w.kept, at, 0), repeats=0)
-        then = "clean claim" if "clean order" in self.without else "idle"
-        yield self._look(which, "delete fired", "ok", self._go(after, which, me, then))
+        yield self._look(which, "delete fired", "ok", self._go(after, which, me, "idle"))
 
     # Firing
 
