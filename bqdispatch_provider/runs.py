@@ -198,8 +198,8 @@ def end_run(
 def _add_since_checkpoint(dispatcher: Dispatcher, report: Report, checkpoint: Checkpoint) -> tuple[Share, ...]:
     """Add to a killed task's report what it has dispatched since its checkpoint.
 
-    :param report: as the task has left it; if it counts others than the checkpoint does, it was written later, and has
-        all of it.
+    :param report: as the task has left it. If its number of dispatched events differs from the checkpoint's, it is
+        newer, and has these events already.
     :returns: the shares whose events were looked for.
     """
     if checkpoint.dispatched != report.dispatched:

@@ -194,7 +194,7 @@ class Decisions:
     def _delete(self, locations: list[Key]) -> None:
         """Delete ``.loc`` objects of loaded folders, so that BqTail does not list these folders again."""
         for (name, _), result in zip(locations, self._store.delete(locations), strict=True):
-            if result.refused:
+            if result.failed:
                 url = self._store.task_url(name)
                 raise ReplayError(f"{url!r} names a loaded folder and was not deleted: {result}")
 

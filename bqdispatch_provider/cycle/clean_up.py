@@ -63,7 +63,7 @@ class CleanUp:
             self._restore(window, content, recorder)
         deleted = services.store.delete(cleanup.stale) if cleanup.stale else ()
         for (name, _), result in zip(cleanup.stale, deleted, strict=True):
-            if result.refused:
+            if result.failed:
                 recorder.error(f"{services.folder.url(name)} is no longer needed, but was not deleted: {result}")
         try:
             self._delete_old_entries(asking.result())

@@ -18,8 +18,8 @@
   anew. It is judged (``late_windows``) by the loads of its earlier firings (``evidence``) and by its content
   (``window_body``).
 - BqTail has *dropped* a window if its fired copy was taken from the trigger bucket, and no load was submitted within
-  ten minutes. A dropped window whose file still exists, and a returned one whose firing could load files twice, is
-  *undecided*: it goes into ``undecided/`` of the task folder.
+  ten minutes. A dropped window is *undecided* if the file whose storage event made it still exists; so is a returned
+  one whose firing could load files twice. An undecided window goes into ``undecided/`` of the task folder.
 - What else must not be dispatched goes into ``quarantine`` (the folder ``ErrorURL``), and comes back from there.
 
 After a 404 or 412 somebody else may have been sooner, or this dispatcher's own first try, whose answer was lost:

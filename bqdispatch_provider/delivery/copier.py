@@ -6,7 +6,7 @@ free target. Without a success, the answer (:class:`~bqdispatch_provider.gcp.sto
 
 - *overtaken* (404 or 412): both ends are looked up;
 - *lost*: a copy into the trigger bucket may well have been made, so the event is in doubt;
-- any other failure: the event waits. ``Result.refused`` holds for these and for lost answers.
+- any other failure: the event was certainly not delivered, and waits (``EventResult.refused``).
 
 What was copied but not finished (its source deleted, or its firing recorded) is remembered, and a later cycle only
 finishes it.
@@ -64,8 +64,8 @@ class MoveBatch:
         for result, move in zip(self._finish(copied), copied, strict=True):
             if not result.unresolved:
                 self._unfinished.pop((move.key, self.to), None)
-            # A fenced trace needs no intent, since the fence's metadata say that it is in doubt. For windows the firer
-            # sets it anew.
+            # A fenced trace needs no intent, since the fence's metadata say that it is in doubt. The source of a window
+            # is its claim, of another generation: it is always resolved here, and the firer sets it anew.
             unresolved = result.unresolved and move.generation == result.event.generation
             self.results[result.event.name] = replace(result, error=result.error or move.warning, unresolved=unresolved)
 
@@ -234,7 +234,7 @@ class Copier:
         keys = [(move.source, move.generation) for move in copied]
         for move, result in zip(copied, self.store.delete(keys), strict=True):
             # A source that is gone, or written again as another trace, needs no delete either.
-            if not result.refused:
+            if not result.failed:
                 results.append(EventResult(move.event, Outcome.DISPATCHED, target=move.target))
             else:
                 self.deletable_folders.discard(folder_of_event(move.event))

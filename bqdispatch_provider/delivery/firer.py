@@ -86,7 +86,7 @@ class WindowFirer:
         # This deletes also a window that was copied in an earlier cycle, and whose delete was refused then.
         if many := [move.event.key for move in moves if move.event.many_folders]:
             for (name, _), result in zip(many, self._store.delete(many), strict=True):
-                if result.refused:
+                if result.failed:
                     log.warning("%s was not deleted before its firing: %s", self._url(name), result)
         for fired in self._copier.carry_out(moves, self._record_fired, until, quarantine=self._quarantine):
             # A claimed window stays in its intent until its load is visible.
@@ -130,7 +130,7 @@ class WindowFirer:
         }
         marked = [key for key, result in results.items() if result.outcome is Outcome.QUARANTINED]
         for key, answer in zip(marked, self._store.delete(marked) if marked else (), strict=True):
-            if answer.refused:
+            if answer.failed:
                 error = f"{self._url(key[0])} is undecided but was not deleted: {answer}"
                 results[key] = EventResult(results[key].event, Outcome.ERROR, error)
         return list(results.values())
@@ -182,7 +182,7 @@ class WindowFirer:
         for (event, (name, _)), result in zip(stale, deleted, strict=True):
             if result.overtaken and result.status == 412:  # written again: the window is judged again
                 results[event.name] = EventResult(event, Outcome.PENDING)
-            elif result.refused:
+            elif result.failed:
                 error = f"{self._url(event.name)} waits: the stale {self._url(name)} was not deleted: {result}"
                 results[event.name] = EventResult(event, Outcome.ERROR, error)
         return results
@@ -276,7 +276,7 @@ class WindowFirer:
             (result,) = self._store.compose_with_metadata(
                 [(move.source, claim.generation, move.source, claim.generation, metadata)]
             )
-            if result.refused:
+            if result.failed:
                 return EventResult(event, Outcome.ERROR, f"{error}: {result}")
             fenced = self._store.get(move.source)
             if fenced is None or fenced.metadata.get(OWNER) != owner:

@@ -145,7 +145,7 @@ class InDoubtResolver:
     def _fenced(self, move: Move, owner: str, result: Result) -> StoredObject | EventResult:
         event = move.event
         error = f"{self._store.task_url(event.name)!r} may have been delivered, and could not be fenced: {result}"
-        if result.refused:
+        if result.failed:
             return EventResult(event, Outcome.ERROR, error, unresolved=True, in_doubt=True)
         if result.body.get("crc32c"):
             size = int(result.body.get("size", 0))

@@ -45,7 +45,7 @@ from bqdispatch_provider.names import counted, in_one_line
 log = logging.getLogger(__name__)
 
 _MAX_LOOK_AGE_S = KEEP_COMPLETED_S
-"""Age of a look after which it is not known any more what others have completed since: those intents may be deleted."""
+"""Maximum age of a look from which to go on. Intents that were completed since an older one may be gone already."""
 
 _MAX_WAIT_S = 5.0
 """Seconds to wait for dispatchers that leave the traces, or finish them; the next cycle looks again."""
@@ -134,7 +134,7 @@ class Intents:
         Completed intents are included, since that look has not seen what came of them.
 
         :returns: firings, and names of traces; ``None`` if the look began so long ago that intents which were written
-            and completed since may be deleted, or if there was none.
+            and completed since may be gone already, or if there was none.
         :raises google.api_core.exceptions.GoogleAPIError: if the intents cannot be read.
         """
         now, listed = self._store.listing(INTENTS)
@@ -222,8 +222,8 @@ class Intents:
         :param intents: all objects of its ``intents/``, from a listing.
         :param present: names and generations of its traces.
         :param now: the storage server's time of the listing.
-        :param since: when the trigger bucket was listed; by default ``now``. A move that was completed before this time
-            counts by its copy in that list; one that was completed later still counts by its intent.
+        :param since: when the trigger bucket was listed; by default ``now``. Each move takes a slot of its limit. If it
+            was completed before this time, its copy is in that list and is counted there; otherwise its intent is.
         """
         names = {stored.name for stored in intents}
         self._own.keep_only(names)

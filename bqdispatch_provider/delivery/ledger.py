@@ -5,9 +5,9 @@ deleted after eight days:
 
 - ``claim``: a dispatcher has claimed the window. It is rewritten only to fence it, or to take it over.
 - ``fired``: the claim was copied into the trigger bucket.
-- ``gone-<step>``: nothing of the firing is on its way any more. BqTail numbers the jobs that follow from one event: the
-  step, a part of the job ID. ``<step>`` is that of the last load that was seen, 0 if none was; once a load of a later
-  step is seen, the entry says nothing any more.
+- ``gone-<step>``: no object was left from which BqTail could start another load of this firing. The ten minutes begin
+  after which it counts as dropped. ``<step>`` is the step of its last load (a number in the job ID), 0 without one. A
+  load of a later step makes the entry void.
 - ``aside``: BqTail has dropped the firing. It was set aside as undecided, and somebody has to decide.
 
 Entries lie in ``~ledger/``, in a folder for each minute in which windows end. A listing of the task folder leaves
@@ -68,8 +68,8 @@ class Ledger:
         """Windows whose firings the last look took from memory."""
 
         self._unfired: set[Key] = set()
-        """Windows whose name had no firing when they were first seen. A later claim by another dispatcher shows when
-        this one tries to claim."""
+        """Windows whose name had no firing when they were first seen. If another dispatcher claims one later, this one
+        learns it when its own claim fails."""
 
     def look(
         self, windows: Iterable[Window], now: datetime, keys: Collection[Key] = (), names: Iterable[str] = ()
@@ -196,7 +196,7 @@ class Ledger:
             for key, kind in entries
         ]
         for request, result in zip(requests, self._store.compose_with_metadata(requests), strict=True):
-            if result.refused:
+            if result.failed:
                 log.warning("Ledger entry %r was not written: %s", self._store.task_url(request[2]), result)
 
     def _entry(self, key: Key, kind: str) -> str:
@@ -274,7 +274,7 @@ class Ledger:
         """Delete entries side by side; return them with the answers."""
         chunks = [entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)]
         results = [result for each in threads.map(self._store.delete, chunks) for result in each]
-        refused = [result for result in results if result.refused]
+        refused = [result for result in results if result.failed]
         if refused:
             log.warning("Old ledger entries not deleted: %d; retrying later: %s", len(refused), refused[0])
         return list(zip(entries, results, strict=True))

@@ -46,8 +46,8 @@ class Mover:
     def movable(self, events: Sequence[Event]) -> tuple[list[Event], list[EventResult]]:
         """Check that traces can be deleted where they lie.
 
-        A delete of a missing object proves it for a folder (404). After a refused delete the folder is checked again,
-        since that refusal may concern one object alone.
+        A delete of a missing object proves it for a folder (404). If a moved trace cannot be deleted, its folder is
+        checked again before the next move: perhaps only that one object is protected.
 
         :param events: traces.
         :returns: those that may be moved, and the results of the others.
@@ -205,6 +205,6 @@ class Mover:
         results: list[EventResult] = []
         for move, result in zip(copied, self._store.delete([move.event.key for move in copied]), strict=True):
             url = self._copier.quoted_url(move.event.name)
-            error = f"{url} was quarantined but not deleted: {result}" if result.refused else ""
+            error = f"{url} was quarantined but not deleted: {result}" if result.failed else ""
             results.append(EventResult(move.event, Outcome.DISPATCHED, error, target=move.target))
         return results

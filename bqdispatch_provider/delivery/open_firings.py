@@ -145,7 +145,7 @@ class OpenFirings:
         :param intents: those that hold firings.
         :param listing: of the task folder.
         :param firings: what the ledger says, by the name of the window.
-        :param jobs: jobs of traces that were found; a trace alone does not prove that its job was submitted.
+        :param jobs: those jobs of traces that exist in BigQuery; a trace is written before its job is submitted.
         :param limited: True if firings count at a limit, so that their loads must be looked up each time.
         :param unreadable: names of windows of which the ledger cannot be read; by default all could be read.
         """
@@ -232,7 +232,7 @@ class OpenFirings:
             return _State.OPEN
 
     def _without_load(self, firing: OpenFiring, entry: Firing, found: FiringsFound) -> _State:
-        """Report that BqTail dropped a firing, unless another firing of the window has loaded its file."""
+        """Report that BqTail dropped a firing, unless another firing has loaded the file that made the window."""
         if found.generations.get(firing.window, firing.generation) != firing.generation:
             return _State.KEPT  # the window has returned; it is judged first, and may load the file
         firings = {number: each for number, each in found.ledger[firing.window].items() if number != firing.generation}
@@ -261,7 +261,7 @@ class OpenFirings:
         unseen = {key: load for key, load in loads.items() if _load_id(key, load) not in seen}
         late = any(found.listing.now - announced[key].since > LOAD_IS_LATE for key in unseen)
         is_time = time.monotonic() - self._listed_at >= _LIST_INTERVAL_S
-        # Before a claim is taken over its load is looked for: it proves that the window was fired.
+        # Before a claim is taken over, its load is looked for: that would prove that the window was fired.
         doubtful = {key: load for key, load in unseen.items() if found.may_be_taken_over(key)}
         if unseen and (found.limited or (late and is_time) or doubtful):
             self._listed_at = time.monotonic()

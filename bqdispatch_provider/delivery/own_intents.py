@@ -60,8 +60,8 @@ class OwnIntents:
         self._threads = threads
         self._number = 0
         self.completed: dict[Key, float] = {}
-        """Completed intents that are not deleted yet, and since when they may age: since they were written, under a
-        limit since they were completed. By the monotonic clock."""
+        """Completed intents that are not deleted yet, and the time from which their age counts: when each was completed
+        if there is a limit, otherwise when it was written. By the monotonic clock."""
 
         self.firings: dict[Key, Intent] = {}
         """Own intents that hold firings: what they say is known here, so they are not read again."""

@@ -106,7 +106,7 @@ class Result:
         return self.ok or (self.overtaken and self.status == 404)
 
     @property
-    def refused(self) -> bool:
+    def failed(self) -> bool:
         """True if the call failed otherwise. It includes lost answers: the call may have been carried out."""
         return not self.ok and not self.overtaken
 
