@@ -156,8 +156,9 @@ def end_run(
 ) -> Report:
     """End a DAG run: add what its tasks did to its document, and how things stand now.
 
-    What the document counts was delivered, so it is only ever added to, when the run is cleared or the task that
-    reports is tried again. Errors are those of the tasks that ran last. ``performance.json`` is written, too.
+    What the document counts was delivered. So its numbers are never reset, not even if the run is cleared or the
+    reporting task is tried again: they are only added to. Errors are those of the tasks that ran last.
+    ``performance.json`` is written, too.
 
     :param dispatcher: looks once more, and cleans up.
     :param journal: journal of the running task.

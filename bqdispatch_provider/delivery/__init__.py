@@ -6,7 +6,8 @@
   dispatcher can create, and copies that. Both are copies (``copier``) of sources (``moves``). An event that may have
   been delivered is in doubt: it is fenced, which stops copies under way, and then resolved (``in_doubt``).
 - A window gathers files of one folder or, under a ``MultiPath`` rule, of many folders. Beside a window of many folders
-  BqTail writes a ``.loc`` object for each folder, the first included. By these objects such a window is known.
+  BqTail writes a ``.loc`` object for each folder, the first included. By these objects such a window is known. A
+  ``.loc`` object is *stale* if an earlier firing has loaded its folder.
 - Fired windows are remembered in the ``ledger``, where their claims lie. Firings whose load is not visible yet, neither
   by its trace nor in BigQuery's list of jobs, count at the limits (``open_firings``).
 - BqTail deletes no window from the task folder. The firer deletes a window of many folders before it fires it. The
@@ -29,8 +30,9 @@ call       what follows
 =========  =============================================================================================================
 copy       Both ends are looked up (``copier``). Source gone or written again: ignored. Target of the same content: the
            copy was made before, and is finished now (the trace deleted, the window recorded as fired). Target of other
-           content: copied to the alternative target. No target: copied once more after a 412 (BqTail has just taken
-           what was in the way); otherwise an error, and the event waits.
+           content: an earlier trace of this name that BqTail has not taken yet; copied beside it, to a name with the
+           generation (the *alternative target*). No target: copied once more after a 412 (BqTail has just taken what
+           was in the way); otherwise an error, and the event waits.
 delete     The object is looked up (``gcp.storage``). Still there in this generation: it counts as refused, and a later
            cycle retries. Gone or written again: it counts as deleted. One exception: if a stale ``.loc`` was written
            again, its window waits, and is judged anew.
@@ -46,8 +48,8 @@ intent     To renew it: it is looked up (``own_intents``). There: its generation
            is marked as completed.
 =========  =============================================================================================================
 
-A note, an ``undecided/`` marker or a ledger entry other than ``fired`` that exists already (412) was written by an
-earlier try, and is left as it is.
+Some objects are left as they are if they exist already (412), since an earlier try wrote them: the note beside a
+quarantined object, an ``undecided/`` marker, and the ledger's entries ``gone-<step>`` and ``aside``.
 
 *Ignored*: somebody else has the event in hand or is through with it. The next look finds what was written again.
 

@@ -64,8 +64,8 @@ class MoveBatch:
         for result, move in zip(self._finish(copied), copied, strict=True):
             if not result.unresolved:
                 self._unfinished.pop((move.key, self.to), None)
-            # A fenced trace needs no intent, since the fence's metadata say that it is in doubt. The source of a window
-            # is its claim, of another generation: it is always resolved here, and the firer sets it anew.
+            # A fenced trace needs no intent, since the fence's metadata say that it is in doubt. For a window this is
+            # always False: its move has the claim's generation. ``WindowFirer.fire`` sets ``unresolved`` itself.
             unresolved = result.unresolved and move.generation == result.event.generation
             self.results[result.event.name] = replace(result, error=result.error or move.warning, unresolved=unresolved)
 

@@ -252,7 +252,7 @@ class Evidence:
         not_dispatched = f"the trace of the failed load {failed.job_id!r} has not been dispatched yet"
         if failed.job_id in self._job_ids_in(listing):
             return not_dispatched
-        # After an internal error BqTail starts again with an event of its own, which only the job ID tells.
+        # After an internal error BqTail retries under a new event ID, which only the ID of the failed job tells.
         event_id = load.event_id if as_job_id(load.event_id) == parsed.event_id else parsed.event_id
         trace = TraceName(load.project, failed.job.location or None, dest, event_id, parsed.step, parsed.action)
         if self.store.get(trace.name) is not None:
@@ -281,7 +281,7 @@ class Evidence:
         """Return the URL of a file in a folder; ``None`` if it has none.
 
         Files of subfolders do not count, since BqTail does not list them for a firing. A folder outside the trigger
-        bucket is not listed; any file name will do for it.
+        bucket is not listed: an invented name is returned, since BqTail uses nothing of it but the folder.
 
         :param folder: URL of the folder.
         """

@@ -97,8 +97,8 @@ class WindowFirer:
     def _give_up(self, moves: Sequence[Move], results: dict[str, EventResult]) -> None:
         """Delete the claims of windows whose first copy was refused.
 
-        The windows lie in the task folder still, so the next cycle tries again, and their slots go to others. Not those
-        of many folders, which are deleted by now; nor those that somebody else has claimed before.
+        The windows lie in the task folder still, so the next cycle tries again, and their slots go to others. Other
+        claims are kept: of windows of many folders, which are deleted by now, and those that were taken over.
         """
         refused = [
             move
@@ -159,8 +159,8 @@ class WindowFirer:
         """Delete the ``.loc`` objects beside returned windows whose folders were loaded.
 
         They are listed again first: a folder may have been named since the window was judged. The ledger is listed
-        again, too: these events may come from a sensor's document, which others may be able to write. By itself such a
-        document must not have a ``.loc`` deleted.
+        again, too: these events may come from a sensor's document, which others may be able to write. Such a
+        document alone must not be able to make this dispatcher delete a ``.loc`` object.
 
         :returns: the results of the windows that must wait.
         """

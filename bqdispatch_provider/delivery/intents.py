@@ -222,8 +222,8 @@ class Intents:
         :param intents: all objects of its ``intents/``, from a listing.
         :param present: names and generations of its traces.
         :param now: the storage server's time of the listing.
-        :param since: when the trigger bucket was listed; by default ``now``. Each move takes a slot of its limit. If it
-            was completed before this time, its copy is in that list and is counted there; otherwise its intent is.
+        :param since: when the trigger bucket was listed; by default ``now``. A move that was completed
+            before this time takes its slot of a limit by its copy in that list, a later one by its intent.
         """
         names = {stored.name for stored in intents}
         self._own.keep_only(names)

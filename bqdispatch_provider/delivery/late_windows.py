@@ -142,8 +142,9 @@ class LateWindows:
         """Check ``.loc`` objects whose window is gone.
 
         Objects of loaded folders are stale, and nobody else deletes them. For a missed folder the window is recreated,
-        as BqTail would have done had the folder's event come a moment later. Where a firing has loaded nothing, the
-        folder is only named in the report, since BqTail would drop that window again.
+        as BqTail would have done had the folder's event come a moment later. But if any firing of the window has loaded
+        nothing, BqTail might drop it again, so the folder is only named in the report. BqTail itself reports a folder
+        whose load failed.
 
         :param windows: names of the windows.
         """

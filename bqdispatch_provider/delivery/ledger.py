@@ -5,9 +5,9 @@ deleted after eight days:
 
 - ``claim``: a dispatcher has claimed the window. It is rewritten only to fence it, or to take it over.
 - ``fired``: the claim was copied into the trigger bucket.
-- ``gone-<step>``: no object was left from which BqTail could start another load of this firing. The ten minutes begin
-  after which it counts as dropped. ``<step>`` is the step of its last load (a number in the job ID), 0 without one. A
-  load of a later step makes the entry void.
+- ``gone-<step>``: no object was left from which BqTail could start another load of this firing. If none has come ten
+  minutes after the entry's creation, the firing is over; without any load it was dropped. ``<step>`` is the step of its
+  last load (a number in the job ID), 0 without one. A load of a later step makes the entry void.
 - ``aside``: BqTail has dropped the firing. It was set aside as undecided, and somebody has to decide.
 
 Entries lie in ``~ledger/``, in a folder for each minute in which windows end. A listing of the task folder leaves
@@ -231,9 +231,9 @@ class Ledger:
     def delete_old_entries(self, now: datetime, present: Collection[str], threads: Executor, after: str = "") -> str:
         """Delete old entries, at most 1,000: one list, and a batch for each hundred.
 
-        Entries of a window stay while it exists in the task folder, or was claimed and not fired. Of one firing the
-        claim goes first, since a claim alone would look like that of a window that was never fired; and ``fired`` goes
-        last, so that what is left after a crash is known to be old.
+        Entries of a window stay while it exists in the task folder, or was claimed and not fired. A crash may leave
+        some entries of a firing. The claim goes first, since a claim alone would look like that of a window that was
+        never fired. ``fired`` goes last, since the other entries could not be understood without either.
 
         :param now: the storage server's time.
         :param present: names of windows in the task folder.

@@ -46,8 +46,9 @@ class Mover:
     def movable(self, events: Sequence[Event]) -> tuple[list[Event], list[EventResult]]:
         """Check that traces can be deleted where they lie.
 
-        A delete of a missing object proves it for a folder (404). If a moved trace cannot be deleted, its folder is
-        checked again before the next move: perhaps only that one object is protected.
+        For each folder a delete of a name that does not exist is tried: a 404 proves that deletes are permitted. If a
+        moved trace cannot be deleted, its folder is checked again before the next move: perhaps only that one object is
+        protected.
 
         :param events: traces.
         :returns: those that may be moved, and the results of the others.

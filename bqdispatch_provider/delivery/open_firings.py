@@ -145,7 +145,8 @@ class OpenFirings:
         :param intents: those that hold firings.
         :param listing: of the task folder.
         :param firings: what the ledger says, by the name of the window.
-        :param jobs: those jobs of traces that exist in BigQuery; a trace is written before its job is submitted.
+        :param jobs: jobs that BigQuery has shown to exist, of those that traces name. A trace alone proves no job,
+            since BqTail writes it before it submits the job.
         :param limited: True if firings count at a limit, so that their loads must be looked up each time.
         :param unreadable: names of windows of which the ledger cannot be read; by default all could be read.
         """

@@ -110,8 +110,8 @@ class QuarantineStore:
     def listing(self, notes: NoteCache | None = None) -> list[QuarantinedObject]:
         """List the objects that came from this task folder, oldest first; skip all other objects.
 
-        :param notes: notes that were read before; it is added to, up to the number that it takes. By default all are
-            read.
+        :param notes: cache of notes that were read before. New ones are read into it, at most as many as it wants.
+            Without a cache all are read.
         :returns: the objects. Those whose notes are not read come last, known by their paths alone; they may have come
             from another task folder.
         :raises google.api_core.exceptions.GoogleAPIError: if the quarantine cannot be listed.

@@ -36,7 +36,7 @@ def parse_note(content: bytes, path: str, generation: int, folder_url: str, erro
     :param content: of the note.
     :param path: path of its object below ``ErrorURL``.
     :param generation: generation that the object had in the task folder.
-    :param folder_url: URL of the task folder; of a note about an object of another one the path is not checked.
+    :param folder_url: URL of the task folder. If the note is about another task folder, the path is not checked.
     :param error_url: ``ErrorURL``.
     """
     try:
