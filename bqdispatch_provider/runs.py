@@ -163,13 +163,15 @@ def end_run(
     :param dispatcher: looks once more, and cleans up.
     :param journal: journal of the running task.
     :param send_metrics: called with what this task alone has found.
-    :param failures: sentences about failed tasks; the sensors' shares then stay, for whoever clears these tasks.
+    :param failures: sentences about failed tasks; the sensors' shares then stay, since these tasks need them if
+        they are cleared.
     :returns: the run's report, as its document has it.
     """
     earlier = journal.read_document()
     report = earlier or Report()
     dispatcher.history.mark_known(report)
     task_reports = journal.task_reports()
+    # ``report.parts`` has a fingerprint of each task's part that was merged before, so none is counted twice.
     news = [each for each in task_reports if not each.is_merged(report.parts.get(each.task, ""))]
     if news:
         report.errors = []  # all of them, since an error does not say whose it is

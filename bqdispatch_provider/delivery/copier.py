@@ -54,7 +54,7 @@ class MoveBatch:
         self.results: dict[str, EventResult] = {}
 
     def finish(self, copied: Sequence[Move]) -> None:
-        """Finish events whose copy is proven, or windows that are quarantined since it cannot be proven.
+        """Finish events whose copy is proven, and windows that are quarantined because no copy can be proven.
 
         :param copied: those events, each with the generation of its copy; 0 without a proven one.
         """
@@ -64,8 +64,8 @@ class MoveBatch:
         for result, move in zip(self._finish(copied), copied, strict=True):
             if not result.unresolved:
                 self._unfinished.pop((move.key, self.to), None)
-            # A fenced trace needs no intent, since the fence's metadata say that it is in doubt. For a window this is
-            # always False: its move has the claim's generation. ``WindowFirer.fire`` sets ``unresolved`` itself.
+            # A fenced trace needs no intent, since the fence's metadata say that it is in doubt. For a window the
+            # comparison is always False: its move has the claim's generation. The firer sets ``unresolved`` itself.
             unresolved = result.unresolved and move.generation == result.event.generation
             self.results[result.event.name] = replace(result, error=result.error or move.warning, unresolved=unresolved)
 

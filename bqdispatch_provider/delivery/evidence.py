@@ -1,9 +1,10 @@
 """Evidence of what became of fired windows: the loads that BqTail submitted for their firings.
 
-The load of a firing has a job ID that follows from the window's name and the event ID in its content, and lists exactly
-the files that it took. So a load proves that its window was delivered, and which files are loaded. Without a successful
-load (there is none, or all have failed, and BqTail may repeat them) the firing is over only once nothing of it has been
-on its way for ten minutes, longer than a function of BqTail can run (docs/protocol.md, "Late events").
+The first load of a firing has a job ID that follows from the window's name and the event ID in its content. Loads that
+BqTail submits in its place, after a failure, are found, too. Each lists exactly the files that it took. So a load
+proves that its window was delivered, and which files are loaded. Without a successful load (there is none, or all have
+failed, and BqTail may repeat them) the firing is over only once nothing of it has been on its way for ten minutes,
+longer than a function of BqTail can run (docs/protocol.md, "Late events").
 """
 
 from __future__ import annotations
@@ -214,7 +215,7 @@ class Evidence:
                 return LoadEvidence(f"load {load.job_id!r} of an earlier firing is {load.job.state}")
         if successful := [load.sources for load in loads if not load.job.error]:
             return LoadEvidence(loaded=frozenset[str]().union(*successful))
-        # Nothing was loaded. Events on their way become jobs, never the reverse: so jobs are looked up last, once more.
+        # Nothing was loaded. Objects on their way become jobs, never the reverse, so jobs are looked up last, again.
         step = TraceName.parse(loads[-1].job_id).step if loads else 0
         if waits_for := self._on_its_way(key, body.load, loads[-1] if loads else None, listing):
             return LoadEvidence(waits_for)
@@ -252,7 +253,8 @@ class Evidence:
         not_dispatched = f"the trace of the failed load {failed.job_id!r} has not been dispatched yet"
         if failed.job_id in self._job_ids_in(listing):
             return not_dispatched
-        # After an internal error BqTail retries under a new event ID, which only the ID of the failed job tells.
+        # The last load may be BqTail's retry of an earlier one. After an internal error that retry has an event ID of
+        # its own, which stands only in its job ID.
         event_id = load.event_id if as_job_id(load.event_id) == parsed.event_id else parsed.event_id
         trace = TraceName(load.project, failed.job.location or None, dest, event_id, parsed.step, parsed.action)
         if self.store.get(trace.name) is not None:

@@ -194,7 +194,7 @@ class WindowFirer:
     def _missing_proof(self, event: Event, entries: Sequence[StoredObject] | Result) -> str:
         """Return what is missing for the proof that a window has returned; empty if nothing is missing.
 
-        It has returned if it is due, and another window of its name was fired. A claim alone proves no firing.
+        It has returned if it is due, and another generation of it was fired. A claim alone proves no firing.
         """
         if isinstance(entries, Result):
             return f"its entries in the ledger cannot be listed: {entries}"

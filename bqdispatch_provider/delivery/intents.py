@@ -223,7 +223,7 @@ class Intents:
         :param present: names and generations of its traces.
         :param now: the storage server's time of the listing.
         :param since: when the trigger bucket was listed; by default ``now``. A move that was completed
-            before this time takes its slot of a limit by its copy in that list, a later one by its intent.
+            before this time counts at its limit by its copy in that list, a later one by its intent.
         """
         names = {stored.name for stored in intents}
         self._own.keep_only(names)
@@ -257,7 +257,7 @@ class Intents:
             deletable = now - since > min_age and not stored.protected_by
             abandoned = now - stored.created > LEASE
             if stored.name.endswith(COMPLETED_ENDING):
-                # Deleted after its intent, which alone would look like that of a dispatcher that died.
+                # This mark is deleted after its intent: an intent alone would look like that of a dispatcher that died.
                 if deletable and stored.name.removesuffix(COMPLETED_ENDING) not in names:
                     completed.append(key)
             elif f"{stored.name}{COMPLETED_ENDING}" in names:

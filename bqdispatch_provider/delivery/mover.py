@@ -72,7 +72,7 @@ class Mover:
         return movable, results
 
     def move(self, events: Sequence[Event], until: float) -> list[EventResult]:
-        """Move traces into the trigger bucket, but for those that lie in quarantine already.
+        """Move traces into the trigger bucket. Those that lie in quarantine already are only deleted.
 
         :param events: traces, each in exactly the generation that was planned.
         :param until: when to start no more copies, by the monotonic clock.
@@ -105,7 +105,7 @@ class Mover:
     def _is_quarantined(self, event: Event) -> bool:
         """Return whether an event was copied below ``ErrorURL``, and not deleted, by this dispatcher or another one.
 
-        Ask before it is fenced once more: the path there has the generation, and a fence changes that.
+        Ask before it is fenced once more: its path in quarantine has the generation, and a fence changes that.
 
         :raises google.api_core.exceptions.GoogleAPIError: if that cannot be looked up.
         """

@@ -24,7 +24,7 @@ from bqdispatch_provider.gcp.rate_limit import SAME_NAME_S
 MAX_COPYING_S = CLAIM_TIMEOUT.total_seconds() / 3
 """Seconds after its claim in which a copy of a window may still start: others take over a claim after three minutes.
 
-It holds for traces, too, whose intents are renewed meanwhile.
+Copies of traces get the same time. It is longer than a lease, so their intents are renewed meanwhile.
 """
 
 
@@ -37,8 +37,9 @@ class EventResult:
     :param unresolved: True if the event must stay in an intent, since its delivery or what follows it is unfinished.
     :param reason: why the event was quarantined; empty otherwise.
     :param target: path of the copy below the trigger bucket or ``ErrorURL``; empty without one.
-    :param in_doubt: True if an event that was not dispatched may have been delivered; it keeps its slot at a limit.
-    :param refused: True if a service has refused its copy, so that it was not delivered.
+    :param in_doubt: True if an event may have been delivered (copied) although it was not dispatched (copied and
+        deleted or recorded); it keeps its slot at a limit.
+    :param refused: True if its copy has failed in a way that proves that it was not delivered.
     """
 
     event: Event

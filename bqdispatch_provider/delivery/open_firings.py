@@ -254,7 +254,7 @@ class OpenFirings:
         return _State.KEPT
 
     def _visible(self, announced: Mapping[Key, OpenFiring], jobs: Collection[JobKey], found: FiringsFound) -> set[Key]:
-        """Return the firings whose load is visible: by its trace, or in the list of jobs."""
+        """Return the firings whose load is visible: by its trace, if BigQuery has the job, or in the list of jobs."""
         loads = self._loads(announced, found)
         event_ids = {as_job_id(load.event_id) for load in loads.values()}
         traces = [trace for trace in found.listing.traces if trace.job in jobs] if announced else []

@@ -3,7 +3,8 @@
 A move takes two calls, and BqTail deletes what it was given, so the buckets alone do not tell what a dispatcher had
 begun when it died. Therefore it first writes down in an intent which events it will dispatch. A completed intent is
 deleted, but no sooner than a second after it was written: Cloud Storage takes one change a second of one name. A
-dispatcher that ends earlier marks it as completed instead, and a later one deletes both objects.
+dispatcher that ends earlier marks it as completed instead, and a later one deletes both objects. If there is a limit, a
+completed intent of moves is marked at once and stays for two minutes, since it counts.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class OwnIntents:
         self._moving[name] = (moves, stored.generation)
 
     def withdraw(self, intents: Iterable[Intent], left: Sequence[Event], *, mark: bool) -> None:
-        """Complete intents of moves, or leave them to others if what is left cannot be written.
+        """Complete intents of moves. If an intent of the traces that are left cannot be written, leave all to others.
 
         :param intents: as :meth:`announce` returned them.
         :param left: traces that may have been delivered and still exist; they go into intents of their own.

@@ -1,8 +1,8 @@
 """Quarantine: objects below ``ErrorURL`` that must not be dispatched, and their way back into the task folder.
 
 Beside each object lies a note that says where it came from and why (docs/protocol.md, "Quarantine"). On its way back an
-object carries a mark, ``bqdispatch-replay``, until it is deleted in quarantine; no dispatcher takes a marked object. So
-a second try goes on where an interrupted one stopped, and nothing is lost or delivered twice.
+object carries a mark, ``bqdispatch-replay``, until its copy in quarantine is deleted; no dispatcher takes a marked
+object. So a second try goes on where an interrupted one stopped, and nothing is lost or delivered twice.
 """
 
 from __future__ import annotations
