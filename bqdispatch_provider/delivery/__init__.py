@@ -23,7 +23,8 @@
   one whose firing could load files twice. An undecided window goes into ``undecided/`` of the task folder.
 - What else must not be dispatched goes into ``quarantine`` (the folder ``ErrorURL``), and comes back from there.
 
-After a 404 or 412 somebody else may have been sooner, or this dispatcher's own first try, whose answer was lost:
+After a 404 or 412 somebody else may have been sooner, or this dispatcher's own first try, whose answer was lost. (Not
+of a copy into the trigger bucket: after a lost answer it is never repeated, but the event is in doubt.)
 
 =========  =============================================================================================================
 call       what follows
@@ -31,8 +32,8 @@ call       what follows
 copy       Both ends are looked up (``copier``). Source gone or written again: ignored. Target of the same content: the
            copy was made before, and is finished now (the trace deleted, the window recorded as fired). Target of other
            content: an earlier trace of this name that BqTail has not taken yet; copied beside it, to a name with the
-           generation (the *alternative target*). No target: copied once more after a 412 (BqTail has just taken what
-           was in the way); otherwise an error, and the event waits.
+           generation (the *alternative target*). No target after a 412: another object was in the way, and BqTail
+           has just taken it; copied once more. Otherwise, without a target: an error, and the event waits.
 delete     The object is looked up (``gcp.storage``). Still there in this generation: it counts as refused, and a later
            cycle retries. Gone or written again: it counts as deleted. One exception: if a stale ``.loc`` was written
            again, its window waits, and is judged anew.

@@ -5,7 +5,7 @@ nothing, and a second copy is a second delivery. So each copy names the exact ge
 free target. Without a success, the answer (:class:`~bqdispatch_provider.gcp.storage_answers.Result`) says what follows:
 
 - *overtaken* (404 or 412): both ends are looked up;
-- *lost*: a copy into the trigger bucket may well have been made, so the event is in doubt;
+- *lost*: a copy into the trigger bucket may well have been made; it is never repeated, and the event is in doubt;
 - any other failure: the event was certainly not delivered, and waits (``EventResult.refused``).
 
 What was copied but not finished (its source deleted, or its firing recorded) is remembered, and a later cycle only

@@ -33,8 +33,8 @@ COMPLETED_ENDING = ".done"
 """End of the name of the object that says that the intent beside it is completed."""
 
 KEEP_COMPLETED_S = 120.0
-"""Seconds for which a completed intent stays if there is a limit, so that dispatchers still see it. One whose look is
-older than this counts the limits again before it dispatches."""
+"""Seconds for which a completed intent stays if there is a limit, so that dispatchers still see it. A dispatcher whose
+look is older than this counts the limits again before it dispatches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 A dispatcher reads only three things of it: the project in which the load will run, the storage event, by which the
 load's job ID is known, and the file of that event. Where a folder was missed by a firing, a window is written with the
-content of that firing, with another file and another event ID, since BqTail takes
-a repeated job ID for a load that is done, and loads nothing.
+content of that firing, with another file and another event ID, since BqTail takes a repeated job ID for a load that is
+done, and loads nothing.
 """
 
 from __future__ import annotations
