@@ -116,8 +116,8 @@ class WindowFirer:
         """Move windows into ``undecided/`` of the task folder, each with the reason, until somebody decides.
 
         A window is undecided because firing it might load files twice; or because BqTail has dropped it, so that firing
-        it again might be in vain. A dropped one may be gone, so its claim is copied. ``bqdispatch replay`` fires what
-        somebody has decided to fire; otherwise the object in ``undecided/`` is deleted.
+        it again might be in vain. A dropped one may be gone, so its claim is copied. To fire it, somebody
+        calls ``bqdispatch replay``. Not to fire it, somebody deletes the object in ``undecided/``.
 
         :param quarantines: windows in the task folder, or claimed ones that are gone; at most 100.
         :returns: the result of each window, in the same order.
