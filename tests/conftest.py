@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,10 @@ from bqdispatch_provider.gcp.storage_calls import StorageCalls
 from bqdispatch_provider.testing.standin import StandIn, StandInControl
 
 TRIALS = []
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Lines are counted in the processes of pytest, not in the hundreds that tests start: it is most of their time.
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
 def pytest_addoption(parser):
