@@ -7,7 +7,7 @@ runs and dispatchers add up. Deeds (dispatched, quarantined) are sums, states (r
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -234,13 +234,14 @@ class NewFigures:
 
         :param report: of the run so far.
         """
+        lag_counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
+        for job in islice(report.jobs.values(), self._jobs, None):
+            lag_counts[job.get("Project", "")].update(bisect_left(LAG_BOUNDS_S, lag) for lag in lags([job]))
         figures = Figures(
             failed=self._new(len(report.errors), "failed"),
             quarantined=self._new(report.outcomes[Outcome.QUARANTINED], "quarantined"),
             late=self._new(report.late, "late"),
-            lags=Counter(
-                bisect_left(LAG_BOUNDS_S, lag) for lag in lags(islice(report.jobs.values(), self._jobs, None))
-            ),
+            lags=sum(lag_counts.values(), Counter()),
             seen=report.seen or report.started,
             waiting=Counter({str(reason): number for reason, number in report.waits_by_reason().items()}),
             windows_due=sum(
@@ -253,6 +254,7 @@ class NewFigures:
             dispatched = by_lane(counts.get("Dispatched", {}))
             mine = Figures(
                 Counter({str(lane): self._new(number, project, lane) for lane, number in dispatched.items()}),
+                lags=lag_counts[project],
                 seen=report.seen or report.started,
                 states={
                     state: Counter({str(lane): number for lane, number in by_lane(counts.get(state, {})).items()})

@@ -49,12 +49,13 @@ class Selection:
     def figures(self, spans: Iterable[Figures]) -> Figures:
         """Return the sum of figures, those of single projects left out.
 
-        Of one project, only what was dispatched and how things stood is known; everything else is of all projects.
+        Of one project, what was dispatched, with its lags, and how things stood is known; everything else is of all
+        projects.
         """
         total = Figures()
         for each in spans:
             mine = each.projects.get(self.project, Figures()) if self.project else each
-            total.add(replace(each, dispatched=mine.dispatched, states=mine.states, projects={}))
+            total.add(replace(each, dispatched=mine.dispatched, lags=mine.lags, states=mine.states, projects={}))
         return total
 
 

@@ -45,6 +45,7 @@ def test_a_run_leaves_its_figures(world, clock_stands_still):
     assert figures.lags.total() == 4
     assert figures.states["Running"] == {"jobs": 1}
     assert figures.projects["p"].dispatched == figures.dispatched
+    assert figures.projects["p"].lags == figures.lags
 
 
 def test_runs_of_one_hour_add_up_in_one_object_and_the_last_look_says_how_things_stand(world):

@@ -366,7 +366,7 @@ function tiles([byLane, figures, waits, first, range, project, held]) {
     tile("Throttled", number(sum("throttled")), "for a slot now", sum("throttled") ? "notice" : ""),
     tile("Waiting", number(late), ["over a minute; ", first ? ["oldest ", make("time", { datetime: first, "data-since": first, "data-short": "1" })] : "none"]),
     tile("Dispatched", number(done), inRange(range)),
-    tile("Lag, median", lag(figures.lag_median), [figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched", " ", whole(project)]),
+    tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched"),
     tile("Errors", number(figures.failed), `${inRange(range)} ${whole(project)}`, figures.failed ? "alert" : ""),
     tile("Quarantine", number(held), held ? "objects set aside" : "nothing set aside", held ? "notice" : ""));
 }
@@ -487,11 +487,11 @@ function waitingChart([points, range]) {
   }, "table waiting");
 }
 
-function lagChart([points, range, project]) {
+function lagChart([points, range]) {
   const most = Math.max(0, ...points.map((point) => point.lag_p95 ?? 0));
   const words = (value) => (value === null ? "–" : duration(value));
   const both = [["Median", "lag_median", "first"], ["95 % are quicker", "lag_p95", "fourth"]];
-  return chartCard("Lag", `from a job's end ${whole(project)}`, both.map(([name, , colour]) => [name, colour]), points, both.map(([name, key]) => [name, (point) => words(point[key])]), (width) => {
+  return chartCard("Lag", "from a job's end", both.map(([name, , colour]) => [name, colour]), points, both.map(([name, key]) => [name, (point) => words(point[key])]), (width) => {
     const axis = axes(width, points, most, (value) => (value ? duration(value).replace(" ", "\u202f") : "0"), "Lag", `from a job's end to the dispatch of its event, ${inRange(range)}; at most ${words(most)}`);
     for (const [, key, colour] of [...both].reverse()) lines(axis, points, (point) => point[key], colour);
     hits(axis, points, (point) => both.map(([name, key]) => `${name}: ${words(point[key])}`).join("\n"));
