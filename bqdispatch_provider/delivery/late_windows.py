@@ -186,16 +186,19 @@ class LateWindows:
                 self.stale.append(key)
             elif folder not in not_loaded:  # BqTail reports failed loads itself, and may load the files again
                 missed[key] = file
-        document = None
-        if missed and all(each.loaded for each in evidence.values()):
+        document, has_loaded_all = None, all(each.loaded for each in evidence.values())
+        if missed and has_loaded_all:
             document = parse_document(self._evidence.ledger.body((window, max(firings))))
         if document is not None:
             first = min(missed)  # one window is enough: BqTail reads all .loc objects beside it
             self.missed.append((window, content_for(document, missed[first], event_id_for(first))))
             return
+        # Where a firing was dropped, their event may well have been in time.
+        late, dropped = f"their event came after window {window!r} was fired", f"no load of window {window!r} took them"
+        why = late if has_loaded_all else dropped
         self.findings += [
-            f"the files of {folder_of(file)!r} were not loaded: their event came after window {window!r} was "
-            f"fired. To fire it for them, give `bqdispatch replay` its URL: {shlex.quote(self._store.task_url(key[0]))}"
+            f"the files of {folder_of(file)!r} were not loaded: {why}. "
+            f"To fire it for them, give `bqdispatch replay` its URL: {shlex.quote(self._store.task_url(key[0]))}"
             for key, file in missed.items()
         ]
 

@@ -38,11 +38,16 @@ def test_a_page_without_marks_is_left_alone(late, tmp_path):
     assert page.read_text() == "nothing"
 
 
-def test_what_the_real_bqtail_did_stands_beside_the_stand_in(late, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("result", "same"), [("once", True), ("named", False)])
+def test_what_the_real_bqtail_did_is_told_and_where_the_stand_in_differs(late, tmp_path, monkeypatch, result, same):
     row = {"cell": {"rule": ONE_FOLDER, "late": KNOWN, "delay": 5, "deletes": True, "first": LOADED}}
-    (tmp_path / "real.jsonl").write_text(json.dumps({**row, "date": "2026-11-28", "result": "once"}) + "\n")
+    (tmp_path / "real.jsonl").write_text(json.dumps({**row, "date": "2026-11-28", "result": result}) + "\n")
     monkeypatch.setattr(late, "REAL", tmp_path / "real.jsonl")
-    assert "| one folder, known folder, +5 s, deleted, loaded | 2026-11-28 | once | once |" in late.text([RESULT], None)
+    text = late.text([RESULT], None)
+    assert (
+        f"1 of these cells were run with the real BqTail, too, from 2026-11-28 to 2026-11-28: {int(same)} came" in text
+    )
+    assert ("| one folder, known folder, +5 s, deleted, loaded | named | once |" in text) != same
 
 
 def test_cells_are_carried_out_against_a_cloud_of_their_own(late, monkeypatch):

@@ -70,16 +70,22 @@ def text(results: list[Result], kills: list[int] | None) -> str:
 
 
 def real(results: list[Result]) -> list[str]:
-    """Return the lines of a table that compares the real BqTail with the stand-in.
+    """Return the lines that compare the real BqTail with the stand-in: numbers, and a table of what differs.
 
     :param results: of all cells.
     """
     ours = {result.cell: result.worst for result in results}
-    lines = ["| cell, run with the real BqTail | on | came to | with the stand-in |", "| --- | --- | --- | --- |"]
-    for line in REAL.read_text().splitlines():
-        row = json.loads(line)
-        cell = Cell(**row["cell"])
-        lines.append(f"| {cell} | {row['date']} | {row['result']} | {ours[cell]} |")
+    rows = [json.loads(line) for line in REAL.read_text().splitlines()]
+    theirs = {Cell(**row["cell"]): row["result"] for row in rows}
+    dates = sorted({row["date"] for row in rows})
+    others = [cell for cell, result in sorted(theirs.items()) if result != ours[cell]]
+    lines = [
+        f"{len(theirs)} of these cells were run with the real BqTail, too, from {dates[0]} to {dates[-1]}: "
+        f"{len(theirs) - len(others)} came to the same."
+    ]
+    if others:
+        lines += ["", "| cell | with the real BqTail | with the stand-in |", "| --- | --- | --- |"]
+        lines += [f"| {cell} | {theirs[cell]} | {ours[cell]} |" for cell in others]
     return lines
 
 
