@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import IO, Any
 import psutil
 import requests
 
+from demo.ports import free_port, is_free
 from demo.processes import POLL_S, Sessions
 
 _START_TIMEOUT_S = 600.0
@@ -59,7 +59,7 @@ class LiveAirflow:
         may_go_on: Callable[[], object] = lambda: None,
     ) -> None:
         self.home = home
-        self.port = port if port and _is_free(port) else _free_port()
+        self.port = port if port and is_free(port) else free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = home / "airflow.log"
         self._pools = pools
@@ -246,22 +246,7 @@ def _settings(home: Path, dags: Path, port: int, url: str) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         # Ports that nobody serves, so that no logs of another Airflow are shown.
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(_free_port()),
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(_free_port()),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import psutil
 import pytest
 import requests
 from waiting import PATIENCE_S, wait_until
+
+from demo.ports import free_port
 
 BIN = Path(sys.executable).parent
 BQDISPATCH, WITHIN_AIRFLOW = [BIN / "bqdispatch"], [BIN / "airflow", "bqdispatch"]
@@ -89,9 +90,7 @@ def test_a_connection_that_is_not_there_is_one_clear_message(pools):
 @pytest.fixture
 def page(database, tmp_path):
     """The address of the Airflow's page, whose visitors may do everything."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     if airflow.__version__.startswith("2."):
         # `airflow webserver` signals a gunicorn that is slow to start, and so stops it for ever.
         address = ["--bind", f"127.0.0.1:{port}", "--timeout", str(PATIENCE_S)]
@@ -119,7 +118,9 @@ def page(database, tmp_path):
         assert server.poll() is None, (tmp_path / "log").read_text()
         yield url
     finally:
-        family = [server, *server.children(recursive=True)]
+        family = [server]
+        with suppress(psutil.NoSuchProcess):
+            family += server.children(recursive=True)
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

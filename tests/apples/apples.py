@@ -176,12 +176,13 @@ class Told:
         """
         if cell.whose != "object" or cell.answer not in REFUSALS or cell.call not in ("claim", "copy", "get"):
             return []
-        well = [name for name in (*self.good, *self.bad) if "ds.bad" not in name]
-        found = []
-        for project in {project_of(name) for name in well}:
-            mine = [name for name in well if project_of(name) == project]
-            least = min(len(mine), cell.limit or len(mine))
-            if (went := len(self.first.intersection(mine))) < least:
+        everybody, found = (*self.good, *self.bad), []
+        for project in {project_of(name) for name in everybody}:
+            mine = [name for name in everybody if project_of(name) == project]
+            well = [name for name in mine if "ds.bad" not in name]
+            least = min(len(well), cell.limit or len(well))
+            # Under a limit one that was refused once may have its slot, too.
+            if (went := len(self.first.intersection(mine if cell.limit else well))) < least:
                 found.append(f"{went} of {least} events beside the bad ones of {project} went in the first cycle")
         return found
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 import uuid
@@ -11,6 +10,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import requests
+
+from demo.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 OF_THE_FILE = ("AIRFLOW", "BQDISPATCH", "COMPOSE", "FAKE_GCS", "GOOGLE", "POSTGRES_VERSION", "REDIS_VERSION")
@@ -25,8 +26,8 @@ class Stack:
 
     def __init__(self, profile=None):
         self.name = f"bqdispatch-test-{uuid.uuid4().hex[:8]}"
-        self.url = f"http://127.0.0.1:{(port := _free_port())}"
-        self.cloud_url = f"http://127.0.0.1:{(cloud_port := _free_port())}"
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
+        self.cloud_url = f"http://127.0.0.1:{(cloud_port := free_port())}"
         # Neither settings of this shell nor those of an .env file.
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(OF_THE_FILE)},
@@ -137,9 +138,3 @@ class Stack:
         )
         assert not check or ended.returncode == 0, f"{' '.join(command)}: {ended.stderr[-4000:]}"
         return ended.stdout if check else ended.stdout + ended.stderr
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

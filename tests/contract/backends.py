@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import uuid
 from contextlib import closing, contextmanager
@@ -15,6 +14,7 @@ from waiting import wait_until
 
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.testing.standin import StandInControl
+from demo.ports import free_port
 
 STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER = "stand-in", "stand-in without batches", "fake-gcs-server"
 STORAGES = (STAND_IN, WITHOUT_BATCHES, FAKE_GCS_SERVER)
@@ -76,9 +76,7 @@ def fake_gcs_server_binary():
 @contextmanager
 def running_fake_gcs_server(binary):
     """Its URL, while it runs; it keeps everything in memory."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
     with subprocess.Popen([*command, "-external-url", url, "-log-level", "error"]) as server:

@@ -15,6 +15,8 @@ import yaml
 from airflow_stats import statsd_environment
 from waiting import wait_until
 
+from demo.ports import free_port
+
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "deploy/grafana"
 BUILT = ROOT / ".work/bin/statsd_exporter"
@@ -147,13 +149,6 @@ def wait_for(is_so, what, *programs):
         return is_so()
 
     wait_until(holds, what)
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    """Return a port of 127.0.0.1 at which nobody listens."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _runner(path):

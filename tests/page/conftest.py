@@ -44,28 +44,43 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="the page needs Airflow 3.1.1"))
 
 
+SETTINGS = {
+    "AIRFLOW__API_AUTH__JWT_SECRET": "a-secret-of-at-least-sixty-four-bytes-for-the-tokens-of-these-tests-only",
+    "AIRFLOW__CORE__AUTH_MANAGER": "readers.ReadersAuthManager",
+}
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_server(monkeypatch):
+    """Those of these tests alone: this process may run tests of tests/airflow in between, which start Airflows."""
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="session")
 def server():
     """The API server, with an auth manager whose users read the DAGs that their names say."""
-    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
-    os.environ["AIRFLOW__API_AUTH__JWT_SECRET"] = (
-        "a-secret-of-at-least-sixty-four-bytes-for-the-tokens-of-these-tests-only"
-    )
-    os.environ["AIRFLOW__CORE__AUTH_MANAGER"] = "readers.ReadersAuthManager"
-    from airflow.api_fastapi.app import create_app, purge_cached_app
+    with pytest.MonkeyPatch.context() as patch:
+        subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=True, capture_output=True)
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        from airflow.api_fastapi.app import create_app, purge_cached_app
 
+        purge_cached_app()
+        made = create_app(apps="core")
+    yield made
     purge_cached_app()
-    yield create_app(apps="core")
-    purge_cached_app()
-    del os.environ["AIRFLOW__CORE__AUTH_MANAGER"], os.environ["AIRFLOW__API_AUTH__JWT_SECRET"]
 
 
 @pytest.fixture
 def known_dags(server):
     """Lets Airflow know some DAGs."""
+    from airflow.api.common.delete_dag import delete_dag
     from airflow.models.dag import DagModel
     from airflow.models.dagbundle import DagBundleModel
     from airflow.utils.session import create_session
+
+    known = []
 
     def know(*dag_ids):
         with create_session() as session:
@@ -73,10 +88,11 @@ def known_dags(server):
             session.flush()
             for dag_id in dag_ids:
                 session.merge(DagModel(dag_id=dag_id, bundle_name="of_the_page", is_paused=False))
+        known.extend(dag_ids)
 
     yield know
-    with create_session() as session:
-        session.query(DagModel).filter(DagModel.bundle_name == "of_the_page").delete()
+    for dag_id in dict.fromkeys(known):
+        delete_dag(dag_id)  # with all that belongs to it: an earlier test may have run it
 
 
 @pytest.fixture

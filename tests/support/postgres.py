@@ -2,13 +2,14 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from waiting import wait_until
+
+from demo.ports import free_port
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), default=None)
 """Folder with the programs of the newest version; ``None`` if none is installed."""
@@ -27,9 +28,7 @@ def postgres():
     data = folder / "data"
     make = [BINARIES / "initdb", "--auth=trust", "--username=postgres", "--no-sync", "--pgdata", data]
     subprocess.run(make, cwd=folder, check=True, stdout=subprocess.DEVNULL, **as_user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve = [BINARIES / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-c", "fsync=off"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(serve, cwd=folder, stdout=log, stderr=subprocess.STDOUT, **as_user)
