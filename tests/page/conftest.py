@@ -1,6 +1,7 @@
 """Airflow's API server in this process, with the page in it, and users who may read some DAGs only."""
 
 import atexit
+import contextlib
 import json
 import os
 import re
@@ -76,13 +77,21 @@ def server():
 def known_dags(server):
     """Lets Airflow know some DAGs."""
     from airflow.api.common.delete_dag import delete_dag
+    from airflow.exceptions import DagNotFound
     from airflow.models.dag import DagModel
     from airflow.models.dagbundle import DagBundleModel
     from airflow.utils.session import create_session
 
     known = []
 
+    def forget(dag_ids):
+        """Delete them with all that belongs to them: a test of another folder may have run them in this process."""
+        for dag_id in dict.fromkeys(dag_ids):
+            with contextlib.suppress(DagNotFound):
+                delete_dag(dag_id)
+
     def know(*dag_ids):
+        forget(dag_ids)
         with create_session() as session:
             session.merge(DagBundleModel(name="of_the_page"))
             session.flush()
@@ -91,8 +100,7 @@ def known_dags(server):
         known.extend(dag_ids)
 
     yield know
-    for dag_id in dict.fromkeys(known):
-        delete_dag(dag_id)  # with all that belongs to it: an earlier test may have run it
+    forget(known)
 
 
 @pytest.fixture
