@@ -153,8 +153,8 @@ class Told:
             found.append(f"an event waited, and two cycles said {self.statuses[:2]}")
         found += self._idle_slots(cell)
         if cell.whose != "everything":
-            # A connection is that of a whole batch, in which good ones are, too.
-            alone = ANSWERS[cell.answer]["kind"] not in ("reset", "cut") or cell.whose == "project"
+            # A connection to Cloud Storage is that of a whole batch, in which good ones are, too.
+            alone = ANSWERS[cell.answer]["kind"] not in ("reset", "cut") or cell.call.startswith("jobs.")
             for project in ("good", "fine") if alone else ():
                 mine = [name for name in self.good if project in name]
                 least = min(len(mine), cell.limit or len(mine))
