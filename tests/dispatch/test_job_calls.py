@@ -8,7 +8,7 @@ import pytest
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, TASKS
 
-from bqdispatch_provider.gcp.rate_limit import ProjectBackoff
+from bqdispatch_provider.gcp.rate_limit import AdaptiveRateLimiter, ProjectBackoff
 
 
 def look(world, **more):
@@ -438,13 +438,34 @@ def test_a_project_is_waited_for_as_long_as_it_answers(world, monkeypatch):
 
 
 def test_many_projects_do_not_take_their_own_pace_for_no_answer(world, monkeypatch):
-    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.ANSWER_TIMEOUT_S", 4.0)
-    monkeypatch.setattr(
-        "bqdispatch_provider.gcp.job_calls.MAX_CALLS_PER_S", 10
-    )  # so all of them take six seconds at least
+    """One call waits for its turn, by a clock of its own far longer than a project is waited for."""
+    answered, looks, now, first = [], [], [0.0], threading.Lock()
+    get = world.session.get
+
+    def count_answers(*given, **more):
+        answered.append(get(*given, **more))
+        return answered[-1]
+
+    def wait_for_a_turn(*_):
+        if first.acquire(blocking=False):
+            wait_until(lambda: len(answered) == 13, "all others are answered")
+            now[0] = 1000.0
+            looks.clear()
+            wait_until(lambda: len(looks) > 3, "it is looked whether the project has answered")
+
+    def monotonic():
+        looks.append(now[0])
+        return now[0]
+
+    monkeypatch.setattr(world.session, "get", count_answers)
+    monkeypatch.setattr(AdaptiveRateLimiter, "acquire", wait_for_a_turn)
+    for module in ("jobs", "job_calls"):
+        monkeypatch.setattr(f"bqdispatch_provider.gcp.{module}.time", SimpleNamespace(monotonic=monotonic))
     for number in range(14):
-        world.traces(5, project=f"p{number}")
-    assert world.cycle().to_dict()["Outcomes"] == {"dispatched": 70}
+        world.traces(1, project=f"p{number}")
+    with world.dispatcher() as dispatcher:
+        assert sum(map(len, dispatcher.look().plan.events.values())) == 14
+
 
 
 def test_a_job_whose_place_content_tells_is_not_called_unknown_for_a_list_that_lacks_it(world):
