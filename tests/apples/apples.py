@@ -79,6 +79,15 @@ class Cell:
         limit = f", limit {self.limit}" if self.limit else ""
         return f"{self.call}: {self.answer}, {self.whose}, {self.lasts}{limit}"
 
+    def is_alone(self) -> bool:
+        """Tell whether what is not concerned does not notice anything.
+
+        Calls to Cloud Storage are sent in batches: a connection, and the time until the answer, are those of all of it.
+        """
+        kind = ANSWERS[self.answer]["kind"]
+        too_slow = kind == "slow" and (self.whose == "project" or self.answer == "slower than anyone waits")
+        return self.call.startswith("jobs.") or not (kind in ("reset", "cut") or too_slow)
+
     def fault(self) -> tuple[str, dict[str, Any]]:
         """The stand-in's rule."""
         method, where, _ = CALLS[self.call]
@@ -153,9 +162,7 @@ class Told:
             found.append(f"an event waited, and two cycles said {self.statuses[:2]}")
         found += self._idle_slots(cell)
         if cell.whose != "everything":
-            # A connection to Cloud Storage is that of a whole batch, in which good ones are, too.
-            alone = ANSWERS[cell.answer]["kind"] not in ("reset", "cut") or cell.call.startswith("jobs.")
-            for project in ("good", "fine") if alone else ():
+            for project in ("good", "fine") if cell.is_alone() else ():
                 mine = [name for name in self.good if project in name]
                 least = min(len(mine), cell.limit or len(mine))
                 if (went := len(self.first.intersection(mine))) < least:
