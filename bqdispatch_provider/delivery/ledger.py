@@ -274,9 +274,9 @@ class Ledger:
         """Delete entries side by side; return them with the answers."""
         chunks = [entries[start : start + BATCH_SIZE] for start in range(0, len(entries), BATCH_SIZE)]
         results = [result for each in threads.map(self._store.delete, chunks) for result in each]
-        refused = [result for result in results if result.failed]
-        if refused:
-            log.warning("Old ledger entries not deleted: %d; retrying later: %s", len(refused), refused[0])
+        failed = [result for result in results if result.failed]
+        if failed:
+            log.warning("Old ledger entries not deleted: %d; retrying later: %s", len(failed), failed[0])
         return list(zip(entries, results, strict=True))
 
 

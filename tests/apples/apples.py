@@ -15,6 +15,7 @@ from typing import Any
 
 from world import JOURNAL, TASKS, TRIGGER
 
+TOO_SLOW = "slower than anyone waits"
 HTML = "<html><body>Bad gateway</body></html>"
 ANSWERS: dict[str, dict[str, Any]] = {
     **{str(status): {"kind": "status", "status": status} for status in (400, 401, 403, 404, 409, 412, 413, 429)},
@@ -29,7 +30,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "JSON of another shape": {"kind": "text", "status": 200, "text": '{"kind": "storage#odd", "items": 7, "jobs": 7}'},
     "no object": {"kind": "text", "status": 200, "text": "[1]"},
     "slow": {"kind": "slow", "ms": 1500},
-    "slower than anyone waits": {"kind": "slow", "ms": 2600},
+    TOO_SLOW: {"kind": "slow", "ms": 2600},
 }
 REFUSALS = {"400", "401", "403", "404", "409", "412", "412 as conditionNotMet"}
 """The answers that say that nothing was done, and that asking again is of no use."""
@@ -85,7 +86,7 @@ class Cell:
         Calls to Cloud Storage are sent in batches: a connection, and the time until the answer, are those of all of it.
         """
         kind = ANSWERS[self.answer]["kind"]
-        too_slow = kind == "slow" and (self.whose == "project" or self.answer == "slower than anyone waits")
+        too_slow = kind == "slow" and (self.whose == "project" or self.answer == TOO_SLOW)
         return self.call.startswith("jobs.") or not (kind in ("reset", "cut") or too_slow)
 
     def fault(self) -> tuple[str, dict[str, Any]]:

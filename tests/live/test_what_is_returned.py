@@ -1,4 +1,4 @@
-"""What tasks return is the same in a scheduler and under `airflow dags test`, in which DAGs are tried."""
+"""Tasks return the same in a scheduler and under `airflow dags test`, by which users try a DAG."""
 
 import subprocess
 import sys
