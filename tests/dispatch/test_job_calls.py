@@ -467,7 +467,6 @@ def test_many_projects_do_not_take_their_own_pace_for_no_answer(world, monkeypat
         assert sum(map(len, dispatcher.look().plan.events.values())) == 14
 
 
-
 def test_a_job_whose_place_content_tells_is_not_called_unknown_for_a_list_that_lacks_it(world):
     """Beside others that the list shows."""
     day = 25 * 3600
