@@ -1,6 +1,7 @@
 """A stand-in Google Cloud for the whole session, emptied before each test; and the table of trials."""
 
 import json
+import logging
 import math
 import os
 import threading
@@ -66,6 +67,14 @@ def world(cloud, monkeypatch):
     with StandInControl(cloud.url) as control:
         control.reset()
         yield World(cloud.url, control)
+
+
+@pytest.fixture
+def no_logs():
+    """Keep logs off standard output: an Airflow that tests have imported writes them there."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Ten situations in which an event waits: explain, status and the report give the same reason and the next step."""
 
 import json
-import logging
 import shlex
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -21,13 +20,7 @@ from bqdispatch_provider.view.journal_reader import JournalReader
 from bqdispatch_provider.view.overview import overview
 from bqdispatch_provider.view.suggested_commands import replay_command
 
-
-@pytest.fixture(autouse=True)
-def no_logs():
-    """Keep logs off standard output: an Airflow that other tests have imported writes them there."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("no_logs")
 
 
 @pytest.fixture

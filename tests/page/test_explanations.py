@@ -1,7 +1,6 @@
 """The page explains each event that waits as explain and status do, and from what it has read anyway."""
 
 import json
-import logging
 from datetime import datetime, timedelta
 
 import pytest
@@ -19,12 +18,7 @@ BY_A_LOOK = ("BigQuery says: DONE", "A dispatcher has claimed it in the ledger",
 """Sentences of explain that need a look of its own. It counts itself as one cycle more, too."""
 
 
-@pytest.fixture(autouse=True)
-def no_logs():
-    """Keep logs off standard output: Airflow writes them there."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("no_logs")
 
 
 @pytest.fixture

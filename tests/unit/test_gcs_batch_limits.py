@@ -1,12 +1,10 @@
 """An answer to a batch is read in linear time, whatever its headers hold, and no further than there are calls."""
 
-import gc
 import json
-import re
-import sys
 
 import pytest
 import requests
+from called import calls_of, patterns_in
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.storage import Client
 
@@ -28,24 +26,9 @@ def part(head=b"Content-ID: <response-0>", status=b"HTTP/1.1 200 OK", body=b"{}"
     return b"%s\n\n%s\nContent-Type: x\n\n%s" % (head, status, body)
 
 
-def calls_of(content, content_type=TYPE, number=1):
+def read(content, content_type=TYPE, number=1):
     """The functions that reading an answer calls, in Python and in C, and what came of it."""
-    called, come = [], None
-
-    def note(frame, event, function):
-        if event in ("call", "c_call"):
-            called.append(frame.f_code.co_name if event == "call" else function)
-
-    gc.disable()  # whose callbacks would count
-    sys.setprofile(note)
-    try:
-        come = gcs_batch._answers(content_type, content, number)
-    except BatchNotSupported as error:
-        come = error
-    finally:
-        sys.setprofile(None)
-        gc.enable()
-    return called, come
+    return calls_of(gcs_batch._answers, content_type, content, number, fails=BatchNotSupported)
 
 
 HOSTILE = {
@@ -70,9 +53,8 @@ def test_an_answer_with_hostile_headers_is_read_in_linear_time(make):
     """
     numbers = set()
     for length in (100, 3000):
-        called, come = calls_of(*make(length))
-        patterns = {each.__self__ for each in called if isinstance(getattr(each, "__self__", None), re.Pattern)}
-        assert patterns <= {json.decoder.WHITESPACE}  # of the body
+        called, come = read(*make(length))
+        assert set(patterns_in(called)) <= {json.decoder.WHITESPACE}  # of the body
         assert len(str(come)) < 400
         numbers.add(len(called))
     assert len(numbers) == 1
@@ -80,13 +62,13 @@ def test_an_answer_with_hostile_headers_is_read_in_linear_time(make):
 
 @pytest.mark.parametrize("number", [b"1" * 5000, b"1", b"0000", b"-1", b"response-0-99"])
 def test_a_content_id_that_names_no_call_makes_the_batch_one_that_nobody_knows_of(number):
-    (_, come) = calls_of(answer(part(b"Content-ID: <" + number + b">")))
+    (_, come) = read(answer(part(b"Content-ID: <" + number + b">")))
     assert isinstance(come, BatchNotSupported)
 
 
 @pytest.mark.parametrize("named", [b"", b"<>", b"<response-\xd9\xa1>"])
 def test_a_content_id_without_a_digit_at_its_end_is_none(named):
-    (_, come) = calls_of(answer(part(b"Content-ID: " + named)))
+    (_, come) = read(answer(part(b"Content-ID: " + named)))
     assert come == [(200, {})]
 
 
