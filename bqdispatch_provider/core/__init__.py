@@ -14,6 +14,7 @@ Which events do the limits let through?             ``draft``
 What goes into a plan, and what comes out?          ``plans``
 Which lanes, outcomes and reasons are there?        ``model``; of events that wait: ``waits``
 What do report, history and log say?                ``report``, ``history``, ``log_lines``
+Which event or project is an error about?           ``report_errors``, ``named_events``
 How long is the pause between two looks?            ``polling``
 How are connections and set-ups named?              ``connection``, ``setups``
 ==================================================  ==================================================

@@ -15,14 +15,14 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.limits import limits
 from bqdispatch_provider.core.model import Lane, Limit, Reason
+from bqdispatch_provider.core.named_events import event_of
 from bqdispatch_provider.core.report import Report, by_lane
+from bqdispatch_provider.core.report_errors import ErrorReader, ReportError
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.core.waits import NEEDS_ATTENTION, Wait, most_pressing
 from bqdispatch_provider.names import WindowName
 from bqdispatch_provider.view.advice import ADVICE
 from bqdispatch_provider.view.health import Health, health_of
-from bqdispatch_provider.view.named_events import event_of
-from bqdispatch_provider.view.report_errors import ErrorReader, ReportError
 from bqdispatch_provider.view.report_explanation import ReportExplainer
 
 MAX_WAITS = 50

@@ -10,6 +10,7 @@ from collections import defaultdict
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.limits import LimitKey, limits
 from bqdispatch_provider.core.model import Lane, Reason
+from bqdispatch_provider.core.named_events import NamedEvent, event_of
 from bqdispatch_provider.core.report import Report, by_lane
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.view.explanation import (
@@ -20,7 +21,6 @@ from bqdispatch_provider.view.explanation import (
     explain_wait,
     job_of,
 )
-from bqdispatch_provider.view.named_events import NamedEvent, event_of
 
 _STATES = {Reason.JOB_RUNNING: "RUNNING", Reason.JOB_PENDING: "PENDING"}
 _HOLD_SLOTS = frozenset({*_STATES, Reason.NO_ANSWER})

@@ -13,9 +13,9 @@ from typing import Literal
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.model import Lane, Reason
+from bqdispatch_provider.core.named_events import NamedEvent, event_of
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.names import in_one_line
-from bqdispatch_provider.view.named_events import NamedEvent, event_of
 
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _PROJECT = re.compile(r"\bproject '([^']+)'")
