@@ -133,7 +133,7 @@ def each_job(report: Report, config: DispatchConfig) -> Iterator[tuple[dict[str,
     """
     for url, job in sorted(report.jobs.items(), key=lambda each: each[1].get("EndTime", "")):
         try:
-            name = TraceName.parse(url.removeprefix(f"{config.async_task_url.rstrip('/')}/"))
+            name = TraceName.parse(url.removeprefix(config.async_task_url))
             table = TableName.parse(job["Table"]) if "Table" in job else None
         except ValueError as error:  # the configuration may have changed meanwhile
             log.warning("Skipping the asset event and the lineage of %s: %s", in_one_line(url), error)

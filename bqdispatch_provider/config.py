@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class DispatchConfig:
     """A dispatcher's configuration, made by :meth:`from_dict`, :meth:`from_json` or :meth:`from_url`.
 
-    :param async_task_url: task folder, ``gs://bucket/folder/``.
+    :param async_task_url: task folder, ``gs://bucket/folder/``. URLs of folders end with a slash, however they were
+        written.
     :param journal_url: folder of ``performance.json`` and of the response documents.
     :param error_url: folder of quarantined objects.
     :param project_id: project of root traces and of windows that name none; ``None`` for the credentials' project.
@@ -159,7 +160,7 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the places of a configuration together; places that are missing are left out."""
     tasks, journal, errors = (fields.get(f"{place}_url") for place in ("async_task", "journal", "error"))
     places = {"AsyncTaskURL": tasks, "JournalURL": journal, "ErrorURL": errors}
-    runs = f"{journal.rstrip('/')}/runs" if journal else None
+    runs = f"{journal}runs/" if journal else None
     # If each lies in the other, they are the same, which the first two rules find.
     quarantine = None if _lies_in(errors, tasks) else errors
     inside = (
@@ -189,5 +190,5 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _lies_in(url: str | None, folder: str | None) -> bool:
-    """Tell whether one ``gs://`` URL is the other, or lies inside of it."""
-    return bool(url and folder) and f"{str(url).rstrip('/')}/".startswith(f"{str(folder).rstrip('/')}/")
+    """Tell whether one folder is the other, or lies inside of it."""
+    return bool(url and folder) and str(url).startswith(str(folder))

@@ -194,7 +194,7 @@ def _location(reading: Reading, key: str) -> str | None:
         small = GS_URL.fullmatch(f"{scheme}://{bucket.lower()}{slash}{path}")
         reading.wrong(key, value, f"{expected}{', without capital letters' if small else ''}")
         return None
-    return url
+    return url and f"{url.rstrip('/')}/"
 
 
 def _prefix(reading: Reading, key: str) -> str | None:

@@ -143,7 +143,7 @@ class RunJournal:
         self._store = store
         path = task if isinstance(task, str) else journal_path(task)
         self.dag_id = path.split("/")[1]
-        task_url = f"{config.journal_url.rstrip('/')}/runs/{path}"
+        task_url = f"{config.journal_url}runs/{path}"
         self._run_url, _, self._task = task_url.rpartition("/")
         self._checkpoint_url = f"{task_url}{_CHECKPOINT}"
         self._shares_url = f"{task_url}{_SHARES}"

@@ -141,7 +141,7 @@ class BqDispatchNotifier(BaseNotifier):
         """
         seen: set[str] = set()
         for alert in alerts:
-            url = f"{folder.config.journal_url.rstrip('/')}/notified/{alert.hash}.json"
+            url = f"{folder.config.journal_url}notified/{alert.hash}.json"
             if url in seen:
                 continue
             seen.add(url)

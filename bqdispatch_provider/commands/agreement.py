@@ -27,7 +27,7 @@ def check_bqtail(config: DispatchConfig, bqtail: DispatchConfig) -> Iterator[Che
     for key, attribute in _COMMON_KEYS.items():
         mine, other = (str(getattr(each, attribute)) for each in (config, theirs))
         verdict, finding = Verdict.OK, mine
-        if mine.rstrip("/") != other.rstrip("/"):
+        if mine != other:
             verdict, finding = Verdict.FAILED, f"is {mine!r} here and {other!r} there: give the same in both"
             if key == "JournalURL":
                 verdict = Verdict.WARNING
@@ -76,8 +76,7 @@ def check_other_set_ups(
 
 def _overlap(one: str, other: str) -> bool:
     """Tell whether two folders are the same, or one lies inside the other."""
-    folders = [f"{each.rstrip('/')}/" for each in (one, other)]
-    return folders[0].startswith(folders[1]) or folders[1].startswith(folders[0])
+    return one.startswith(other) or other.startswith(one)
 
 
 def check_pools(problems: Mapping[str, str] | str) -> Iterator[Check]:

@@ -35,9 +35,8 @@ def execute(options: argparse.Namespace) -> int:
     with Dispatcher(config, client) as dispatcher:
         try:
             snapshot = dispatcher.look().snapshot
-            folder_url = dispatcher.store.task_url("")
             earlier = read_waits(dispatcher.store, config.journal_url)
-            found = Explainer(snapshot, config, folder_url, earlier).find(options.event)
+            found = Explainer(snapshot, config, earlier).find(options.event)
             found += _elsewhere(options.event, config, client, dispatcher)
         except GOOGLE_ERRORS as error:
             print_error(f"the task folder {config.async_task_url!r} cannot be looked at: {in_words(error)}")
@@ -59,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
 
 def _elsewhere(wanted: str, config: DispatchConfig, client: Client, dispatcher: Dispatcher) -> Iterator[Explanation]:
     """Find events that were delivered and not taken by BqTail, and those in quarantine."""
-    folder_url = dispatcher.store.task_url("")
+    folder_url = config.async_task_url
     for url, name in delivered(dispatcher.store, config):
         path = name.name.removesuffix(".json") if name is not None else url
         if url == wanted or (name is not None and matches(wanted, name, path, folder_url)):

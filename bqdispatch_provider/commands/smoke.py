@@ -117,4 +117,4 @@ def check_set_up(
         yield from trial.checks()
     else:
         finding = "needs the permissions on the task folder, and a task bucket from which objects can be deleted"
-        yield Check("trial", f"{config.async_task_url.rstrip('/')}/{FOLDER}", Verdict.NOT_CHECKED, finding)
+        yield Check("trial", f"{config.async_task_url}{FOLDER}", Verdict.NOT_CHECKED, finding)

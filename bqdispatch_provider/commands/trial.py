@@ -72,7 +72,7 @@ class Trial:
     ) -> None:
         self._config, self._client, self._session = config, client, session
         self._id, self._finished, self._location, self._go_on = trial_id, finished, location, go_on
-        self._trials = f"{config.async_task_url.rstrip('/')}/{FOLDER}"
+        self._trials = f"{config.async_task_url}{FOLDER}"
         self._home = f"{self._trials}/{trial_id}"
 
     def checks(self) -> Iterator[Check]:

@@ -40,11 +40,10 @@ class ErrorReader:
 
     :param report: of the last look, or of the last run.
     :param config: names the project of events whose name has none.
-    :param folder_url: of the task folder.
     """
 
-    def __init__(self, report: Report, config: DispatchConfig, folder_url: str) -> None:
-        self._report, self._config, self._folder_url = report, config, folder_url
+    def __init__(self, report: Report, config: DispatchConfig) -> None:
+        self._report, self._config = report, config
         self._told: dict[str, list[NamedEvent]] = defaultdict(list)
         self._unanswered: dict[str, list[NamedEvent]] = defaultdict(list)
         for wait in report.waits.values() if report.errors else ():
@@ -60,7 +59,7 @@ class ErrorReader:
 
     def _read(self, said: str) -> ReportError:
         for quoted in _QUOTED.finditer(said):
-            event = event_of((quoted[1] or quoted[2] or "").removeprefix(self._folder_url), self._config)
+            event = event_of((quoted[1] or quoted[2] or "").removeprefix(self._config.async_task_url), self._config)
             if event is not None:
                 return ReportError(said, event.lane, event.project)
         named = _PROJECT.search(said)

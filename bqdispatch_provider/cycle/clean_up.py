@@ -40,7 +40,7 @@ class CleanUp:
         self._services = services
         self._ledger_is_clean_until = -math.inf
         self._last_deleted_entry = ""
-        self._cleaned_url = f"{services.config.journal_url.rstrip('/')}/ledger.json"
+        self._cleaned_url = f"{services.config.journal_url}ledger.json"
 
     def run(self, cleanup: Cleanup, gate: WorkGate) -> Report:
         """Clean up what a plan names, and old entries of the ledger.

@@ -89,7 +89,7 @@ def hour_url(journal_url: str, at: datetime) -> str:
     :param journal_url: ``JournalURL`` of the configuration.
     :param at: a moment in that hour (aware).
     """
-    return f"{journal_url.rstrip('/')}/history/{at.astimezone(UTC):%Y-%m-%d/%H}.json"
+    return f"{journal_url}history/{at.astimezone(UTC):%Y-%m-%d/%H}.json"
 
 
 def read_hour(store: TaskStore, url: str, at: datetime) -> tuple[Hour, int]:

@@ -39,7 +39,7 @@ class PerformanceWriter:
         """
         journal_url = services.config.journal_url
         self._write_waits(report, services.store, journal_url)
-        url = f"{journal_url.rstrip('/')}/performance.json"
+        url = f"{journal_url}performance.json"
         try:
             services.store.write_json(url, report.performance())
             report.performance_written = services.store.now()
@@ -77,4 +77,4 @@ def read_waits(store: TaskStore, journal_url: str) -> dict[str, Wait]:
 
 
 def _waits_url(journal_url: str) -> str:
-    return f"{journal_url.rstrip('/')}/waiting.json"
+    return f"{journal_url}waiting.json"

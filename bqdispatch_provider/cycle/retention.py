@@ -36,7 +36,7 @@ class Retention:
 
     def __init__(self, config: DispatchConfig, store: TaskStore, threads: Executor) -> None:
         self._days = config.journal_retention_days
-        self._journal_url = config.journal_url.rstrip("/")
+        self._journal_url = config.journal_url
         self._store, self._threads = store, threads
         self._next = -math.inf if self._days else math.inf
 
@@ -45,13 +45,13 @@ class Retention:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + INTERVAL.total_seconds()
-        url = f"{self._journal_url}/retention.json"
+        url = f"{self._journal_url}retention.json"
         try:
             note = {"Cleaned": datetime.now(UTC).isoformat(), "Days": self._days}
             if self._store.write_if_older_than(url, note, INTERVAL) is None:
                 return
             before = self._store.now() - timedelta(days=self._days)
-            if any([self._delete(f"{self._journal_url}/{folder}/", before) for folder in FOLDERS]):
+            if any([self._delete(f"{self._journal_url}{folder}/", before) for folder in FOLDERS]):
                 self._store.remove(url)  # the next one goes on at once, here or in another process
                 self._next = -math.inf
         except GOOGLE_ERRORS as error:

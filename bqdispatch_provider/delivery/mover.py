@@ -189,7 +189,7 @@ class Mover:
     def _write_note(self, quarantine: Quarantine) -> str:
         """Write the note of an object; return the error if that fails."""
         note = note_of(quarantine, self._store.task_url(quarantine.name), self._store.now())
-        url = f"{self._config.error_url.rstrip('/')}/{self._path(quarantine)}{NOTE_ENDING}"
+        url = f"{self._config.error_url}{self._path(quarantine)}{NOTE_ENDING}"
         try:
             self._store.write_json(url, note, replaces=0)
         except PreconditionFailed:

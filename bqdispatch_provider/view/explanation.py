@@ -129,12 +129,11 @@ def about_slots(
     return f"{limit} of project {project} is {limits(config)[limit]}. Its slots are held by {named}."
 
 
-def explain_wait(wait: Wait, folder_url: str, config: DispatchConfig, details: Iterable[str] = ()) -> Explanation:
+def explain_wait(wait: Wait, config: DispatchConfig, details: Iterable[str] = ()) -> Explanation:
     """Explain an event that waits.
 
     :param wait: the event, and the reason.
-    :param folder_url: of the task folder.
-    :param config: says until when a job is looked for; commands name it.
+    :param config: says where the event lies and until when a job is looked for; commands name it.
     :param details: what is known of the event.
     """
     told = [*details, ADVICE[wait.reason].meaning]
@@ -145,7 +144,7 @@ def explain_wait(wait: Wait, folder_url: str, config: DispatchConfig, details: I
     looks_until = wait.reason is Reason.NOT_FOUND and config.max_unknown_job_min
     until = wait.since + timedelta(minutes=config.max_unknown_job_min) if looks_until else None
     since = None if wait.reason is Reason.NOT_DUE else wait.since  # it waits for a time that has not come
-    url = folder_url + wait.name
+    url = config.async_task_url + wait.name
     step = next_step(wait, url, config, until)
     return Explanation(wait.name, url, f"waits: {wait.reason}", since, tuple(told), step)
 
@@ -156,13 +155,11 @@ class Explainer:
 
     :param snapshot: what was observed.
     :param config: the limits.
-    :param folder_url: of the task folder.
     :param earlier: waits that earlier runs have counted, by name; none by default.
     """
 
     snapshot: Snapshot
     config: DispatchConfig
-    folder_url: str
     earlier: dict[str, Wait] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -185,14 +182,14 @@ class Explainer:
     def _find(self, wanted: str) -> Iterator[Explanation]:
         listing = self.snapshot.listing
         for trace in listing.traces:
-            if matches(wanted, trace.name, trace.object.name, self.folder_url):
+            if matches(wanted, trace.name, trace.object.name, self.config.async_task_url):
                 yield self._explain_trace(trace)
         for window in listing.windows:
-            if matches(wanted, window.name, window.object.name, self.folder_url):
+            if matches(wanted, window.name, window.object.name, self.config.async_task_url):
                 yield self._explain_window(window)
         for marker in listing.undecided:
             window_name = marker.name.removeprefix(UNDECIDED).rpartition(".")[0]
-            if wanted.removeprefix(self.folder_url) in (marker.name, window_name):
+            if wanted.removeprefix(self.config.async_task_url) in (marker.name, window_name):
                 yield self._explain(marker.name, marker.created, ())
 
     def _explain_trace(self, trace: Trace) -> Explanation:
@@ -216,7 +213,7 @@ class Explainer:
         if state in (WindowState.FIRED, WindowState.FIRED_BY_GO):
             return Explanation(
                 stored.name,
-                self.folder_url + stored.name,
+                self.config.async_task_url + stored.name,
                 "was fired",
                 None,
                 tuple(details),
@@ -227,7 +224,7 @@ class Explainer:
         return self._finish(window.key, window.name.end, details)
 
     def _finish(self, key: tuple[str, int], since: datetime, details: list[str]) -> Explanation:
-        url = self.folder_url + key[0]
+        url = self.config.async_task_url + key[0]
         if key in self._dispatched and key[0] not in self._refused:
             return Explanation(
                 key[0],
@@ -252,7 +249,7 @@ class Explainer:
 
     def _explain(self, name: str, since: datetime, details: Iterable[str]) -> Explanation:
         wait = self._waits.get(name) or Wait(name, Reason.TOO_YOUNG, since)
-        return explain_wait(wait, self.folder_url, self.config, details)
+        return explain_wait(wait, self.config, details)
 
     def _holders(self, key: LimitKey) -> list[str]:
         """Say which limit is reached, and who holds its slots."""

@@ -100,7 +100,7 @@ class JournalReader:
         """Return the response document of the last run; ``None`` without one. What was read last stays on errors."""
         hours = self.hours(now - timedelta(hours=24), now)
         # The history may say anything that whoever may write the journal wants to be read.
-        folder = f"{self._config.journal_url.rstrip('/')}/runs/"
+        folder = f"{self._config.journal_url}runs/"
         named = (hour.document for _, hour in sorted(hours.items(), reverse=True))
         url = next((each for each in named if each.startswith(folder)), "")
         with self._lock:

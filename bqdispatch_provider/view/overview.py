@@ -158,7 +158,6 @@ def overview(
     pools: Mapping[str, tuple[int, int]] | None = None,
     problems: Sequence[str] = (),
     project: str = "",
-    folder_url: str = "",
 ) -> Overview:
     """Put together how dispatching goes.
 
@@ -171,14 +170,12 @@ def overview(
     :param pools: slots and taken slots of Airflow's pools, by name; by default they are not known.
     :param problems: what could not be read.
     :param project: show only this project; all by default.
-    :param folder_url: of the task folder; by default the configuration's.
     """
     report = report or Report()
-    url = folder_url or config.async_task_url
     counts = {name: gauges for name, gauges in report.counts.items() if not project or name == project}
     hour = last_hour.projects.get(project, Figures()) if project else last_hour
     seen = _seen(report, last_hour)
-    errors = ErrorReader(report, config, url).errors()
+    errors = ErrorReader(report, config).errors()
     shown = [each for each in errors if not project or each.project in ("", project)]
     return Overview(
         at=at,
@@ -193,13 +190,13 @@ def overview(
         newest_errors=shown[:MAX_ERRORS],
         other_errors=sum(not each.lane for each in shown),
         hidden_errors=len(errors) - len(shown),
-        **_waits(report, config, url, project),
+        **_waits(report, config, project),
     )
 
 
-def _waits(report: Report, config: DispatchConfig, url: str, project: str) -> dict[str, Any]:
+def _waits(report: Report, config: DispatchConfig, project: str) -> dict[str, Any]:
     """Return what the overview says of events that wait."""
-    explainer = ReportExplainer(report, config, url)
+    explainer = ReportExplainer(report, config)
     waits = [each for each in report.waits.values() if not project or _is_of(each.name, project, config)]
     reasons = Counter(each.reason for each in waits) if project else report.waits_by_reason()
     not_due = _not_due(report, project, config)

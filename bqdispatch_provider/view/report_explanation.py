@@ -32,11 +32,10 @@ class ReportExplainer:
 
     :param report: of the last look, or of the last run.
     :param config: the limits.
-    :param folder_url: of the task folder.
     """
 
-    def __init__(self, report: Report, config: DispatchConfig, folder_url: str) -> None:
-        self._report, self._config, self._folder_url = report, config, folder_url
+    def __init__(self, report: Report, config: DispatchConfig) -> None:
+        self._report, self._config = report, config
         self._holders: dict[LimitKey, list[str]] = defaultdict(list)
         for wait in sorted(report.waits.values(), key=lambda each: (each.since, each.name)):
             event = event_of(wait.name, config) if wait.reason in _HOLD_SLOTS else None
@@ -56,7 +55,7 @@ class ReportExplainer:
                 details.append(about_job(_STATES[wait.reason]))
             if wait.reason is Reason.LIMIT:
                 details.append(self._about_limit(event))
-        return explain_wait(wait, self._folder_url, self._config, details)
+        return explain_wait(wait, self._config, details)
 
     def _about_limit(self, event: NamedEvent) -> str:
         project, limit = self._project_of(event), event.lane.limit

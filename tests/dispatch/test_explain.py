@@ -247,7 +247,7 @@ def test_an_explanation_is_pure(world):
     with world.dispatcher() as dispatcher:
         seen = dispatcher.look()
         before = world.control.requests()
-        explainer = Explainer(seen.snapshot, dispatcher.config, dispatcher.store.task_url(""))
+        explainer = Explainer(seen.snapshot, dispatcher.config)
         assert [each.name for each in explainer.find(name)] == [name]
         assert world.control.requests() == before
 

@@ -307,7 +307,7 @@ def test_another_set_up_that_shares_the_journal_or_the_errors_is_a_warning(world
     checks = look(others={"acme": world.config(**{**more, key: own + below})})
     assert findings(checks) == {}
     (said,) = findings(checks, Verdict.WARNING).values()
-    assert f"{key} {own + below!r}" in said
+    assert f"{key} '{(own + below).rstrip('/')}/'" in said
     assert "of its own" in said
 
 

@@ -66,7 +66,7 @@ def test_variables_are_filled_in_everywhere():
         {**PLACES, "JournalURL": "gs://${b}/${f}", "SlackCredentials": {"URL": "gs://${b}/slack", "Key": "${f}/key"}},
         {"b": "bucket", "f": "folder"},
     )
-    assert made.journal_url == "gs://bucket/folder"
+    assert made.journal_url == "gs://bucket/folder/"
     assert made.slack_credentials == SlackCredentials("gs://bucket/slack", "folder/key")
 
 
@@ -105,7 +105,16 @@ def test_everything_wrong_is_said_at_once():
 @pytest.mark.parametrize("place", ["gs://ops/BqDispatch/Tasks", "gs://ops/BqDispatch/Tasks/deeper/"])
 def test_no_place_of_ours_lies_inside_the_task_folder(key, place):
     (finding,) = findings({**PLACES, key: place})
-    assert finding.startswith(f"{key} {place!r} lies inside the task folder")
+    assert finding.startswith(f"{key} '{place.rstrip('/')}/' lies inside the task folder")
+
+
+@pytest.mark.parametrize("key", ["AsyncTaskURL", "JournalURL", "ErrorURL"])
+@pytest.mark.parametrize("place", ["gs://one/a/b", "gs://one/a/b/", "gs://one", "gs://one/"])
+def test_the_url_of_a_folder_ends_with_a_slash_however_it_was_written(key, place):
+    """Names are put behind it: on the page an event would otherwise lie beside its folder."""
+    made = config(**{key: place})
+    urls = {"AsyncTaskURL": made.async_task_url, "JournalURL": made.journal_url, "ErrorURL": made.error_url}
+    assert urls[key] == f"{place.rstrip('/')}/"
 
 
 def test_a_place_beside_the_task_folder_is_fine():
@@ -128,7 +137,7 @@ def test_prefixes_may_not_overlap(prefixes):
 @pytest.mark.parametrize("key", ["JournalURL", "ErrorURL"])
 def test_nothing_of_ours_lies_in_the_trigger_bucket(key):
     (finding,) = findings({**PLACES, "TriggerBucket": "mine", key: "gs://mine/x"})
-    assert finding.startswith(f"{key} 'gs://mine/x' lies in the TriggerBucket")
+    assert finding.startswith(f"{key} 'gs://mine/x/' lies in the TriggerBucket")
 
 
 def test_places_are_checked_beside_everything_else():
@@ -281,7 +290,7 @@ def roots(tmp_path):
 @pytest.mark.parametrize("path", ["a/config.json", "b/c/config.json", "ab/../a/config.json"])
 def test_a_file_in_a_folder_that_is_named_is_read(tmp_path, roots, path):
     made = DispatchConfig.from_url(f"file://{tmp_path}/{path}", file_roots=roots)
-    assert made.reload().journal_url == PLACES["JournalURL"]
+    assert made.reload().journal_url == f"{PLACES['JournalURL']}/"
 
 
 @pytest.mark.parametrize(

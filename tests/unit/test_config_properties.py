@@ -103,7 +103,7 @@ def test_neither_the_order_nor_the_case_of_keys_matters(keys, cases):
 @given(st.lists(st.sampled_from(["${v}", "${w}", "x", "$", "{", "}"]), min_size=1).map("".join))
 def test_a_variables_value_is_taken_as_it_is(value):
     made = DispatchConfig.from_dict({**VALID, "JournalURL": "gs://ops/j/${v}"}, {"v": value, "w": "W"})
-    assert made.journal_url == f"gs://ops/j/{value}"
+    assert made.journal_url == f"gs://ops/j/{value}/"
 
 
 def test_an_objects_url_is_checked_as_it_is_with_its_variables():
@@ -116,7 +116,7 @@ def test_a_variable_is_text_or_a_number(value):
     (finding,) = refused({**VALID, "JournalURL": "gs://ops/${v}"}, {"v": value})
     assert finding.startswith("JournalURL asks for the variable ${v}, which is ")
     assert "hush" not in finding
-    assert DispatchConfig.from_dict({**VALID, "JournalURL": "gs://ops/${v}"}, {"v": 7}).journal_url == "gs://ops/7"
+    assert DispatchConfig.from_dict({**VALID, "JournalURL": "gs://ops/${v}"}, {"v": 7}).journal_url == "gs://ops/7/"
 
 
 @pytest.mark.parametrize("key", [key for key, value in VALID.items() if isinstance(value, str) and key != "RulesURL"])
