@@ -328,7 +328,7 @@ class Dispatcher:
         """
         self._performance.write(report, self._services)
         if label is not None:
-            self.history.write(report, self.store, self.config.journal_url, label)
+            self.history.write(report, self.store, self.config, label)
             self._retention.run()
 
 

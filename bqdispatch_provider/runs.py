@@ -169,7 +169,7 @@ def end_run(
     """
     earlier = journal.read_document()
     report = earlier or Report()
-    dispatcher.history.mark_known(report)
+    dispatcher.history.mark_known(report, dispatcher.config)
     task_reports = journal.task_reports()
     # ``report.parts`` has a fingerprint of each task's part that was merged before, so none is counted twice.
     news = [each for each in task_reports if not each.is_merged(report.parts.get(each.task, ""))]

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
+from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.model import Outcome, Reason
+from bqdispatch_provider.core.named_events import event_of
 from bqdispatch_provider.core.report import Report, by_lane, lags, without_zeros
+from bqdispatch_provider.core.report_errors import ErrorReader
+from bqdispatch_provider.core.waits import Wait
 
 SPAN = timedelta(minutes=5)
 """Length of the time that figures stand for."""
@@ -53,14 +57,14 @@ class Figures:
     :param dispatched: events, by lane.
     :param failed: errors that reports have told of.
     :param quarantined: objects that were set aside.
-    :param late: windows that had returned for files that were loaded, and were removed.
+    :param late: windows that had returned for files that were loaded, and were removed; not known of single projects.
     :param lags: how many lags, from a job's end to its trace's delivery, fell between two of :data:`LAG_BOUNDS_S`.
     :param seen: when the states were seen (aware); ``None`` if nothing was seen.
     :param states: how many jobs or events ``Running``, ``Pending`` and ``Throttled`` counted, by lane.
     :param waiting: events that had waited for more than a minute, by reason.
     :param windows_due: windows that were due for more than a minute, and not fired.
-    :param oldest: since when the oldest event waited; ``None`` if none did.
-    :param projects: figures of single projects.
+    :param projects: figures of single projects. What is of no project that is known, such as an error that names none,
+        is only in the sum.
     """
 
     dispatched: Counter[str] = field(default_factory=Counter)
@@ -72,7 +76,6 @@ class Figures:
     states: dict[str, Counter[str]] = field(default_factory=dict)
     waiting: Counter[str] = field(default_factory=Counter)
     windows_due: int = 0
-    oldest: datetime | None = None
     projects: dict[str, Figures] = field(default_factory=dict)
 
     def add(self, other: Figures) -> None:
@@ -86,11 +89,11 @@ class Figures:
         self.late += other.late
         self.lags.update(other.lags)
         if other.seen is not None and (self.seen is None or other.seen >= self.seen):
-            self.seen, self.states, self.waiting = other.seen, other.states, other.waiting
-            self.windows_due, self.oldest = other.windows_due, other.oldest
+            self.seen, self.states = other.seen, other.states
+            self.waiting, self.windows_due = other.waiting, other.windows_due
             for project, figures in self.projects.items():
                 if project not in other.projects:
-                    figures.states = {}
+                    figures.states, figures.waiting, figures.windows_due = {}, Counter(), 0
         for project, figures in other.projects.items():
             self.projects.setdefault(project, Figures()).add(figures)
 
@@ -123,7 +126,6 @@ class Figures:
             **{state: without_zeros(self.states.get(state, {})) for state in _STATES},
             "Waiting": without_zeros(self.waiting),
             "WindowsDue": self.windows_due,
-            "Oldest": self.oldest.isoformat(timespec="seconds") if self.oldest else None,
             "Projects": {project: self.projects[project].to_dict() for project in sorted(busiest)},
         }
         return {key: value for key, value in document.items() if value}
@@ -147,7 +149,6 @@ class Figures:
                 {state: documents.numbers(document[state]) for state in _STATES if document.get(state)},
                 documents.numbers(document.get("Waiting", {})),
                 documents.number(document.get("WindowsDue", 0)),
-                documents.moment(document.get("Oldest")),
                 {str(project): cls.from_dict(each) for project, each in document.get("Projects", {}).items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -155,7 +156,8 @@ class Figures:
 
     def weight(self) -> int:
         """Return how much happened, to choose which projects have figures of their own."""
-        return self.dispatched.total() + sum(counter.total() for counter in self.states.values())
+        counters = (self.dispatched, self.waiting, *self.states.values())
+        return self.failed + self.quarantined + self.windows_due + sum(counter.total() for counter in counters)
 
 
 @dataclass
@@ -229,37 +231,43 @@ class NewFigures:
         self._taken: Counter[tuple[str, ...]] = Counter()
         self._jobs = 0
 
-    def take(self, report: Report) -> Figures:
+    def take(self, report: Report, config: DispatchConfig) -> Figures:
         """Return what is new in a report.
 
         :param report: of the run so far.
+        :param config: names the project of events whose name has none.
         """
         lag_counts: defaultdict[str, Counter[int]] = defaultdict(Counter)
         for job in islice(report.jobs.values(), self._jobs, None):
             lag_counts[job.get("Project", "")].update(bisect_left(LAG_BOUNDS_S, lag) for lag in lags([job]))
+        self._jobs = len(report.jobs)
+        failed = Counter(error.project for error in ErrorReader(report, config).errors())
+        folder_url = config.async_task_url
+        quarantined = Counter(_project_of(url.removeprefix(folder_url), config) for url in report.quarantined)
+        waits: defaultdict[str, list[Wait]] = defaultdict(list)
+        for wait in report.waits.values():
+            waits[_project_of(wait.name, config)].append(wait)
         figures = Figures(
-            failed=self._new(len(report.errors), "failed"),
+            failed=self._new(failed.total(), "failed"),
             quarantined=self._new(report.outcomes[Outcome.QUARANTINED], "quarantined"),
             late=self._new(report.late, "late"),
             lags=sum(lag_counts.values(), Counter()),
             seen=report.seen or report.started,
-            waiting=Counter({str(reason): number for reason, number in report.waits_by_reason().items()}),
-            windows_due=sum(
-                name.endswith(".win") and wait.reason is not Reason.NOT_DUE for name, wait in report.waits.items()
-            ),
-            oldest=report.oldest,
+            waiting=_numbers(report.waits_by_reason()),
+            windows_due=sum(map(_windows_due, waits.values())),
         )
-        self._jobs = len(report.jobs)
-        for project, counts in report.counts.items():
+        for project in {*report.counts, *failed, *quarantined, *waits} - {""}:
+            counts = report.counts.get(project, {})
             dispatched = by_lane(counts.get("Dispatched", {}))
             mine = Figures(
                 Counter({str(lane): self._new(number, project, lane) for lane, number in dispatched.items()}),
+                self._new(failed[project], project, "failed"),
+                self._new(quarantined[project], project, "quarantined"),
                 lags=lag_counts[project],
-                seen=report.seen or report.started,
-                states={
-                    state: Counter({str(lane): number for lane, number in by_lane(counts.get(state, {})).items()})
-                    for state in _STATES
-                },
+                seen=figures.seen,
+                states={state: _numbers(by_lane(counts.get(state, {}))) for state in _STATES},
+                waiting=_numbers(Counter(wait.reason for wait in waits[project])),
+                windows_due=_windows_due(waits[project]),
             )
             figures.dispatched.update(mine.dispatched)
             for state, counter in mine.states.items():
@@ -271,6 +279,19 @@ class NewFigures:
     def _new(self, total: int, *what: str) -> int:
         new, self._taken[what] = total - self._taken[what], total
         return max(new, 0)
+
+
+def _project_of(path: str, config: DispatchConfig) -> str:
+    event = event_of(path, config)
+    return event.project if event is not None else ""
+
+
+def _windows_due(waits: Iterable[Wait]) -> int:
+    return sum(wait.name.endswith(".win") and wait.reason is not Reason.NOT_DUE for wait in waits)
+
+
+def _numbers(counter: Mapping[Any, int]) -> Counter[str]:
+    return Counter({str(key): number for key, number in counter.items()})
 
 
 def span_of(at: datetime) -> datetime:

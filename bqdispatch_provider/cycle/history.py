@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from google.api_core.exceptions import PreconditionFailed
 
+from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.history import Figures, Hour, NewFigures, RunLabel
 from bqdispatch_provider.core.report import Report
@@ -39,24 +40,25 @@ class HistoryWriter:
         self._known: tuple[str, Hour, int] | None = None
         """The document that was written last, by its URL, and its generation: mostly nobody else writes it."""
 
-    def mark_known(self, report: Report) -> None:
+    def mark_known(self, report: Report, config: DispatchConfig) -> None:
         """Mark what a report tells as known: the history has it from an earlier process.
 
         :param report: of the run before this process went on with it.
+        :param config: as for :meth:`write`.
         """
-        self._new.take(report)
+        self._new.take(report, config)
 
-    def write(self, report: Report, store: TaskStore, journal_url: str, label: RunLabel) -> None:
+    def write(self, report: Report, store: TaskStore, config: DispatchConfig, label: RunLabel) -> None:
         """Write what is new in a report. What cannot be written is kept for the next time.
 
         :param report: of the run so far.
         :param store: reaches the journal.
-        :param journal_url: ``JournalURL`` of the configuration.
+        :param config: says where the journal lies, and which project events belong to whose name has none.
         :param label: of the run.
         """
-        self._unwritten.add(self._new.take(report))
+        self._unwritten.add(self._new.take(report, config))
         now, ticket = store.now(), uuid.uuid4().hex[:12]
-        url = hour_url(journal_url, now)
+        url = hour_url(config.journal_url, now)
         try:
             for _ in range(MAX_TRIES):
                 hour, generation = self._read(store, url, now)

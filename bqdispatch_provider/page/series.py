@@ -47,15 +47,11 @@ class Selection:
     project: str = ""
 
     def figures(self, spans: Iterable[Figures]) -> Figures:
-        """Return the sum of figures, those of single projects left out.
-
-        Of one project, what was dispatched, with its lags, and how things stood is known; everything else is of all
-        projects.
-        """
+        """Return the sum of figures, those of single projects left out. Late windows are those of all projects."""
         total = Figures()
         for each in spans:
             mine = each.projects.get(self.project, Figures()) if self.project else each
-            total.add(replace(each, dispatched=mine.dispatched, lags=mine.lags, states=mine.states, projects={}))
+            total.add(replace(mine, late=each.late, seen=each.seen, projects={}))
         return total
 
 
@@ -109,6 +105,7 @@ def point(figures: Figures) -> dict[str, Any]:
         "seen": seen,
         "dispatched": {str(lane): figures.dispatched[str(lane)] for lane in Lane},
         **{key: _sum(figures, state) if seen else None for key, state in _STATES.items()},
+        "waiting": figures.waiting.total() if seen else None,
         "failed": figures.failed,
         "quarantined": figures.quarantined,
         "late": figures.late,

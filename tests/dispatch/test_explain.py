@@ -290,9 +290,9 @@ def test_a_run_that_goes_on_for_long_is_no_silence(world, looked_s, level):
     assert found.seen == hour.seen
 
 
-def test_a_history_says_when_a_long_run_looked_last():
+def test_a_history_says_when_a_long_run_looked_last(world):
     first, later = (datetime(2026, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 9))
     report = Report(started=first, seen=first, cycles=1)
     report.add_cycle(Report(started=later, seen=later, cycles=1))
     assert (report.started, report.seen) == (first, later)
-    assert NewFigures().take(report).seen == later
+    assert NewFigures().take(report, world.config()).seen == later

@@ -1,15 +1,20 @@
 """The history that runs leave, and how long documents stay in the journal."""
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from world import World
 
 from bqdispatch_provider.core.history import Figures, Hour, NewFigures, RunLabel, span_of
+from bqdispatch_provider.core.model import Outcome, Reason
 from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.cycle.history import HistoryWriter, hour_url
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LABEL = RunLabel("my_dag", "gs://journal/journal/runs/document.json")
 
 
@@ -67,8 +72,38 @@ def test_what_a_run_that_goes_on_has_told_is_not_told_again(world):
     with world.dispatcher() as dispatcher:
         for number in (1, 3, 3, 7):
             report.counts["p"]["Dispatched"]["LoadJobs"] = number
-            writer.write(report, dispatcher.store, dispatcher.config.journal_url, LABEL)
+            writer.write(report, dispatcher.store, dispatcher.config, LABEL)
     assert total(world).dispatched == {"jobs": 7}
+
+
+def test_each_project_has_the_figures_that_the_sum_has(world):
+    """The page shows one project, or all; what is of no project is in the sum alone."""
+    config = World.config()
+    name = "proj:{}:US/ds.t--{}_00001_query--dispatch".format
+    report = Report(started=NOW, waits={each.name: each for each in (wait(name("one", 1)), wait(name("two", 2)))})
+    report.waits["one:ds.t_77_1700000000.win"] = wait("one:ds.t_77_1700000000.win")
+    report.quarantined[config.async_task_url + name("two", 3)] = "it is odd"
+    report.outcomes[Outcome.QUARANTINED] = 1
+    for said in (f"{name('one', 1)!r} was not moved: 403", "the jobs of project 'two' cannot be looked up: 403", "odd"):
+        report.add_error(said)
+    figures = NewFigures().take(report, config)
+    numbers = {key: (each.failed, each.quarantined, each.windows_due) for key, each in figures.projects.items()}
+    assert numbers == {"one": (1, 0, 1), "two": (1, 1, 0)}
+    assert (figures.failed, figures.quarantined, figures.windows_due) == (3, 1, 1)
+    assert figures.projects["one"].waiting == {"refused": 2}
+    assert figures.waiting == {"refused": 3}
+
+
+def test_a_project_of_which_the_last_look_says_nothing_has_nothing_that_waits():
+    one, none = Figures(seen=NOW, waiting=Counter(refused=2), windows_due=1), Figures(seen=NOW)
+    whole = Figures()
+    whole.add(Figures(seen=NOW, projects={"p": one}))
+    whole.add(Figures(seen=NOW, projects={"q": none}))
+    assert (whole.projects["p"].waiting.total(), whole.projects["p"].windows_due) == (0, 0)
+
+
+def wait(name):
+    return Wait(name, Reason.REFUSED, NOW)
 
 
 def test_dispatchers_that_write_at_one_time_lose_nothing_of_each_other(world, monkeypatch):
@@ -76,8 +111,8 @@ def test_dispatchers_that_write_at_one_time_lose_nothing_of_each_other(world, mo
     report = Report(started=datetime.now(UTC))
     report.counts["p"]["Dispatched"]["LoadJobs"] = 1
     with world.dispatcher() as dispatcher, ThreadPoolExecutor(4) as threads:
-        store, url = dispatcher.store, dispatcher.config.journal_url
-        list(threads.map(lambda _: HistoryWriter().write(report, store, url, LABEL), range(8)))
+        store, config = dispatcher.store, dispatcher.config
+        list(threads.map(lambda _: HistoryWriter().write(report, store, config, LABEL), range(8)))
     assert total(world).dispatched == {"jobs": 8}
 
 
@@ -86,7 +121,7 @@ def test_a_lost_answer_counts_nothing_twice(world, monkeypatch):
     report.counts["p"]["Dispatched"]["LoadJobs"] = 1
     world.control.add_fault("storage.objects.insert", "status", status=503, times=1, after=True)
     with world.dispatcher() as dispatcher:
-        HistoryWriter().write(report, dispatcher.store, dispatcher.config.journal_url, LABEL)
+        HistoryWriter().write(report, dispatcher.store, dispatcher.config, LABEL)
     assert total(world).dispatched == {"jobs": 1}
 
 
@@ -97,7 +132,7 @@ def test_what_cannot_be_written_follows_with_the_next_figures(world):
             report.counts["p"]["Dispatched"]["LoadJobs"] = number
             if refuses:
                 world.control.refuse("storage.objects.create", bucket="journal")
-            writer.write(report, dispatcher.store, dispatcher.config.journal_url, LABEL)
+            writer.write(report, dispatcher.store, dispatcher.config, LABEL)
             world.control.allow_all()
     assert total(world).dispatched == {"jobs": 5}
 
@@ -140,7 +175,6 @@ def test_figures_are_read_as_they_were_written():
     figures.dispatched["sql"] = 4
     figures.lags.update({0: 1, 17: 2})
     figures.states["Throttled"] = figures.dispatched.copy()
-    figures.oldest = datetime(2025, 12, 31, tzinfo=UTC)
     figures.projects["a:b"] = Figures(failed=1)
     figures.projects["a:b"].dispatched["sql"] = 4
     assert Figures.from_dict(json.loads(json.dumps(figures.to_dict()))) == figures
@@ -154,7 +188,7 @@ def test_the_lag_that_a_share_of_the_events_does_not_exceed():
         ended = datetime(2026, 1, 1, tzinfo=UTC)
         moved = ended + timedelta(seconds=2 if number < 90 else 50)
         report.jobs[str(number)] = {"EndTime": ended.isoformat(), "DispatchTime": moved.isoformat()}
-    figures.add(new.take(report))
+    figures.add(new.take(report, World.config()))
     assert 1 < figures.lag(0.5) <= 2
     assert 45 < figures.lag(0.95) <= 60
     assert Figures().lag(0.5) is None

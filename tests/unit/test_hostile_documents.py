@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.history import Hour, NewFigures
@@ -14,6 +15,7 @@ from bqdispatch_provider.core.report import MAX_NAMED, Report
 from bqdispatch_provider.core.waits import Wait, waits_from_dict, waits_to_dict
 
 NOW = datetime(2026, 1, 1, 12, 7, tzinfo=UTC)
+CONFIG = DispatchConfig.from_dict({"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/j", "ErrorURL": "gs://ops/e"})
 ODD = [
     None,
     True,
@@ -58,7 +60,7 @@ def report():
 
 def hour():
     made = Hour()
-    made.add(NOW, NewFigures().take(report()), "dag", "gs://x/y", "ticket")
+    made.add(NOW, NewFigures().take(report(), CONFIG), "dag", "gs://x/y", "ticket")
     return made
 
 
@@ -98,13 +100,13 @@ def use_report(document):
     whole.add_task(read)
     whole.add_part(read)
     whole.add_cycle(read)
-    return [whole.to_dict(), whole.in_words(), NewFigures().take(whole).to_dict()]
+    return [whole.to_dict(), whole.in_words(), NewFigures().take(whole, CONFIG).to_dict()]
 
 
 def use_hour(document):
     read = Hour.from_dict(document, NOW.replace(minute=0))
-    read.add(NOW, NewFigures().take(report()))
-    whole = NewFigures().take(report())
+    read.add(NOW, NewFigures().take(report(), CONFIG))
+    whole = NewFigures().take(report(), CONFIG)
     for figures in read.spans.values():
         whole.add(figures)
     whole.lag(0.5)

@@ -367,8 +367,8 @@ function tiles([byLane, figures, waits, first, range, project, held]) {
     tile("Waiting", number(late), ["over a minute; ", first ? ["oldest ", make("time", { datetime: first, "data-since": first, "data-short": "1" })] : "none"]),
     tile("Dispatched", number(done), inRange(range)),
     tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched"),
-    tile("Errors", number(figures.failed), `${inRange(range)} ${whole(project)}`, figures.failed ? "alert" : ""),
-    tile("Quarantine", number(held), held ? "objects set aside" : "nothing set aside", held ? "notice" : ""));
+    tile("Errors", number(figures.failed), inRange(range), figures.failed ? "alert" : ""),
+    tile("Quarantine", number(held), `${held ? "objects set aside" : "nothing set aside"} ${whole(project)}`, held ? "notice" : ""));
 }
 
 // --- Charts.
@@ -465,22 +465,22 @@ function dispatchedChart([points, range]) {
   const total = points.reduce((sum, point) => sum + all(point), 0);
   const most = Math.max(0, ...points.map(all));
   const parts = Object.entries(LANE_COLOURS).map(([lane, colour]) => [(point) => point.dispatched[lane], colour]);
-  const columns = Object.entries(LANES).map(([lane, name]) => [name, (point) => number(point.dispatched[lane])]);
+  const columns = [...Object.entries(LANES).map(([lane, name]) => [name, (point) => number(point.dispatched[lane])]), ["Errors", (point) => number(point.failed)]];
   return chartCard("Dispatched", each(range), Object.entries(LANES).map(([lane, name]) => [name, LANE_COLOURS[lane]]), points, columns, (width) => {
     const axis = axes(width, points, most, short, "Dispatched events", `${count(total, "event")} ${inRange(range)}, at most ${number(most)} ${each(range)}`);
     bars(axis, points, parts);
-    hits(axis, points, (point) => Object.entries(LANES).map(([lane, name]) => `${name}: ${number(point.dispatched[lane])}`).join("\n"));
+    hits(axis, points, (point) => columns.map(([name, read]) => `${name}: ${read(point)}`).join("\n"));
     return axis.svg;
   }, "table dispatched");
 }
 
-const STATES = [["Running", "running", "first"], ["Pending", "pending", "grey"], ["Throttled", "throttled", "fourth"]];
+const STATES = [["Running", "running", "first"], ["Pending", "pending", "grey"], ["Throttled", "throttled", "fourth"], ["Waiting", "waiting", "third"]];
 
 function waitingChart([points, range]) {
   const most = Math.max(0, ...points.flatMap((point) => STATES.map(([, key]) => point[key] ?? 0)));
   const words = (value) => (value === null ? "not seen" : number(value));
-  return chartCard("Running and pending", "when last seen", STATES.map(([name, , colour]) => [name, colour]), points, STATES.map(([name, key]) => [name, (point) => words(point[key])]), (width) => {
-    const axis = axes(width, points, most, short, "Running and pending", `at most ${number(most)} ${inRange(range)}; gaps where no run has looked`);
+  return chartCard("Running and waiting", "when last seen", STATES.map(([name, , colour]) => [name, colour]), points, STATES.map(([name, key]) => [name, (point) => words(point[key])]), (width) => {
+    const axis = axes(width, points, most, short, "Running and waiting", `at most ${number(most)} ${inRange(range)}; gaps where no run has looked`);
     for (const [, key, colour] of [...STATES].reverse()) lines(axis, points, (point) => point[key], colour);
     hits(axis, points, (point) => STATES.map(([name, key]) => `${name}: ${words(point[key])}`).join("\n"));
     return axis.svg;
@@ -515,7 +515,7 @@ function lanes([byLane, figures, range, project]) {
     [["windows due, not fired", figures.windows_due], ["windows fired", figures.dispatched.windows], ["late windows removed", figures.late], ["errors, all lanes", figures.failed], ["quarantined", figures.quarantined]]
       .map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { class: value ? null : "zero" }, number(value))))),
   make("p", { class: "foot" }, `In the table errors are those of the last run, below it those ${inRange(range)}.`,
-    project && " Due and late windows, errors of a range and quarantine are of all projects."));
+    project && " Late windows are those of all projects, and an error that names none is counted with no project."));
   made.classList.add("half");
   return made;
 }
