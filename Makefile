@@ -15,11 +15,14 @@ help: ## list the targets
 
 setup: .venv/ready ## make the environment in .venv
 
-.venv/ready: .ci/requirements.lock .ci/uv.lock pyproject.toml
+.venv/uv: .ci/uv.lock
 	@command -v $(PYTHON) >/dev/null || { echo "make needs $(PYTHON); name another with make PYTHON=…" >&2; exit 1; }
-	@echo "Setting up .venv (a minute or two the first time) …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement .ci/uv.lock
+	@touch $@
+
+.venv/ready: .venv/uv .ci/requirements.lock pyproject.toml
+	@echo "Setting up .venv (a minute or two the first time) …"
 	@$(UV) pip sync --quiet --python $(BIN)/python .ci/requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -110,8 +113,9 @@ docs: setup ## the documentation site in .work/site, without a warning
 	@AIRFLOW_HOME=$(CURDIR)/.work/site-airflow AIRFLOW__LOGGING__LOGGING_LEVEL=ERROR $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going .work/site-pages .work/site
 	@echo "Open .work/site/index.html"
 
-dist: setup ## wheel and sdist in dist/
-	$(UV) build --quiet --no-build-isolation --python $(BIN)/python --out-dir $(or $(DIST),dist)
+dist: .venv/uv ## wheel and sdist in dist/, in place of earlier ones
+	@rm -f $(or $(DIST),dist)/airflow_provider_bqdispatch-*
+	$(UV) build --quiet --build-constraint .ci/requirements.lock --require-hashes --python $(BIN)/python --out-dir $(or $(DIST),dist)
 
 clean: ## remove what make made
 	rm -rf .venv .work dist
