@@ -81,7 +81,9 @@ def dispatch_dag(
     :param jobs_slots: slots of the pool for all other events and windows that a task takes: ``MaxConcurrentJobs``.
         Default: the environment variable ``BQDISPATCH_JOBS_SLOTS``, or 1.
     :param assets: emit asset events, as for :class:`~bqdispatch_provider.operators.DispatchReportOperator`.
-    :param options: arguments of the DAG, which replace its own. Default of ``schedule``: the environment variable
+    :param options: arguments of the DAG, which replace its own. Default of ``is_paused_upon_creation``: True, whatever
+        Airflow's configuration says, since beside BqTail's cloud function the DAG would deliver events twice. Give
+        ``None`` to leave it to the configuration. Default of ``schedule``: the environment variable
         ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), or what the way needs. With ``events`` it has to be a
         cron expression. ``default_args`` are added to three retries after a second each. Default of
         ``dagrun_timeout`` for the ways ``minute`` and ``minute_deferred``: 5 minutes if the schedule is every minute,
@@ -99,6 +101,8 @@ def dispatch_dag(
         "schedule": schedule,
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),
         "catchup": False,
+        # Beside another kind of dispatcher it would deliver twice, so somebody has to switch it on.
+        "is_paused_upon_creation": True,
         "max_active_runs": 2 if in_minutes and schedule != "@continuous" else 1,
         "tags": ["bqtail", "bigquery"],
         **({"dagrun_timeout": timedelta(seconds=time_to_live or _MAX_RUN_S) + _MAX_REST} if in_minutes else {}),

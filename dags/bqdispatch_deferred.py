@@ -8,4 +8,4 @@ not apply; the dispatcher itself keeps the limits.
 
 from bqdispatch_provider.factory import dispatch_dag
 
-dag = dispatch_dag(way="deferred", dag_id="bqdispatch_deferred", is_paused_upon_creation=True)
+dag = dispatch_dag(way="deferred", dag_id="bqdispatch_deferred")

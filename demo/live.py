@@ -148,6 +148,13 @@ class LiveAirflow:
         """Delete by Airflow's REST API (``/api/v2``); raises as :meth:`get`."""
         self._ask("DELETE", path)
 
+    def switch_on(self, dag_id: str) -> None:
+        """Switch a DAG on as soon as Airflow has read its file; raises as :meth:`get`."""
+        while dag_id not in {each["dag_id"] for each in self.get("dags", limit=100)["dags"]}:
+            self._may_go_on()
+            time.sleep(POLL_S)
+        self.patch(f"dags/{dag_id}", {"is_paused": False})
+
     def check(self) -> None:
         """Check that Airflow runs.
 

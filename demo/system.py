@@ -45,8 +45,8 @@ DOCUMENT = {
     "MaxConcurrentJobs": 3,
 }
 DAGS = ("bqdispatch.py", "examples/after_a_table.py")
-FOLLOWING = "after_a_table"
-"""ID of the DAG that starts when a table was loaded."""
+DISPATCHING, FOLLOWING = "bqdispatch", "after_a_table"
+"""IDs of the DAG that dispatches, and of the one that starts when a table was loaded."""
 
 FIRST_FILES = 60
 _LEGEND = (
@@ -182,6 +182,7 @@ class _Demo:
             may_go_on=self._check,
         )
         self._held.enter_context(self._airflow)
+        self._airflow.switch_on(DISPATCHING)
 
     def _in_background(self, work: Any) -> None:
         thread = threading.Thread(target=work, daemon=True)
@@ -194,7 +195,7 @@ class _Demo:
         feed = self._feed()
         self._in_background(feed.run)
         with self._live() as live:
-            self._switch_on(FOLLOWING)
+            self._airflow.switch_on(FOLLOWING)
             while True:
                 self._look(live)
                 self._pause(2)
@@ -254,12 +255,6 @@ class _Demo:
             highlight=False,
         )
         return Feed(self._bqtail, self._stopped)
-
-    def _switch_on(self, dag_id: str) -> None:
-        """Switch a DAG on as soon as Airflow has read its file."""
-        while dag_id not in {each["dag_id"] for each in self._airflow.get("dags", limit=100)["dags"]}:
-            self._pause(1)
-        self._airflow.patch(f"dags/{dag_id}", {"is_paused": False})
 
     def _live(self) -> Live:
         return Live(console=notes, refresh_per_second=4, transient=False)

@@ -8,4 +8,4 @@ one need no run of their own.
 
 from bqdispatch_provider.factory import dispatch_dag
 
-dag = dispatch_dag(way="events", dag_id="bqdispatch_on_events", schedule="* * * * *", is_paused_upon_creation=True)
+dag = dispatch_dag(way="events", dag_id="bqdispatch_on_events", schedule="* * * * *")

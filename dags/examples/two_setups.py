@@ -7,5 +7,5 @@ that no other set-up uses, and the pools that ``bqdispatch pools --setup acme`` 
 
 from bqdispatch_provider.factory import dispatch_dag
 
-acme = dispatch_dag("acme", is_paused_upon_creation=True)
-globex = dispatch_dag("globex", is_paused_upon_creation=True)
+acme = dispatch_dag("acme")
+globex = dispatch_dag("globex")

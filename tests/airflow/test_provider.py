@@ -138,6 +138,15 @@ def test_each_way_to_run_has_a_dag_for_any_set_up(database, way):
     assert set(deferrable.values()) == {way != "minute"}
 
 
+def test_a_dag_that_dispatches_is_switched_on_by_somebody(database, monkeypatch):
+    """Whatever Airflow is configured for: beside BqTail's cloud function it would deliver twice (docs/migration.md)."""
+    from bqdispatch_provider.factory import dispatch_dag
+
+    monkeypatch.setenv("AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION", "False")
+    assert dispatch_dag("acme").is_paused_upon_creation is True
+    assert dispatch_dag("acme", is_paused_upon_creation=None).is_paused_upon_creation is None
+
+
 def test_what_an_event_driven_dag_runs_at_in_any_case_is_a_cron_expression(database):
     from airflow.exceptions import AirflowTimetableInvalid
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS

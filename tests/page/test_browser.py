@@ -49,6 +49,7 @@ def airflow(tmp_path_factory):
         pools = expected_pools(DispatchConfig.from_dict(document()))
         pools["bqdispatch_sql"] = {**pools["bqdispatch_sql"], "slots": 3}
         with LiveAirflow(home / "airflow", home / "dags", pools, environment) as live:
+            live.switch_on("bqdispatch")
             yield live
 
 

@@ -39,7 +39,7 @@ RUN = {
     "README.md": {
         "$ git clone": "tests/live/test_demo.py::test_sixty_events_go_through_exactly_once_within_the_limits",
         "$ make dist": "tests/release/test_wheel.py::test_the_sample_dag_runs_from_the_wheel_alone",
-        "$ airflow config": f"{COMMANDS}::test_airflow_is_set_up_by_the_commands_of_the_readme",
+        "$ mkdir": f"{COMMANDS}::test_the_dag_is_copied_where_airflow_looks_for_it",
         "$ airflow connections": f"{COMMANDS}::test_airflow_is_set_up_by_the_commands_of_the_readme",
         "$ bqdispatch pools": POOLS,
         "$ bqdispatch smoke": f"{SMOKE}::test_the_command_prints_one_line_a_check_and_exits_with_zero",
