@@ -25,6 +25,7 @@ def document(world):
 def live(world, document, tmp_path):
     slots = {"BQDISPATCH_SQL_SLOTS": str(SQL), "BQDISPATCH_JOBS_SLOTS": str(JOBS)}
     with airflow_with(document, world.url, tmp_path / "airflow", ROOT / "dags", **slots) as airflow:
+        airflow.switch_on("bqdispatch")
         yield airflow
 
 
