@@ -107,9 +107,16 @@ def test_a_connection_takes_the_subscription(database, monkeypatch):
 
 
 def test_a_file_of_three_lines_makes_the_dag_of_a_set_up(tmp_path):
-    """The file of docs/setups.md."""
-    (tmp_path / "acme.py").write_text(block("docs/setups.md", "python"))
-    assert runpy.run_path(str(tmp_path / "acme.py"))["dag"].dag_id == "bqdispatch_acme"
+    """The file of docs/setups.md, which Airflow reads as a DAG file."""
+    from airflow.utils.file import might_contain_dag
+
+    from bqdispatch_provider.core.setups import SetUp
+
+    file = tmp_path / "acme.py"
+    file.write_text(block("docs/setups.md", "python"))
+    assert might_contain_dag(str(file), safe_mode=True)
+    assert runpy.run_path(str(file))["dag"].dag_id == "bqdispatch_acme"
+    assert file.read_text() == SetUp("acme").dag_source
 
 
 def test_the_report_task_takes_the_notifier():

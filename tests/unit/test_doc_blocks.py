@@ -89,7 +89,8 @@ RUN = {
         ),
     },
     "docs/setups.md": {
-        "from bqdispatch_provider": f"{COMMANDS}::test_a_file_of_three_lines_makes_the_dag_of_a_set_up",
+        '"""Airflow\'s DAG': f"{COMMANDS}::test_a_file_of_three_lines_makes_the_dag_of_a_set_up",
+        "$ bqdispatch pools": "tests/airflow/test_pools.py::test_the_pools_of_a_set_up_have_its_name",
     },
     "docs/slack.md": {"from bqdispatch_provider": f"{COMMANDS}::test_the_report_task_takes_the_notifier"},
     "docs/testing.md": {
