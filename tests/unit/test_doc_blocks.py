@@ -101,7 +101,7 @@ RUN = {
     "docs/troubleshooting.md": {
         "$ bqdispatch explain": "tests/dispatch/test_explain.py::test_an_event_is_found_by_whatever_names_it",
     },
-    "docs/upgrade.md": {"$ airflow connections": f"{COMMANDS}::test_the_uninstalled_leave_nothing_in_airflow"},
+    "docs/upgrade.md": {"$ airflow dags delete": f"{COMMANDS}::test_the_uninstalled_leave_nothing_in_airflow"},
     "deploy/composer/README.md": {
         f"{DEPLOY}\n": "tests/deploy/test_composer.py::test_everything_is_in_place_afterwards",
         f"{DEPLOY} \\\n": ("tests/deploy/test_given_wheel.py::test_a_wheel_on_a_server_is_downloaded_and_deployed"),
