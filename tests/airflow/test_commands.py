@@ -121,6 +121,18 @@ def test_a_file_of_three_lines_makes_the_dag_of_a_set_up(tmp_path):
     assert file.read_text() == SetUp("acme").dag_source
 
 
+def test_the_file_of_another_way_makes_a_dag_of_its_own(tmp_path):
+    """The file of docs/dag.md, which Airflow reads as a DAG file."""
+    from airflow.utils.file import might_contain_dag
+
+    file = tmp_path / "deferred.py"
+    file.write_text(block("docs/dag.md", "python"))
+    assert might_contain_dag(str(file), safe_mode=True)
+    dag = runpy.run_path(str(file))["dag"]
+    assert dag.dag_id == "bqdispatch_minute_deferred"
+    assert dag.get_task("dispatch_sql").deferrable
+
+
 def test_the_report_task_takes_the_notifier():
     """The example of docs/slack.md."""
     from bqdispatch_provider.operators import DispatchReportOperator

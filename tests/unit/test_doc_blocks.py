@@ -57,6 +57,7 @@ RUN = {
             "tests/compose/test_celery.py::test_the_readme_has_the_command_that_was_run_here"
         ),
     },
+    "docs/dag.md": {'"""Airflow\'s DAG': f"{COMMANDS}::test_the_file_of_another_way_makes_a_dag_of_its_own"},
     "docs/grafana.md": {
         "[metrics]": f"{COMMANDS}::test_airflow_knows_the_settings_that_send_metrics",
         "$ statsd_exporter": f"{GRAFANA}::test_what_a_dispatcher_sends_arrives_with_its_labels",
