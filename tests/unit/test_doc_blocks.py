@@ -57,6 +57,7 @@ RUN = {
             "tests/compose/test_celery.py::test_the_readme_has_the_command_that_was_run_here"
         ),
     },
+    "docs/configuration.md": {'{"ProjectID"': "tests/unit/test_config.py::test_the_document_of_the_page_is_valid"},
     "docs/dag.md": {'"""Airflow\'s DAG': f"{COMMANDS}::test_the_file_of_another_way_makes_a_dag_of_its_own"},
     "docs/grafana.md": {
         "[metrics]": f"{COMMANDS}::test_airflow_knows_the_settings_that_send_metrics",
