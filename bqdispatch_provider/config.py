@@ -80,7 +80,7 @@ class DispatchConfig:
     def from_dict(cls, document: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> DispatchConfig:
         """Check a document that has been read already.
 
-        :param document: the keys and values of docs/protocol.md; keys that only BqTail knows are ignored.
+        :param document: the keys and values of docs/configuration.md; keys that only BqTail knows are ignored.
         :param variables: values for ``${name}`` in any string; none by default.
         :raises ConfigError: when it is invalid, with every finding at once.
         """

@@ -35,6 +35,7 @@ def block(page, language):
 def airflow(database, airflow_prints):
     """Runs a command of Airflow's, which knows the DAG; afterwards there is nothing of it left."""
     from airflow.api.common.delete_dag import delete_dag
+    from airflow.exceptions import DagNotFound
     from airflow.models.dag import DagModel
     from airflow.utils.session import create_session
 
@@ -48,7 +49,8 @@ def airflow(database, airflow_prints):
             bundle = {"bundle_name": "of_the_commands"}
         session.merge(DagModel(dag_id="bqdispatch", is_paused=True, **bundle))
     yield lambda command: airflow_prints(*command[1:])
-    delete_dag("bqdispatch")  # with all that belongs to it: what stayed would be in the way of its next run
+    with contextlib.suppress(DagNotFound):
+        delete_dag("bqdispatch")  # with all that belongs to it: what stayed would be in the way of its next run
     with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         connection.execute("delete from connection")
         connection.execute("delete from slot_pool where pool != 'default_pool'")
@@ -95,7 +97,7 @@ def test_the_uninstalled_leave_nothing_in_airflow(airflow, database):
         airflow(command)
     with contextlib.closing(sqlite3.connect(database)) as connection:
         left = "select conn_id from connection union select pool from slot_pool where pool != 'default_pool'"
-        assert connection.execute(left).fetchall() == []
+        assert connection.execute(f"{left} union select dag_id from dag where dag_id = 'bqdispatch'").fetchall() == []
 
 
 def test_airflow_knows_the_settings_that_send_metrics(airflow_prints):
@@ -117,9 +119,28 @@ def test_a_connection_takes_the_subscription(database, monkeypatch):
 
 
 def test_a_file_of_three_lines_makes_the_dag_of_a_set_up(tmp_path):
-    """The file of docs/setups.md."""
-    (tmp_path / "acme.py").write_text(block("docs/setups.md", "python"))
-    assert runpy.run_path(str(tmp_path / "acme.py"))["dag"].dag_id == "bqdispatch_acme"
+    """The file of docs/setups.md, which Airflow reads as a DAG file."""
+    from airflow.utils.file import might_contain_dag
+
+    from bqdispatch_provider.core.setups import SetUp
+
+    file = tmp_path / "acme.py"
+    file.write_text(block("docs/setups.md", "python"))
+    assert might_contain_dag(str(file), safe_mode=True)
+    assert runpy.run_path(str(file))["dag"].dag_id == "bqdispatch_acme"
+    assert file.read_text() == SetUp("acme").dag_source
+
+
+def test_the_file_of_another_way_makes_a_dag_of_its_own(tmp_path):
+    """The file of docs/dag.md, which Airflow reads as a DAG file."""
+    from airflow.utils.file import might_contain_dag
+
+    file = tmp_path / "deferred.py"
+    file.write_text(block("docs/dag.md", "python"))
+    assert might_contain_dag(str(file), safe_mode=True)
+    dag = runpy.run_path(str(file))["dag"]
+    assert dag.dag_id == "bqdispatch_minute_deferred"
+    assert dag.get_task("dispatch_sql").deferrable
 
 
 def test_the_report_task_takes_the_notifier():

@@ -54,6 +54,15 @@ def test_pools_are_made_and_changed_and_compared(pools, config):
     assert (agreed.returncode, agreed.stdout) == (0, "the pools agree with the configuration\n"), agreed.stderr
 
 
+def test_the_pools_of_a_set_up_have_its_name(pools, config):
+    """The command of docs/setups.md."""
+    told = pools("--setup", "acme", "--config", config(MaxConcurrentSQL=5), "--import")
+    assert (told.returncode, told.stdout.splitlines()) == (
+        0,
+        ["pool 'bqdispatch_acme_sql' has 5 slots", "pool 'bqdispatch_acme_jobs' has -1 slots"],
+    ), told.stderr
+
+
 def test_the_limits_are_those_of_the_set_ups_connection_where_no_configuration_is_given(
     pools, world, database, airflow_prints
 ):

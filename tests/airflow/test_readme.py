@@ -87,9 +87,10 @@ def test_the_readme_is_one_page():
 
 def test_airflow_is_installed_with_its_version_and_its_constraints():
     lines = "\n".join(PAGES.values()).replace("\\\n", " ").splitlines()
-    installing = [line for line in lines if re.search(r"pip install .*\bapache-airflow==", line)]
-    assert len(installing) == 2
-    assert all("--constraint constraints-3.11.txt" in line for line in installing)
+    installing = [line for line in lines if re.search(r"pip install (?!.*--no-deps).*\bdist/", line)]
+    assert len(installing) > 2
+    constraints = re.compile(r"\bapache-airflow==.* --constraint (constraints-3\.11|\.ci/older)\.txt")
+    assert all(constraints.search(line) for line in installing)
 
 
 def test_the_page_on_versions_says_which_airflow_has_no_page_of_ours():

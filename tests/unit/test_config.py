@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -36,6 +38,16 @@ def test_defaults_are_the_protocols():
     assert made.max_writes_per_second == 5000
     assert (made.post_job_prefix, made.batch_prefix) == ("/_bqjob_/", "/_batch_/")
     assert (made.project_id, made.trigger_bucket, made.slack_credentials) == (None, None, None)
+
+
+def test_the_document_of_the_page_is_valid():
+    """The document of docs/configuration.md, and what the page says of its trigger bucket."""
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    document = re.search(r"```json\n(.*?)```", page, re.DOTALL)[1]
+    made = DispatchConfig.from_json(document).for_project(None)
+    assert made.trigger_bucket == "acme_shop_bqtail"
+    assert (made.max_concurrent_sql, made.max_concurrent_jobs, made.misspelt) == (50, 20, {})
+    assert len(document.splitlines()) == len(json.loads(document)) == 6
 
 
 def test_trigger_bucket_follows_from_the_project():

@@ -57,6 +57,8 @@ RUN = {
             "tests/compose/test_celery.py::test_the_readme_has_the_command_that_was_run_here"
         ),
     },
+    "docs/configuration.md": {'{"ProjectID"': "tests/unit/test_config.py::test_the_document_of_the_page_is_valid"},
+    "docs/dag.md": {'"""Airflow\'s DAG': f"{COMMANDS}::test_the_file_of_another_way_makes_a_dag_of_its_own"},
     "docs/grafana.md": {
         "[metrics]": f"{COMMANDS}::test_airflow_knows_the_settings_that_send_metrics",
         "$ statsd_exporter": f"{GRAFANA}::test_what_a_dispatcher_sends_arrives_with_its_labels",
@@ -89,7 +91,8 @@ RUN = {
         ),
     },
     "docs/setups.md": {
-        "from bqdispatch_provider": f"{COMMANDS}::test_a_file_of_three_lines_makes_the_dag_of_a_set_up",
+        '"""Airflow\'s DAG': f"{COMMANDS}::test_a_file_of_three_lines_makes_the_dag_of_a_set_up",
+        "$ bqdispatch pools": "tests/airflow/test_pools.py::test_the_pools_of_a_set_up_have_its_name",
     },
     "docs/slack.md": {"from bqdispatch_provider": f"{COMMANDS}::test_the_report_task_takes_the_notifier"},
     "docs/testing.md": {
@@ -100,7 +103,7 @@ RUN = {
     "docs/troubleshooting.md": {
         "$ bqdispatch explain": "tests/dispatch/test_explain.py::test_an_event_is_found_by_whatever_names_it",
     },
-    "docs/upgrade.md": {"$ airflow connections": f"{COMMANDS}::test_the_uninstalled_leave_nothing_in_airflow"},
+    "docs/upgrade.md": {"$ airflow dags delete": f"{COMMANDS}::test_the_uninstalled_leave_nothing_in_airflow"},
     "deploy/composer/README.md": {
         f"{DEPLOY}\n": "tests/deploy/test_composer.py::test_everything_is_in_place_afterwards",
         f"{DEPLOY} \\\n": ("tests/deploy/test_given_wheel.py::test_a_wheel_on_a_server_is_downloaded_and_deployed"),
