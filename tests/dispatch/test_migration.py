@@ -24,7 +24,7 @@ def test_the_go_services_document_is_read_as_it_is():
     """The document in docs/migration.md."""
     document = json.loads(re.search(r"```json\n(.*?)```", GUIDE, re.DOTALL)[1])
     config = DispatchConfig.from_dict(document, {"configBucket": "acme-config", "opsBucket": "acme-ops"})
-    assert config.async_task_url == "gs://acme-ops/BqTail/Tasks"
+    assert config.async_task_url == "gs://acme-ops/BqTail/Tasks/"
     assert (config.max_concurrent_jobs, config.max_concurrent_sql) == (15, 40)
     assert (config.check_in_ms, config.trigger_bucket) == (5000, "acme_ops_bqtail")
 

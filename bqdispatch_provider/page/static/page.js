@@ -368,7 +368,7 @@ function tiles([byLane, figures, waits, first, range, project, held]) {
     tile("Dispatched", number(done), inRange(range)),
     tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched"),
     tile("Errors", number(figures.failed), inRange(range), figures.failed ? "alert" : ""),
-    tile("Quarantine", number(held), `${held ? "objects set aside" : "nothing set aside"} ${whole(project)}`, held ? "notice" : ""));
+    tile("Quarantine", number(held), `objects ${whole(project)}`, held ? "notice" : ""));
 }
 
 // --- Charts.
@@ -609,7 +609,7 @@ function quarantine([held, total]) {
     make("td", { "data-label": "reason" }, each.reason),
     make("td", { class: "nowrap", "data-label": "since" }, since(each.since)),
     make("td", {}, make("div", { class: "command" }, make("code", {}, each.command), copyButton(each.command)))));
-  return card("Quarantine", total ? `${count(total, "object")} set aside` : "", total === 0 && empty("Nothing is in quarantine.", "What cannot be dispatched is set aside here, with the reason and the command that puts it back."),
+  return card("Quarantine", total ? count(total, "object") : "", total === 0 && empty("Nothing is in quarantine.", "What must not be dispatched is kept here, with the reason and the command that puts it back."),
     total > 0 && make("table", { class: "stack" }, make("thead", {}, make("tr", {}, ["object", "reason", "since", "put it back with"].map((text) => make("th", { scope: "col" }, text)))), make("tbody", {}, rows)),
     total > held.length && make("p", { class: "dim" }, `and ${number(total - held.length)} more; bqdispatch status --json lists all`));
 }
