@@ -101,7 +101,6 @@ def dispatch_dag(
         "schedule": schedule,
         "start_date": datetime(2024, 1, 1, tzinfo=UTC),
         "catchup": False,
-        # Beside another kind of dispatcher it would deliver twice, so somebody has to switch it on.
         "is_paused_upon_creation": True,
         "max_active_runs": 2 if in_minutes and schedule != "@continuous" else 1,
         "tags": ["bqtail", "bigquery"],
