@@ -50,7 +50,7 @@ def test_only_dags_that_work_there_are_mounted():
         service: {source for source, target, _ in mounts(service) if target.is_relative_to(DAGS)} for service in AIRFLOW
     }
     for service in ("scheduler", "triggerer", "worker", "api-server", "dag-processor"):
-        assert mounted[service] == {"./dags/bqdispatch.py", "./dags/bqdispatch_deferred.py"}
+        assert mounted[service] == {"./deploy/compose/bqdispatch.py", "./dags/bqdispatch_deferred.py"}
     for source in mounted["dag-processor"]:
         calls = re.findall(r"dispatch_dag\((.*)\)", (ROOT / source).read_text())
         assert len(calls) == 1 and not calls[0].startswith('"') and "only=" not in calls[0]

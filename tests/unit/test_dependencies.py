@@ -85,12 +85,13 @@ def test_an_import_of_an_unknown_distribution_is_noticed():
 
 
 def test_make_builds_this_project_with_what_is_locked():
-    """A build in isolation would download the newest hatchling, without a hash."""
+    """Otherwise a build in isolation would download the newest hatchling, without a hash."""
     installs = [
         line for line in (ROOT / "Makefile").read_text().splitlines() if re.search(r"--editable|\(UV\) build", line)
     ]
     assert len(installs) == 3
-    assert all("--no-build-isolation" in line for line in installs)
+    locked = ("--no-build-isolation", "--build-constraint .ci/requirements.lock --require-hashes")
+    assert all(any(option in line for option in locked) for line in installs)
     assert all(re.search(r"^hatchling==", (ROOT / ".ci" / f"{name}.lock").read_text(), re.MULTILINE) for name in LOCKS)
     # Without it, hatchling needs another package to install a folder.
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["dev-mode-dirs"] == ["."]
