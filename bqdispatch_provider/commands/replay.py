@@ -15,7 +15,7 @@ from typing import Any
 from bqdispatch_provider.core.listing import StoredObject
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.sizes import MAX_WINDOW_BYTES
-from bqdispatch_provider.core.targets import REASON, REPLAYED, UNDECIDED
+from bqdispatch_provider.core.targets import REASON, REPLAYED, UNDECIDED, split_undecided_name
 from bqdispatch_provider.delivery.evidence import LoadEvidence
 from bqdispatch_provider.delivery.quarantine import QuarantinedObject, QuarantineStore, ReplayError
 from bqdispatch_provider.delivery.window_body import content_for, folder_of, parse_document
@@ -64,7 +64,7 @@ class Decisions:
         return [each for each in found if each is not None]
 
     def _undecided(self, marker: StoredObject) -> Undecided | None:
-        window, _, generation = marker.name.removeprefix(UNDECIDED).rpartition(".")
+        window, generation = split_undecided_name(marker.name)
         try:
             name = WindowName.parse(window).name
         except ValueError:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.model import Lane, lane_of
-from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.targets import UNDECIDED, split_undecided_name
 from bqdispatch_provider.names import TraceName, WindowName, parse_event
 
 
@@ -30,7 +30,7 @@ def event_of(path: str, config: DispatchConfig) -> NamedEvent | None:
     :param config: names the project of events whose name has none.
     """
     try:
-        name = parse_event(path.removeprefix(UNDECIDED).rpartition(".")[0] if path.startswith(UNDECIDED) else path)
+        name = parse_event(split_undecided_name(path)[0] if path.startswith(UNDECIDED) else path)
     except ValueError:
         return None
     default = config.project_id or ""

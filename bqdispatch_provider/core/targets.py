@@ -206,6 +206,16 @@ def undecided_name(window: str, generation: int, task_url: str) -> str:
     return f"{UNDECIDED}{_fitting(window, task_url, f'{UNDECIDED}.{generation}')}.{generation}"
 
 
+def split_undecided_name(name: str) -> tuple[str, str]:
+    """Return the window and the generation that :func:`undecided_name` put into a name.
+
+    :param name: path below the task folder. Any object may lie there, so neither part need be what it should be.
+    :returns: the window's name, a long one shortened, and its generation as text.
+    """
+    window, _, generation = name.removeprefix(UNDECIDED).rpartition(".")
+    return window, generation
+
+
 def quarantine_path(created: datetime, name: str, generation: int, error_url: str) -> str:
     """Return the path of an object in quarantine, below ``ErrorURL``.
 
