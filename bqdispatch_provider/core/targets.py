@@ -59,6 +59,8 @@ _GENERATION = re.compile(r"_[0-9]{10,}$")
 _SHORTENED = re.compile(r"~[0-9a-f]{16}\Z")
 """The end of a name that :func:`shortened` has cut."""
 
+_QUARANTINE_PATH = re.compile(r"(\d{4}-\d\d-\d\d)/(.+)\.([1-9]\d*)", re.DOTALL)
+
 _GONE = "gone-"
 _LONGEST_ENDING = f".{2**63 - 1}.{_GONE}99999"
 """The longest ending of a name in the ledger, behind the window's name."""
@@ -102,7 +104,7 @@ class LedgerName:
     @property
     def is_of_window(self) -> bool:
         """True if it names a window; a name that was shortened ends in a hash."""
-        return self.window.endswith(".win") or _SHORTENED.search(self.window) is not None
+        return self.window.endswith(".win") or is_shortened(self.window)
 
     @staticmethod
     def folder(end: datetime) -> str:
@@ -230,6 +232,31 @@ def quarantine_path(created: datetime, name: str, generation: int, error_url: st
     return f"{day}/{_fitting(name, error_url, f'{day}/.{generation}.json')}.{generation}"
 
 
+@dataclass(frozen=True, slots=True)
+class QuarantinePath:
+    """The parts of a path that :func:`quarantine_path` has made.
+
+    :param day: creation of the object, by the day alone (aware, UTC).
+    :param name: path below the task folder; a long one is shortened.
+    :param generation: generation of the object.
+    """
+
+    day: datetime
+    name: str
+    generation: int
+
+
+def parse_quarantine_path(path: str) -> QuarantinePath | None:
+    """Read the path of an object in quarantine, below ``ErrorURL``; ``None`` if it is the path of something else."""
+    if (parts := _QUARANTINE_PATH.fullmatch(path)) is None:
+        return None
+    day, name, generation = parts.groups()
+    try:
+        return QuarantinePath(datetime.fromisoformat(day).replace(tzinfo=UTC), name, int(generation))
+    except ValueError:
+        return None
+
+
 def _fitting(name: str, folder_url: str, around: str) -> str:
     """Shorten a name so that it fits below a folder.
 
@@ -237,6 +264,11 @@ def _fitting(name: str, folder_url: str, around: str) -> str:
     """
     folder = folder_url.removeprefix("gs://").partition("/")[2].strip("/")
     return shortened(name, MAX_OBJECT_NAME_BYTES - len(f"{folder}/{around}".encode()))
+
+
+def is_shortened(name: str) -> bool:
+    """Tell whether a name ends as one that :func:`shortened` has cut."""
+    return _SHORTENED.search(name) is not None
 
 
 def shortened(name: str, max_bytes: int) -> str:
