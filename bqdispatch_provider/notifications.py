@@ -19,7 +19,7 @@ from bqdispatch_provider.compat import mask, slack_client
 from bqdispatch_provider.core.windows import is_due
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal, run_journal_path
-from bqdispatch_provider.names import counted, in_one_line, in_words
+from bqdispatch_provider.names import JournalName, counted, in_one_line, in_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -141,7 +141,7 @@ class BqDispatchNotifier(BaseNotifier):
         """
         seen: set[str] = set()
         for alert in alerts:
-            url = f"{folder.config.journal_url}notified/{alert.hash}.json"
+            url = f"{folder.config.journal_url}{JournalName.NOTIFIED}{alert.hash}.json"
             if url in seen:
                 continue
             seen.add(url)

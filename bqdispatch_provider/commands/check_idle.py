@@ -22,7 +22,7 @@ from bqdispatch_provider.delivery.intent_objects import open_intents
 from bqdispatch_provider.delivery.ledger import Ledger
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
-from bqdispatch_provider.names import counted, in_words
+from bqdispatch_provider.names import JournalName, counted, in_words
 
 MIN_SETTLE_TIME = timedelta(minutes=10)
 """No dispatcher may have written anything for this long: a cloud function starts every minute and lives for nine."""
@@ -73,8 +73,8 @@ class IdleCheck:
             yield Check(what, url, Verdict.FAILED, f"cannot be read: {in_words(error)}")
 
     def _performance(self, store: TaskStore) -> Iterator[tuple[Verdict, str]]:
-        there = store.get("performance.json")
-        yield self._newest("performance.json", [there] if there else [], store.now())
+        there = store.get(JournalName.PERFORMANCE)
+        yield self._newest(JournalName.PERFORMANCE, [there] if there else [], store.now())
 
     def _deliveries(self, store: TaskStore) -> Iterator[tuple[Verdict, str]]:
         now, objects = store.listing()
