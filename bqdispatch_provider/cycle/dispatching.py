@@ -149,8 +149,7 @@ class Dispatching:
             (windows if share.lane is Lane.WINDOWS else traces).extend(share.events)
         checking = services.threads.submit(services.mover.movable, traces)
         if (traces or windows) and (missing := services.missing_permissions()):
-            lacking = f"the permission{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
-            message = f"nothing is dispatched: the account lacks {lacking}"
+            message = f"nothing is dispatched, since the account lacks permissions: {'; '.join(missing)}"
             recorder.record_failure(message, [*traces, *windows], Outcome.PENDING)
             return
         # What must not be moved is not announced either.

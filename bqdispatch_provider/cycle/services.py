@@ -69,7 +69,7 @@ class Services:
         return Recorder(self.folder, Report(cycles=1) if report is None else report, self._logged_errors)
 
     def missing_permissions(self) -> list[str]:
-        """Return the permissions that the account lacks. Once none is missing, it is not asked again."""
+        """Return which permissions the account lacks, in sentences. Once none is missing, it is not asked again."""
         missing = [] if self._has_permissions else missing_permissions(self.store)
         self._has_permissions = not missing
         return missing
