@@ -14,6 +14,7 @@ from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipExceptio
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.log_lines import ChangeLogger, summary_line, throttle_lines
 from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.core.pools import is_too_small, slots_of
 from bqdispatch_provider.deferral import (
     longest_deferral,
     may_end_in_triggerer,
@@ -195,7 +196,7 @@ class BqDispatchSensor(BaseSensorOperator):
         for task in compat.tasks_beside(self):
             lanes = _known_lanes(task)
             limit = config.max_concurrent_sql if lanes == {Lane.SQL} else config.max_concurrent_jobs
-            if lanes and 0 < limit < task.pool_slots:
+            if lanes and is_too_small(slots_of(limit), task.pool_slots):
                 self.log.warning(
                     "Task %s takes %d slots of the pool %r, which has %d if it mirrors its limit. Then the task never "
                     "runs; check with `bqdispatch pools --check`",

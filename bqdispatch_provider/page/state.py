@@ -11,6 +11,7 @@ from typing import Any
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.model import Lane, lane_of
+from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.gcp.emulators import BIGQUERY, STORAGE, emulator
 from bqdispatch_provider.links import object_page, page_of_job
@@ -213,9 +214,10 @@ def _pool_problem(use: Mapping[str, Any]) -> str:
     """Say how a pool disagrees with the limit that it mirrors; empty if it does not."""
     if not use["pool"]:
         return ""
-    if use["pool_slots"] is None:
+    problem = pool_problem(slots_of(use["limit"]), use["pool_slots"])
+    if problem is PoolProblem.MISSING:
         return f"There is no pool {use['pool']}: tasks in it never run. Make it with bqdispatch pools --import."
-    if use["pool_slots"] != use["limit"]:
+    if problem is PoolProblem.OTHER_SLOTS:
         slots = "no limit" if use["pool_slots"] < 0 else f"{use['pool_slots']} slots"
         found = f"The pool {use['pool']} has {slots}; {use['key']} is {use['limit']}."
         return f"{found} Set it with bqdispatch pools --import."
