@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -87,18 +87,10 @@ class Watcher:
     """Reads the journal of one set-up. It may be used from several threads.
 
     :param conn_id: ID of its connection.
-    :param open_hook: returns the connection's hook.
-    :param now: returns the time (aware).
     """
 
-    def __init__(
-        self,
-        conn_id: str,
-        open_hook: Callable[[str], BqDispatchHook] = BqDispatchHook.from_database,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
-        self._open_hook, self._now = open_hook, now
         self._changed = threading.Condition()
         self._reading: Reading | None = None
         self._began, self._ended = -KEPT_S, -KEPT_S
@@ -123,7 +115,7 @@ class Watcher:
             late = time.monotonic() - self._began if self._is_running else 0.0
         if reading is None:
             problem = _READING if late <= SLOW_S else _slow(late)
-            return Reading(self._now(), problems=[problem], are_dags_known=False)
+            return Reading(datetime.now(UTC), problems=[problem], are_dags_known=False)
         problems = list(reading.problems)
         if late > SLOW_S:
             problems.append(_slow(late))
@@ -144,7 +136,7 @@ class Watcher:
     def _begin(self) -> None:
         if self._is_running or time.monotonic() - self._ended < KEPT_S:
             return
-        self._is_running, self._began, self._began_at = True, time.monotonic(), self._now().timestamp()
+        self._is_running, self._began, self._began_at = True, time.monotonic(), time.time()
         threading.Thread(target=self._read, name=f"bqdispatch-page-{self.conn_id}", daemon=True).start()
 
     def _read(self) -> None:
@@ -162,13 +154,13 @@ class Watcher:
 
     def _without_journal(self, said: str) -> Reading:
         problem = f"The connection {self.conn_id!r} cannot be used: {said}"
-        return replace(self._reading or Reading(self._now()), problems=[problem], are_dags_known=True)
+        return replace(self._reading or Reading(datetime.now(UTC)), problems=[problem], are_dags_known=True)
 
     def _read_journal(self) -> None:
         """Read the last day first, which most people look at, and then the week."""
         reader, config = self._open()
         for span in (Range.DAY, Range.WEEK):
-            now = self._now()
+            now = datetime.now(UTC)
             report, held = reader.report(now), reader.quarantine()
             since = now - span.length
             hours = reader.hours(since, now)
@@ -201,7 +193,7 @@ class Watcher:
     def _open(self) -> tuple[JournalReader, DispatchConfig]:
         """Return the reader; a new one if the configuration has changed."""
         if self._reader is None or self._config is None or time.monotonic() - self._config_read >= CONFIG_KEPT_S:
-            hook = self._open_hook(self.conn_id)
+            hook = BqDispatchHook.from_database(self.conn_id)
             config = hook.get_config()
             if self._reader is None or config != self._config:
                 self._held.close()
