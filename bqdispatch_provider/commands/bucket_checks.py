@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from datetime import timedelta
 
@@ -32,23 +32,29 @@ class BucketChecks:
 
     def __init__(self, config: DispatchConfig, client: Client, store: TaskStore, unused: str) -> None:
         self._config, self._client, self._store, self._unused = config, client, store, unused
-        self.can_try = False
-        """True once :meth:`checks` has found that objects of the task folder can be written, and deleted again."""
 
-    def checks(self) -> Iterator[Check]:
-        """Yield the checks, one after the other."""
-        yield from self._folders()
+    def checks(self) -> Generator[Check, None, bool]:
+        """Yield the checks, one after the other.
+
+        :returns: whether objects of the task folder can be written, and deleted again.
+        """
+        can_write = yield from self._folders()
         yield from self._trigger_bucket()
-        yield from self._settings()
+        can_delete = yield from self._settings()
         yield from self._document()
         yield from self._unconsumed()
+        return can_write and can_delete
 
-    def _folders(self) -> Iterator[Check]:
+    def _folders(self) -> Generator[Check, None, bool]:
+        """Check the permissions in the folders.
+
+        :returns: whether the account has those that it needs in the task folder.
+        """
         tasks = self._check_folder("task folder", self._config.async_task_url, "AsyncTaskURL", permissions.FOLDERS)
-        self.can_try = tasks.verdict is Verdict.OK
         yield tasks
         yield self._check_folder("journal", self._config.journal_url, "JournalURL", permissions.FOLDERS)
         yield self._check_folder("errors", self._config.error_url, "ErrorURL", permissions.FOLDERS)
+        return tasks.verdict is Verdict.OK
 
     def _check_folder(self, what: str, url: str, key: str, needed: permissions.Requirement) -> Check:
         """Check the permissions in a folder, which a key of the configuration names."""
@@ -82,9 +88,12 @@ class BucketChecks:
             )
             yield Check(what, where, Verdict.WARNING, finding)
 
-    def _settings(self) -> Iterator[Check]:
-        """Check settings by which a bucket deletes or keeps objects itself: they would lose or repeat events."""
-        settings, now = self._store.settings(), self._store.now()
+    def _settings(self) -> Generator[Check, None, bool]:
+        """Check settings by which a bucket deletes or keeps objects itself: they would lose or repeat events.
+
+        :returns: whether the task bucket lets objects be deleted, as far as its settings can be read.
+        """
+        settings, now, can_delete = self._store.settings(), self._store.now(), True
         for bucket, found in settings.items():
             is_task_bucket, where = bucket == self._store.task_bucket, f"gs://{bucket}"
             what = f"settings of the {'task' if is_task_bucket else 'trigger'} bucket"
@@ -95,10 +104,11 @@ class BucketChecks:
             for finding in findings:
                 yield Check(what, where, Verdict.FAILED, finding)
             if is_task_bucket and found.blocks_deletes:
-                self.can_try = False  # the trial could not be removed
+                can_delete = False
             if not findings:
                 finding = "no retention policy, default hold or lifecycle rule is in the way"
                 yield Check(what, where, Verdict.OK, finding)
+        return can_delete
 
     def _document(self) -> Iterator[Check]:
         """Check that the account cannot replace its own configuration document, and neither can who gets hold of it."""
@@ -111,12 +121,12 @@ class BucketChecks:
             said = "the service ignores preconditions" if read.ok else f"a read was answered with {read}"
             yield Check(what, url, Verdict.NOT_CHECKED, f"{said}, so whether the account may replace it is unknown")
             return
-        tried = permissions.probe(self._store, url, (permissions.CREATE, permissions.DELETE))
-        if tried.refused:
-            finding = f"the account cannot replace it: {', '.join(tried.refused)} is refused"
+        probed = permissions.probe(self._store, url, (permissions.CREATE, permissions.DELETE))
+        if probed.refused:
+            finding = f"the account cannot replace it: {', '.join(probed.refused)} is refused"
             yield Check(what, url, Verdict.OK, finding)
-        elif tried.unexpected:
-            finding = f"a call on it was answered with {tried.unexpected[0]}: try again later"
+        elif probed.unexpected:
+            finding = f"a call on it was answered with {probed.unexpected[0]}: try again later"
             yield Check(what, url, Verdict.NOT_CHECKED, finding)
         else:
             finding = (
