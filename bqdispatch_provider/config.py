@@ -167,7 +167,7 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
     inside = (
         ("JournalURL", tasks, "the task folder", "where every object is taken for an event"),
         ("ErrorURL", tasks, "the task folder", "where every object is taken for an event"),
-        ("AsyncTaskURL", quarantine, "the ErrorURL", "where every object is taken for one that was set aside"),
+        ("AsyncTaskURL", quarantine, "the ErrorURL", "where every object is taken for a quarantined one"),
         ("AsyncTaskURL", runs, "the journal's", "where the documents of runs lie"),
         ("ErrorURL", runs, "the journal's", "where the documents of runs lie"),
     )

@@ -124,7 +124,7 @@ class BqDispatchNotifier(BaseNotifier):
         with hook.get_task_folder(self.variables) as folder:
             notes: dict[str, int] = {}
             try:
-                alerts = list(self._claim(self._alerts(context, folder), folder, notes))
+                alerts = list(self._newly_noted(self._alerts(context, folder), folder, notes))
                 if alerts:
                     self._post(hook, folder, _text(context, alerts))
                     self.log.info("Posted %s to Slack", counted(len(alerts), "alert"))
@@ -134,7 +134,7 @@ class BqDispatchNotifier(BaseNotifier):
                 raise
 
     @staticmethod
-    def _claim(alerts: Iterator[Alert], folder: TaskFolder, notes: dict[str, int]) -> Iterator[Alert]:
+    def _newly_noted(alerts: Iterator[Alert], folder: TaskFolder, notes: dict[str, int]) -> Iterator[Alert]:
         """Yield the alerts of this message. Each is noted in the journal, so that nobody else posts it.
 
         :param notes: receives the generation of each note by its URL.

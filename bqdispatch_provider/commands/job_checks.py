@@ -8,7 +8,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
 
-from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import JobKey
 from bqdispatch_provider.dispatcher import Dispatcher
@@ -49,15 +49,15 @@ def check_jobs(dispatcher: Dispatcher) -> Generator[Check, None, JobsFound]:
     board, now = dispatcher.board, dispatcher.store.now()
     for project in dict.fromkeys([dispatcher.config.project_id or "", *(trace.project for trace in traces)]):
         if problem := problem_in_project(board, project):
-            yield Check("jobs", project, Verdict.FAILED, problem)
+            yield Check("jobs", project, CheckResult.FAILED, problem)
             continue
-        yield Check("jobs", project, Verdict.OK, "the account may list and get them")
+        yield Check("jobs", project, CheckResult.OK, "the account may list and get them")
         mine = [trace for trace in traces if trace.project == project]
         since = min([now - _MAX_JOB_AGE, *(trace.object.created - timedelta(minutes=5) for trace in mine)])
         try:
             jobs = dict(islice(board.calls.created_since(project, since), _MAX_JOBS))
         except GOOGLE_ERRORS as error:
-            yield Check("location", project, Verdict.NOT_CHECKED, f"the jobs cannot be listed: {in_words(error)}")
+            yield Check("location", project, CheckResult.NOT_CHECKED, f"the jobs cannot be listed: {in_words(error)}")
             continue
         finished[project] = next((key for key, job in jobs.items() if job.state == "DONE" and trace_name_of(key)), None)
         places[:0] = [key.location for key in jobs]
@@ -90,11 +90,11 @@ def _check_locations(project: str, traces: Iterable[Trace], jobs: Iterable[JobKe
             misplaced.setdefault((region, ", ".join(sorted(found))), []).append(trace.object.name)
     if not misplaced:
         finding = f"the jobs of {counted(checked, 'trace')} are where the traces' names say"
-        return Check("location", project, Verdict.OK, finding if checked else "no trace waits for a job")
+        return Check("location", project, CheckResult.OK, finding if checked else "no trace waits for a job")
     (region, location), names = max(misplaced.items(), key=lambda each: len(each[1]))
     finding = (
         f"{counted(len(names), 'trace')} with the location {region!r}, such as {names[0]!r}, but with jobs in "
         f"{location!r}, so the jobs are never found: correct the location in BqTail's configuration, and move these "
         f"traces into the folder proj:{project}:{location.upper() if len(location) == 2 else location}/"
     )
-    return Check("location", project, Verdict.FAILED, finding)
+    return Check("location", project, CheckResult.FAILED, finding)

@@ -11,7 +11,7 @@ from google.cloud.storage import Client
 
 from bqdispatch_provider.commands.agreement import check_bqtail, check_other_set_ups, check_pools
 from bqdispatch_provider.commands.bucket_checks import BucketChecks
-from bqdispatch_provider.commands.checks import Check, Verdict, print_checks
+from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
 from bqdispatch_provider.commands.job_checks import check_jobs
 from bqdispatch_provider.commands.options import connect, google_credentials, read_config
 from bqdispatch_provider.commands.output import INTERRUPTED, graceful_stop, progress, stdout_to_stderr
@@ -50,7 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     with progress("Looking at the set-up …") as show, graceful_stop(stop):
         for check in checks:
             found.append(check)
-            show(f"{check.what}: {check.verdict}")
+            show(f"{check.what}: {check.result}")
     code = print_checks(found)
     return INTERRUPTED if stop.is_made else code
 
@@ -116,4 +116,4 @@ def check_set_up(
         yield from trial.checks()
     else:
         finding = "needs the permissions on the task folder, and a task bucket from which objects can be deleted"
-        yield Check("trial", f"{config.async_task_url}{FOLDER}", Verdict.NOT_CHECKED, finding)
+        yield Check("trial", f"{config.async_task_url}{FOLDER}", CheckResult.NOT_CHECKED, finding)

@@ -30,7 +30,7 @@ def plan(
     *,
     all_waits: bool = False,
 ) -> Plan:
-    """Decide what is dispatched, held back or set aside.
+    """Decide what is dispatched, held back or quarantined.
 
     Per project, events dispatched plus jobs active never pass the limits. Firings that somebody has begun go first,
     then the oldest. Where each object ends does not depend on the order of the listing (docs/protocol.md,

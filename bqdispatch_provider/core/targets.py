@@ -62,8 +62,8 @@ _SHORTENED = re.compile(r"~[0-9a-f]{16}\Z")
 _QUARANTINE_PATH = re.compile(r"(\d{4}-\d\d-\d\d)/(.+)\.([1-9]\d*)", re.DOTALL)
 
 _GONE = "gone-"
-_LONGEST_ENDING = f".{2**63 - 1}.{_GONE}99999"
-"""The longest ending of a name in the ledger, behind the window's name."""
+_MAX_LEDGER_ENDING_BYTES = len(f".{2**63 - 1}.{_GONE}99999")
+"""Bytes of the longest ending of a name in the ledger, behind the window's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def ledger_entries_prefix(window: str, task_url: str) -> str:
     :returns: path below the task folder.
     """
     minute = LedgerName.folder(WindowName.parse(window).end)
-    return f"{minute}{_fitting(window, task_url, minute + _LONGEST_ENDING)}."
+    return f"{minute}{_fitting(window, task_url, len(minute) + _MAX_LEDGER_ENDING_BYTES)}."
 
 
 def undecided_name(window: str, generation: int, task_url: str) -> str:
@@ -205,7 +205,7 @@ def undecided_name(window: str, generation: int, task_url: str) -> str:
     :param task_url: ``gs://bucket/folder``.
     :returns: path below the task folder.
     """
-    return f"{UNDECIDED}{_fitting(window, task_url, f'{UNDECIDED}.{generation}')}.{generation}"
+    return f"{UNDECIDED}{_fitting(window, task_url, len(f'{UNDECIDED}.{generation}'))}.{generation}"
 
 
 def split_undecided_name(name: str) -> tuple[str, str]:
@@ -229,7 +229,7 @@ def quarantine_path(created: datetime, name: str, generation: int, error_url: st
     :param error_url: ``gs://bucket/folder``.
     """
     day = created.astimezone(UTC).strftime("%Y-%m-%d")
-    return f"{day}/{_fitting(name, error_url, f'{day}/.{generation}.json')}.{generation}"
+    return f"{day}/{_fitting(name, error_url, len(f'{day}/.{generation}.json'))}.{generation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +257,13 @@ def parse_quarantine_path(path: str) -> QuarantinePath | None:
         return None
 
 
-def _fitting(name: str, folder_url: str, around: str) -> str:
+def _fitting(name: str, folder_url: str, around_bytes: int) -> str:
     """Shorten a name so that it fits below a folder.
 
-    :param around: what else stands in the object's name.
+    :param around_bytes: of what else stands in the object's name.
     """
     folder = folder_url.removeprefix("gs://").partition("/")[2].strip("/")
-    return shortened(name, MAX_OBJECT_NAME_BYTES - len(f"{folder}/{around}".encode()))
+    return shortened(name, MAX_OBJECT_NAME_BYTES - len(f"{folder}/".encode()) - around_bytes)
 
 
 def is_shortened(name: str) -> bool:

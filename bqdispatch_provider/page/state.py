@@ -18,7 +18,7 @@ from bqdispatch_provider.links import object_page, page_of_job
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.page.database import Database
 from bqdispatch_provider.page.series import Range, Selection, last_hour, point, series, total
-from bqdispatch_provider.page.watcher import MAX_HELD, Reading, Watcher
+from bqdispatch_provider.page.watcher import MAX_HELD, SetUpReading, Watcher
 from bqdispatch_provider.view.health import Health, Level
 from bqdispatch_provider.view.journal_reader import KEPT_S
 from bqdispatch_provider.view.overview import Overview, overview
@@ -93,7 +93,7 @@ class SetUpState:
                 self._made[selection] = time.monotonic(), made
             return made
 
-    def _make(self, reading: Reading, selection: Selection) -> dict[str, Any]:
+    def _make(self, reading: SetUpReading, selection: Selection) -> dict[str, Any]:
         now = datetime.now(UTC)
         seen = self._overview(reading, selection.project, now).to_dict()
         del seen["errors"]  # the newest are enough
@@ -128,7 +128,7 @@ class SetUpState:
             "series": series(reading.hours, selection, now),
         }
 
-    def _overview(self, reading: Reading, project: str, now: datetime) -> Overview:
+    def _overview(self, reading: SetUpReading, project: str, now: datetime) -> Overview:
         if reading.config is None:
             health = Health(
                 Level.UNKNOWN,
@@ -201,7 +201,7 @@ class State:
             return [self._setups[conn_id] for conn_id in conn_ids]
 
 
-def _projects(reading: Reading, now: datetime) -> set[str]:
+def _projects(reading: SetUpReading, now: datetime) -> set[str]:
     recent = (hour for at, hour in reading.hours.items() if now - at < timedelta(hours=2))
     return {project for hour in recent for figures in hour.spans.values() for project in figures.projects}
 

@@ -50,7 +50,7 @@ _READING = "The journal is being read for the first time."
 
 
 @dataclass(frozen=True)
-class Reading:
+class SetUpReading:
     """Everything that was read of a set-up.
 
     :param at: when (aware).
@@ -92,7 +92,7 @@ class Watcher:
     def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
         self._changed = threading.Condition()
-        self._reading: Reading | None = None
+        self._reading: SetUpReading | None = None
         self._began, self._ended = -KEPT_S, -KEPT_S
         self._began_at = 0.0
         self._is_running = False
@@ -101,7 +101,7 @@ class Watcher:
         self._config: DispatchConfig | None = None
         self._config_read = -CONFIG_KEPT_S
 
-    def look(self, span: Range = Range.HOUR) -> Reading:
+    def look(self, span: Range = Range.HOUR) -> SetUpReading:
         """Return what was read last, once it is as young as can be had without a long wait.
 
         :param span: the range of time whose history is wanted.
@@ -115,7 +115,7 @@ class Watcher:
             late = time.monotonic() - self._began if self._is_running else 0.0
         if reading is None:
             problem = _READING if late <= SLOW_S else _slow(late)
-            return Reading(datetime.now(UTC), problems=[problem], are_dags_known=False)
+            return SetUpReading(datetime.now(UTC), problems=[problem], are_dags_known=False)
         problems = list(reading.problems)
         if late > SLOW_S:
             problems.append(_slow(late))
@@ -152,9 +152,9 @@ class Watcher:
                 self._is_running, self._ended = False, time.monotonic()
                 self._changed.notify_all()
 
-    def _without_journal(self, said: str) -> Reading:
+    def _without_journal(self, said: str) -> SetUpReading:
         problem = f"The connection {self.conn_id!r} cannot be used: {said}"
-        return replace(self._reading or Reading(datetime.now(UTC)), problems=[problem], are_dags_known=True)
+        return replace(self._reading or SetUpReading(datetime.now(UTC)), problems=[problem], are_dags_known=True)
 
     def _read_journal(self) -> None:
         """Read the last day first, which most people look at, and then the week."""
@@ -171,7 +171,7 @@ class Watcher:
             whole = self._reading.whole if problems and self._reading else None if problems else now
             is_week = span is Range.WEEK and not problems
             self._publish(
-                Reading(
+                SetUpReading(
                     *(now, whole, config, since, hours, report, held, problems, is_known),
                     dags=self._dags(hours, is_week),
                     are_dags_known=is_week or bool(problems or (self._reading and self._reading.are_dags_known)),
@@ -185,7 +185,7 @@ class Watcher:
         named = {dag for hour in hours.values() for dag in hour.dags}
         return named if is_week or self._reading is None else named | self._reading.dags
 
-    def _publish(self, reading: Reading) -> None:
+    def _publish(self, reading: SetUpReading) -> None:
         with self._changed:
             self._reading = reading
             self._changed.notify_all()
