@@ -104,7 +104,7 @@ class Folder:
         self.arrived = self.dispatched = self.traces = self.most = 0
         self.lags: Counter[int] = Counter()
         self.looks: list[float] = []
-        self.caught_up = self._tidied_at = self._cleaned_at = 0.0
+        self.caught_up = self._windows_cleaned_at = self._ledger_cleaned_at = 0.0
         self._jobs_listed_at = -_LIST_INTERVAL_S
         self._old = 0
         """Firings to remove from the ledger."""
@@ -264,13 +264,13 @@ class Folder:
             self.clock = step(self.clock)
         return self
 
-    def _tidied(self, now: float) -> float:
-        asked = cost.clean_up(round(self.windows_a_second * (now - self._tidied_at)))
-        self._tidied_at = now
+    def _cleaned_up(self, now: float) -> float:
+        asked = cost.clean_up(round(self.windows_a_second * (now - self._windows_cleaned_at)))
+        self._windows_cleaned_at = now
         seconds = asked.requests.total() * self.setup.batch
-        if now - self._cleaned_at >= LEDGER_INTERVAL.total_seconds():
-            self._old += round(self.windows_a_second * (now - self._cleaned_at))
-            self._cleaned_at = now
+        if now - self._ledger_cleaned_at >= LEDGER_INTERVAL.total_seconds():
+            self._old += round(self.windows_a_second * (now - self._ledger_cleaned_at))
+            self._ledger_cleaned_at = now
         if self._old:
             # Two entries of each firing; in one cycle no more than some thousand of them.
             cleaned = min(self._old, MAX_LEDGER_PAGES * 1000 // 2)
@@ -292,7 +292,7 @@ class Folder:
         while (now := self._lanes[lane := min(self._lanes, key=lambda each: self._lanes[each])]) < until:
             events, now = self.look(now, first=first[lane], kinds=lane)
             now = self.dispatch(events, now, math.inf, first=first[lane])
-            self._lanes[lane], first[lane] = self._tidied(now) + MIN_INTERVAL_S, False
+            self._lanes[lane], first[lane] = self._cleaned_up(now) + MIN_INTERVAL_S, False
         self.look(until, kinds=())
         self.cost += cost.journal(len(LANES))
         self.cost += cost.history()
@@ -306,7 +306,7 @@ class Folder:
         while first or now + MIN_INTERVAL_S < until:
             events, now = self.look(now if first else now + MIN_INTERVAL_S, first=first)
             now = self.dispatch(events, now, math.inf if first else until, first=first)
-            now, first = self._tidied(now), False
+            now, first = self._cleaned_up(now), False
         self.cost.add("storage.objects.insert", 2)
         self.cost += cost.history()
         self.cpu += PROCESS_CPU_S

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from bqdispatch_provider.config_errors import ConfigError, kind_of, shown
 from bqdispatch_provider.config_keys import Reading, SlackCredentials
 from bqdispatch_provider.config_source import fetch, read_json
+from bqdispatch_provider.names import JournalName
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
@@ -24,7 +25,7 @@ class DispatchConfig:
 
     :param async_task_url: task folder, ``gs://bucket/folder/``. URLs of folders end with a slash, however they were
         written.
-    :param journal_url: folder of ``performance.json`` and of the response documents.
+    :param journal_url: folder of our documents; :class:`~bqdispatch_provider.names.JournalName` has their names.
     :param error_url: folder of quarantined objects.
     :param project_id: project of root traces and of windows that name none; ``None`` for the credentials' project.
     :param region: region of the KMS key; never used to look a job up.
@@ -160,13 +161,13 @@ def _overlaps(fields: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the places of a configuration together; places that are missing are left out."""
     tasks, journal, errors = (fields.get(f"{place}_url") for place in ("async_task", "journal", "error"))
     places = {"AsyncTaskURL": tasks, "JournalURL": journal, "ErrorURL": errors}
-    runs = f"{journal}runs/" if journal else None
+    runs = f"{journal}{JournalName.RUNS}" if journal else None
     # If each lies in the other, they are the same, which the first two rules find.
     quarantine = None if _lies_in(errors, tasks) else errors
     inside = (
         ("JournalURL", tasks, "the task folder", "where every object is taken for an event"),
         ("ErrorURL", tasks, "the task folder", "where every object is taken for an event"),
-        ("AsyncTaskURL", quarantine, "the ErrorURL", "where every object is taken for one that was set aside"),
+        ("AsyncTaskURL", quarantine, "the ErrorURL", "where every object is taken for a quarantined one"),
         ("AsyncTaskURL", runs, "the journal's", "where the documents of runs lie"),
         ("ErrorURL", runs, "the journal's", "where the documents of runs lie"),
     )

@@ -225,13 +225,19 @@ class Dispatcher:
             self._services.recorder(report).error(f"the changed configuration is ignored: {error}")
 
     def cycle(self) -> Report:
-        """Observe, plan and act once."""
+        """Observe, plan and act once.
+
+        :returns: the report of this cycle.
+        """
         report, plan = self._observe()
         self._act(report, plan, WorkGate(self._go_on))
         return report
 
     def observe_and_clean_up(self) -> Report:
-        """Observe and clean up: a cycle that dispatches nothing."""
+        """Observe and clean up: a cycle that dispatches nothing.
+
+        :returns: the report of this cycle, in which the events that could go are pending.
+        """
         report, plan = self._observe()
         began = time.monotonic()
         if plan is not None:
@@ -280,6 +286,7 @@ class Dispatcher:
     def look(self) -> Observation:
         """Observe and plan, and touch nothing.
 
+        :returns: the plan, and the report of how things stand.
         :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
         """
         return self._observer.look()
@@ -295,6 +302,7 @@ class Dispatcher:
 
         :param shares: from :meth:`look`'s plan, here or in another process.
         :param room: room of that plan, if it was made just now; by default the limits are counted again.
+        :returns: the report of these events.
         """
         report, _ = Dispatching(self._services, WorkGate(self._go_on), room).run(shares)
         return report
@@ -303,6 +311,7 @@ class Dispatcher:
         """Report those events of shares that have been dispatched, by a task that was killed.
 
         :param shares: what that task was about to dispatch.
+        :returns: the report of those that were dispatched.
         :raises google.api_core.exceptions.GoogleAPIError: when the task folder cannot be listed.
         """
         events = self._observer.find_dispatched(shares)
@@ -315,6 +324,7 @@ class Dispatcher:
         """Quarantine what must not be dispatched, record what was found out, and delete what is no longer needed.
 
         :param cleanup: from :meth:`look`'s plan, here or in another process.
+        :returns: a report of what was quarantined, and of errors.
         """
         return self._cleaner.run(cleanup, WorkGate(self._go_on))
 

@@ -15,9 +15,10 @@ from airflow.providers.common.compat.sdk import BaseHook
 from bqdispatch_provider import compat
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.core.connection import CONN_TYPE
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.names import TraceName, in_one_line, in_words
-from bqdispatch_provider.provider_info import CONN_TYPE, HIDDEN_FIELDS, connection_fields
+from bqdispatch_provider.provider_info import HIDDEN_FIELDS, INTEGRATION, connection_fields
 
 if TYPE_CHECKING:
     import requests
@@ -68,7 +69,7 @@ class BqDispatchHook(BaseHook):
     conn_name_attr = "bqdispatch_conn_id"
     default_conn_name = "bqdispatch_default"
     conn_type = CONN_TYPE
-    hook_name = "BqTail dispatch"
+    hook_name = INTEGRATION
 
     def __init__(self, bqdispatch_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)

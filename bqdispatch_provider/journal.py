@@ -22,6 +22,7 @@ from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.sizes import MAX_RUN_DOCUMENT_BYTES
+from bqdispatch_provider.names import JournalName
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -143,7 +144,7 @@ class RunJournal:
         self._store = store
         path = task if isinstance(task, str) else journal_path(task)
         self.dag_id = path.split("/")[1]
-        task_url = f"{config.journal_url}runs/{path}"
+        task_url = f"{config.journal_url}{JournalName.RUNS}{path}"
         self._run_url, _, self._task = task_url.rpartition("/")
         self._checkpoint_url = f"{task_url}{_CHECKPOINT}"
         self._shares_url = f"{task_url}{_SHARES}"

@@ -1,4 +1,4 @@
-"""The names of BqTail's objects in the task folder, and text that quotes them.
+"""The names of BqTail's objects in the task folder, those of our documents in the journal, and text that quotes names.
 
 Rules: docs/protocol.md, sections "Objects in the task folder" and "From a trace name to a BigQuery job ID". Names are
 untrusted text. Destinations may contain every separator that the names use, so names are read from the right.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import lru_cache
 
 ACTIONS = ("load", "reload", "copy", "query", "export")
@@ -22,6 +23,31 @@ LOADS = ("load", "reload")
 
 _CACHED_NAMES = 100_000
 """More than a cycle dispatches, so that each of its names is read once."""
+
+
+class JournalName(StrEnum):
+    """Names below ``JournalURL``, which ends with a slash as folders here do."""
+
+    PERFORMANCE = "performance.json"
+    """How busy each project is, for BqTail's balancer."""
+
+    WAITS = "waiting.json"
+    """Events that have waited in trouble, and how often."""
+
+    LEDGER_CLEANED = "ledger.json"
+    """Up to when the ledger of fired windows is clean."""
+
+    JOURNAL_CLEANED = "retention.json"
+    """When old documents were deleted from the journal."""
+
+    RUNS = "runs/"
+    """Folder: what the tasks of DAG runs leave."""
+
+    HISTORY = "history/"
+    """Folder: the figures of each hour."""
+
+    NOTIFIED = "notified/"
+    """Folder: alerts that were posted to Slack."""
 
 
 @dataclass(frozen=True, slots=True)

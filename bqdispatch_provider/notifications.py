@@ -19,7 +19,7 @@ from bqdispatch_provider.compat import mask, slack_client
 from bqdispatch_provider.core.windows import is_due
 from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.journal import RunJournal, run_journal_path
-from bqdispatch_provider.names import counted, in_one_line, in_words
+from bqdispatch_provider.names import JournalName, counted, in_one_line, in_words
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -124,7 +124,7 @@ class BqDispatchNotifier(BaseNotifier):
         with hook.get_task_folder(self.variables) as folder:
             notes: dict[str, int] = {}
             try:
-                alerts = list(self._claim(self._alerts(context, folder), folder, notes))
+                alerts = list(self._newly_noted(self._alerts(context, folder), folder, notes))
                 if alerts:
                     self._post(hook, folder, _text(context, alerts))
                     self.log.info("Posted %s to Slack", counted(len(alerts), "alert"))
@@ -134,14 +134,14 @@ class BqDispatchNotifier(BaseNotifier):
                 raise
 
     @staticmethod
-    def _claim(alerts: Iterator[Alert], folder: TaskFolder, notes: dict[str, int]) -> Iterator[Alert]:
+    def _newly_noted(alerts: Iterator[Alert], folder: TaskFolder, notes: dict[str, int]) -> Iterator[Alert]:
         """Yield the alerts of this message. Each is noted in the journal, so that nobody else posts it.
 
         :param notes: receives the generation of each note by its URL.
         """
         seen: set[str] = set()
         for alert in alerts:
-            url = f"{folder.config.journal_url}notified/{alert.hash}.json"
+            url = f"{folder.config.journal_url}{JournalName.NOTIFIED}{alert.hash}.json"
             if url in seen:
                 continue
             seen.add(url)

@@ -149,7 +149,7 @@ class DispatchOperator(BaseOperator):
                     self._run(context, dispatcher, journal, 0.0, due)
                 self._defer(context, due or began, seconds)
             report = self._run(context, dispatcher, journal, seconds, due)
-            return self._complete(context, dispatcher, report, journal)
+            return self._complete(context, dispatcher.config, report, journal)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | str) -> dict[str, Any] | None:
         """Complete what the trigger has dispatched, and return the counts.
@@ -161,12 +161,12 @@ class DispatchOperator(BaseOperator):
             return None
         if event["status"] == "error":
             raise DispatchError(f"the trigger failed while it dispatched events: {event['message']}")
-        with self._hook.get_dispatcher(variables=self.variables) as dispatcher:
-            journal = RunJournal(dispatcher.store, dispatcher.config, context)
+        with self._hook.get_task_folder(self.variables) as folder:
+            journal = RunJournal(folder.store, folder.config, context)
             report = journal.read_document(journal.task_url)
             if report is None:
                 raise DispatchError(f"the trigger's document {journal.task_url} does not exist any more")
-            return self._complete(context, dispatcher, report, journal)
+            return self._complete(context, folder.config, report, journal)
 
     @cached_property
     def _killed(self) -> StopRequest:
@@ -211,14 +211,14 @@ class DispatchOperator(BaseOperator):
         )
 
     def _complete(
-        self, context: Context, dispatcher: Dispatcher, report: Report, journal: RunJournal
+        self, context: Context, config: DispatchConfig, report: Report, journal: RunJournal
     ) -> dict[str, Any]:
         """Keep links, emit asset events and return the counts, wherever the events were dispatched."""
         url = journal.document_url if self._is_reported else journal.task_url
-        links.keep(self, context, links.links_of_dispatch(report, dispatcher.store.task_url(""), url))
-        self._done = (report, dispatcher.config, url)
+        links.keep(self, context, links.links_of_dispatch(report, config.async_task_url, url))
+        self._done = (report, config, url)
         if self.assets and not self._is_reported and not self._has_shares:
-            emit(context, self._alias, report, dispatcher.config, url)
+            emit(context, self._alias, report, config, url)
         self.log.info(
             "Dispatched %s in all tries, with %s; response document: %s",
             counted(report.dispatched, "event"),

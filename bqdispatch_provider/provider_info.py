@@ -5,23 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from bqdispatch_provider import __version__
+from bqdispatch_provider.core.connection import CONN_TYPE
 
-CONN_TYPE = "bqdispatch"
 HIDDEN_FIELDS = ["host", "schema", "login", "password", "port"]
 """Fields of every connection that the form of type ``bqdispatch`` hides."""
 
-_INTEGRATION = "BqTail dispatch"
+INTEGRATION = "BqTail dispatch"
+"""The name of the integration, and of its type of connection."""
 
 
 def get_provider_info() -> dict[str, Any]:
     """Return the provider's metadata, in the form of Airflow's ``provider_info.schema.json``."""
     return {
         "package-name": "airflow-provider-bqdispatch",
-        "name": _INTEGRATION,
+        "name": INTEGRATION,
         "description": "BqTail's dispatcher: fires due batch windows and moves the traces of finished BigQuery jobs, "
         "within limits.",
         "versions": [__version__],
-        "integrations": [{"integration-name": _INTEGRATION, "tags": ["gcp"]}],
+        "integrations": [{"integration-name": INTEGRATION, "tags": ["gcp"]}],
         # Airflow reads this from 3.2 on.
         "cli": ["bqdispatch_provider.commands.get_commands"],
         **{kind: [_module(kind)] for kind in ("hooks", "sensors", "operators", "triggers")},
@@ -35,7 +36,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "connection-type": CONN_TYPE,
                 "hook-class-name": "bqdispatch_provider.hooks.BqDispatchHook",
-                "hook-name": _INTEGRATION,
+                "hook-name": INTEGRATION,
                 "ui-field-behaviour": {"hidden-fields": HIDDEN_FIELDS, "relabeling": {}, "placeholders": {}},
                 "conn-fields": connection_fields(),
             }
@@ -69,7 +70,7 @@ def connection_fields() -> dict[str, Any]:
 
 
 def _module(kind: str) -> dict[str, Any]:
-    return {"integration-name": _INTEGRATION, "python-modules": [f"bqdispatch_provider.{kind}"]}
+    return {"integration-name": INTEGRATION, "python-modules": [f"bqdispatch_provider.{kind}"]}
 
 
 def _field(label: str, description: str, **schema: str) -> dict[str, Any]:

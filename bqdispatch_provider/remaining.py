@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.core.named_events import project_of
 from bqdispatch_provider.names import TraceName, WindowName
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def remaining_urls(folder: TaskFolder, only: EventFilter) -> Iterator[str]:
             yield store.task_url(trace.object.name)
 
     def is_asked_for(window: WindowName) -> bool:
-        return _matches(only, window.dest_project or config.project_id or "", window)
+        return _matches(only, project_of(window, config), window)
 
     for window, _ in folder.unfired(listing, is_asked_for):
         yield store.task_url(window.object.name)
     for claimed in folder.claimed(listing, is_asked_for):
         yield store.task_url(claimed.name)
     for url, name in delivered(store, config):
-        if name is None or _matches(only, _project(name) or config.project_id or "", name):
+        if name is None or _matches(only, project_of(name, config), name):
             yield url
 
 
@@ -104,7 +105,3 @@ def _parse_delivered(name: str, *, batch: bool) -> TraceName | WindowName | None
         return WindowName.parse(name) if batch else TraceName.parse(name.partition("/")[2])
     except ValueError:
         return None
-
-
-def _project(name: TraceName | WindowName) -> str | None:
-    return name.dest_project if isinstance(name, WindowName) else name.project

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 
@@ -14,6 +14,7 @@ from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipExceptio
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.log_lines import ChangeLogger, summary_line, throttle_lines
 from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.core.pools import is_too_small, slots_of
 from bqdispatch_provider.deferral import (
     longest_deferral,
     may_end_in_triggerer,
@@ -36,6 +37,17 @@ if TYPE_CHECKING:
 
 _TRIGGERER_DELAY = timedelta(minutes=1)
 """Added to what the scheduler allows a deferred sensor: triggers start late if the triggerer is busy."""
+
+
+class _Opened(NamedTuple):
+    """What the polls of one try share.
+
+    :param dispatcher: keeps what it has read from poll to poll.
+    :param change_logger: logs what has changed since the poll before.
+    """
+
+    dispatcher: Dispatcher
+    change_logger: ChangeLogger
 
 
 class BqDispatchSensor(BaseSensorOperator):
@@ -99,17 +111,17 @@ class BqDispatchSensor(BaseSensorOperator):
         if start_from_trigger and may_start_from_trigger(self):
             longest = longest_deferral(self, timedelta(seconds=self.timeout) + _TRIGGERER_DELAY)
             set_start_trigger(self, lambda: self._trigger(deferral_timeout=longest.total_seconds()), longest)
-        self._dispatcher: Dispatcher | None = None
+        self._opened: _Opened | None = None
         self.links: Mapping[str, str] = {}
 
     def execute(self, context: Context) -> Any:
         """Poll until there is something to dispatch, and return the shares."""
-        with self._opened():
+        with self._open() as opened:
             if not self.deferrable:
                 try:
                     return super().execute(context)
                 except (AirflowSkipException, AirflowSensorTimeout):
-                    self._end_run(context)
+                    self._end_run(context, opened.dispatcher)
                     raise
             first = self.poke(context)
         if not first.is_done:
@@ -127,7 +139,7 @@ class BqDispatchSensor(BaseSensorOperator):
             raise AirflowSkipException(message)
         if event["status"] == "error":
             raise DispatchError(f"the trigger failed while it waited for events: {event['message']}")
-        with self._opened():
+        with self._open() as opened:
             polled = self.poke(context)
             if polled.is_done:
                 shares: list[dict[str, Any]] = polled.xcom_value or []
@@ -136,7 +148,7 @@ class BqDispatchSensor(BaseSensorOperator):
             until = datetime.fromisoformat(event["until"]) if "until" in event else datetime.min.replace(tzinfo=UTC)
             goes_on = until > datetime.now(UTC)
             if not goes_on:
-                self._end_run(context)
+                self._end_run(context, opened.dispatcher)
         if goes_on:
             self._wait_in_triggerer(context, until)
         raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)
@@ -146,12 +158,15 @@ class BqDispatchSensor(BaseSensorOperator):
 
         :param context: the task's.
         """
-        assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
-        config, store = self._dispatcher.config, self._dispatcher.store
-        seen = self._dispatcher.look()
+        with self._open() as (dispatcher, change_logger):
+            return self._poll(context, dispatcher, change_logger)
+
+    def _poll(self, context: Context, dispatcher: Dispatcher, change_logger: ChangeLogger) -> PokeReturnValue:
+        config, store = dispatcher.config, dispatcher.store
+        seen = dispatcher.look()
         shares = seen.plan.shares()
         number = sum(len(share.events) for share in shares)
-        self._change_logger.log_if_changed([summary_line(seen.report, number), *throttle_lines(seen.report, config)])
+        change_logger.log_if_changed([summary_line(seen.report, number), *throttle_lines(seen.report, config)])
         if not shares:
             return PokeReturnValue(is_done=False)
         first = store.task_url(shares[0].events[0].name)
@@ -178,24 +193,29 @@ class BqDispatchSensor(BaseSensorOperator):
         )
 
     @contextmanager
-    def _opened(self) -> Iterator[None]:
-        """Open the dispatcher that :meth:`poke` uses."""
-        self._change_logger = ChangeLogger(self.log)
+    def _open(self) -> Iterator[_Opened]:
+        """Open the dispatcher, unless it is open.
+
+        Airflow's ``execute`` calls :meth:`poke` and passes nothing on, so the sensor itself keeps what is open.
+        """
+        if self._opened is not None:
+            yield self._opened
+            return
         hook = BqDispatchHook(self.bqdispatch_conn_id)
         with hook.get_dispatcher(variables=self.variables, only=self.only) as dispatcher:
             self._warn_of_slots(dispatcher.config)
-            self._dispatcher = dispatcher
+            self._opened = _Opened(dispatcher, ChangeLogger(self.log))
             try:
-                yield
+                yield self._opened
             finally:
-                self._dispatcher = None
+                self._opened = None
 
     def _warn_of_slots(self, config: DispatchConfig) -> None:
         """Warn of tasks that take more slots than their pool has, if it mirrors the limit. Such a task never runs."""
         for task in compat.tasks_beside(self):
             lanes = _known_lanes(task)
             limit = config.max_concurrent_sql if lanes == {Lane.SQL} else config.max_concurrent_jobs
-            if lanes and 0 < limit < task.pool_slots:
+            if lanes and is_too_small(slots_of(limit), task.pool_slots):
                 self.log.warning(
                     "Task %s takes %d slots of the pool %r, which has %d if it mirrors its limit. Then the task never "
                     "runs; check with `bqdispatch pools --check`",
@@ -205,11 +225,10 @@ class BqDispatchSensor(BaseSensorOperator):
                     limit,
                 )
 
-    def _end_run(self, context: Context) -> None:
+    def _end_run(self, context: Context, dispatcher: Dispatcher) -> None:
         """End a run in which there was nothing to dispatch."""
-        assert self._dispatcher is not None, "execute() opens the dispatcher"  # noqa: S101
-        journal = RunJournal(self._dispatcher.store, self._dispatcher.config, context)
-        end_run(self._dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
+        journal = RunJournal(dispatcher.store, dispatcher.config, context)
+        end_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         links.keep(self, context, {links.ResponseDocumentLink: links.object_page(journal.document_url)})
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import KW_ONLY, dataclass, fields
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -26,18 +26,21 @@ if TYPE_CHECKING:
     from bqdispatch_provider.gcp.pubsub import Subscription
 
 T = TypeVar("T")
-_Call = Callable[["Dispatcher"], T]
+_Opened = TypeVar("_Opened")
+_Opened_co = TypeVar("_Opened_co", covariant=True)
+_Open = Callable[[BqDispatchHook], AbstractContextManager[_Opened]]
+"""Opens something with the connection's hook, such as :meth:`DispatcherTrigger._dispatcher`."""
 
 _MAX_MESSAGE_CHARS = 2000
 
 
-class _Run(Protocol):
-    def __call__(self, call: _Call[T]) -> Awaitable[T]: ...
+class _Run(Protocol[_Opened_co]):
+    def __call__(self, call: Callable[[_Opened_co], T]) -> Awaitable[T]: ...
 
 
 @dataclass(eq=False, repr=False)
 class DispatcherTrigger(BaseTrigger):
-    """A trigger that uses a dispatcher in a thread of its own, so that the event loop is never blocked.
+    """A trigger that uses a dispatcher, or its task folder, in a thread of its own, so that it never blocks the loop.
 
     The connection is read before the thread starts. A cancelled trigger starts nothing new, and waits for the call in
     progress: a thread cannot be stopped.
@@ -48,9 +51,6 @@ class DispatcherTrigger(BaseTrigger):
     :param poll_interval: longest pause between two polls, in seconds. After each change the pauses start at one second
         again.
     """
-
-    uses_subscription: ClassVar[bool] = True
-    """True if a Pub/Sub message may end a pause. A subscription's messages are for those that dispatch."""
 
     bqdispatch_conn_id: str
     _: KW_ONLY
@@ -71,31 +71,39 @@ class DispatcherTrigger(BaseTrigger):
         arguments = {argument.name: getattr(self, argument.name) for argument in fields(self)}
         return f"{type(self).__module__}.{type(self).__qualname__}", arguments
 
+    @contextmanager
+    def _dispatcher(self, hook: BqDispatchHook) -> Iterator[Dispatcher]:
+        """Open a dispatcher, and the subscription: its messages are for those that dispatch, and end their pauses."""
+        with hook.get_dispatcher(self._goes_on, self.variables, self.only) as dispatcher:
+            self._subscription = hook.get_subscription(dispatcher.session)
+            yield dispatcher
+
     @asynccontextmanager
-    async def _dispatcher(self) -> AsyncIterator[_Run]:
-        """Open the dispatcher in the thread, and yield a function that runs calls with it there."""
+    async def _in_thread(self, open_with: _Open[_Opened]) -> AsyncIterator[_Run[_Opened]]:
+        """Open something in the thread, and yield a function that runs calls with it there."""
         hook = await BqDispatchHook.resolved(self.bqdispatch_conn_id)
         # The whole triggerer shares the event loop's own executor.
         thread = Threads(1, "bqdispatch-trigger")
         held = ExitStack()
-
-        def open_dispatcher() -> Dispatcher:
-            dispatcher = held.enter_context(hook.get_dispatcher(self._goes_on, self.variables, self.only))
-            if self.uses_subscription:
-                self._subscription = hook.get_subscription(dispatcher.session)
-            return dispatcher
-
         try:
-            dispatcher = await run_in_thread(thread, open_dispatcher, self._stopped)
-            yield lambda call: run_in_thread(thread, lambda: call(dispatcher), self._stopped)
+            opened = await await_in_thread(thread, lambda: held.enter_context(open_with(hook)), self._stopped)
+            yield lambda call: await_in_thread(thread, lambda: call(opened), self._stopped)
         finally:
-            await run_in_thread(thread, held.close, self._stopped)
+            await await_in_thread(thread, held.close, self._stopped)
             thread.shutdown(wait=False)
 
-    async def _event_of(self, call: _Call[TriggerEvent]) -> TriggerEvent:
-        """Return the event that a call gives, or an error event if the call fails."""
+    async def _event_of(
+        self,
+        open_with: _Open[_Opened],
+        call: Callable[[_Opened], TriggerEvent],
+    ) -> TriggerEvent:
+        """Return the event that a call gives, or an error event if the call fails.
+
+        :param open_with: opens what the call is given.
+        :param call: runs in the thread.
+        """
         try:
-            async with self._dispatcher() as run:
+            async with self._in_thread(open_with) as run:
                 return await run(call)
         except Exception as error:
             self.log.exception("The trigger has failed")
@@ -143,7 +151,7 @@ class TaskTrigger(DispatcherTrigger):
         return self.journal_path or journal.journal_path(context_of(self))
 
 
-async def run_in_thread(thread: Executor, call: Callable[[], T], stopped: threading.Event) -> T:
+async def await_in_thread(thread: Executor, call: Callable[[], T], stopped: threading.Event) -> T:
     """Run a call in a thread and return its result. If cancelled, wait for the call: a thread cannot be stopped.
 
     :param thread: the trigger's own.

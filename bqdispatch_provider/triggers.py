@@ -25,6 +25,7 @@ from bqdispatch_provider.runs import end_run, run_cycles
 from bqdispatch_provider.trigger_base import DispatcherTrigger, TaskTrigger, error_message, trigger_event
 
 if TYPE_CHECKING:
+    from bqdispatch_provider.cycle.task_folder import TaskFolder
     from bqdispatch_provider.dispatcher import Dispatcher
 
 _EventTrigger: Any = event_trigger()
@@ -69,7 +70,7 @@ class BqDispatchTrigger(TaskTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until there is something to dispatch, and yield one event."""
-        yield await self._event_of(self._poll)
+        yield await self._event_of(self._dispatcher, self._poll)
 
     def _poll(self, dispatcher: Dispatcher) -> TriggerEvent:
         end = (self._began() or datetime.now(UTC)) + timedelta(seconds=self.timeout)
@@ -127,7 +128,7 @@ class DispatchTrigger(TaskTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Dispatch until the time to live is over, and yield one event."""
-        yield await self._event_of(self._dispatch)
+        yield await self._event_of(self._dispatcher, self._dispatch)
 
     async def on_kill(self) -> None:
         """Log that the trigger was killed (Airflow 3.3). Its cancellation has already finished what had begun."""
@@ -188,7 +189,7 @@ class BqDispatchEventTrigger(DispatcherTrigger, _EventTrigger):  # type: ignore[
         :param reported: when each waiting event was reported, by a monotonic clock.
         """
         polling = AdaptivePolling.up_to(self.poll_interval)
-        async with self._dispatcher() as run:
+        async with self._in_thread(self._dispatcher) as run:
             while True:
                 number, seconds = await run(partial(self._poll, reported, polling))
                 failures.clear()
@@ -229,8 +230,6 @@ class BqDispatchDoneTrigger(DispatcherTrigger):
     :param poll_interval: seconds between two polls while events are seen.
     """
 
-    uses_subscription = False
-
     end: datetime
     _: KW_ONLY
     settle_time: float = 60.0
@@ -238,14 +237,14 @@ class BqDispatchDoneTrigger(DispatcherTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until no event is left, and yield one event."""
-        yield await self._event_of(self._poll)
+        yield await self._event_of(lambda hook: hook.get_task_folder(self.variables), self._poll)
 
-    def _poll(self, dispatcher: Dispatcher) -> TriggerEvent:
+    def _poll(self, folder: TaskFolder) -> TriggerEvent:
         from bqdispatch_provider.remaining import first_remaining  # noqa: PLC0415  (few DAG files need it)
 
         only = EventFilter.from_dict(self.only)
         while True:
-            url = first_remaining(dispatcher.folder, only, self.settle_time, self._stopped.wait)
+            url = first_remaining(folder, only, self.settle_time, self._stopped.wait)
             left = (self.end - datetime.now(UTC)).total_seconds()
             if not url or left <= 0 or self._stopped.is_set():
                 return trigger_event("left" if url else "done", message=in_one_line(url))

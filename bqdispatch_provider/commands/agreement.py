@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import in_words
 
@@ -26,13 +26,13 @@ def check_bqtail(config: DispatchConfig, bqtail: DispatchConfig) -> Iterator[Che
     theirs, where = bqtail.for_project(config.project_id), bqtail.url or ""
     for key, attribute in _COMMON_KEYS.items():
         mine, other = (str(getattr(each, attribute)) for each in (config, theirs))
-        verdict, finding = Verdict.OK, mine
+        result, finding = CheckResult.OK, mine
         if mine != other:
-            verdict, finding = Verdict.FAILED, f"is {mine!r} here and {other!r} there: give the same in both"
+            result, finding = CheckResult.FAILED, f"is {mine!r} here and {other!r} there: give the same in both"
             if key == "JournalURL":
-                verdict = Verdict.WARNING
+                result = CheckResult.WARNING
                 finding += ", since BqTail's balancer reads performance.json in its own journal"
-        yield Check(f"{key} of both", where, verdict, finding)
+        yield Check(f"{key} of both", where, result, finding)
 
 
 def check_other_set_ups(
@@ -46,13 +46,13 @@ def check_other_set_ups(
     """
     what = "other set-ups"
     if isinstance(others, str):
-        yield Check(what, "Airflow", Verdict.NOT_CHECKED, others)
+        yield Check(what, "Airflow", CheckResult.NOT_CHECKED, others)
         return
     shared = False
     for conn_id, other in others.items():
         where = f"connection {conn_id}"
         if isinstance(other, Exception):
-            yield Check(what, where, Verdict.NOT_CHECKED, f"its configuration is unknown: {in_words(other)}")
+            yield Check(what, where, CheckResult.NOT_CHECKED, f"its configuration is unknown: {in_words(other)}")
         elif _overlap(config.async_task_url, other.async_task_url):
             shared = True
             finding = (
@@ -61,7 +61,7 @@ def check_other_set_ups(
                 "another's, or delete one of the connections; if this is the connection of the set-up itself, name "
                 "the set-up with --setup"
             )
-            yield Check(what, where, Verdict.FAILED, finding)
+            yield Check(what, where, CheckResult.FAILED, finding)
         else:
             for key, mine, its in (
                 ("JournalURL", config.journal_url, other.journal_url),
@@ -69,9 +69,9 @@ def check_other_set_ups(
             ):
                 if _overlap(mine, its):
                     finding = f"has the {key} {its!r}, and this set-up {mine!r}: give each a folder of its own"
-                    yield Check(what, where, Verdict.WARNING, finding)
+                    yield Check(what, where, CheckResult.WARNING, finding)
     if not shared:
-        yield Check(what, "Airflow", Verdict.OK, "no other connection is known to share events of this task folder")
+        yield Check(what, "Airflow", CheckResult.OK, "no other connection is known to share events of this task folder")
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -85,10 +85,10 @@ def check_pools(problems: Mapping[str, str] | str) -> Iterator[Check]:
     :param problems: what is wrong with each pool, empty when nothing is; or why that is unknown.
     """
     if isinstance(problems, str):
-        yield Check("pools", "Airflow", Verdict.NOT_CHECKED, problems)
+        yield Check("pools", "Airflow", CheckResult.NOT_CHECKED, problems)
         return
     for name, problem in problems.items():
         if problem:
-            yield Check("pool", name, Verdict.FAILED, f"{problem}: `bqdispatch pools --import` sets it")
+            yield Check("pool", name, CheckResult.FAILED, f"{problem}: `bqdispatch pools --import` sets it")
         else:
-            yield Check("pool", name, Verdict.OK, "mirrors its limit")
+            yield Check("pool", name, CheckResult.OK, "mirrors its limit")

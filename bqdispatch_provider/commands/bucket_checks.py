@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from datetime import timedelta
 
 from google.cloud.storage import Client
 
-from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.gcp import permissions
 from bqdispatch_provider.gcp.bucket_settings import cannot_be_checked
@@ -32,30 +32,36 @@ class BucketChecks:
 
     def __init__(self, config: DispatchConfig, client: Client, store: TaskStore, unused: str) -> None:
         self._config, self._client, self._store, self._unused = config, client, store, unused
-        self.can_try = False
-        """True once :meth:`checks` has found that objects of the task folder can be written, and deleted again."""
 
-    def checks(self) -> Iterator[Check]:
-        """Yield the checks, one after the other."""
-        yield from self._folders()
+    def checks(self) -> Generator[Check, None, bool]:
+        """Yield the checks, one after the other.
+
+        :returns: whether objects of the task folder can be written, and deleted again.
+        """
+        can_write = yield from self._folders()
         yield from self._trigger_bucket()
-        yield from self._settings()
+        can_delete = yield from self._settings()
         yield from self._document()
         yield from self._unconsumed()
+        return can_write and can_delete
 
-    def _folders(self) -> Iterator[Check]:
+    def _folders(self) -> Generator[Check, None, bool]:
+        """Check the permissions in the folders.
+
+        :returns: whether the account has those that it needs in the task folder.
+        """
         tasks = self._check_folder("task folder", self._config.async_task_url, "AsyncTaskURL", permissions.FOLDERS)
-        self.can_try = tasks.verdict is Verdict.OK
         yield tasks
         yield self._check_folder("journal", self._config.journal_url, "JournalURL", permissions.FOLDERS)
         yield self._check_folder("errors", self._config.error_url, "ErrorURL", permissions.FOLDERS)
+        return tasks.result is CheckResult.OK
 
     def _check_folder(self, what: str, url: str, key: str, needed: permissions.Requirement) -> Check:
         """Check the permissions in a folder, which a key of the configuration names."""
         if problem := permissions.problem_in_folder(self._store, url, needed, key, self._unused):
-            return Check(what, url, Verdict.FAILED, problem)
+            return Check(what, url, CheckResult.FAILED, problem)
         verbs = ", ".join(each.rpartition(".")[2] for each in needed.on_objects)
-        return Check(what, url, Verdict.OK, f"the account may {verbs}")
+        return Check(what, url, CheckResult.OK, f"the account may {verbs}")
 
     def _trigger_bucket(self) -> Iterator[Check]:
         bucket = self._config.trigger_bucket or ""
@@ -70,35 +76,39 @@ class BucketChecks:
                 f"{permissions.GET_BUCKET} is missing, so an event whose delivery is in doubt is {in_doubt}; "
                 f"{permissions.TRIGGER_BUCKET.how_to_grant(where)}"
             )
-            yield Check(what, where, Verdict.FAILED, finding)
+            yield Check(what, where, CheckResult.FAILED, finding)
         elif isinstance(missing, Result) and missing.status == 404:
-            yield Check(what, where, Verdict.NOT_CHECKED, "there is no such bucket")
+            yield Check(what, where, CheckResult.NOT_CHECKED, "there is no such bucket")
         elif self._store.trigger.keeps_deleted(self._store.now()):
-            yield Check(what, where, Verdict.OK, "is kept by the bucket for a while, which proves deliveries")
+            yield Check(what, where, CheckResult.OK, "is kept by the bucket for a while, which proves deliveries")
         else:
             finding = (
                 f"the bucket keeps nothing that is deleted, so an event whose delivery is in doubt is {in_doubt}: give "
                 f"it soft delete (`gcloud storage buckets update gs://{bucket} --soft-delete-duration=7d`), or versions"
             )
-            yield Check(what, where, Verdict.WARNING, finding)
+            yield Check(what, where, CheckResult.WARNING, finding)
 
-    def _settings(self) -> Iterator[Check]:
-        """Check settings by which a bucket deletes or keeps objects itself: they would lose or repeat events."""
-        settings, now = self._store.settings(), self._store.now()
+    def _settings(self) -> Generator[Check, None, bool]:
+        """Check settings by which a bucket deletes or keeps objects itself: they would lose or repeat events.
+
+        :returns: whether the task bucket lets objects be deleted, as far as its settings can be read.
+        """
+        settings, now, can_delete = self._store.settings(), self._store.now(), True
         for bucket, found in settings.items():
             is_task_bucket, where = bucket == self._store.task_bucket, f"gs://{bucket}"
             what = f"settings of the {'task' if is_task_bucket else 'trigger'} bucket"
             if isinstance(found, Result):
-                yield Check(what, where, Verdict.NOT_CHECKED, cannot_be_checked(bucket, found))
+                yield Check(what, where, CheckResult.NOT_CHECKED, cannot_be_checked(bucket, found))
                 continue
             findings = found.problems(self._config, now)
             for finding in findings:
-                yield Check(what, where, Verdict.FAILED, finding)
+                yield Check(what, where, CheckResult.FAILED, finding)
             if is_task_bucket and found.blocks_deletes:
-                self.can_try = False  # the trial could not be removed
+                can_delete = False
             if not findings:
                 finding = "no retention policy, default hold or lifecycle rule is in the way"
-                yield Check(what, where, Verdict.OK, finding)
+                yield Check(what, where, CheckResult.OK, finding)
+        return can_delete
 
     def _document(self) -> Iterator[Check]:
         """Check that the account cannot replace its own configuration document, and neither can who gets hold of it."""
@@ -109,22 +119,22 @@ class BucketChecks:
         read = permissions.probe(self._store, url, (permissions.GET,)).answers[permissions.GET]
         if not read.overtaken:
             said = "the service ignores preconditions" if read.ok else f"a read was answered with {read}"
-            yield Check(what, url, Verdict.NOT_CHECKED, f"{said}, so whether the account may replace it is unknown")
+            yield Check(what, url, CheckResult.NOT_CHECKED, f"{said}, so whether the account may replace it is unknown")
             return
-        tried = permissions.probe(self._store, url, (permissions.CREATE, permissions.DELETE))
-        if tried.refused:
-            finding = f"the account cannot replace it: {', '.join(tried.refused)} is refused"
-            yield Check(what, url, Verdict.OK, finding)
-        elif tried.unexpected:
-            finding = f"a call on it was answered with {tried.unexpected[0]}: try again later"
-            yield Check(what, url, Verdict.NOT_CHECKED, finding)
+        probed = permissions.probe(self._store, url, (permissions.CREATE, permissions.DELETE))
+        if probed.refused:
+            finding = f"the account cannot replace it: {', '.join(probed.refused)} is refused"
+            yield Check(what, url, CheckResult.OK, finding)
+        elif probed.unexpected:
+            finding = f"a call on it was answered with {probed.unexpected[0]}: try again later"
+            yield Check(what, url, CheckResult.NOT_CHECKED, finding)
         else:
             finding = (
                 "the account that dispatches may replace the document, and so change what is dispatched and where to: "
                 "put it into a bucket on which the account has only storage.objects.get, such as by the role "
                 "roles/storage.objectViewer, and let people or your deployment write it"
             )
-            yield Check(what, url, Verdict.WARNING, finding)
+            yield Check(what, url, CheckResult.WARNING, finding)
 
     def _unconsumed(self) -> Iterator[Check]:
         """Check that BqTail takes what is delivered: it deletes what it has consumed."""
@@ -138,11 +148,11 @@ class BucketChecks:
                 with closing(TaskStore(self._client, url, self._config.trigger_bucket or "")) as store:
                     now, objects = store.listing()
             except GOOGLE_ERRORS as error:
-                yield Check(what, url, Verdict.NOT_CHECKED, f"cannot be listed: {in_words(error)}")
+                yield Check(what, url, CheckResult.NOT_CHECKED, f"cannot be listed: {in_words(error)}")
                 continue
             old = [each for each in objects if now - each.created > MAX_UNCONSUMED_AGE]
             if not old:
-                yield Check(what, url, Verdict.OK, "no delivered object has waited for long")
+                yield Check(what, url, CheckResult.OK, "no delivered object has waited for long")
                 continue
             oldest = min(old, key=lambda each: each.created)
             finding = (
@@ -150,4 +160,4 @@ class BucketChecks:
                 f"since {oldest.created:%Y-%m-%d %H:%M} UTC ({oldest.name!r}): see that {key} {prefix!r} is "
                 "BqTail's too, and that its function runs without errors"
             )
-            yield Check(what, url, Verdict.FAILED, finding)
+            yield Check(what, url, CheckResult.FAILED, finding)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from google.cloud.storage import Client
 
-from bqdispatch_provider.commands.checks import Check, Verdict, print_checks
+from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
 from bqdispatch_provider.commands.options import connect
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.listing import StoredObject, classify
@@ -22,13 +22,13 @@ from bqdispatch_provider.delivery.intent_objects import open_intents
 from bqdispatch_provider.delivery.ledger import Ledger
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
-from bqdispatch_provider.names import counted, in_words
+from bqdispatch_provider.names import JournalName, counted, in_words
 
 MIN_SETTLE_TIME = timedelta(minutes=10)
 """No dispatcher may have written anything for this long: a cloud function starts every minute and lives for nine."""
 
-_Look = Callable[[TaskStore], Iterator[tuple[Verdict, str]]]
-"""A look at a folder, which yields verdicts and findings."""
+_Look = Callable[[TaskStore], Iterator[tuple[CheckResult, str]]]
+"""A look at a folder, which yields results and findings."""
 
 
 def execute(options: argparse.Namespace) -> int:
@@ -62,25 +62,25 @@ class IdleCheck:
             "BqTail's command-line tool has a dispatcher too, which sleeps for up to 100 minutes between runs and "
             "leaves no sign of its own: if somebody may have started one, ask them, or check again after that time"
         )
-        yield Check("what cannot be seen", config.async_task_url, Verdict.NOT_CHECKED, finding)
+        yield Check("what cannot be seen", config.async_task_url, CheckResult.NOT_CHECKED, finding)
 
     def _check(self, what: str, url: str, look: _Look) -> Iterator[Check]:
         try:
             with closing(TaskStore(self._client, url, self._config.trigger_bucket or "")) as store:
-                for verdict, finding in look(store):
-                    yield Check(what, url, verdict, finding)
+                for result, finding in look(store):
+                    yield Check(what, url, result, finding)
         except GOOGLE_ERRORS as error:
-            yield Check(what, url, Verdict.FAILED, f"cannot be read: {in_words(error)}")
+            yield Check(what, url, CheckResult.FAILED, f"cannot be read: {in_words(error)}")
 
-    def _performance(self, store: TaskStore) -> Iterator[tuple[Verdict, str]]:
-        there = store.get("performance.json")
-        yield self._newest("performance.json", [there] if there else [], store.now())
+    def _performance(self, store: TaskStore) -> Iterator[tuple[CheckResult, str]]:
+        there = store.get(JournalName.PERFORMANCE)
+        yield self._newest(JournalName.PERFORMANCE, [there] if there else [], store.now())
 
-    def _deliveries(self, store: TaskStore) -> Iterator[tuple[Verdict, str]]:
+    def _deliveries(self, store: TaskStore) -> Iterator[tuple[CheckResult, str]]:
         now, objects = store.listing()
         yield self._newest("delivered event", objects, now)
 
-    def _task_folder(self, store: TaskStore) -> Iterator[tuple[Verdict, str]]:
+    def _task_folder(self, store: TaskStore) -> Iterator[tuple[CheckResult, str]]:
         now, objects = store.listing()
         listing = classify(objects, self._config.project_id or "", now)
         sentinels = [*listing.orphan_sentinels, *(window.sentinel for window in listing.windows if window.sentinel)]
@@ -88,7 +88,7 @@ class IdleCheck:
         yield self._newest("intent of a dispatcher", listing.intents, now)
         if old := [window.object.name for window in listing.windows if window.sentinel]:
             yield (
-                Verdict.WARNING,
+                CheckResult.WARNING,
                 f"{counted(len(old), 'window')} beside a sentinel of the Go dispatcher, such as {old[0]!r}: counted as "
                 "fired, and kept; docs/migration.md says how to tell whether they were",
             )
@@ -98,36 +98,36 @@ class IdleCheck:
         }
         if fired := [name for (name, _), firing in own.items() if firing is not None and firing.fired is not None]:
             yield (
-                Verdict.FAILED,
+                CheckResult.FAILED,
                 f"{counted(len(fired), 'fired window')} still there, such as {fired[0]!r}: the Go dispatcher would "
                 "fire them again. `bqdispatch run --once` removes them "
                 f"{self._config.max_trigger_delay_ms / 1000:.0f} s after their firing",
             )
         if hidden:
-            yield Verdict.FAILED, next(iter(hidden.values()))
+            yield CheckResult.FAILED, next(iter(hidden.values()))
         if listing.undecided:
             yield (
-                Verdict.WARNING,
+                CheckResult.WARNING,
                 f"{counted(len(listing.undecided), 'window')} waiting for a decision, such as "
                 f"{listing.undecided[0].name!r}: `bqdispatch replay` lists them; the Go dispatcher never looks there",
             )
         claimed = [name for (name, _), firing in own.items() if firing is not None and firing.fired is None]
         if left := [*claimed, *open_intents(intent.name for intent in listing.intents)]:
             yield (
-                Verdict.WARNING,
+                CheckResult.WARNING,
                 f"{left[0]!r} and {len(left) - 1} more left unfinished: `bqdispatch run --once` settles them; the Go "
                 "dispatcher cannot",
             )
 
-    def _newest(self, what: str, written: Iterable[StoredObject], now: datetime) -> tuple[Verdict, str]:
+    def _newest(self, what: str, written: Iterable[StoredObject], now: datetime) -> tuple[CheckResult, str]:
         at = max((each.created for each in written), default=None)
         if at is None:
-            return Verdict.OK, f"no {what} found"
+            return CheckResult.OK, f"no {what} found"
         if now - at > self._settle_time:
-            return Verdict.OK, f"last {what} written at {at:%Y-%m-%d %H:%M:%S} UTC"
+            return CheckResult.OK, f"last {what} written at {at:%Y-%m-%d %H:%M:%S} UTC"
         until, minutes = at + self._settle_time, round(self._settle_time.total_seconds() / 60)
         return (
-            Verdict.FAILED,
+            CheckResult.FAILED,
             f"{what} written at {at:%H:%M:%S} UTC, less than {minutes} minutes ago: stop whatever starts that "
             f"dispatcher, and check again after {until:%H:%M:%S} UTC",
         )

@@ -10,7 +10,7 @@ from enum import StrEnum
 from bqdispatch_provider.commands.output import FAILED, OK, print_commands, print_table
 
 
-class Verdict(StrEnum):
+class CheckResult(StrEnum):
     """The result of a check. A set-up that has only warnings works."""
 
     OK = "ok"
@@ -25,14 +25,14 @@ class Check:
 
     :param what: what was checked, in a few words.
     :param where: the URL, bucket, project, pool or connection that was checked.
-    :param verdict: the result.
+    :param result: whether what was checked works.
     :param finding: what was found; when something is wrong, what to do as well.
     :param command: the command that does it, if there is one to paste.
     """
 
     what: str
     where: str
-    verdict: Verdict
+    result: CheckResult
     finding: str
     command: str = ""
 
@@ -44,11 +44,11 @@ def print_checks(checks: Sequence[Check]) -> int:
     :returns: the exit code: 1 when one has failed.
     """
     folds = sys.stdout.isatty()  # a cell of a terminal's table breaks what is long
-    rows = [(each.verdict, each.what, each.where, _finding(each, folds)) for each in checks]
+    rows = [(each.result, each.what, each.where, _finding(each, folds)) for each in checks]
     print_table(("", "checked", "where", "found"), rows)
     if folds:
         print_commands(each.command for each in checks)
-    return FAILED if any(each.verdict is Verdict.FAILED for each in checks) else OK
+    return FAILED if any(each.result is CheckResult.FAILED for each in checks) else OK
 
 
 def _finding(check: Check, is_below: bool) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Mapping
 from datetime import timedelta
 from itertools import islice
+from typing import NamedTuple
 
-from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import JobKey
 from bqdispatch_provider.dispatcher import Dispatcher
@@ -21,46 +22,47 @@ _MAX_JOBS, _MAX_JOB_AGE = 5_000, timedelta(days=30)
 """Number of a project's jobs that are read, and their greatest age."""
 
 
-class JobChecks:
-    """The checks of one set-up's projects.
+class JobsFound(NamedTuple):
+    """Jobs that the checks of the projects have come across.
 
-    :param dispatcher: of the set-up.
+    :param finished: a finished job of each project whose ID has BqTail's form; ``None`` if it has none.
+    :param location: a location in which the projects' jobs run; the configuration's if none was seen.
     """
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-        self.finished: dict[str, JobKey | None] = {}
-        """A finished job of each project whose ID has BqTail's form; :meth:`checks` fills it."""
-        self.location = dispatcher.config.region
-        """A location in which the projects' jobs run, as far as :meth:`checks` has seen one."""
+    finished: Mapping[str, JobKey | None]
+    location: str
 
-    def checks(self) -> Iterator[Check]:
-        """Yield the checks of the set-up's own project, and of those of its traces."""
+
+def check_jobs(dispatcher: Dispatcher) -> Generator[Check, None, JobsFound]:
+    """Yield the checks of the set-up's own project, and of those of its traces.
+
+    :param dispatcher: of the set-up.
+    :returns: the jobs that were found.
+    """
+    try:
+        traces = dispatcher.folder.listing().traces
+    except GOOGLE_ERRORS as error:
+        log.debug("The task folder cannot be listed, so its traces are not checked: %s", in_words(error))
+        traces = ()
+    finished: dict[str, JobKey | None] = {}
+    places = [trace.name.region for trace in traces]
+    board, now = dispatcher.board, dispatcher.store.now()
+    for project in dict.fromkeys([dispatcher.config.project_id or "", *(trace.project for trace in traces)]):
+        if problem := problem_in_project(board, project):
+            yield Check("jobs", project, CheckResult.FAILED, problem)
+            continue
+        yield Check("jobs", project, CheckResult.OK, "the account may list and get them")
+        mine = [trace for trace in traces if trace.project == project]
+        since = min([now - _MAX_JOB_AGE, *(trace.object.created - timedelta(minutes=5) for trace in mine)])
         try:
-            traces = self._dispatcher.folder.listing().traces
+            jobs = dict(islice(board.calls.created_since(project, since), _MAX_JOBS))
         except GOOGLE_ERRORS as error:
-            log.debug("The task folder cannot be listed, so its traces are not checked: %s", in_words(error))
-            traces = ()
-        places = [trace.name.region for trace in traces]
-        board, now = self._dispatcher.board, self._dispatcher.store.now()
-        for project in dict.fromkeys([self._dispatcher.config.project_id or "", *(trace.project for trace in traces)]):
-            if problem := problem_in_project(board, project):
-                yield Check("jobs", project, Verdict.FAILED, problem)
-                continue
-            yield Check("jobs", project, Verdict.OK, "the account may list and get them")
-            mine = [trace for trace in traces if trace.project == project]
-            since = min([now - _MAX_JOB_AGE, *(trace.object.created - timedelta(minutes=5) for trace in mine)])
-            try:
-                jobs = dict(islice(board.calls.created_since(project, since), _MAX_JOBS))
-            except GOOGLE_ERRORS as error:
-                yield Check("location", project, Verdict.NOT_CHECKED, f"the jobs cannot be listed: {in_words(error)}")
-                continue
-            self.finished[project] = next(
-                (key for key, job in jobs.items() if job.state == "DONE" and trace_name_of(key)), None
-            )
-            places[:0] = [key.location for key in jobs]
-            yield _check_locations(project, mine, jobs)
-        self.location = next(filter(None, places), self.location)
+            yield Check("location", project, CheckResult.NOT_CHECKED, f"the jobs cannot be listed: {in_words(error)}")
+            continue
+        finished[project] = next((key for key, job in jobs.items() if job.state == "DONE" and trace_name_of(key)), None)
+        places[:0] = [key.location for key in jobs]
+        yield _check_locations(project, mine, jobs)
+    return JobsFound(finished, next(filter(None, places), dispatcher.config.region))
 
 
 def trace_name_of(key: JobKey) -> TraceName | None:
@@ -88,11 +90,11 @@ def _check_locations(project: str, traces: Iterable[Trace], jobs: Iterable[JobKe
             misplaced.setdefault((region, ", ".join(sorted(found))), []).append(trace.object.name)
     if not misplaced:
         finding = f"the jobs of {counted(checked, 'trace')} are where the traces' names say"
-        return Check("location", project, Verdict.OK, finding if checked else "no trace waits for a job")
+        return Check("location", project, CheckResult.OK, finding if checked else "no trace waits for a job")
     (region, location), names = max(misplaced.items(), key=lambda each: len(each[1]))
     finding = (
         f"{counted(len(names), 'trace')} with the location {region!r}, such as {names[0]!r}, but with jobs in "
         f"{location!r}, so the jobs are never found: correct the location in BqTail's configuration, and move these "
         f"traces into the folder proj:{project}:{location.upper() if len(location) == 2 else location}/"
     )
-    return Check("location", project, Verdict.FAILED, finding)
+    return Check("location", project, CheckResult.FAILED, finding)

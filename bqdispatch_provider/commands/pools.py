@@ -22,6 +22,7 @@ from urllib.parse import quote
 from bqdispatch_provider.commands.options import read_config, read_variables
 from bqdispatch_provider.commands.output import FAILED, OK, stdout_to_stderr
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.names import in_one_line
 
@@ -104,12 +105,12 @@ def expected_pools(config: DispatchConfig, setup: SetUp | None = None) -> dict[s
     names = setup or SetUp()
     return {
         names.sql_pool: {
-            "slots": config.max_concurrent_sql or -1,
+            "slots": slots_of(config.max_concurrent_sql),
             "description": "MaxConcurrentSQL: events of query jobs that may be in hand at one time",
             "include_deferred": True,
         },
         names.jobs_pool: {
-            "slots": config.max_concurrent_jobs or -1,
+            "slots": slots_of(config.max_concurrent_jobs),
             "description": "MaxConcurrentJobs: events of load, copy and export jobs and windows in hand at one time",
             "include_deferred": True,
         },
@@ -125,20 +126,21 @@ def pool_problems(
     :param wanted: from :func:`expected_pools`.
     :param task_slots: slots that one task takes in each, from :meth:`SetUp.task_slots`; 1 if a pool is missing there.
     """
-    problems: dict[str, str] = {}
-    for name, pool in wanted.items():
-        there, slots, taken = found.get(name), pool["slots"], task_slots.get(name, 1)
-        if there is None:
-            problems[name] = f"is missing, so tasks in it never run; expected {slots} slots"
-        elif there["slots"] != slots:
-            problems[name] = f"has {there['slots']} slots; expected {slots} slots"
-        elif there["include_deferred"] != pool["include_deferred"]:
-            problems[name] = "does not count deferred tasks, so a task that dispatches in the triggerer takes no slot"
-        elif 0 <= slots < taken:
-            problems[name] = f"has {slots} slots, and a task takes {taken}, so it never runs"
-        else:
-            problems[name] = ""
-    return problems
+    return {name: _problem(pool["slots"], found.get(name), task_slots.get(name, 1)) for name, pool in wanted.items()}
+
+
+def _problem(wanted: int, found: Pool | None, taken: int) -> str:
+    slots, counts_deferred = (found["slots"], found["include_deferred"]) if found else (None, True)
+    match pool_problem(wanted, slots, counts_deferred=counts_deferred, task_slots=taken):
+        case PoolProblem.MISSING:
+            return f"is missing, so tasks in it never run; expected {wanted} slots"
+        case PoolProblem.OTHER_SLOTS:
+            return f"has {slots} slots; expected {wanted} slots"
+        case PoolProblem.DEFERRED_NOT_COUNTED:
+            return "does not count deferred tasks, so a task that dispatches in the triggerer takes no slot"
+        case PoolProblem.TOO_SMALL:
+            return f"has {wanted} slots, and a task takes {taken}, so it never runs"
+    return ""
 
 
 class LocalPools:

@@ -8,15 +8,15 @@ was loaded and another was not, it is fired for the other (docs/protocol.md, "La
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bqdispatch_provider.core.listing import StoredObject
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.sizes import MAX_WINDOW_BYTES
-from bqdispatch_provider.core.targets import REASON, REPLAYED, UNDECIDED
-from bqdispatch_provider.delivery.evidence import LoadEvidence
+from bqdispatch_provider.core.targets import REASON, REPLAYED, UNDECIDED, split_undecided_name
+from bqdispatch_provider.delivery.evidence import LoadEvidence, gone_steps, loaded_files
 from bqdispatch_provider.delivery.quarantine import QuarantinedObject, QuarantineStore, ReplayError
 from bqdispatch_provider.delivery.window_body import content_for, folder_of, parse_document
 from bqdispatch_provider.dispatcher import Dispatcher
@@ -64,7 +64,7 @@ class Decisions:
         return [each for each in found if each is not None]
 
     def _undecided(self, marker: StoredObject) -> Undecided | None:
-        window, _, generation = marker.name.removeprefix(UNDECIDED).rpartition(".")
+        window, generation = split_undecided_name(marker.name)
         try:
             name = WindowName.parse(window).name
         except ValueError:
@@ -100,11 +100,11 @@ class Decisions:
         :raises google.api_core.exceptions.GoogleAPIError: if it cannot be looked up.
         """
         if quarantined.name.endswith(".win") and quarantined.object is not None:
-            evidence, _, _ = self._evidence(quarantined.name, quarantined.url)
+            evidence, _ = self._evidence(quarantined.name, quarantined.url)
             source = _source(
                 parse_document(self._store.read(quarantined.url, MAX_WINDOW_BYTES, quarantined.object.size))
             )
-            if any(source in each.loaded for each in evidence):
+            if source in loaded_files(evidence.values()):
                 raise ReplayError(f"{quarantined.url!r} stays in quarantine, since {source!r} was loaded: delete it")
         return quarantine.put_back(quarantined)
 
@@ -122,11 +122,11 @@ class Decisions:
             return self._finish(undecided, f"{url!r} is back")
         if live is not None:
             raise ReplayError(f"{undecided.url!r} waits: {url!r} exists; try again once it has been fired")
-        evidence, generations, locations = self._evidence(undecided.window, undecided.url)
-        return self._fire(undecided, evidence, generations, locations)
+        evidence, locations = self._evidence(undecided.window, undecided.url)
+        return self._fire(undecided, evidence, locations)
 
-    def _evidence(self, window: str, url: str) -> tuple[list[LoadEvidence], list[int], tuple[StoredObject, ...]]:
-        """Return what the loads of a window's firings tell, the firings' generations, and its ``.loc`` objects.
+    def _evidence(self, window: str, url: str) -> tuple[dict[Key, LoadEvidence], tuple[StoredObject, ...]]:
+        """Return what the loads of a window's firings tell, by the firing, and its ``.loc`` objects.
 
         :param url: names for a message what is to be put back.
         :raises ReplayError: if a load may still come.
@@ -135,31 +135,22 @@ class Decisions:
         firings, unreadable = self._dispatcher.ledger.look((), listing.now, names=[window])
         if unreadable:
             raise ReplayError(next(iter(unreadable.values())))
-        known = firings.get(window, {})
-        evidence = [self._dispatcher.evidence.of_firing((window, g), f, listing) for g, f in known.items()]
-        self._dispatcher.ledger.record(
-            ((window, generation), f"gone-{each.gone_step:05}")
-            for generation, each in zip(known, evidence, strict=True)
-            if each.gone_step is not None
-        )
-        if waits_for := next((each.waits_for for each in evidence if each.waits_for), ""):
+        evidence = self._dispatcher.evidence.of_window(window, firings.get(window, {}), listing)
+        self._dispatcher.ledger.record((key, f"gone-{step:05}") for key, step in gone_steps(evidence))
+        if waits_for := next((each.waits_for for each in evidence.values() if each.waits_for), ""):
             raise ReplayError(f"{url!r} waits, try again later: {waits_for}")
-        return evidence, list(known), listing.orphan_locations.get(window, ())
+        return evidence, listing.orphan_locations.get(window, ())
 
     def _fire(
-        self,
-        undecided: Undecided,
-        evidence: list[LoadEvidence],
-        generations: list[int],
-        locations: tuple[StoredObject, ...],
+        self, undecided: Undecided, evidence: Mapping[Key, LoadEvidence], locations: tuple[StoredObject, ...]
     ) -> str:
         url = self._store.task_url(undecided.window)
-        loaded = frozenset[str]().union(*(each.loaded for each in evidence))
+        loaded = loaded_files(evidence.values())
         folders = {folder_of(uri) for uri in loaded}
         named = self._dispatcher.evidence.folders_in(locations)
         stale = [key for key, folder in named.items() if folder in folders]
         missed = sorted({folder for folder in named.values() if folder not in folders})
-        content = self._content(undecided, generations)
+        content = self._content(undecided, list(evidence))
         document = parse_document(content)
         source = _source(document)
         if undecided.is_folder and not missed:
@@ -180,12 +171,12 @@ class Decisions:
         done = f"{url!r} is back, and will be fired" + (f" for {missed[0]!r}" if missed else "")
         return done if undecided.is_folder else self._finish(undecided, done)
 
-    def _content(self, undecided: Undecided, generations: list[int]) -> bytes:
+    def _content(self, undecided: Undecided, firings: Sequence[Key]) -> bytes:
         if not undecided.is_folder:
             return self._store.read(undecided.url, MAX_WINDOW_BYTES, undecided.marker.size)
-        if not generations:
+        if not firings:
             raise ReplayError(f"{undecided.url!r} cannot be fired: the ledger knows nothing of its window any more")
-        return self._dispatcher.ledger.body((undecided.window, generations[-1]))
+        return self._dispatcher.ledger.body(firings[-1])
 
     def _finish(self, undecided: Undecided, done: str) -> str:
         self._store.remove(undecided.url, undecided.marker.generation)

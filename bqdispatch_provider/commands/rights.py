@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.gcp.permissions import FOLDERS, JOBS, TRIGGER_BUCKET
+from bqdispatch_provider.gcp.storage_calls import split_url
 
 
 @dataclass(frozen=True)
@@ -24,22 +26,22 @@ class Role:
     permissions: tuple[str, ...]
 
 
-ROLES: Mapping[str, Role] = {
-    "bqdispatchFolders": Role(
+_TEXTS = (
+    (
+        FOLDERS,
         "bqdispatch folders",
         "Lists, reads, writes and deletes what lies in the task folder, the journal and the quarantine.",
-        ("storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list"),
     ),
-    "bqdispatchTrigger": Role(
+    (
+        TRIGGER_BUCKET,
         "bqdispatch trigger bucket",
         "Delivers events to BqTail, and proves what was delivered before.",
-        ("storage.buckets.get", "storage.objects.create", "storage.objects.get", "storage.objects.list"),
     ),
-    "bqdispatchJobs": Role(
-        "bqdispatch jobs",
-        "Looks at the state of BigQuery jobs.",
-        ("bigquery.jobs.get", "bigquery.jobs.list", "bigquery.jobs.listAll"),
-    ),
+    (JOBS, "bqdispatch jobs", "Looks at the state of BigQuery jobs."),
+)
+
+ROLES: Mapping[str, Role] = {
+    needed.role: Role(title, description, tuple(sorted(needed.permissions))) for needed, title, description in _TEXTS
 }
 """Custom roles by ID. deploy/roles has them as files, which say what each permission is for."""
 
@@ -126,39 +128,34 @@ def required_rights(
     custom = f"projects/{project}/roles"
     folders: dict[str, list[str]] = {}
     for url in (config.async_task_url, config.journal_url, config.error_url):
-        bucket, folder = _split(url)
-        folders.setdefault(bucket, []).append(folder)
+        bucket, folder = split_url(url)
+        folders.setdefault(bucket, []).append(folder.rstrip("/"))
     trigger = str(config.trigger_bucket)
-    places = [(bucket, f"{custom}/bqdispatchFolders", names) for bucket, names in folders.items()]
+    places = [(bucket, f"{custom}/{FOLDERS.role}", names) for bucket, names in folders.items()]
     events = [config.post_job_prefix.strip("/"), config.batch_prefix.strip("/")]
-    places.append((trigger, f"{custom}/bqdispatchTrigger", events))
+    places.append((trigger, f"{custom}/{TRIGGER_BUCKET.role}", events))
     title = condition_title(setup)
     grants = [
         Grant(role, bucket, condition=_below(title, bucket, names) if by_prefix else None, without=role)
         for bucket, role, names in places
     ]
     if config.url and config.url.startswith("gs://"):
-        bucket, name = _split(config.url)
+        bucket, name = split_url(config.url)
         if by_prefix:
             expression = f"resource.name == {_quoted(_resource(bucket, name))}"
             grants.append(Grant(_VIEWER, bucket, condition=Condition(title, expression), without=READER))
         elif bucket not in {*folders, trigger}:
             grants.append(Grant(READER, bucket))
     others = [each for each in dict.fromkeys(job_projects) if each != project]
-    grants += [Grant(f"projects/{each}/roles/bqdispatchJobs", project=each) for each in (project, *others)]
+    grants += [Grant(f"projects/{each}/roles/{JOBS.role}", project=each) for each in (project, *others)]
     # A project's custom role can be bound in that project only, so each further project has one of its own.
-    roles = [(project, role) for role in ROLES] + [(each, "bqdispatchJobs") for each in others]
+    roles = [(project, role) for role in ROLES] + [(each, JOBS.role) for each in others]
     return Rights(tuple(roles), tuple(grants))
 
 
 def condition_title(setup: SetUp) -> str:
     """Return the title of a set-up's conditions."""
     return f"{setup.dag_id} by prefix"
-
-
-def _split(url: str) -> tuple[str, str]:
-    bucket, _, name = url.removeprefix("gs://").partition("/")
-    return bucket, name.rstrip("/")
 
 
 def _below(title: str, bucket: str, folders: Iterable[str]) -> Condition | None:

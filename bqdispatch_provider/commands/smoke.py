@@ -11,8 +11,8 @@ from google.cloud.storage import Client
 
 from bqdispatch_provider.commands.agreement import check_bqtail, check_other_set_ups, check_pools
 from bqdispatch_provider.commands.bucket_checks import BucketChecks
-from bqdispatch_provider.commands.checks import Check, Verdict, print_checks
-from bqdispatch_provider.commands.job_checks import JobChecks
+from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
+from bqdispatch_provider.commands.job_checks import check_jobs
 from bqdispatch_provider.commands.options import connect, google_credentials, read_config
 from bqdispatch_provider.commands.output import INTERRUPTED, graceful_stop, progress, stdout_to_stderr
 from bqdispatch_provider.commands.pools import AirflowError, LocalPools, expected_pools, has_airflow, pool_problems
@@ -50,7 +50,7 @@ def execute(options: argparse.Namespace) -> int:
     with progress("Looking at the set-up …") as show, graceful_stop(stop):
         for check in checks:
             found.append(check)
-            show(f"{check.what}: {check.verdict}")
+            show(f"{check.what}: {check.result}")
     code = print_checks(found)
     return INTERRUPTED if stop.is_made else code
 
@@ -104,17 +104,16 @@ def check_set_up(
     trial_id = uuid.uuid4().hex[:12]
     with Dispatcher(config, client, session) as dispatcher:
         buckets = BucketChecks(config, client, dispatcher.store, f"{FOLDER}/{trial_id}")
-        yield from buckets.checks()
-        jobs = JobChecks(dispatcher)
-        yield from jobs.checks()
+        can_try = yield from buckets.checks()
+        jobs = yield from check_jobs(dispatcher)
     if bqtail is not None:
         yield from check_bqtail(config, bqtail)
     if others is not None:
         yield from check_other_set_ups(config, others)
     yield from check_pools(pools)
-    if buckets.can_try:
+    if can_try:
         trial = Trial(config, client, session, trial_id, jobs.finished, location=jobs.location, go_on=go_on)
         yield from trial.checks()
     else:
         finding = "needs the permissions on the task folder, and a task bucket from which objects can be deleted"
-        yield Check("trial", f"{config.async_task_url}{FOLDER}", Verdict.NOT_CHECKED, finding)
+        yield Check("trial", f"{config.async_task_url}{FOLDER}", CheckResult.NOT_CHECKED, finding)

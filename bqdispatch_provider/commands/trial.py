@@ -17,7 +17,7 @@ from datetime import timedelta
 import requests
 from google.cloud.storage import Client
 
-from bqdispatch_provider.commands.checks import Check, Verdict
+from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.commands.job_checks import trace_name_of
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.model import JobKey
@@ -112,10 +112,10 @@ class Trial:
         for kind, name in names.items():
             if name.rpartition("/")[2] in arrived:
                 of = f" of job {job.job_id!r} in {job.location}" if kind == "trace" and job else ""
-                yield Check(f"a {kind}", where, Verdict.OK, f"arrived{of}")
+                yield Check(f"a {kind}", where, CheckResult.OK, f"arrived{of}")
             else:
                 finding = f"has not arrived ({result}): `bqdispatch run --once -v` logs what is in its way"
-                yield Check(f"a {kind}", where, Verdict.FAILED, finding)
+                yield Check(f"a {kind}", where, CheckResult.FAILED, finding)
 
     def _trial_config(self) -> DispatchConfig:
         bucket, path = split_folder_url(self._home)
@@ -155,7 +155,7 @@ class Trial:
         """Return the check of a trace where no job is known that it could be of, as in a project that is new."""
         if not self._finished:
             finding = "a trace needs a finished job, and no project's jobs can be listed: see above"
-            return Check("a trace", self._home, Verdict.NOT_CHECKED, finding)
+            return Check("a trace", self._home, CheckResult.NOT_CHECKED, finding)
         job_id = f"bqdispatch_smoke--{int(self._id, 16)}_00001_query--dispatch"
         where = (f"--project_id={self._config.project_id}", f"--location={self._location}")
         command = shlex.join(["bq", "query", *where, f"--job_id={job_id}", "SELECT 1"])
@@ -163,7 +163,7 @@ class Trial:
             f"no finished job whose ID has BqTail's form found in {', '.join(self._finished)}; to try a trace too, "
             "submit one"
         )
-        return Check("a trace", self._home, Verdict.WARNING, finding, command)
+        return Check("a trace", self._home, CheckResult.WARNING, finding, command)
 
     def _clean_up(self, store: TaskStore) -> Check:
         """Remove the objects of this trial, and of earlier ones that were killed."""
@@ -180,9 +180,9 @@ class Trial:
             time.sleep(min(max(SAME_NAME_S - youngest.total_seconds(), 0.0), SAME_NAME_S))
             results = store.delete(old)
         except GOOGLE_ERRORS as error:
-            return Check("clean-up", self._trials, Verdict.FAILED, f"failed ({in_words(error)}): {by_hand}")
+            return Check("clean-up", self._trials, CheckResult.FAILED, f"failed ({in_words(error)}): {by_hand}")
         kept = [result for result in results if not result.ok and result.status != 404]
         if kept:
             finding = f"{counted(len(kept), 'object')} could not be deleted ({kept[0]}): {by_hand}"
-            return Check("clean-up", self._trials, Verdict.FAILED, finding)
-        return Check("clean-up", self._trials, Verdict.OK, f"removed {counted(len(results), 'object')}")
+            return Check("clean-up", self._trials, CheckResult.FAILED, finding)
+        return Check("clean-up", self._trials, CheckResult.OK, f"removed {counted(len(results), 'object')}")

@@ -17,6 +17,7 @@ What do report, history and log say?                ``report``, ``history``, ``l
 Which event or project is an error about?           ``report_errors``, ``named_events``
 How long is the pause between two looks?            ``polling``
 How are connections and set-ups named?              ``connection``, ``setups``
+What is wrong with a pool that mirrors a limit?     ``pools``
 ==================================================  ==================================================
 
 Here belongs what needs no client, no clock and no Airflow, so that a test needs none either. Reading and writing

@@ -10,6 +10,8 @@ from typing import Any
 from bqdispatch_provider.config_errors import MAX_NAMED, listed, shown_name
 
 CONN_TYPE = "bqdispatch"
+"""The type of the connection."""
+
 CONFIG_KEYS = ("config", "config_url")
 """The configuration: the document itself, or its URL. Without either, the extra is the document."""
 

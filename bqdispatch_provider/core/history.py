@@ -56,7 +56,7 @@ class Figures:
 
     :param dispatched: events, by lane.
     :param failed: errors that reports have told of.
-    :param quarantined: objects that were set aside.
+    :param quarantined: objects that were quarantined.
     :param late: windows that had returned for files that were loaded, and were removed; not known of single projects.
     :param lags: how many lags, from a job's end to its trace's delivery, fell between two of :data:`LAG_BOUNDS_S`.
     :param seen: when the states were seen (aware); ``None`` if nothing was seen.

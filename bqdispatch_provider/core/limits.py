@@ -56,6 +56,11 @@ def limits(config: DispatchConfig) -> Mapping[Limit, int]:
     return {Limit.SQL: config.max_concurrent_sql, Limit.JOBS: config.max_concurrent_jobs}
 
 
+def is_limited(config: DispatchConfig) -> bool:
+    """Tell whether a configuration has any limit. Without one, nothing has to be counted."""
+    return any(limits(config).values())
+
+
 def limit_key(event: Event, config: DispatchConfig) -> LimitKey:
     """Return the project and the limit under which an event counts."""
     default = config.project_id or ""

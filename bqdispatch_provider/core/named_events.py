@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.model import Lane, lane_of
-from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.targets import UNDECIDED, split_undecided_name
 from bqdispatch_provider.names import TraceName, WindowName, parse_event
 
 
@@ -30,10 +30,17 @@ def event_of(path: str, config: DispatchConfig) -> NamedEvent | None:
     :param config: names the project of events whose name has none.
     """
     try:
-        name = parse_event(path.removeprefix(UNDECIDED).rpartition(".")[0] if path.startswith(UNDECIDED) else path)
+        name = parse_event(split_undecided_name(path)[0] if path.startswith(UNDECIDED) else path)
     except ValueError:
         return None
-    default = config.project_id or ""
-    if isinstance(name, WindowName):
-        return NamedEvent(name, name.dest_project or default, Lane.WINDOWS)
-    return NamedEvent(name, name.project or default, lane_of(name.action))
+    lane = Lane.WINDOWS if isinstance(name, WindowName) else lane_of(name.action)
+    return NamedEvent(name, project_of(name, config), lane)
+
+
+def project_of(name: TraceName | WindowName, config: DispatchConfig) -> str:
+    """Return the project of an event: of a trace that of its job, of a window that of its destination.
+
+    :param config: names the project of events whose name has none.
+    """
+    project = name.dest_project if isinstance(name, WindowName) else name.project
+    return project or config.project_id or ""

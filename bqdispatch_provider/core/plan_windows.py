@@ -10,6 +10,7 @@ from bqdispatch_provider.core.draft import Candidate, Draft, Item
 from bqdispatch_provider.core.events import Event
 from bqdispatch_provider.core.listing import StoredObject, Window
 from bqdispatch_provider.core.model import BATCH_JOBS, Lane, Outcome, Reason
+from bqdispatch_provider.core.named_events import project_of
 from bqdispatch_provider.core.targets import REPLAYED
 from bqdispatch_provider.core.traces import MIN_AGE
 from bqdispatch_provider.core.windows import Firing, Firings, LateAction, OpenFiring, Verdict, WindowState
@@ -119,7 +120,7 @@ def plan_abandoned(draft: Draft, firing: OpenFiring) -> None:
     """Decide on a window that is gone, and that its claimer has not fired; the draft takes the decision."""
     snapshot = draft.snapshot
     name = WindowName.parse(firing.window)
-    item = Item(name, firing.window, name.end, name.dest_project or draft.config.project_id or "", BATCH_JOBS)
+    item = Item(name, firing.window, name.end, project_of(name, draft.config), BATCH_JOBS)
     draft.due_windows.append((firing.key, item.since))
     verdict = snapshot.verdicts.get(firing.key)
     had_returned = bool(snapshot.firings.get(firing.window, {}).keys() - {firing.generation})

@@ -15,7 +15,7 @@ from bqdispatch_provider.core.model import Lane, Outcome, Reason
 from bqdispatch_provider.core.plan_traces import is_active, plan_trace
 from bqdispatch_provider.core.plan_windows import plan_abandoned, plan_window
 from bqdispatch_provider.core.plans import Plan, Snapshot
-from bqdispatch_provider.core.targets import REASON, UNDECIDED
+from bqdispatch_provider.core.targets import REASON, split_undecided_name
 from bqdispatch_provider.core.waits import Wait
 
 _MAX_LISTING_TIME = timedelta(minutes=1)
@@ -30,7 +30,7 @@ def plan(
     *,
     all_waits: bool = False,
 ) -> Plan:
-    """Decide what is dispatched, held back or set aside.
+    """Decide what is dispatched, held back or quarantined.
 
     Per project, events dispatched plus jobs active never pass the limits. Firings that somebody has begun go first,
     then the oldest. Where each object ends does not depend on the order of the listing (docs/protocol.md,
@@ -110,7 +110,7 @@ def _oldest(draft: Draft) -> datetime | None:
 
 
 def _undecided(marker: StoredObject) -> str:
-    window, _, _ = marker.name.removeprefix(UNDECIDED).rpartition(".")
+    window, _ = split_undecided_name(marker.name)
     reason = marker.metadata.get(REASON, "it could not be decided on")
     return (
         f"window {window!r} has waited as {marker.name!r} since {marker.created:%Y-%m-%d %H:%M} UTC: {reason}; "

@@ -59,9 +59,11 @@ _GENERATION = re.compile(r"_[0-9]{10,}$")
 _SHORTENED = re.compile(r"~[0-9a-f]{16}\Z")
 """The end of a name that :func:`shortened` has cut."""
 
+_QUARANTINE_PATH = re.compile(r"(\d{4}-\d\d-\d\d)/(.+)\.([1-9]\d*)", re.DOTALL)
+
 _GONE = "gone-"
-_LONGEST_ENDING = f".{2**63 - 1}.{_GONE}99999"
-"""The longest ending of a name in the ledger, behind the window's name."""
+_MAX_LEDGER_ENDING_BYTES = len(f".{2**63 - 1}.{_GONE}99999")
+"""Bytes of the longest ending of a name in the ledger, behind the window's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class LedgerName:
     @property
     def is_of_window(self) -> bool:
         """True if it names a window; a name that was shortened ends in a hash."""
-        return self.window.endswith(".win") or _SHORTENED.search(self.window) is not None
+        return self.window.endswith(".win") or is_shortened(self.window)
 
     @staticmethod
     def folder(end: datetime) -> str:
@@ -192,7 +194,7 @@ def ledger_entries_prefix(window: str, task_url: str) -> str:
     :returns: path below the task folder.
     """
     minute = LedgerName.folder(WindowName.parse(window).end)
-    return f"{minute}{_fitting(window, task_url, minute + _LONGEST_ENDING)}."
+    return f"{minute}{_fitting(window, task_url, len(minute) + _MAX_LEDGER_ENDING_BYTES)}."
 
 
 def undecided_name(window: str, generation: int, task_url: str) -> str:
@@ -203,7 +205,17 @@ def undecided_name(window: str, generation: int, task_url: str) -> str:
     :param task_url: ``gs://bucket/folder``.
     :returns: path below the task folder.
     """
-    return f"{UNDECIDED}{_fitting(window, task_url, f'{UNDECIDED}.{generation}')}.{generation}"
+    return f"{UNDECIDED}{_fitting(window, task_url, len(f'{UNDECIDED}.{generation}'))}.{generation}"
+
+
+def split_undecided_name(name: str) -> tuple[str, str]:
+    """Return the window and the generation that :func:`undecided_name` put into a name.
+
+    :param name: path below the task folder. Any object may lie there, so neither part need be what it should be.
+    :returns: the window's name, a long one shortened, and its generation as text.
+    """
+    window, _, generation = name.removeprefix(UNDECIDED).rpartition(".")
+    return window, generation
 
 
 def quarantine_path(created: datetime, name: str, generation: int, error_url: str) -> str:
@@ -217,16 +229,46 @@ def quarantine_path(created: datetime, name: str, generation: int, error_url: st
     :param error_url: ``gs://bucket/folder``.
     """
     day = created.astimezone(UTC).strftime("%Y-%m-%d")
-    return f"{day}/{_fitting(name, error_url, f'{day}/.{generation}.json')}.{generation}"
+    return f"{day}/{_fitting(name, error_url, len(f'{day}/.{generation}.json'))}.{generation}"
 
 
-def _fitting(name: str, folder_url: str, around: str) -> str:
+@dataclass(frozen=True, slots=True)
+class QuarantinePath:
+    """The parts of a path that :func:`quarantine_path` has made.
+
+    :param day: creation of the object, by the day alone (aware, UTC).
+    :param name: path below the task folder; a long one is shortened.
+    :param generation: generation of the object.
+    """
+
+    day: datetime
+    name: str
+    generation: int
+
+
+def parse_quarantine_path(path: str) -> QuarantinePath | None:
+    """Read the path of an object in quarantine, below ``ErrorURL``; ``None`` if it is the path of something else."""
+    if (parts := _QUARANTINE_PATH.fullmatch(path)) is None:
+        return None
+    day, name, generation = parts.groups()
+    try:
+        return QuarantinePath(datetime.fromisoformat(day).replace(tzinfo=UTC), name, int(generation))
+    except ValueError:
+        return None
+
+
+def _fitting(name: str, folder_url: str, around_bytes: int) -> str:
     """Shorten a name so that it fits below a folder.
 
-    :param around: what else stands in the object's name.
+    :param around_bytes: of what else stands in the object's name.
     """
     folder = folder_url.removeprefix("gs://").partition("/")[2].strip("/")
-    return shortened(name, MAX_OBJECT_NAME_BYTES - len(f"{folder}/{around}".encode()))
+    return shortened(name, MAX_OBJECT_NAME_BYTES - len(f"{folder}/".encode()) - around_bytes)
+
+
+def is_shortened(name: str) -> bool:
+    """Tell whether a name ends as one that :func:`shortened` has cut."""
+    return _SHORTENED.search(name) is not None
 
 
 def shortened(name: str, max_bytes: int) -> str:

@@ -19,7 +19,7 @@ from bqdispatch_provider.cycle.services import Services
 from bqdispatch_provider.cycle.work_gate import WorkGate
 from bqdispatch_provider.delivery.moves import EventResult
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.names import in_words
+from bqdispatch_provider.names import JournalName, in_words
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class CleanUp:
         self._services = services
         self._ledger_is_clean_until = -math.inf
         self._last_deleted_entry = ""
-        self._cleaned_url = f"{services.config.journal_url}ledger.json"
+        self._cleaned_url = f"{services.config.journal_url}{JournalName.LEDGER_CLEANED}"
 
     def run(self, cleanup: Cleanup, gate: WorkGate) -> Report:
         """Clean up what a plan names, and old entries of the ledger.

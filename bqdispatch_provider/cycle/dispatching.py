@@ -15,6 +15,7 @@ from bqdispatch_provider.core import log_lines
 from bqdispatch_provider.core.events import ALL_EVENTS, Event, EventFilter, Share
 from bqdispatch_provider.core.limits import LimitKey, limit_key
 from bqdispatch_provider.core.model import Lane, Outcome, Reason
+from bqdispatch_provider.core.named_events import project_of
 from bqdispatch_provider.core.plans import Plan
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import INTENTS
@@ -28,7 +29,7 @@ from bqdispatch_provider.delivery.own_intents import RENEW_INTERVAL_S
 from bqdispatch_provider.gcp import threads
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.gcs_batch import BATCH_SIZE
-from bqdispatch_provider.names import WindowName, in_words, parse_event
+from bqdispatch_provider.names import in_words, parse_event
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,8 +97,7 @@ def select_events(shares: Iterable[Share], only: EventFilter, config: DispatchCo
 
     def matches(event: Event) -> bool:
         name = parse_event(event.name)
-        project = name.dest_project if isinstance(name, WindowName) else name.project
-        return only.matches(project or config.project_id or "", name)
+        return only.matches(project_of(name, config), name)
 
     if only != ALL_EVENTS:
         shares = [replace(share, events=tuple(filter(matches, share.events))) for share in shares]
@@ -149,8 +149,7 @@ class Dispatching:
             (windows if share.lane is Lane.WINDOWS else traces).extend(share.events)
         checking = services.threads.submit(services.mover.movable, traces)
         if (traces or windows) and (missing := services.missing_permissions()):
-            lacking = f"the permission{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
-            message = f"nothing is dispatched: the account lacks {lacking}"
+            message = f"nothing is dispatched, since the account lacks permissions: {'; '.join(missing)}"
             recorder.record_failure(message, [*traces, *windows], Outcome.PENDING)
             return
         # What must not be moved is not announced either.

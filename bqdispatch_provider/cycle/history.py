@@ -20,7 +20,7 @@ from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.sizes import MAX_HOUR_BYTES
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
-from bqdispatch_provider.names import in_words
+from bqdispatch_provider.names import JournalName, in_words
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def hour_url(journal_url: str, at: datetime) -> str:
     :param journal_url: ``JournalURL`` of the configuration.
     :param at: a moment in that hour (aware).
     """
-    return f"{journal_url}history/{at.astimezone(UTC):%Y-%m-%d/%H}.json"
+    return f"{journal_url}{JournalName.HISTORY}{at.astimezone(UTC):%Y-%m-%d/%H}.json"
 
 
 def read_hour(store: TaskStore, url: str, at: datetime) -> tuple[Hour, int]:

@@ -19,7 +19,7 @@ from bqdispatch_provider.core.planning import plan
 from bqdispatch_provider.core.plans import Cleanup, Plan, Snapshot
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.sizes import MAX_TRACE_BYTES
-from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.traces import is_overdue, job_in_content
 from bqdispatch_provider.core.windows import (
     MAX_FUNCTION_RUNTIME,
@@ -193,7 +193,7 @@ class Observer:
             for name, locations in listing.orphan_locations.items()
             if all(listing.now - each.created > MAX_FUNCTION_RUNTIME for each in locations) and _is_window(name)
         ]
-        undecided = (each.name.removeprefix(UNDECIDED).rpartition(".")[0] for each in listing.undecided)
+        undecided = (split_undecided_name(each.name)[0] for each in listing.undecided)
         return _some(orphans), _some([name for name in undecided if _is_window(name)])
 
     def _read_ledger(

@@ -17,7 +17,7 @@ from bqdispatch_provider.core.waits import NEEDS_ATTENTION, Wait, waits_from_dic
 from bqdispatch_provider.cycle.services import Services
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
-from bqdispatch_provider.names import in_words
+from bqdispatch_provider.names import JournalName, in_words
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class PerformanceWriter:
         """
         journal_url = services.config.journal_url
         self._write_waits(report, services.store, journal_url)
-        url = f"{journal_url}performance.json"
+        url = f"{journal_url}{JournalName.PERFORMANCE}"
         try:
             services.store.write_json(url, report.performance())
             report.performance_written = services.store.now()
@@ -77,4 +77,4 @@ def read_waits(store: TaskStore, journal_url: str) -> dict[str, Wait]:
 
 
 def _waits_url(journal_url: str) -> str:
-    return f"{journal_url}waiting.json"
+    return f"{journal_url}{JournalName.WAITS}"

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bqdispatch_provider.core import log_lines
 from bqdispatch_provider.core.events import Event
-from bqdispatch_provider.core.limits import LimitKey, limit_key, limits
+from bqdispatch_provider.core.limits import LimitKey, is_limited, limit_key
 from bqdispatch_provider.core.model import BATCH_JOBS, Outcome, Reason, counter_of
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import UNDECIDED
@@ -35,7 +35,7 @@ class Recorder:
         """Slots that were planned for events that are refused."""
 
         self._folder = folder
-        self._is_limited = any(limits(folder.config).values())
+        self._is_limited = is_limited(folder.config)
         self._logged_errors = logged_errors
 
     def error(self, message: str) -> None:

@@ -12,11 +12,11 @@ from itertools import islice, takewhile
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
-from bqdispatch_provider.names import counted, in_words
+from bqdispatch_provider.names import JournalName, counted, in_words
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ("runs", "history")
+DAILY_FOLDERS = (JournalName.RUNS, JournalName.HISTORY)
 """Folders of the journal whose documents lie in one folder for each day."""
 
 INTERVAL = timedelta(hours=1)
@@ -45,13 +45,13 @@ class Retention:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + INTERVAL.total_seconds()
-        url = f"{self._journal_url}retention.json"
+        url = f"{self._journal_url}{JournalName.JOURNAL_CLEANED}"
         try:
             note = {"Cleaned": datetime.now(UTC).isoformat(), "Days": self._days}
             if self._store.write_if_older_than(url, note, INTERVAL) is None:
                 return
             before = self._store.now() - timedelta(days=self._days)
-            if any([self._delete(f"{self._journal_url}{folder}/", before) for folder in FOLDERS]):
+            if any([self._delete(f"{self._journal_url}{folder}", before) for folder in DAILY_FOLDERS]):
                 self._store.remove(url)  # the next one goes on at once, here or in another process
                 self._next = -math.inf
         except GOOGLE_ERRORS as error:

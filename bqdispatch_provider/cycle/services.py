@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.limits import limits
+from bqdispatch_provider.core.limits import is_limited
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.cycle.recording import Recorder
 from bqdispatch_provider.cycle.task_folder import TaskFolder
@@ -53,7 +53,7 @@ class Services:
         self.config, self.store, self.ledger = self.folder.config, self.folder.store, self.folder.ledger
         self.board = board
         self.threads = threads
-        self.is_limited = any(limits(self.config).values())
+        self.is_limited = is_limited(self.config)
         copier = Copier(self.store, self.config)
         self.mover = Mover(copier, threads)
         self.firer = WindowFirer(copier, self.mover.quarantine_in_doubt, self.owner)
@@ -69,7 +69,7 @@ class Services:
         return Recorder(self.folder, Report(cycles=1) if report is None else report, self._logged_errors)
 
     def missing_permissions(self) -> list[str]:
-        """Return the permissions that the account lacks. Once none is missing, it is not asked again."""
+        """Return which permissions the account lacks, in sentences. Once none is missing, it is not asked again."""
         missing = [] if self._has_permissions else missing_permissions(self.store)
         self._has_permissions = not missing
         return missing

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from bqdispatch_provider.core.listing import Listing, StoredObject
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.sizes import MAX_WINDOW_BYTES
-from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.windows import Firings, LateAction, Verdict
 from bqdispatch_provider.delivery.evidence import Evidence, LoadEvidence, gone_steps, loaded_files
 from bqdispatch_provider.delivery.window_body import (
@@ -208,7 +208,7 @@ class LateWindows:
         Other firings of the name have loaded the file that made the window, and some of each folder named beside it.
         """
         for marker in self._listing.undecided:
-            window, _, generation = marker.name.removeprefix(UNDECIDED).rpartition(".")
+            window, generation = split_undecided_name(marker.name)
             firings = self._firings.get(window, {})
             others = {number: firing for number, firing in firings.items() if str(number) != generation}
             try:

@@ -88,10 +88,9 @@ class Mover:
                     quarantined.append(Quarantine(*event.key, event.created, reason))
             except GOOGLE_ERRORS as error:
                 message = f"{copier.quoted_url(event.name)} waits: it cannot be looked up in quarantine"
-                doubt = EventResult(
+                results[event.name] = EventResult(
                     event, Outcome.ERROR, f"{message}: {in_words(error)}", unresolved=True, in_doubt=True
                 )
-                results[event.name] = doubt
         results |= {result.event.name: result for result in self._quarantine(quarantined)}
         moves = [
             Move.of_object(event, target_of(event, Lane.JOBS, self._config))

@@ -263,8 +263,8 @@ class OpenFirings:
         late = any(found.listing.now - announced[key].since > LOAD_IS_LATE for key in unseen)
         is_time = time.monotonic() - self._listed_at >= _LIST_INTERVAL_S
         # Before a claim is taken over, its load is looked for: that would prove that the window was fired.
-        doubtful = {key: load for key, load in unseen.items() if found.may_be_taken_over(key)}
-        if unseen and (found.limited or (late and is_time) or doubtful):
+        timed_out = {key: load for key, load in unseen.items() if found.may_be_taken_over(key)}
+        if unseen and (found.limited or (late and is_time) or timed_out):
             self._listed_at = time.monotonic()
             since: dict[str, datetime] = {}
             for key, load in unseen.items():
@@ -274,7 +274,7 @@ class OpenFirings:
             recent, errors = self._board.recent({project: at - MIN_AGE for project, at in since.items()})
             seen |= visible_loads((), recent, event_ids)
             found.errors |= errors
-            for (window, _), load in doubtful.items():
+            for (window, _), load in timed_out.items():
                 if load.project in errors:
                     found.unproven[window] = f"its load cannot be looked for: {errors[load.project]}"
         return {key for key, load in loads.items() if _load_id(key, load) in seen}

@@ -8,7 +8,6 @@ object. So a second try goes on where an interrupted one stopped, and nothing is
 from __future__ import annotations
 
 import logging
-import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,16 @@ from bqdispatch_provider.core.listing import StoredObject
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.plans import Quarantine
 from bqdispatch_provider.core.sizes import MAX_NOTE_BYTES
-from bqdispatch_provider.core.targets import CREATED, OWNER, REPLAY, REPLAYED, SINCE
+from bqdispatch_provider.core.targets import (
+    CREATED,
+    OWNER,
+    REPLAY,
+    REPLAYED,
+    SINCE,
+    QuarantinePath,
+    is_shortened,
+    parse_quarantine_path,
+)
 from bqdispatch_provider.delivery.quarantine_notes import NOTE_ENDING, Note, NoteCache, parse_note, unreadable
 from bqdispatch_provider.gcp.objects import ObjectTooLarge
 from bqdispatch_provider.gcp.rate_limit import SAME_NAME_S
@@ -32,8 +40,6 @@ from bqdispatch_provider.names import TraceName, WindowName
 
 log = logging.getLogger(__name__)
 
-_PATH = re.compile(r"(?P<day>\d{4}-\d\d-\d\d)/(?P<name>.+)\.(?P<generation>[1-9]\d*)", re.DOTALL)
-_SHORTENED = re.compile(r"~[0-9a-f]{16}\Z")
 _THREADS = 8
 _NO_NOTE, _UNREAD = "its note is missing", "its note was not read"
 
@@ -119,16 +125,18 @@ class QuarantineStore:
         notes = NoteCache() if notes is None else notes
         _, objects = self._quarantine.listing()
         by_path = {stored.name: stored for stored in objects}
-        paths = sorted({name if _PATH.fullmatch(name) else name.removesuffix(NOTE_ENDING) for name in by_path})
-        paths = [path for path in paths if _PATH.fullmatch(path)]
-        keys = {path: by_path[path + NOTE_ENDING].key if path + NOTE_ENDING in by_path else None for path in paths}
+        paths = {name if parse_quarantine_path(name) else name.removesuffix(NOTE_ENDING) for name in by_path}
+        parsed = {path: parts for path in sorted(paths) if (parts := parse_quarantine_path(path))}
+        keys = {path: by_path[path + NOTE_ENDING].key if path + NOTE_ENDING in by_path else None for path in parsed}
         missing = notes.missing(keys.values(), self._tasks.task_url(""))
         with Threads(_THREADS) as threads:
             sizes = [by_path[name].size for name, _ in missing]
             read = dict(zip(missing, threads.map(self._read_note, missing, sizes), strict=True))
         notes.add({key: note for key, note in read.items() if note is not None})
         found = (
-            self._object(path, by_path.get(path), None if key in read and read[key] is None else key, notes)
+            self._object(
+                path, parsed[path], by_path.get(path), None if key in read and read[key] is None else key, notes
+            )
             for path, key in keys.items()
         )
         return sorted(filter(None, found), key=lambda each: (not each.is_read, each.since, each.path))
@@ -146,41 +154,32 @@ class QuarantineStore:
         :param size: as it was listed.
         """
         path = key[0].removesuffix(NOTE_ENDING)
-        parts = _PATH.fullmatch(path)
         try:
             content = self._quarantine.read(self._quarantine.task_url(key[0]), MAX_NOTE_BYTES, size)
         except NotFound:
             return None
         except ObjectTooLarge as error:
             return unreadable(error)
-        generation = int(parts["generation"]) if parts else 0
-        return parse_note(content, path, generation, self._tasks.task_url(""), self._config.error_url)
+        return parse_note(content, path, self._tasks.task_url(""), self._config.error_url)
 
     def _object(
-        self, path: str, stored: StoredObject | None, key: Key | None, notes: NoteCache
+        self, path: str, parsed: QuarantinePath, stored: StoredObject | None, key: Key | None, notes: NoteCache
     ) -> QuarantinedObject | None:
         """Return a quarantined object by its path and its note; ``None`` if it is none of this task folder.
 
         :param key: of its note; ``None`` without one.
         """
-        parts = _PATH.fullmatch(path)
-        if parts is None:
-            return None
-        name, generation, reason = parts["name"], int(parts["generation"]), _NO_NOTE if key is None else _UNREAD
-        try:
-            since = datetime.fromisoformat(parts["day"]).replace(tzinfo=UTC)
-        except ValueError:
-            return None
+        name, since, reason = parsed.name, parsed.day, _NO_NOTE if key is None else _UNREAD
         note = notes.get(key) if key is not None else None
         if note is not None:
             folder = self._tasks.task_url("")
             if note.url and not note.url.startswith(folder):
                 return None
             name, since, reason = note.url.removeprefix(folder) or name, note.since or since, note.reason
-        if not (_is_event(name) or _SHORTENED.search(name)):
+        if not (_is_event(name) or is_shortened(name)):
             return None
         url, is_read = self._quarantine.task_url(path), key is None or note is not None
-        return QuarantinedObject(path, url, name, generation, since, reason, stored, key is not None, is_read)
+        return QuarantinedObject(path, url, name, parsed.generation, since, reason, stored, key is not None, is_read)
 
     def put_back(self, quarantined: QuarantinedObject) -> str:
         """Put an object back into the task folder, then delete it and its note in quarantine.
@@ -194,7 +193,7 @@ class QuarantineStore:
         :raises google.api_core.exceptions.GoogleAPIError: if it cannot be looked up.
         """
         name, url = quarantined.name, self.task_url(quarantined)
-        if _SHORTENED.search(name) or not _is_event(name):
+        if is_shortened(name) or not _is_event(name):
             raise ReplayError(
                 f"{quarantined.url!r} has a shortened name, and {quarantined.reason}: copy it back by hand"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bqdispatch_provider.core.model import Key
-from bqdispatch_provider.core.targets import quarantine_path
+from bqdispatch_provider.core.targets import parse_quarantine_path, quarantine_path
 
 NOTE_ENDING = ".json"
 """End of the name of a note, after the name of its object."""
@@ -30,12 +30,11 @@ class Note:
     reason: str
 
 
-def parse_note(content: bytes, path: str, generation: int, folder_url: str, error_url: str) -> Note:
+def parse_note(content: bytes, path: str, folder_url: str, error_url: str) -> Note:
     """Read a note.
 
     :param content: of the note.
     :param path: path of its object below ``ErrorURL``.
-    :param generation: generation that the object had in the task folder.
     :param folder_url: URL of the task folder. If the note is about another task folder, the path is not checked.
     :param error_url: ``ErrorURL``.
     """
@@ -46,7 +45,8 @@ def parse_note(content: bytes, path: str, generation: int, folder_url: str, erro
             return Note(url, None, "")
         name = url.removeprefix(folder_url)
         created = datetime.fromisoformat(note["Since"]).astimezone(UTC)
-        if quarantine_path(created, name, generation, error_url) != path:
+        parsed = parse_quarantine_path(path)
+        if parsed is None or quarantine_path(created, name, parsed.generation, error_url) != path:
             raise ValueError(f"it is about {name!r}")
         return Note(url, created, str(note["Reason"]))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:

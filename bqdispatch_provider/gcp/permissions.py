@@ -7,7 +7,7 @@ role to folders. Only a probe finds that out: a call in that folder, which needs
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -41,58 +41,59 @@ class Requirement:
     """Permissions that the account needs in one kind of place.
 
     :param role: ID of the role that has them: a custom one (deploy/roles), or one of Google's.
-    :param reasons: what each permission is needed for.
+    :param permissions: the permissions.
     """
 
     role: str
-    reasons: Mapping[str, str]
+    permissions: tuple[str, ...]
 
     @property
     def on_objects(self) -> list[str]:
         """The permissions on objects, which a condition of IAM can limit to folders."""
-        return [each for each in self.reasons if each.startswith("storage.objects.")]
+        return [each for each in self.permissions if each.startswith("storage.objects.")]
 
     def how_to_grant(self, where: str) -> str:
         """Return what to do when one of them is missing.
 
         :param where: such as ``gs://bucket``.
         """
-        return f"bind the role {self.role} (deploy/roles) to the account on {where}"
+        source = "" if self.role.startswith("roles/") else " (deploy/roles)"
+        return f"bind the role {self.role}{source} to the account on {where}"
 
 
 FOLDERS = Requirement(
     "bqdispatchFolders",
-    {
-        LIST: "find traces, windows, and what other dispatchers have begun",
-        GET: "read windows, and copy events",
-        CREATE: "write intents, claims, the journal, and quarantined events",
-        DELETE: "delete dispatched events; an overwrite is a delete, too",
-    },
+    (
+        LIST,  # to find traces, windows, and what other dispatchers have begun
+        GET,  # to read windows, and copy events
+        CREATE,  # to write intents, claims, the journal, and quarantined events
+        DELETE,  # to delete dispatched events; an overwrite is a delete, too
+    ),
 )
 """On the buckets of the task folder (``AsyncTaskURL``), the journal (``JournalURL``) and the errors (``ErrorURL``)."""
 
 TRIGGER_BUCKET = Requirement(
     "bqdispatchTrigger",
-    {
-        CREATE: "deliver events",
-        GET: "see whether a delivered event is still there",
-        LIST: "find deliveries that BqTail has consumed, among soft-deleted and noncurrent objects",
-        GET_BUCKET: "read the soft-delete and versioning settings: how long a consumed delivery can be proven",
-    },
+    (
+        CREATE,  # to deliver events
+        GET,  # to see whether a delivered event is still there
+        LIST,  # to find deliveries that BqTail has consumed, among soft-deleted and noncurrent objects
+        GET_BUCKET,  # to read the soft-delete and versioning settings: how long a consumed delivery can be proven
+    ),
 )
 """On the bucket that BqTail watches (``TriggerBucket``)."""
 
 JOBS = Requirement(
     "bqdispatchJobs",
-    {
-        LIST_JOBS: "see the states of many jobs at once",
-        LIST_ALL_JOBS: "see them when BqTail runs as another account",
-        GET_JOBS: "look up the state of one job",
-    },
+    (
+        LIST_JOBS,  # to see the states of many jobs at once
+        LIST_ALL_JOBS,  # to see them when BqTail runs as another account
+        GET_JOBS,  # to look up the state of one job
+    ),
 )
 """In each project with traces."""
 
-SUBSCRIPTION = Requirement("roles/pubsub.subscriber", {CONSUME: "learn of finished jobs without polling"})
+SUBSCRIBER = Requirement("roles/pubsub.subscriber", (CONSUME,))
 """On the subscription that the connection names."""
 
 
@@ -100,21 +101,22 @@ SUBSCRIPTION = Requirement("roles/pubsub.subscriber", {CONSUME: "learn of finish
 
 
 def missing_permissions(store: TaskStore) -> list[str]:
-    """Return the permissions that the account needs to dispatch and does not have, each with its bucket.
+    """Return which permissions to dispatch the account does not have, and what to do: one sentence for each bucket.
 
     Both buckets are asked about in one batch. So an endpoint without batches is known before anything is written.
 
     :param store: of the task folder.
-    :returns: for example ``storage.objects.delete on bucket 'ops'``; none if the endpoint does not know the call.
+    :returns: none if the endpoint does not know the call.
     """
-    needed = {store.task_bucket: FOLDERS.on_objects, store.trigger_bucket: TRIGGER_BUCKET.on_objects}
+    needed = {store.task_bucket: FOLDERS, store.trigger_bucket: TRIGGER_BUCKET}
+    asked = {bucket: each.on_objects for bucket, each in needed.items()}
     missing: list[str] = []
-    for bucket, found in missing_on_buckets(store, needed).items():
+    for bucket, found in missing_on_buckets(store, asked).items():
         if isinstance(found, Result):
             # An emulator need not know the call; a bucket that does not exist is reported by the listing or the move.
             log.debug("The permissions on bucket %r cannot be tested: %s", bucket, found)
-        else:
-            missing += [f"{each} on bucket {bucket!r}" for each in found]
+        elif found:
+            missing.append(_are_missing(found, needed[bucket], f"gs://{bucket}", on=f" on bucket {bucket!r}"))
     return missing
 
 
@@ -226,16 +228,16 @@ def problem_in_folder(store: TaskStore, url: str, needed: Requirement, key: str,
     """
     bucket, _ = split_url(url)
     missing = missing_on_buckets(store, {bucket: needed.on_objects})[bucket]
-    tried = probe(store, f"{url.rstrip('/')}/{unused}", needed.on_objects)
-    if isinstance(missing, Result) and missing.status == 404 and tried.answers[LIST].status == 404:
+    probed = probe(store, f"{url.rstrip('/')}/{unused}", needed.on_objects)
+    if isinstance(missing, Result) and missing.status == 404 and probed.answers[LIST].status == 404:
         return f"bucket {bucket!r} does not exist: create it, or correct {key}"
     if not isinstance(missing, Result) and missing:
-        return f"{_are_missing(missing)}; {needed.how_to_grant(f'gs://{bucket}')}"
-    if tried.refused:
-        said = f"{', '.join(tried.refused)} is refused in this folder ({next(iter(tried.refused.values()))})"
+        return _are_missing(missing, needed, f"gs://{bucket}")
+    if probed.refused:
+        said = f"{', '.join(probed.refused)} is refused in this folder ({next(iter(probed.refused.values()))})"
         granted = "look for a condition on the binding, or a deny policy"
         return f"{said}: {needed.how_to_grant(f'gs://{bucket}') if isinstance(missing, Result) else granted}"
-    return f"a call was answered with {tried.unexpected[0]}: try again later" if tried.unexpected else ""
+    return f"a call was answered with {probed.unexpected[0]}: try again later" if probed.unexpected else ""
 
 
 def problem_in_project(board: JobBoard, project: str) -> str:
@@ -248,11 +250,18 @@ def problem_in_project(board: JobBoard, project: str) -> str:
         missing = missing_in_project(board, project)
     except GOOGLE_ERRORS as error:
         return f"its jobs cannot be read ({in_words(error)}): see that ProjectID is right"
-    return f"{_are_missing(missing)}; {JOBS.how_to_grant(f'project {project!r}')}" if missing else ""
+    return _are_missing(missing, JOBS, f"project {project!r}") if missing else ""
 
 
-def _are_missing(permissions: list[str]) -> str:
-    return f"{', '.join(permissions)} {'is' if len(permissions) == 1 else 'are'} missing"
+def _are_missing(permissions: Sequence[str], needed: Requirement, where: str, *, on: str = "", said: str = "") -> str:
+    """Return the sentence that permissions are missing, with what to do.
+
+    :param where: as :meth:`Requirement.how_to_grant` takes it.
+    :param on: where they are missing, unless the reader knows.
+    :param said: answer of the service.
+    """
+    verb = "is" if len(permissions) == 1 else "are"
+    return f"{', '.join(permissions)}{on} {verb} missing{said}; {needed.how_to_grant(where)}"
 
 
 class ReadCheck:
@@ -280,31 +289,35 @@ class ReadCheck:
 
         :returns: the URLs of the first thousand; none if the folder cannot be listed.
         """
-        urls = self._attempt(LIST, _bucket(split_url(url)[0]), lambda: list(islice(self._store.list_urls(url), 1000)))
+        bucket, _ = split_url(url)
+        needed = TRIGGER_BUCKET if bucket == self._store.trigger_bucket else FOLDERS
+        urls = self._attempt(LIST, needed, _bucket(bucket), lambda: list(islice(self._store.list_urls(url), 1000)))
         return urls or []
 
     def get_delivery(self, name: str) -> None:
         """Look for an object of the trigger bucket; one that does not exist is fine."""
-        self._attempt(GET, _bucket(self._store.trigger_bucket), lambda: self._store.get_target(name))
+        where = _bucket(self._store.trigger_bucket)
+        self._attempt(GET, TRIGGER_BUCKET, where, lambda: self._store.get_target(name))
 
     def list_jobs(self, project: str) -> None:
         """List a job of a project."""
         permission, calls = f"{LIST_JOBS}, or {LIST_ALL_JOBS},", self._board.calls
-        self._attempt(permission, f"project {project}", lambda: calls.list_one(project))
+        self._attempt(permission, JOBS, f"project {project}", lambda: calls.list_one(project))
 
     def consume(self, subscription: Subscription) -> None:
         """Ask for the permission to use a subscription."""
         where = f"subscription {subscription.name}"
-        granted = self._attempt(CONSUME, where, lambda: subscription.test_permissions([CONSUME]))
+        granted = self._attempt(CONSUME, SUBSCRIBER, where, lambda: subscription.test_permissions([CONSUME]))
         if granted == []:
-            self._problems[CONSUME, where] = f"{CONSUME} on {where} is missing"
+            self._problems[CONSUME, where] = _are_missing([CONSUME], SUBSCRIBER, where, on=f" on {where}")
 
-    def _attempt(self, permission: str, where: str, call: Callable[[], T]) -> T | None:
+    def _attempt(self, permission: str, needed: Requirement, where: str, call: Callable[[], T]) -> T | None:
         try:
             return call()
         except (Forbidden, Unauthorized) as error:
             reason = error.errors[0].get("message") if error.errors else error.message
-            self._problems[permission, where] = f"{permission} on {where} is missing ({error.code} {reason})"
+            said = f" ({error.code} {reason})"
+            self._problems[permission, where] = _are_missing([permission], needed, where, on=f" on {where}", said=said)
         except NotFound:
             self._problems["", where] = f"{where} does not exist"
         except Exception as error:

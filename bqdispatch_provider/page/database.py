@@ -15,7 +15,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from bqdispatch_provider import compat
-from bqdispatch_provider.provider_info import CONN_TYPE
+from bqdispatch_provider.core.connection import CONN_TYPE
 from bqdispatch_provider.view.journal_reader import KEPT_S
 
 T = TypeVar("T")

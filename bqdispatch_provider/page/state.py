@@ -11,13 +11,14 @@ from typing import Any
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.model import Lane, lane_of
+from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.gcp.emulators import BIGQUERY, STORAGE, emulator
 from bqdispatch_provider.links import object_page, page_of_job
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.page.database import Database
 from bqdispatch_provider.page.series import Range, Selection, last_hour, point, series, total
-from bqdispatch_provider.page.watcher import MAX_HELD, Reading, Watcher
+from bqdispatch_provider.page.watcher import MAX_HELD, SetUpReading, Watcher
 from bqdispatch_provider.view.health import Health, Level
 from bqdispatch_provider.view.journal_reader import KEPT_S
 from bqdispatch_provider.view.overview import Overview, overview
@@ -92,7 +93,7 @@ class SetUpState:
                 self._made[selection] = time.monotonic(), made
             return made
 
-    def _make(self, reading: Reading, selection: Selection) -> dict[str, Any]:
+    def _make(self, reading: SetUpReading, selection: Selection) -> dict[str, Any]:
         now = datetime.now(UTC)
         seen = self._overview(reading, selection.project, now).to_dict()
         del seen["errors"]  # the newest are enough
@@ -127,7 +128,7 @@ class SetUpState:
             "series": series(reading.hours, selection, now),
         }
 
-    def _overview(self, reading: Reading, project: str, now: datetime) -> Overview:
+    def _overview(self, reading: SetUpReading, project: str, now: datetime) -> Overview:
         if reading.config is None:
             health = Health(
                 Level.UNKNOWN,
@@ -200,7 +201,7 @@ class State:
             return [self._setups[conn_id] for conn_id in conn_ids]
 
 
-def _projects(reading: Reading, now: datetime) -> set[str]:
+def _projects(reading: SetUpReading, now: datetime) -> set[str]:
     recent = (hour for at, hour in reading.hours.items() if now - at < timedelta(hours=2))
     return {project for hour in recent for figures in hour.spans.values() for project in figures.projects}
 
@@ -213,9 +214,10 @@ def _pool_problem(use: Mapping[str, Any]) -> str:
     """Say how a pool disagrees with the limit that it mirrors; empty if it does not."""
     if not use["pool"]:
         return ""
-    if use["pool_slots"] is None:
+    problem = pool_problem(slots_of(use["limit"]), use["pool_slots"])
+    if problem is PoolProblem.MISSING:
         return f"There is no pool {use['pool']}: tasks in it never run. Make it with bqdispatch pools --import."
-    if use["pool_slots"] != use["limit"]:
+    if problem is PoolProblem.OTHER_SLOTS:
         slots = "no limit" if use["pool_slots"] < 0 else f"{use['pool_slots']} slots"
         found = f"The pool {use['pool']} has {slots}; {use['key']} is {use['limit']}."
         return f"{found} Set it with bqdispatch pools --import."

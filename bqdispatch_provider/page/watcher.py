@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -50,7 +50,7 @@ _READING = "The journal is being read for the first time."
 
 
 @dataclass(frozen=True)
-class Reading:
+class SetUpReading:
     """Everything that was read of a set-up.
 
     :param at: when (aware).
@@ -87,20 +87,12 @@ class Watcher:
     """Reads the journal of one set-up. It may be used from several threads.
 
     :param conn_id: ID of its connection.
-    :param open_hook: returns the connection's hook.
-    :param now: returns the time (aware).
     """
 
-    def __init__(
-        self,
-        conn_id: str,
-        open_hook: Callable[[str], BqDispatchHook] = BqDispatchHook.from_database,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
+    def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
-        self._open_hook, self._now = open_hook, now
         self._changed = threading.Condition()
-        self._reading: Reading | None = None
+        self._reading: SetUpReading | None = None
         self._began, self._ended = -KEPT_S, -KEPT_S
         self._began_at = 0.0
         self._is_running = False
@@ -109,7 +101,7 @@ class Watcher:
         self._config: DispatchConfig | None = None
         self._config_read = -CONFIG_KEPT_S
 
-    def look(self, span: Range = Range.HOUR) -> Reading:
+    def look(self, span: Range = Range.HOUR) -> SetUpReading:
         """Return what was read last, once it is as young as can be had without a long wait.
 
         :param span: the range of time whose history is wanted.
@@ -123,7 +115,7 @@ class Watcher:
             late = time.monotonic() - self._began if self._is_running else 0.0
         if reading is None:
             problem = _READING if late <= SLOW_S else _slow(late)
-            return Reading(self._now(), problems=[problem], are_dags_known=False)
+            return SetUpReading(datetime.now(UTC), problems=[problem], are_dags_known=False)
         problems = list(reading.problems)
         if late > SLOW_S:
             problems.append(_slow(late))
@@ -144,7 +136,7 @@ class Watcher:
     def _begin(self) -> None:
         if self._is_running or time.monotonic() - self._ended < KEPT_S:
             return
-        self._is_running, self._began, self._began_at = True, time.monotonic(), self._now().timestamp()
+        self._is_running, self._began, self._began_at = True, time.monotonic(), time.time()
         threading.Thread(target=self._read, name=f"bqdispatch-page-{self.conn_id}", daemon=True).start()
 
     def _read(self) -> None:
@@ -160,15 +152,15 @@ class Watcher:
                 self._is_running, self._ended = False, time.monotonic()
                 self._changed.notify_all()
 
-    def _without_journal(self, said: str) -> Reading:
+    def _without_journal(self, said: str) -> SetUpReading:
         problem = f"The connection {self.conn_id!r} cannot be used: {said}"
-        return replace(self._reading or Reading(self._now()), problems=[problem], are_dags_known=True)
+        return replace(self._reading or SetUpReading(datetime.now(UTC)), problems=[problem], are_dags_known=True)
 
     def _read_journal(self) -> None:
         """Read the last day first, which most people look at, and then the week."""
         reader, config = self._open()
         for span in (Range.DAY, Range.WEEK):
-            now = self._now()
+            now = datetime.now(UTC)
             report, held = reader.report(now), reader.quarantine()
             since = now - span.length
             hours = reader.hours(since, now)
@@ -179,7 +171,7 @@ class Watcher:
             whole = self._reading.whole if problems and self._reading else None if problems else now
             is_week = span is Range.WEEK and not problems
             self._publish(
-                Reading(
+                SetUpReading(
                     *(now, whole, config, since, hours, report, held, problems, is_known),
                     dags=self._dags(hours, is_week),
                     are_dags_known=is_week or bool(problems or (self._reading and self._reading.are_dags_known)),
@@ -193,7 +185,7 @@ class Watcher:
         named = {dag for hour in hours.values() for dag in hour.dags}
         return named if is_week or self._reading is None else named | self._reading.dags
 
-    def _publish(self, reading: Reading) -> None:
+    def _publish(self, reading: SetUpReading) -> None:
         with self._changed:
             self._reading = reading
             self._changed.notify_all()
@@ -201,7 +193,7 @@ class Watcher:
     def _open(self) -> tuple[JournalReader, DispatchConfig]:
         """Return the reader; a new one if the configuration has changed."""
         if self._reader is None or self._config is None or time.monotonic() - self._config_read >= CONFIG_KEPT_S:
-            hook = self._open_hook(self.conn_id)
+            hook = BqDispatchHook.from_database(self.conn_id)
             config = hook.get_config()
             if self._reader is None or config != self._config:
                 self._held.close()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.model import Limit, Reason, lane_of
-from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.names import WindowName, parse_event
 from bqdispatch_provider.view.suggested_commands import replay_command
@@ -148,7 +148,7 @@ def _look_at_job(path: str) -> str:
 def _table_of(path: str) -> str:
     """Return the table of an undecided window, unless its name could be taken for the beginning of a command."""
     with suppress(ValueError):
-        dest = WindowName.parse(path.removeprefix(UNDECIDED).rpartition(".")[0]).dest
+        dest = WindowName.parse(split_undecided_name(path)[0]).dest
         if "`" not in dest:
             return dest
     return "its table"

@@ -19,7 +19,7 @@ from bqdispatch_provider.core.model import Limit, Reason, lane_of
 from bqdispatch_provider.core.plan_traces import is_active
 from bqdispatch_provider.core.planning import plan
 from bqdispatch_provider.core.plans import Plan, Snapshot
-from bqdispatch_provider.core.targets import UNDECIDED
+from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.core.windows import WindowState, state_of
 from bqdispatch_provider.names import TraceName, WindowName, counted
@@ -188,7 +188,7 @@ class Explainer:
             if matches(wanted, window.name, window.object.name, self.config.async_task_url):
                 yield self._explain_window(window)
         for marker in listing.undecided:
-            window_name = marker.name.removeprefix(UNDECIDED).rpartition(".")[0]
+            window_name, _ = split_undecided_name(marker.name)
             if wanted.removeprefix(self.config.async_task_url) in (marker.name, window_name):
                 yield self._explain(marker.name, marker.created, ())
 

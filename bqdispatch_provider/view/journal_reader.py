@@ -24,7 +24,7 @@ from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.delivery.quarantine_notes import NoteCache
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.objects import read_object
-from bqdispatch_provider.names import in_words
+from bqdispatch_provider.names import JournalName, in_words
 from bqdispatch_provider.view.overview import Held
 from bqdispatch_provider.view.suggested_commands import replay_command
 
@@ -100,7 +100,7 @@ class JournalReader:
         """Return the response document of the last run; ``None`` without one. What was read last stays on errors."""
         hours = self.hours(now - timedelta(hours=24), now)
         # The history may say anything that whoever may write the journal wants to be read.
-        folder = f"{self._config.journal_url}runs/"
+        folder = f"{self._config.journal_url}{JournalName.RUNS}"
         named = (hour.document for _, hour in sorted(hours.items(), reverse=True))
         url = next((each for each in named if each.startswith(folder)), "")
         with self._lock:

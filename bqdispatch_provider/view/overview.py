@@ -57,11 +57,6 @@ class LimitUse:
     pool_slots: int | None = None
     pool_taken: int | None = None
 
-    @property
-    def disagrees(self) -> bool:
-        """True if the pool does not mirror the limit."""
-        return self.pool_slots is not None and self.pool_slots != self.limit
-
 
 @dataclass(frozen=True)
 class WaitingEvent:

@@ -127,7 +127,7 @@ CYCLES = 3
 
 
 @dataclass
-class Told:
+class CellResult:
     """Result of a cell.
 
     :param struck: how often the fault was met.
@@ -278,7 +278,7 @@ def project_of(event: str) -> str:
     return event.split(":")[1] if event.startswith("proj:") else "p"
 
 
-def carry_out(world: Any, cell: Cell) -> Told:
+def carry_out(world: Any, cell: Cell) -> CellResult:
     """Carry out one cell in an empty world."""
     folder = Folder(world, cell.limit)
     if cell.call in ("fence", "versions", "settings"):
@@ -307,7 +307,7 @@ def carry_out(world: Any, cell: Cell) -> Told:
         world.control.advance(200)
         document = folder.cycle()
     statuses.append(document["Status"])
-    return Told(struck, first, statuses, errors, folder.delivered, late, folder.good, folder.bad, folder.passed)
+    return CellResult(struck, first, statuses, errors, folder.delivered, late, folder.good, folder.bad, folder.passed)
 
 
 def table(rows: list[tuple[str, str, str, int, str]]) -> list[str]:

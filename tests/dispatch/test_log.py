@@ -1,4 +1,4 @@
-"""The log reads as a story: each event once, and what goes on unchanged is not told again."""
+"""The log has one line for each event, and repeats nothing that goes on unchanged."""
 
 import logging
 from datetime import UTC, datetime

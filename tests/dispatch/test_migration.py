@@ -10,7 +10,7 @@ import pytest
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.commands.check_idle import IdleCheck
-from bqdispatch_provider.commands.checks import Verdict
+from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.replay import Decisions
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.targets import undecided_name
@@ -54,7 +54,7 @@ def test_the_response_has_the_shape_that_the_guide_says(world):
 
 def looked(world, **more):
     checks = list(IdleCheck(world.config(**more).for_project("p"), world.client).checks())
-    return {verdict: [check for check in checks if check.verdict is verdict] for verdict in Verdict}
+    return {result: [check for check in checks if check.result is result] for result in CheckResult}
 
 
 def go_sentinel(world, name, age=60.0):
@@ -88,24 +88,24 @@ def intent(world):
 @pytest.mark.parametrize("sign", [performance, moved, fired, old_window, lone_sentinel, intent])
 def test_a_dispatcher_that_was_at_work_is_noticed_until_it_is_idle(world, sign):
     world.trace()
-    assert looked(world)[Verdict.FAILED] == []
+    assert looked(world)[CheckResult.FAILED] == []
     sign(world)
-    (found,) = looked(world)[Verdict.FAILED]
+    (found,) = looked(world)[CheckResult.FAILED]
     assert "less than 10 minutes ago" in found.finding
     world.control.advance(11 * 60)
-    assert looked(world)[Verdict.FAILED] == []
+    assert looked(world)[CheckResult.FAILED] == []
 
 
 def test_a_longer_run_is_waited_for_longer(world):
     performance(world)
     world.control.advance(20 * 60)
-    assert looked(world)[Verdict.FAILED] == []
-    assert len(looked(world, TimeToLiveInMin=30)[Verdict.FAILED]) == 1
+    assert looked(world)[CheckResult.FAILED] == []
+    assert len(looked(world, TimeToLiveInMin=30)[CheckResult.FAILED]) == 1
 
 
 def test_a_place_that_cannot_be_looked_at_is_not_called_idle(world):
     world.control.refuse("storage.objects.list", bucket=TASKS)
-    (found,) = looked(world)[Verdict.FAILED]
+    (found,) = looked(world)[CheckResult.FAILED]
     assert found.what == "task folder"
 
 
@@ -115,7 +115,7 @@ def test_what_the_go_service_left_is_taken_over(world):
     done, lost = world.window("ds.done", due=1800), world.window("ds.lost", due=1800)
     go_sentinel(world, done, age=1790)
     go_sentinel(world, lost, age=1790)
-    (warning,) = looked(world)[Verdict.WARNING]
+    (warning,) = looked(world)[CheckResult.WARNING]
     assert warning.finding.startswith("2 windows")
     world.delete(WindowName.parse(lost).sentinel)
     report = world.cycle().to_dict()
@@ -148,20 +148,20 @@ def test_a_fired_window_that_lies_there_still_is_in_the_way_of_the_go_service_un
     world.control.advance(15 * 60)
     world.cycle(MaxTriggerDelayMs=1_200_000)
     world.control.advance(15 * 60)
-    (failed,) = looked(world, MaxTriggerDelayMs=1_200_000)[Verdict.FAILED]
+    (failed,) = looked(world, MaxTriggerDelayMs=1_200_000)[CheckResult.FAILED]
     assert failed.finding.startswith("1 fired window") and repr(name) in failed.finding
     assert "would fire them again" in failed.finding
     assert "`bqdispatch run --once` removes them 1200 s after their firing" in failed.finding
     world.cycle(MaxTriggerDelayMs=1_200_000)
     assert world.names() == []
-    assert looked(world)[Verdict.FAILED] == looked(world)[Verdict.WARNING] == []
+    assert looked(world)[CheckResult.FAILED] == looked(world)[CheckResult.WARNING] == []
 
 
 def test_a_ledger_that_cannot_be_read_is_not_called_idle(world):
     for due in (1800, 3600):
         world.window(due=due)
     world.control.add_fault("storage.batch", "status", status=403)
-    (failed,) = looked(world)[Verdict.FAILED]
+    (failed,) = looked(world)[CheckResult.FAILED]
     assert (failed.what, "~ledger/" in failed.finding) == ("task folder", True)
 
 
@@ -169,7 +169,7 @@ def test_a_window_that_waits_for_a_decision_is_named(world):
     name = world.window(due=1800)
     marker = undecided_name(name, 7, world.config().async_task_url)
     world.put(marker, age=1800)
-    (warning,) = looked(world)[Verdict.WARNING]
+    (warning,) = looked(world)[CheckResult.WARNING]
     assert warning.finding.startswith("1 window waiting") and repr(marker) in warning.finding
     assert "`bqdispatch replay`" in warning.finding
 
@@ -184,14 +184,14 @@ def test_a_claim_that_was_not_fired_is_named_before_the_way_back(world, many):
         document = {"version": 1, "owner": "killed", "firings": [firing]}
         world.put("intents/killed-000001-windows.json", age=1200, content=json.dumps(document))
         world.delete(name)
-    (warning,) = looked(world)[Verdict.WARNING]
+    (warning,) = looked(world)[CheckResult.WARNING]
     assert "`bqdispatch run --once` settles" in warning.finding
     assert set(world.cycle().to_dict()["Batched"]) == {world.url_of(name)}
     world.jobs(["ds_t--4711_00001_load--dispatch"], age=0)
     world.control.advance(3600)
     world.cycle()
     assert world.intents() == []
-    assert looked(world)[Verdict.WARNING] == []
+    assert looked(world)[CheckResult.WARNING] == []
 
 
 @pytest.mark.parametrize("also", [("intents/a-000001.json",), ()], ids=["beside its intent", "alone"])
@@ -199,9 +199,9 @@ def test_a_claim_that_was_not_fired_is_named_before_the_way_back(world, many):
 def test_an_intent_that_is_completed_was_not_left_unfinished(world, also, kind):
     world.put(*(f"{name.removesuffix('.json')}{kind}.json" for name in also), age=1800)
     world.put(f"intents/a-000001{kind}.json.done", age=1790, content="")
-    assert looked(world)[Verdict.FAILED] == looked(world)[Verdict.WARNING] == []
+    assert looked(world)[CheckResult.FAILED] == looked(world)[CheckResult.WARNING] == []
     world.put(f"intents/b-000001{kind}.json", age=1790)
-    (warning,) = looked(world)[Verdict.WARNING]
+    (warning,) = looked(world)[CheckResult.WARNING]
     assert f"'intents/b-000001{kind}.json' and 0 more" in warning.finding
 
 
@@ -219,5 +219,5 @@ def test_the_command_exits_with_one_until_it_is_idle(world, tmp_path):
 
 
 def test_what_cannot_be_seen_is_said_with_how_long_to_wait(world):
-    (unseen,) = looked(world)[Verdict.NOT_CHECKED]
+    (unseen,) = looked(world)[CheckResult.NOT_CHECKED]
     assert "sleeps for up to 100 minutes" in unseen.finding

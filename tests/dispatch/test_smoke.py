@@ -16,7 +16,7 @@ from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
 from bqdispatch_provider.commands import trial
-from bqdispatch_provider.commands.checks import Verdict
+from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.job_checks import trace_name_of
 from bqdispatch_provider.commands.pools import expected_pools, pool_problems
 from bqdispatch_provider.commands.smoke import check_set_up
@@ -56,16 +56,16 @@ def look(world):
     return run
 
 
-def findings(checks, verdict=Verdict.FAILED):
-    return {check.what: check.finding for check in checks if check.verdict is verdict}
+def findings(checks, result=CheckResult.FAILED):
+    return {check.what: check.finding for check in checks if check.result is result}
 
 
 def test_a_whole_set_up_passes_and_both_events_arrive(world, look, intents_stay_young):
     world.trace()
     checks = look(MaxConcurrentSQL=1, MaxConcurrentJobs=1, bqtail={})
     assert findings(checks) == {}
-    assert findings(checks, Verdict.WARNING) == {}
-    passed = findings(checks, Verdict.OK)
+    assert findings(checks, CheckResult.WARNING) == {}
+    passed = findings(checks, CheckResult.OK)
     assert passed["a trace"] == "arrived of job 'ds_t--1001_00001_load--dispatch' in US"
     assert passed["a window"] == "arrived"
     copies, window, claim_and_fired, written_down, completed = 2, 1, 2, 2, 2
@@ -184,7 +184,7 @@ def test_a_document_that_the_account_may_replace_is_a_warning(world, look):
     world.trace()
     checks = look(url=DOCUMENT)
     assert findings(checks) == {}
-    (said,) = findings(checks, Verdict.WARNING).values()
+    (said,) = findings(checks, CheckResult.WARNING).values()
     assert "may replace the document" in said
     assert "roles/storage.objectViewer" in said
 
@@ -194,8 +194,8 @@ def test_a_document_that_the_account_may_not_replace_is_as_it_should_be(world, l
     """An overwrite needs both; a condition of IAM may forbid it where the bucket allows it."""
     world.trace()
     checks = look(refused(f"storage.objects.{verb}", bucket=JOURNAL, prefix="config/"), url=DOCUMENT)
-    assert findings(checks, Verdict.WARNING) == {}
-    assert f"storage.objects.{verb} is refused" in findings(checks, Verdict.OK)["configuration document"]
+    assert findings(checks, CheckResult.WARNING) == {}
+    assert f"storage.objects.{verb} is refused" in findings(checks, CheckResult.OK)["configuration document"]
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_service_that_ignores_preconditions_cannot_lose_the_document(world, lo
     checks = look(ignoring, url=DOCUMENT)
     document.reload()
     assert document.generation == generation
-    assert "ignores preconditions" in findings(checks, Verdict.NOT_CHECKED)["configuration document"]
+    assert "ignores preconditions" in findings(checks, CheckResult.NOT_CHECKED)["configuration document"]
 
 
 def test_rights_for_exactly_the_document_are_a_warning(world, look, document):
@@ -243,7 +243,7 @@ def test_rights_for_exactly_the_document_are_a_warning(world, look, document):
             world.control.add_fault(f"storage.objects.{verb}", "status", status=403, **where)
 
     checks = look(beside, url=DOCUMENT)
-    assert "may replace the document" in findings(checks, Verdict.WARNING)["configuration document"]
+    assert "may replace the document" in findings(checks, CheckResult.WARNING)["configuration document"]
 
 
 @pytest.mark.parametrize("verb", ["insert", "delete"])
@@ -255,14 +255,14 @@ def test_a_document_that_alone_is_protected_is_as_it_should_be(world, look, docu
         world.control.add_fault(f"storage.objects.{verb}", "status", **fault)
 
     checks = look(on_it, url=DOCUMENT)
-    assert "is refused" in findings(checks, Verdict.OK)["configuration document"]
+    assert "is refused" in findings(checks, CheckResult.OK)["configuration document"]
 
 
 def test_a_document_of_which_no_call_is_answered_is_not_checked(world, look):
     world.trace()
     world.control.add_fault("storage.objects.delete", "status", status=400, bucket=JOURNAL, name="config/*")
     checks = look(url=DOCUMENT)
-    assert "try again later" in findings(checks, Verdict.NOT_CHECKED)["configuration document"]
+    assert "try again later" in findings(checks, CheckResult.NOT_CHECKED)["configuration document"]
 
 
 def test_a_document_on_this_machine_is_whose_machine_it_is(world, look):
@@ -287,14 +287,14 @@ def test_another_set_up_that_shares_events_of_the_task_folder_is_refused(world, 
     }
     beside = {"beside": f"gs://{TASKS}/{FOLDER.rstrip('/')}2", "elsewhere": f"gs://{TASKS}2/{FOLDER}"}
     checks = look(others=others(world, **shared, **beside) | {"broken": ValueError("two\nlines")})
-    wrong = {check.where: check.finding for check in checks if check.verdict is Verdict.FAILED}
+    wrong = {check.where: check.finding for check in checks if check.result is CheckResult.FAILED}
     assert wrong.keys() == {f"connection {name}" for name in shared}
     for name, folder in shared.items():
         said = wrong[f"connection {name}"]
         assert folder.rstrip("/") in said
         assert "give each set-up a task folder of its own, none inside another's, or delete one" in said
         assert "--setup" in said
-    left_out = {check.where: check.finding for check in checks if check.verdict is Verdict.NOT_CHECKED}
+    left_out = {check.where: check.finding for check in checks if check.result is CheckResult.NOT_CHECKED}
     assert left_out == {"connection broken": "its configuration is unknown: ValueError: two\\nlines"}
 
 
@@ -306,7 +306,7 @@ def test_another_set_up_that_shares_the_journal_or_the_errors_is_a_warning(world
     more = {"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/Journal", "ErrorURL": "gs://ops/Errors"}
     checks = look(others={"acme": world.config(**{**more, key: own + below})})
     assert findings(checks) == {}
-    (said,) = findings(checks, Verdict.WARNING).values()
+    (said,) = findings(checks, CheckResult.WARNING).values()
     assert f"{key} '{(own + below).rstrip('/')}/'" in said
     assert "of its own" in said
 
@@ -314,14 +314,14 @@ def test_another_set_up_that_shares_the_journal_or_the_errors_is_a_warning(world
 def test_a_set_up_that_is_alone_in_its_task_folder_passes(world, look):
     world.trace()
     beside = others(world, beside="gs://ops/x")
-    assert "no other connection" in findings(look(others=beside), Verdict.OK)["other set-ups"]
-    assert findings(look(others="no Airflow"), Verdict.NOT_CHECKED)["other set-ups"] == "no Airflow"
+    assert "no other connection" in findings(look(others=beside), CheckResult.OK)["other set-ups"]
+    assert findings(look(others="no Airflow"), CheckResult.NOT_CHECKED)["other set-ups"] == "no Airflow"
 
 
 def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):
     world.trace()
     checks = look(pools={"bqdispatch_jobs": {"slots": 4, "include_deferred": True}}, MaxConcurrentJobs=3)
-    wrong = {check.where: check.finding for check in checks if check.verdict is Verdict.FAILED}
+    wrong = {check.where: check.finding for check in checks if check.result is CheckResult.FAILED}
     assert wrong.keys() == {"bqdispatch_sql", "bqdispatch_jobs"}
     assert "is missing" in wrong["bqdispatch_sql"]
     assert "has 4 slots; expected 3" in wrong["bqdispatch_jobs"]
@@ -335,7 +335,7 @@ def test_a_task_that_takes_more_slots_than_its_pool_has_and_a_pool_without_defer
         "bqdispatch_jobs": {"slots": -1, "include_deferred": False},
     }
     checks = look(pools=pools, takes=10, MaxConcurrentSQL=5)
-    found = {check.where: check.finding for check in checks if check.verdict is Verdict.FAILED}
+    found = {check.where: check.finding for check in checks if check.result is CheckResult.FAILED}
     assert "has 5 slots, and a task takes 10, so it never runs" in found["bqdispatch_sql"]
     assert "does not count deferred tasks" in found["bqdispatch_jobs"]
     assert findings(look(pools=expected_pools(world.config()), takes=10)) == {}
@@ -348,7 +348,7 @@ def test_a_bucket_that_keeps_nothing_is_a_warning(cloud, world, look):
     world.trace()
     checks = look()
     assert findings(checks) == {}
-    assert "--soft-delete-duration" in findings(checks, Verdict.WARNING)["what was consumed"]
+    assert "--soft-delete-duration" in findings(checks, CheckResult.WARNING)["what was consumed"]
 
 
 def patched(world, bucket, **settings):
@@ -381,17 +381,17 @@ def test_a_task_bucket_that_keeps_what_is_deleted_is_named_and_nothing_is_put_in
     found = findings(checks)
     assert found.keys() == {"settings of the task bucket"}
     assert "dispatched events cannot be deleted" in found["settings of the task bucket"]
-    assert "from which objects can be deleted" in findings(checks, Verdict.NOT_CHECKED)["trial"]
+    assert "from which objects can be deleted" in findings(checks, CheckResult.NOT_CHECKED)["trial"]
 
 
 def test_settings_that_cannot_be_read_are_not_checked(world, look):
     world.trace()
     checks = look(refused("storage.buckets.get", bucket=TASKS))
     assert findings(checks) == {}
-    left_out = findings(checks, Verdict.NOT_CHECKED)
+    left_out = findings(checks, CheckResult.NOT_CHECKED)
     assert left_out.keys() == {"settings of the task bucket"}
     assert "needs storage.buckets.get on bucket 'ops'" in left_out["settings of the task bucket"]
-    assert "settings of the trigger bucket" in findings(checks, Verdict.OK)
+    assert "settings of the trigger bucket" in findings(checks, CheckResult.OK)
 
 
 def test_without_a_job_it_says_how_to_get_one_and_tries_the_window(world, look):
@@ -399,18 +399,18 @@ def test_without_a_job_it_says_how_to_get_one_and_tries_the_window(world, look):
     world.trace(state="RUNNING")
     checks = look()
     assert findings(checks) == {}
-    (check,) = [check for check in checks if check.verdict is Verdict.WARNING]
+    (check,) = [check for check in checks if check.result is CheckResult.WARNING]
     assert check.what == "a trace"
     assert "no finished job whose ID has BqTail's form found in p;" in check.finding
     program, verb, project, location, job_id, query = shlex.split(check.command)
     assert (program, verb, project, query) == ("bq", "query", "--project_id=p", "SELECT 1")
     assert location in ("--location=EU", "--location=US")
     assert trace_name_of(JobKey("p", location, job_id.removeprefix("--job_id="))) is not None
-    assert findings(checks, Verdict.OK)["a window"] == "arrived"
+    assert findings(checks, CheckResult.OK)["a window"] == "arrived"
 
 
 def test_without_any_job_the_command_has_the_location_of_the_configuration(look):
-    (check,) = [check for check in look(Region="europe-west3") if check.verdict is Verdict.WARNING]
+    (check,) = [check for check in look(Region="europe-west3") if check.result is CheckResult.WARNING]
     assert "--location=europe-west3 " in check.command
 
 

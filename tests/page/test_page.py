@@ -251,7 +251,7 @@ def test_the_last_hour_is_summed_up_once_however_many_projects_there_are(server)
     from bqdispatch_provider.page.database import Database
     from bqdispatch_provider.page.series import Range, Selection
     from bqdispatch_provider.page.state import SetUpState
-    from bqdispatch_provider.page.watcher import Reading
+    from bqdispatch_provider.page.watcher import SetUpReading
 
     now = datetime.now(UTC)
 
@@ -260,7 +260,7 @@ def test_the_last_hour_is_summed_up_once_however_many_projects_there_are(server)
         for project in range(projects):
             figures.projects[f"project-{project}"] = Figures(Counter(jobs=2), seen=now)
         hours = CountedHours({now.replace(minute=0, second=0, microsecond=0): Hour(spans={span_of(now): figures})})
-        reading = Reading(now, now, World.config(), hours=hours, report=Report(started=now), is_history_known=True)
+        reading = SetUpReading(now, now, World.config(), hours=hours, report=Report(started=now), is_history_known=True)
         seen = SetUpState("bqdispatch_default", Database(), None)._make(reading, Selection(Range.HOUR, "project-0"))
         assert len(seen["overview"]["projects"]) == projects
         assert seen["overview"]["lanes"]["jobs"]["dispatched"] == 2

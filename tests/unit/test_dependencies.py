@@ -26,9 +26,10 @@ DISTRIBUTIONS = {
     "google.cloud.storage": "google-cloud-storage",
     "google_crc32c": "google-crc32c",
     "requests": "requests",
+    "rich": "rich",
     # Airflow itself requires these, in versions that fit it.
     **dict.fromkeys(("asgiref", "attr", "fastapi", "flask_appbuilder", "flask_babel"), "apache-airflow"),
-    **dict.fromkeys(("rich", "sqlalchemy", "wtforms"), "apache-airflow"),
+    **dict.fromkeys(("sqlalchemy", "wtforms"), "apache-airflow"),
 }
 """Distribution of each import; the longest name applies."""
 

@@ -21,6 +21,7 @@ from bqdispatch_provider.core.targets import (
     LedgerName,
     ledger_entry_name,
     shortened,
+    split_undecided_name,
     undecided_name,
 )
 from bqdispatch_provider.names import TableName, TraceName, WindowName, _parse_trace, as_job_id, is_bookkeeping
@@ -448,7 +449,8 @@ def test_entries_of_one_window_go_by_one_name_and_of_another_by_another(window, 
 def test_a_window_that_waits_for_a_decision_has_room_for_every_name(window, generation, url):
     name = undecided_name(window.name, generation, url)
     assert len(in_bucket(url, name).encode()) <= MAX_OBJECT_NAME_BYTES
-    shown, _, number = name.removeprefix(UNDECIDED).rpartition(".")
+    assert name.startswith(UNDECIDED)
+    shown, number = split_undecided_name(name)
     assert number == str(generation)
     if len(window.name.encode()) < 600:
         assert shown == window.name

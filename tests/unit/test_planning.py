@@ -23,6 +23,7 @@ from bqdispatch_provider.core.targets import (
     SINCE,
     alternative_target,
     is_target,
+    parse_quarantine_path,
     quarantine_path,
     target_of,
     undecided_name,
@@ -505,8 +506,11 @@ def test_a_place_in_quarantine_has_room_for_every_name(name, generation):
     assert len(f"err/ors/{place}.json".encode()) <= 1024
     assert place.startswith("2026-01-02/")
     assert place.endswith(f".{generation}")
+    read = parse_quarantine_path(place)
+    assert (f"{read.day:%Y-%m-%d}", read.generation) == ("2026-01-02", generation)
     if len(name.encode()) <= 900:
         assert place == f"2026-01-02/{name}.{generation}"
+        assert read.name == name
 
 
 def test_names_that_are_cut_stay_apart():

@@ -10,7 +10,6 @@ from bqdispatch_provider.commands.rights import ROLES as DEPLOYED
 from bqdispatch_provider.commands.rights import required_rights
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.setups import SetUp
-from bqdispatch_provider.gcp import permissions
 
 ROOT = Path(__file__).parents[2]
 ROLES = ROOT / "deploy" / "roles"
@@ -86,16 +85,6 @@ def test_what_is_deployed_is_the_file(name):
     assert (deployed.title, deployed.description) == (document["title"], document["description"])
     assert list(deployed.permissions) == document["includedPermissions"]
     assert len(DEPLOYED) == len(NAMES)
-
-
-NEEDED = {"folders": permissions.FOLDERS, "trigger": permissions.TRIGGER_BUCKET, "jobs": permissions.JOBS}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_deployed_is_what_the_code_needs(name):
-    needed = NEEDED[name]
-    assert sorted(needed.reasons) == list(DEPLOYED[needed.role].permissions)
-    assert all(needed.reasons.values())
 
 
 def test_the_condition_in_the_readme_is_the_one_that_is_deployed():

@@ -12,6 +12,7 @@ FLOORS = (
     ("gcp",),
     ("delivery",),
     ("cycle",),
+    ("view",),
     ("dispatcher",),
     ("journal", "remaining", "runs"),
 )

@@ -118,13 +118,12 @@ class StandInBqTail:
         delayed = any(file is each for _, each in self._delayed)
         self._handle_late_event(file, file.event_id if delayed else self._ledger.new_event_id(late=True))
 
-    def forget_rule(self, dest: str, firings: int = 1) -> None:
-        """Drop the next fired windows of a destination, as if the rule was missing.
+    def forget_rule(self, dest: str) -> None:
+        """Drop the next fired window of a destination, as if the rule was missing.
 
-        :param dest: destination of the windows.
-        :param firings: number of windows to drop.
+        :param dest: destination of the window.
         """
-        self._deliveries.unknown_rules[dest] += firings
+        self._deliveries.unknown_rules[dest] += 1
 
     def step(self, *, patient: bool = True) -> int:
         """Handle due events, and all objects that have arrived in the trigger bucket.

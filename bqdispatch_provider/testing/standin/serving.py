@@ -16,6 +16,7 @@ from bqdispatch_provider.testing.standin.control_client import StandInControl
 from bqdispatch_provider.testing.standin.server import Server
 from bqdispatch_provider.testing.standin.state import State
 
+_LOOPBACK: Final = "127.0.0.1"
 _MAX_LINE_BYTES: Final = 64 * 1024
 """Enough for two percent-encoded names of 1,024 bytes, which exceed the default of aiohttp."""
 
@@ -23,23 +24,19 @@ _MAX_LINE_BYTES: Final = 64 * 1024
 class StandIn:
     """A context manager that runs a stand-in Google Cloud in a thread.
 
-    :param port: port to listen on; a free one by default.
-    :param host: address to listen on.
-    :param latency_ms: delay of the answer to every HTTP request, in milliseconds.
+    :param port: port to listen on, on this machine alone; a free one by default.
     :param name_limit: ``True``: refuse a second change of an object name within a second, as the service does.
     """
 
     url: str
     """Address of the stand-in, the value for ``STORAGE_EMULATOR_HOST`` and ``BIGQUERY_EMULATOR_HOST``."""
 
-    def __init__(
-        self, port: int = 0, *, host: str = "127.0.0.1", latency_ms: float = 0, name_limit: bool = True
-    ) -> None:
-        self._address = host, port
-        self.state = State(latency_ms, name_limit=name_limit)
+    def __init__(self, port: int = 0, *, name_limit: bool = True) -> None:
+        self._port = port
+        self.state = State(name_limit=name_limit)
 
     def __enter__(self) -> StandIn:
-        sock, self.url = _bind(*self._address)
+        sock, self.url = _bind(_LOOPBACK, self._port)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bqdispatch-standin", daemon=True)
         self._thread.start()
@@ -66,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="bqdispatch-standin", description="Serve a stand-in Google Cloud.")
     parser.add_argument("--port", type=int, default=0, help="port to listen on (default: a free one)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--host", default=_LOOPBACK, help="address to listen on (default: %(default)s)")
     parser.add_argument("--latency-ms", type=float, default=0, help="delay of the answer to every request")
     parser.add_argument(
         "--no-name-limit",
