@@ -153,17 +153,16 @@ class Draft:
         firings = self.snapshot.open_firings
         offered = {candidate.event.key for candidate in self.candidates} if firings else ()
         self.slots.count_firings(firing for firing in firings if firing.key not in offered)
-        begun = {firing.key for firing in firings}
-        begun |= {candidate.event.key for candidate in self.candidates if candidate.event.claimed}
-        # A firing that was begun goes first, and takes a slot even if it has to wait: it may be delivered.
-        for candidate in sorted(
-            self.candidates, key=lambda each: (not begun or each.event.key not in begun, each.order)
-        ):
+        # A firing that was begun goes first, and takes a slot even if it has to wait: it may be delivered. One that was
+        # claimed and not announced, as without a limit, waits for those that were: these hold their slots already.
+        rank = {candidate.event.key: 1 for candidate in self.candidates if candidate.event.claimed}
+        rank |= {firing.key: 0 for firing in firings}
+        for candidate in sorted(self.candidates, key=lambda each: (rank.get(each.event.key, 2), each.order)):
             slot = (candidate.project, candidate.lane.limit)
             if self.slots.take(slot):
                 self.events[candidate.lane].append(candidate.event)
             else:
-                self.slots.taken[slot] += candidate.event.key in begun
+                self.slots.taken[slot] += candidate.event.key in rank
                 self.outcomes[Outcome.THROTTLED] += 1
                 self.awaited += 1
                 self.counts[candidate.project]["Throttled"][candidate.item.counter] += 1

@@ -93,7 +93,7 @@ def test_fields_that_a_form_leaves_empty_are_not_there(world, connect):
 def test_given_variables_go_before_the_connections(world, connect):
     config = world.document(JournalURL="gs://${one}/${two}")
     connect({"config": config, "variables": '{"one": "mine", "two": "mine"}'})
-    assert BqDispatchHook().get_config({"two": "given"}).journal_url == "gs://mine/given"
+    assert BqDispatchHook().get_config({"two": "given"}).journal_url == "gs://mine/given/"
 
 
 def test_a_connection_without_a_configuration_says_what_it_expects(connect):

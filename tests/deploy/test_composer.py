@@ -126,7 +126,7 @@ def test_a_document_on_this_machine_goes_into_the_connection(cloud_project, tmp_
     extra = cloud_project.connection["extra"]
     assert extra["variables"] == {"errors": "acme-errors"}
     config = DispatchConfig.from_dict(extra["config"], extra["variables"])
-    assert config.error_url == "gs://acme-errors/x"
+    assert config.error_url == "gs://acme-errors/x/"
 
 
 def test_a_variable_may_hold_whatever_stands_between_variables_elsewhere(cloud_project):

@@ -1,13 +1,14 @@
 """Planning: what must hold for every folder, limit and state, whatever the order of the listing."""
 
 import json
+import random
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bqdispatch_provider.config import DispatchConfig
@@ -650,6 +651,10 @@ WINDOWS = st.tuples(
 NOISE = st.sampled_from(["a.grp", "x.win", "strange", "y.wis", "f/9.loc", ""])
 
 
+ANNOUNCED, CLAIMED = ("q", 0.0, "fresh", 0.0, None, True, "q"), ("q", 9.0, "claimed", 179.0, None, False, "q")
+
+
+@example([], [ANNOUNCED, ANNOUNCED, ANNOUNCED, CLAIMED], [], 0, 3, set(), 0, random.Random(0))
 @given(
     st.lists(TRACES, max_size=12),
     st.lists(WINDOWS, max_size=8),
@@ -661,7 +666,7 @@ NOISE = st.sampled_from(["a.grp", "x.win", "strange", "y.wis", "f/9.loc", ""])
     st.randoms(use_true_random=False),
 )
 def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
-    traces, windows, noise, sql, jobs, failed, patience, random
+    traces, windows, noise, sql, jobs, failed, patience, shuffler
 ):
     objects, states, unknown = [stored(name) for name in noise], {}, set()
     for number, (project, action, age, state) in enumerate(traces):
@@ -695,7 +700,7 @@ def test_every_object_has_one_outcome_and_limits_hold_in_any_order(
 
     first = decide()
     assert total(first) == first.listed == len(objects)
-    random.shuffle(objects)
+    shuffler.shuffle(objects)
     again = decide()
     assert (again.events, again.outcomes, again.counts) == (first.events, first.outcomes, first.counts)
     assert set(again.cleanup.stale) == set(first.cleanup.stale)
