@@ -15,7 +15,8 @@ from bqdispatch_provider.page.series import Range, Selection
 from bqdispatch_provider.page.state import NotReadYet, State
 
 STATIC = Path(__file__).parent / "static"
-_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+_KINDS = {".css": "text/css", ".js": "text/javascript"}
+_FILES = {path.name: _KINDS[path.suffix] for path in STATIC.iterdir() if path.suffix in _KINDS}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -41,9 +42,7 @@ def not_read_yet(request: Request, error: Exception) -> Response:
 @app.get("/")
 def index() -> Response:
     """Return the page. It names its files by their content, so a browser may keep them for good."""
-    text = (STATIC / "index.html").read_text()
-    for name in _FILES:
-        text = text.replace(f"static/{name}", f"static/{_hash(name)}/{name}")
+    text = (STATIC / "index.html").read_text().replace("static/", f"static/{_content()}/")
     return Response(text, media_type="text/html", headers={**_HEADERS, "Cache-Control": "no-cache"})
 
 
@@ -51,10 +50,10 @@ def index() -> Response:
 def file(content: str, name: str) -> Response:
     """Return a file.
 
-    :param content: the hash of its content.
+    :param content: the hash of the content of all files, which name one another.
     :param name: its name.
     """
-    if name not in _FILES or content != _hash(name):
+    if name not in _FILES or content != _content():
         raise HTTPException(404, "There is no such file.")
     kept = {"Cache-Control": "private, max-age=31536000, immutable"}
     return Response((STATIC / name).read_bytes(), media_type=_FILES[name], headers={**_HEADERS, **kept})
@@ -97,5 +96,6 @@ def _state() -> State:
 
 
 @cache
-def _hash(name: str) -> str:
-    return hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:16]
+def _content() -> str:
+    texts = b"".join((STATIC / name).read_bytes() for name in sorted(_FILES))
+    return hashlib.sha256(texts).hexdigest()[:16]

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "bqdispatch_provider").rglob("*.py"), *(ROOT / "demo").rglob("*.py")])
+STATIC = sorted((ROOT / "bqdispatch_provider" / "page" / "static").iterdir())
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 40
 """Without the docstring."""
@@ -43,6 +44,11 @@ def test_a_file_is_read_at_once(path):
     assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
     assert {each.name: length(each) for each in functions(path) if length(each) > MAX_FUNCTION_LINES} == {}
     assert {each.name: depth(each) for each in functions(path) if depth(each) > MAX_DEPTH} == {}
+
+
+@pytest.mark.parametrize("path", STATIC, ids=lambda path: path.name)
+def test_a_file_of_the_page_is_read_at_once(path):
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
 def test_length_and_depth_are_seen():
