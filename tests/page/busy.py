@@ -80,7 +80,9 @@ def _figures(at, chance):
                 "Throttled": Counter(jobs=round(12 * busy * chance.uniform(0.6, 1)) if burst > 1 else 0),
             },
         )
+        mine.waiting = Counter({"job running": round(2 * busy), "limit reached": mine.states["Throttled"]["jobs"] // 2})
         figures.dispatched.update(mine.dispatched)
+        figures.waiting.update(mine.waiting)
         for state, counter in mine.states.items():
             figures.states.setdefault(state, Counter()).update(counter)
         figures.projects[project] = mine
