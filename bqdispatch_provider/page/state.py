@@ -216,11 +216,11 @@ def _pool_problem(use: Mapping[str, Any]) -> str:
         return ""
     problem = pool_problem(slots_of(use["limit"]), use["pool_slots"])
     if problem is PoolProblem.MISSING:
-        return f"There is no pool {use['pool']}: tasks in it never run. Make it with bqdispatch pools --import."
+        return f"There is no pool {use['pool']}: tasks in it never run. Make it with `bqdispatch pools --import`."
     if problem is PoolProblem.OTHER_SLOTS:
         slots = "no limit" if use["pool_slots"] < 0 else f"{use['pool_slots']} slots"
         found = f"The pool {use['pool']} has {slots}; {use['key']} is {use['limit']}."
-        return f"{found} Set it with bqdispatch pools --import."
+        return f"{found} Set it with `bqdispatch pools --import`."
     return ""
 
 

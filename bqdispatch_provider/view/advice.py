@@ -47,7 +47,7 @@ ADVICE: dict[Reason, Advice] = {
     Reason.NOT_DUE: Advice("The end of the window has not come.", "Nothing to do: it is fired when the window ends."),
     Reason.IN_HAND: Advice(
         "Another dispatcher has begun to dispatch it.",
-        "Nothing to do: if that one was killed, another takes it up, a trace after 30 s, a window after three minutes.",
+        "Nothing to do: if that one was killed, another takes up a trace after 30 s, a window after three minutes.",
     ),
     Reason.IN_DOUBT: Advice(
         "It may have been delivered: an answer was lost, or a dispatcher was killed.",
@@ -55,26 +55,28 @@ ADVICE: dict[Reason, Advice] = {
     ),
     Reason.REFUSED: Advice(
         "A service has refused a call that it needs.",
-        "Look at the words of the error. Often a permission is missing: bqdispatch smoke tries all that are needed. "
-        "Each cycle tries again.",
+        "Read the error. If a permission may be missing, `bqdispatch smoke` tries all that are needed. Each cycle "
+        "tries again.",
     ),
     Reason.PROTECTED: Advice(
-        "It is not delivered, since it could not be deleted afterwards: it is under a hold or a retention policy.",
-        "End the hold, or take the retention policy off the bucket of the task folder.",
+        "It is under a hold or a retention policy. What cannot be deleted afterwards would be delivered again and "
+        "again, so it is not delivered.",
+        "End the hold, or take the retention policy off the bucket of the task folder. The next cycle dispatches it.",
     ),
     Reason.NO_ANSWER: Advice(
         "BigQuery has not told how its job stands.",
-        "Look at the words of the error: a permission, a quota or an outage. It is tried again in each cycle.",
+        "Read the error: it is a permission, a quota or an outage. Each cycle tries again.",
     ),
     Reason.NOT_FOUND: Advice(
         "BigQuery does not find its job.",
-        "Nothing to do yet: the job may still appear. Once it was looked for as long as MaxUnknownJobMin says, and "
-        "BigQuery is proven not to know it, its trace is quarantined.",
+        "Nothing to do yet: the job may still appear. If it does not within MaxUnknownJobMin, its trace is "
+        "quarantined, and can be put back.",
     ),
     Reason.UNDECIDED: Advice(
-        "To fire this window may load files twice, or be in vain again, so somebody has to decide.",
-        "Look in its table which of its files were loaded. If files are missing, fire it with bqdispatch replay; "
-        "otherwise delete it.",
+        "Nobody can tell whether the files of this window were loaded. To fire it loads all of them, so somebody has "
+        "to decide. Until then nothing happens.",
+        "See in its table which of its files were loaded. None: fire it with bqdispatch replay. All: delete it. Some: "
+        "load the others by hand, then delete it.",
     ),
     Reason.RETURNED: Advice(
         "BqTail has made this window again, after one of its name was fired. What the earlier loads have loaded "
@@ -111,24 +113,38 @@ def next_step(  # noqa: PLR0911  (one per reason)
     if wait.reason is Reason.LIMIT:
         return f"Nothing to do if the backlog shrinks. Otherwise raise {_limit_of(wait.name)} in the configuration."
     if wait.reason is Reason.PROTECTED and "temporaryHold" in wait.said:
-        return f"End the hold: `gcloud storage objects update {shlex.quote(url)} --no-temporary-hold`"
+        return _end_hold(url, "--no-temporary-hold")
     if wait.reason is Reason.PROTECTED and "eventBasedHold" in wait.said:
-        return f"End the hold: `gcloud storage objects update {shlex.quote(url)} --no-event-based-hold`"
+        return _end_hold(url, "--no-event-based-hold")
     if wait.reason is Reason.PROTECTED and "retention" in wait.said:
         return "Take the retention policy off the bucket of the task folder, or wait until it ends for this object."
     if wait.reason in (Reason.REFUSED, Reason.NO_ANSWER) and "permission" in wait.said:
-        return "Grant this permission to the service account that dispatches. Each cycle tries again."
-    if wait.reason is Reason.NOT_FOUND and until is not None:
         return (
-            "Nothing to do yet: the job may still appear. If BigQuery is proven not to know it by "
-            f"{until:%Y-%m-%d %H:%M} UTC, its trace is quarantined."
+            "Give the account that dispatches a role with this permission: docs/permissions.md says which. Each cycle "
+            "tries again."
+        )
+    if wait.reason is Reason.IN_HAND:
+        after = "three minutes" if wait.name.endswith(".win") else "30 s"
+        return f"Nothing to do: if that one was killed, another takes it up after {after}."
+    if wait.reason is Reason.NOT_FOUND and until is not None:
+        look = f" To look for it yourself: `{command}`" if (command := _look_at_job(wait.name)) else ""
+        return (
+            "Nothing to do yet: the job may still appear. If BigQuery still does not know it at "
+            f"{until:%Y-%m-%d %H:%M} UTC, its trace is quarantined, and can be put back.{look}"
         )
     if wait.reason is Reason.UNDECIDED:
         return (
-            f"Look in {_table_of(wait.name)} which of its files were loaded. If files are missing, run "
-            f"`{replay_command(config, url)}`; otherwise `gcloud storage rm {shlex.quote(url)}`"
+            f"See in {_table_of(wait.name)} which of its files were loaded. None: fire it, by "
+            f"`{replay_command(config, url)}`. All: delete it, by `gcloud storage rm {shlex.quote(url)}`. Some: load "
+            "the others by hand, then delete it."
         )
     return ADVICE[wait.reason].next_step
+
+
+def _end_hold(url: str, option: str) -> str:
+    return (
+        f"End the hold, and the next cycle dispatches it: `gcloud storage objects update {shlex.quote(url)} {option}`"
+    )
 
 
 def _limit_of(path: str) -> Limit:

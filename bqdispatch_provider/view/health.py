@@ -81,4 +81,4 @@ def _all_is_well(report: Report, at: datetime, hour: Figures) -> str:
         return f"{dispatched}."
     oldest = min(report.waits.values(), key=lambda wait: wait.since)
     age = duration(at - oldest.since, minutes_from_s=120)
-    return f"{dispatched}, {report.waits_by_reason().total():,} waiting, the oldest for {age}: {oldest.reason}."
+    return f"{dispatched}, {report.waits_by_reason().total():,} waiting, the oldest for {age} (now: {oldest.reason})."

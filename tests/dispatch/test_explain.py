@@ -31,15 +31,16 @@ def config(config):
 
 EXACT_STEPS = {
     "throttled": "raise MaxConcurrentJobs in the configuration",
-    "without_region": "If BigQuery is proven not to know it by 20",
-    "unknown": "If BigQuery is proven not to know it by 20",
+    "without_region": "If BigQuery still does not know it at 20",
+    "unknown": "and can be put back. To look for it yourself: `bq show --job --location=US p:",
+    "claimed": "another takes it up after three minutes.",
     "running": "look at the job: `bq show --job --location=US p:",
     "pending": "look at the job: `bq show --job --location=US p:",
     "held": "`gcloud storage objects update {url} --no-temporary-hold`",
-    "no_answer": "Grant this permission",
-    "not_permitted": "Grant this permission",
-    "late_twin": "Look in ds.t which of its files were loaded. If files are missing, run "
-    "`bqdispatch replay --config {config} {url}`; otherwise `gcloud storage rm {url}`",
+    "no_answer": "Give the account that dispatches a role with this permission",
+    "not_permitted": "Give the account that dispatches a role with this permission",
+    "late_twin": "See in ds.t which of its files were loaded. None: fire it, by "
+    "`bqdispatch replay --config {config} {url}`. All: delete it, by `gcloud storage rm {url}`. Some: ",
 }
 """Words of the next step of situations in which more is known than the reason."""
 

@@ -54,7 +54,7 @@ def test_commands_stand_below_the_tables_each_whole_on_its_line(world, config):
     )
     assert quarantined.rpartition("/")[2] in error
     told = last_cells(lines)
-    assert "run `bqdispatch replay …`; otherwise `gcloud storage rm …`" in told
+    assert "fire it, by `bqdispatch replay …`. All: delete it, by `gcloud storage rm …`. Some:" in told
     assert "`gcloud storage objects …`" in told
     assert not any(each in told for each in ("--config", "--no-temporary-hold", "gs://ops"))
 

@@ -108,7 +108,7 @@ def test_until_when_a_job_is_looked_for(world, on_page, tell):
     name = world.trace(state=None, age=LATER)
     until = datetime.fromisoformat(on_page()[name]["since"]) + timedelta(days=1)
     for said in (on_page()[name]["next_step"], tell("explain", name)[0]["Next"]):
-        assert f"not to know it by {until:%Y-%m-%d %H:%M} UTC, its trace is quarantined" in said
+        assert f"not know it at {until:%Y-%m-%d %H:%M} UTC, its trace is quarantined" in said
 
 
 def test_a_click_asks_google_for_nothing(world, client, on_page, monkeypatch):

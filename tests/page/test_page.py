@@ -185,7 +185,7 @@ def test_how_dispatching_goes(world, client, dispatch):
         "warning",
         "There is no pool bqdispatch_jobs: tasks in it never run.",
     )
-    assert health["next_step"] == "Make it with bqdispatch pools --import."
+    assert health["next_step"] == "Make it with `bqdispatch pools --import`."
     assert found["figures"]["dispatched"] == {"sql": 3, "jobs": 1, "windows": 1}
     assert found["overview"]["lanes"]["jobs"]["running"] == 1
     assert found["figures"]["lags"] == 4

@@ -1,7 +1,7 @@
 // The cards of the page, each made of a part of what the server has told.
 
 import { choose, redraw } from "./page.js";
-import { asked, card, count, dagPage, duration, empty, inRange, LANES, link, make, moment, notes, now, number, opened, runPage, since, taskPage, whole, withCode } from "./parts.js";
+import { asked, card, command, count, dagPage, duration, empty, inRange, LANES, link, make, moment, notes, now, number, opened, runPage, since, taskPage, whole, withCode, zone } from "./parts.js";
 
 const SHOWN = 10;
 const ERRORS_SHOWN = 8;
@@ -90,7 +90,7 @@ export function tiles([byLane, figures, waits, first, range, project, held]) {
   const lag = (value) => (value === null ? "–" : duration(value));
   return make("section", { class: "card tiles", "aria-label": "Numbers" },
     tile("Running", number(sum("running")), "jobs now"),
-    tile("Pending", number(sum("pending")), "jobs, and windows not due"),
+    tile("Pending", number(sum("pending")), "jobs and windows"),
     tile("Throttled", number(sum("throttled")), "for a slot now", sum("throttled") ? "notice" : ""),
     tile("Waiting", number(late), ["over a minute; ", first ? ["oldest ", make("time", { datetime: first, "data-since": first, "data-short": "1" })] : "none"]),
     tile("Dispatched", number(done), inRange(range)),
@@ -207,7 +207,7 @@ export function quarantine([held, total]) {
     make("td", { class: "name" }, link(each.url, each.console, { external: true }) ?? each.url),
     make("td", { "data-label": "reason" }, each.reason),
     make("td", { class: "nowrap", "data-label": "since" }, since(each.since)),
-    make("td", {}, make("div", { class: "command" }, make("code", {}, each.command), copyButton(each.command)))));
+    make("td", {}, make("div", { class: "command" }, command(each.command), copyButton(each.command)))));
   return card("Quarantine", total ? count(total, "object") : "", total === 0 && empty("Nothing is in quarantine.", "What must not be dispatched is kept here, with the reason and the command that puts it back."),
     total > 0 && make("table", { class: "stack" }, make("thead", {}, make("tr", {}, ["object", "reason", "since", "put it back with"].map((text) => make("th", { scope: "col" }, text)))), make("tbody", {}, rows)),
     total > held.length && make("p", { class: "dim" }, `and ${number(total - held.length)} more; bqdispatch status --json lists all`));
@@ -236,5 +236,5 @@ function copyButton(text) {
 
 export function about([setup, dags]) {
   return make("p", { class: "dim" }, "Connection ", make("code", {}, setup.id), " · task folder ", make("code", {}, setup.folder), " · journal ", make("code", {}, setup.journal), " · dispatched by ",
-    dags.map((dag, index) => [index ? ", " : "", link(dag, dagPage(dag))]));
+    dags.map((dag, index) => [index ? ", " : "", link(dag, dagPage(dag))]), ` · times in ${zone() ?? Intl.DateTimeFormat().resolvedOptions().timeZone}, in sentences UTC`);
 }

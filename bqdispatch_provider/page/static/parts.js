@@ -27,9 +27,14 @@ export function make(tag, attributes = {}, ...children) {
 // A command within a text, as view/suggested_commands.py reads it, or the argument `only`. A backtick of a name stands within the quotes of the shell.
 const CODE = /`((?:bqdispatch|gcloud|bq) (?:'[^']*'|"[^"]*"|[^`'"])*|only)`/;
 
+// A command as code, which breaks between its words: an option that breaks at a hyphen is typed wrong.
+export function command(text) {
+  return make("code", {}, text.split(/( )/).map((word) => (word === " " ? word : make("span", {}, word))));
+}
+
 // Text with its `commands` as code.
 export function withCode(text) {
-  return text.split(CODE).map((part, index) => (index % 2 ? make("code", {}, part) : part));
+  return text.split(CODE).map((part, index) => (index % 2 ? command(part) : part));
 }
 
 function stored() {
@@ -61,7 +66,7 @@ export function duration(seconds) {
   return `${Math.round(s / 86400)} days`;
 }
 
-function zone() {
+export function zone() {
   try {
     const chosen = JSON.parse(localStorage.getItem("timezone") || "null"); // Airflow's choice
     new Intl.DateTimeFormat("en", { timeZone: chosen || undefined });
@@ -115,4 +120,4 @@ export function card(title, more, ...children) {
 export const empty = (title, text) => make("p", { class: "empty" }, make("strong", {}, title), text);
 export const whole = (project) => (project ? "· all projects" : "");
 export const inRange = (range) => `in the last ${range}`;
-export const notes = (problems, label) => make("ul", { class: "notes", "aria-label": label }, problems.map((each) => make("li", {}, each)));
+export const notes = (problems, label) => make("ul", { class: "notes", "aria-label": label }, problems.map((each) => make("li", {}, withCode(each))));
