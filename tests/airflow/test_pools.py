@@ -71,10 +71,15 @@ def test_the_limits_are_those_of_the_set_ups_connection_where_no_configuration_i
     airflow_prints("connections", "add", "bqdispatch_acme", "--conn-type", "bqdispatch", "--conn-extra", extra)
     try:
         printed = pools("--setup", "acme", "--var", "journal=journal")
+        made = pools("--setup", "acme", "--var", "journal=journal", "--import")
     finally:
         with sqlite3.connect(database) as connection:
             connection.execute("delete from connection where conn_id = 'bqdispatch_acme'")
-    assert printed.returncode == 0, printed.stderr
+    assert (printed.returncode, made.returncode) == (0, 0), printed.stderr + made.stderr
+    assert made.stdout.splitlines() == [
+        "pool 'bqdispatch_acme_sql' has 9 slots",
+        "pool 'bqdispatch_acme_jobs' has -1 slots",
+    ]
     assert {name: pool["slots"] for name, pool in json.loads(printed.stdout).items()} == {
         "bqdispatch_acme_sql": 9,
         "bqdispatch_acme_jobs": -1,

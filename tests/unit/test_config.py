@@ -45,7 +45,7 @@ def test_the_document_of_the_page_is_valid():
     page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     document = re.search(r"```json\n(.*?)```", page, re.DOTALL)[1]
     made = DispatchConfig.from_json(document).for_project(None)
-    assert made.trigger_bucket == "acme_shop_bqtail"
+    assert made.trigger_bucket == "acme_ops_bqtail"
     assert (made.max_concurrent_sql, made.max_concurrent_jobs, made.misspelt) == (50, 20, {})
     assert len(document.splitlines()) == len(json.loads(document)) == 6
 
