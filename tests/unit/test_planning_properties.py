@@ -285,9 +285,11 @@ def test_active_and_dispatched_pass_no_limit_and_no_more_is_throttled_than_must_
 @given(folders())
 def test_nothing_goes_before_what_waits_longer(folder):
     made = folder.plan()
+    announced = {firing.window for firing in folder.open}
 
     def turn(name):
-        return (name not in folder.begun, folder.ready[name][2])
+        rank = 0 if name in announced else 1 if name in folder.begun else 2
+        return (rank, folder.ready[name][2])
 
     waiting = defaultdict(list)
     for name, (project, is_sql, _) in folder.ready.items():
