@@ -29,7 +29,7 @@ from bqdispatch_provider.factory import dispatch_dag
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
 
-lanes = dispatch_dag(sql_slots=5, jobs_slots=3, schedule=None)
+lanes = dispatch_dag(sql_slots=5, jobs_slots=3, schedule=None, is_paused_upon_creation=False)
 
 with DAG("mapped", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False) as mapped:
     detect = BqDispatchSensor(task_id="detect")

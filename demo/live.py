@@ -11,6 +11,7 @@ import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -149,11 +150,21 @@ class LiveAirflow:
         self._ask("DELETE", path)
 
     def switch_on(self, dag_id: str) -> None:
-        """Switch a DAG on as soon as Airflow has read its file; raises as :meth:`get`."""
-        while dag_id not in {each["dag_id"] for each in self.get("dags", limit=100)["dags"]}:
+        """Switch a DAG on as soon as Airflow has read its file; raises as :meth:`get`.
+
+        :raises AirflowDied: if it has not read the file in time.
+        """
+        until = time.monotonic() + _START_TIMEOUT_S
+        while time.monotonic() < until:
             self._may_go_on()
+            paused = {each["dag_id"]: each["is_paused"] for each in self.get("dags", limit=100)["dags"]}
+            if paused.get(dag_id) is False:
+                return
+            if dag_id in paused:
+                with suppress(requests.Timeout):  # on a busy machine: the next look tells whether it was done
+                    self.patch(f"dags/{dag_id}", {"is_paused": False})
             time.sleep(POLL_S)
-        self.patch(f"dags/{dag_id}", {"is_paused": False})
+        raise AirflowDied(f"Airflow has no DAG {dag_id!r}: {self.get('importErrors')}; its log is {self.log}")
 
     def check(self) -> None:
         """Check that Airflow runs.

@@ -82,13 +82,13 @@ def _overlap(one: str, other: str) -> bool:
 def check_pools(problems: Mapping[str, str] | str) -> Iterator[Check]:
     """Check that Airflow's pools mirror the limits.
 
-    :param problems: what is wrong with each pool, empty when nothing is; or why that is unknown.
+    :param problems: what is wrong with each pool, and what to do, empty when nothing is; or why that is unknown.
     """
     if isinstance(problems, str):
         yield Check("pools", "Airflow", CheckResult.NOT_CHECKED, problems)
         return
     for name, problem in problems.items():
         if problem:
-            yield Check("pool", name, CheckResult.FAILED, f"{problem}: `bqdispatch pools --import` sets it")
+            yield Check("pool", name, CheckResult.FAILED, problem)
         else:
             yield Check("pool", name, CheckResult.OK, "mirrors its limit")

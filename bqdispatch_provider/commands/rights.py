@@ -43,7 +43,7 @@ _TEXTS = (
 ROLES: Mapping[str, Role] = {
     needed.role: Role(title, description, tuple(sorted(needed.permissions))) for needed, title, description in _TEXTS
 }
-"""Custom roles by ID. deploy/roles has them as files, which say what each permission is for."""
+"""Custom roles by ID. deploy/roles has them as files."""
 
 READER = "roles/storage.legacyObjectReader"
 """Google's role that reads objects and nothing else."""

@@ -56,13 +56,15 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _pool_problems(config: DispatchConfig, setup: SetUp) -> Mapping[str, str] | str:
-    """Return what is wrong with the pools of this environment's Airflow, or why that is unknown."""
+    """Return what is wrong with the pools of this environment's Airflow, and what to do, or why that is unknown."""
     if not has_airflow():
         return _NO_AIRFLOW
     try:
-        return pool_problems(LocalPools().read(), expected_pools(config, setup), setup.task_slots())
+        problems = pool_problems(LocalPools().read(), expected_pools(config, setup), setup.task_slots())
     except AirflowError as error:
         return str(error)
+    step = f": `{setup.pools_command}` sets it"
+    return {name: problem and problem + step for name, problem in problems.items()}
 
 
 def _other_configs(setup: SetUp) -> Mapping[str, DispatchConfig | Exception] | str:
@@ -95,7 +97,8 @@ def check_set_up(
     :param config: of the set-up, with its project filled in.
     :param client: a ``google.cloud.storage.Client``.
     :param session: a ``requests.Session`` with credentials for BigQuery.
-    :param pools: what is wrong with each of Airflow's pools, empty when nothing is; or why that is unknown.
+    :param pools: what is wrong with each of Airflow's pools, and what to do, empty when nothing is; or why that is
+        unknown.
     :param bqtail: BqTail's own configuration, which has to agree; ``None``: not compared.
     :param others: the configurations of Airflow's other connections by their IDs, or why one is unknown; or why all
         are; ``None``: not compared.

@@ -122,9 +122,9 @@ class Trial:
         return _TrialConfig(
             **vars(self._config)
             | {
-                "async_task_url": f"{self._home}/tasks",
-                "journal_url": f"{self._home}/journal",
-                "error_url": f"{self._home}/errors",
+                "async_task_url": f"{self._home}/tasks/",
+                "journal_url": f"{self._home}/journal/",
+                "error_url": f"{self._home}/errors/",
                 "trigger_bucket": bucket,
                 "post_job_prefix": f"/{path}_bqjob_/",
                 "batch_prefix": f"/{path}_batch_/",

@@ -64,7 +64,7 @@ class Figures:
     :param waiting: events that had waited for more than a minute, by reason.
     :param windows_due: windows that were due for more than a minute, and not fired.
     :param projects: figures of single projects. What is of no project that is known, such as an error that names none,
-        is only in the sum.
+        is only in the sum. What a window waits for is its destination's, and what it is dispatched as is its load's.
     """
 
     dispatched: Counter[str] = field(default_factory=Counter)
@@ -113,7 +113,7 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form for the journal; what is zero is left out."""
-        busiest = sorted(self.projects, key=lambda project: -self.projects[project].weight())[:MAX_PROJECTS]
+        busiest = sorted(self.projects, key=lambda each: self.projects[each].weight(), reverse=True)[:MAX_PROJECTS]
         document = {
             "Dispatched": without_zeros(self.dispatched),
             "Failed": self.failed,
@@ -154,10 +154,13 @@ class Figures:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not figures: {type(error).__name__}: {error}") from error
 
-    def weight(self) -> int:
-        """Return how much happened, to choose which projects have figures of their own."""
-        counters = (self.dispatched, self.waiting, *self.states.values())
-        return self.failed + self.quarantined + self.windows_due + sum(counter.total() for counter in counters)
+    def weight(self) -> tuple[int, int]:
+        """Return how much happened, and how much there is, to choose which projects have figures of their own.
+
+        What happened comes first: anybody who may write objects can make many projects that wait.
+        """
+        there = sum(counter.total() for counter in (self.waiting, *self.states.values()))
+        return self.dispatched.total() + self.failed + self.quarantined, there + self.windows_due
 
 
 @dataclass
@@ -230,6 +233,7 @@ class NewFigures:
     def __init__(self) -> None:
         self._taken: Counter[tuple[str, ...]] = Counter()
         self._jobs = 0
+        self._known_errors: set[str] = set()
 
     def take(self, report: Report, config: DispatchConfig) -> Figures:
         """Return what is new in a report.
@@ -241,14 +245,14 @@ class NewFigures:
         for job in islice(report.jobs.values(), self._jobs, None):
             lag_counts[job.get("Project", "")].update(bisect_left(LAG_BOUNDS_S, lag) for lag in lags([job]))
         self._jobs = len(report.jobs)
-        failed = Counter(error.project for error in ErrorReader(report, config).errors())
+        failed = self._new_errors(report, config)
         folder_url = config.async_task_url
         quarantined = Counter(_project_of(url.removeprefix(folder_url), config) for url in report.quarantined)
         waits: defaultdict[str, list[Wait]] = defaultdict(list)
         for wait in report.waits.values():
             waits[_project_of(wait.name, config)].append(wait)
         figures = Figures(
-            failed=self._new(failed.total(), "failed"),
+            failed=failed.total(),
             quarantined=self._new(report.outcomes[Outcome.QUARANTINED], "quarantined"),
             late=self._new(report.late, "late"),
             lags=sum(lag_counts.values(), Counter()),
@@ -261,7 +265,7 @@ class NewFigures:
             dispatched = by_lane(counts.get("Dispatched", {}))
             mine = Figures(
                 Counter({str(lane): self._new(number, project, lane) for lane, number in dispatched.items()}),
-                self._new(failed[project], project, "failed"),
+                failed[project],
                 self._new(quarantined[project], project, "quarantined"),
                 lags=lag_counts[project],
                 seen=figures.seen,
@@ -272,9 +276,15 @@ class NewFigures:
             figures.dispatched.update(mine.dispatched)
             for state, counter in mine.states.items():
                 figures.states.setdefault(state, Counter()).update(counter)
-            if mine.weight():
+            if any(mine.weight()):
                 figures.projects[project] = mine
         return figures
+
+    def _new_errors(self, report: Report, config: DispatchConfig) -> Counter[str]:
+        """Count the errors that are new, by project. Later looks may tell another project of the same sentence."""
+        new = [each for each in ErrorReader(report, config).errors() if each.said not in self._known_errors]
+        self._known_errors.update(each.said for each in new)
+        return Counter(each.project for each in new)
 
     def _new(self, total: int, *what: str) -> int:
         new, self._taken[what] = total - self._taken[what], total

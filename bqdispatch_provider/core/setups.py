@@ -58,6 +58,11 @@ class SetUp:
         """The pool that mirrors ``MaxConcurrentJobs``."""
         return f"{self.dag_id}_jobs"
 
+    @property
+    def pools_command(self) -> str:
+        """The command that makes both pools, or sets their slots."""
+        return f"bqdispatch pools{f' --setup {self.name}' if self.name else ''} --import"
+
     def variable(self, what: str) -> str:
         """Return an environment variable of this set-up.
 

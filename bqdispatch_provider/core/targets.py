@@ -180,7 +180,7 @@ def ledger_entry_name(window: str, generation: int, what: str, task_url: str) ->
     :param window: name of the window.
     :param generation: generation of the window.
     :param what: ``claim``, ``fired``, ``aside``, or ``gone-<step of the last load>``.
-    :param task_url: ``gs://bucket/folder``.
+    :param task_url: ``gs://bucket/folder/``.
     :returns: path below the task folder.
     """
     return f"{ledger_entries_prefix(window, task_url)}{generation}.{what}"
@@ -190,7 +190,7 @@ def ledger_entries_prefix(window: str, task_url: str) -> str:
     """Return what the names of all entries of the ledger about windows of a name begin with.
 
     :param window: name of the window. A long one is shortened, alike for every entry.
-    :param task_url: ``gs://bucket/folder``.
+    :param task_url: ``gs://bucket/folder/``.
     :returns: path below the task folder.
     """
     minute = LedgerName.folder(WindowName.parse(window).end)
@@ -202,7 +202,7 @@ def undecided_name(window: str, generation: int, task_url: str) -> str:
 
     :param window: name of the window.
     :param generation: generation of the window.
-    :param task_url: ``gs://bucket/folder``.
+    :param task_url: ``gs://bucket/folder/``.
     :returns: path below the task folder.
     """
     return f"{UNDECIDED}{_fitting(window, task_url, len(f'{UNDECIDED}.{generation}'))}.{generation}"
@@ -226,7 +226,7 @@ def quarantine_path(created: datetime, name: str, generation: int, error_url: st
     :param created: creation of the object, which gives the day's folder, UTC.
     :param name: path below the task folder.
     :param generation: generation of the object.
-    :param error_url: ``gs://bucket/folder``.
+    :param error_url: ``gs://bucket/folder/``.
     """
     day = created.astimezone(UTC).strftime("%Y-%m-%d")
     return f"{day}/{_fitting(name, error_url, len(f'{day}/.{generation}.json'))}.{generation}"

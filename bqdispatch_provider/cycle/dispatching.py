@@ -149,7 +149,7 @@ class Dispatching:
             (windows if share.lane is Lane.WINDOWS else traces).extend(share.events)
         checking = services.threads.submit(services.mover.movable, traces)
         if (traces or windows) and (missing := services.missing_permissions()):
-            message = f"nothing is dispatched, since the account lacks permissions: {'; '.join(missing)}"
+            message = f"nothing is dispatched for want of a permission: {'. '.join(missing)}"
             recorder.record_failure(message, [*traces, *windows], Outcome.PENDING)
             return
         # What must not be moved is not announced either.

@@ -56,10 +56,10 @@ class HistoryWriter:
         :param config: says where the journal lies, and which project events belong to whose name has none.
         :param label: of the run.
         """
-        self._unwritten.add(self._new.take(report, config))
         now, ticket = store.now(), uuid.uuid4().hex[:12]
         url = hour_url(config.journal_url, now)
         try:
+            self._unwritten.add(self._new.take(report, config))
             for _ in range(MAX_TRIES):
                 hour, generation = self._read(store, url, now)
                 if ticket in hour.tickets:  # the answer to an earlier try was lost

@@ -52,7 +52,7 @@ class TaskStore(ObjectStore):
     """The task folder, and the trigger bucket to which its objects are delivered.
 
     :param client: of google-cloud-storage; used from several threads.
-    :param task_url: the task folder, ``gs://bucket/folder``.
+    :param task_url: the task folder, ``gs://bucket/folder/``.
     :param trigger_bucket: name of the bucket that BqTail watches.
     :param max_writes_per_s: most objects that are written or deleted a second, in each bucket; 0: no limit.
     """

@@ -97,7 +97,7 @@ class SetUpState:
         now = datetime.now(UTC)
         seen = self._overview(reading, selection.project, now).to_dict()
         del seen["errors"]  # the newest are enough
-        limits = [{**each, "pool_problem": _pool_problem(each)} for each in seen["limits"]]
+        limits = [{**each, "pool_problem": self._pool_problem(each)} for each in seen["limits"]]
         if (problem := next(filter(None, (each["pool_problem"] for each in limits)), "")) and _is_green(seen):
             sentence, _, step = problem.partition(". ")
             seen["health"] = {"level": str(Level.WARNING), "sentence": f"{sentence}.", "next_step": step}
@@ -127,6 +127,20 @@ class SetUpState:
             "figures": point(total(reading.hours, selection, now)),
             "series": series(reading.hours, selection, now),
         }
+
+    def _pool_problem(self, use: Mapping[str, Any]) -> str:
+        """Say how a pool disagrees with the limit that it mirrors; empty if it does not."""
+        if self.setup is None or not use["pool"]:
+            return ""
+        problem = pool_problem(slots_of(use["limit"]), use["pool_slots"])
+        if problem is PoolProblem.MISSING:
+            found = f"There is no pool {use['pool']}: tasks in it never run"
+            return f"{found}. Make it with `{self.setup.pools_command}`."
+        if problem is PoolProblem.OTHER_SLOTS:
+            slots = "no limit" if use["pool_slots"] < 0 else f"{use['pool_slots']} slots"
+            found = f"The pool {use['pool']} has {slots}; {use['key']} is {use['limit']}"
+            return f"{found}. Set it with `{self.setup.pools_command}`."
+        return ""
 
     def _overview(self, reading: SetUpReading, project: str, now: datetime) -> Overview:
         if reading.config is None:
@@ -208,20 +222,6 @@ def _projects(reading: SetUpReading, now: datetime) -> set[str]:
 
 def _is_green(seen: Mapping[str, Any]) -> bool:
     return bool(seen["health"]["level"] == Level.OK)
-
-
-def _pool_problem(use: Mapping[str, Any]) -> str:
-    """Say how a pool disagrees with the limit that it mirrors; empty if it does not."""
-    if not use["pool"]:
-        return ""
-    problem = pool_problem(slots_of(use["limit"]), use["pool_slots"])
-    if problem is PoolProblem.MISSING:
-        return f"There is no pool {use['pool']}: tasks in it never run. Make it with `bqdispatch pools --import`."
-    if problem is PoolProblem.OTHER_SLOTS:
-        slots = "no limit" if use["pool_slots"] < 0 else f"{use['pool_slots']} slots"
-        found = f"The pool {use['pool']} has {slots}; {use['key']} is {use['limit']}."
-        return f"{found} Set it with `bqdispatch pools --import`."
-    return ""
 
 
 def _links(event: Mapping[str, Any], config: DispatchConfig | None) -> dict[str, str]:

@@ -73,10 +73,9 @@ ADVICE: dict[Reason, Advice] = {
         "quarantined, and can be put back.",
     ),
     Reason.UNDECIDED: Advice(
-        "Nobody can tell whether the files of this window were loaded. To fire it loads all of them, so somebody has "
-        "to decide. Until then nothing happens.",
-        "See in its table which of its files were loaded. None: fire it with bqdispatch replay. All: delete it. Some: "
-        "load the others by hand, then delete it.",
+        "To fire this window would load some files again, or nobody can tell which ones were loaded. So somebody has "
+        "to decide; until then nothing happens.",
+        "See in its table which of its files were loaded. All: delete it. Otherwise fire it with `bqdispatch replay`.",
     ),
     Reason.RETURNED: Advice(
         "BqTail has made this window again, after one of its name was fired. What the earlier loads have loaded "
@@ -126,17 +125,20 @@ def next_step(  # noqa: PLR0911  (one per reason)
     if wait.reason is Reason.IN_HAND:
         after = "three minutes" if wait.name.endswith(".win") else "30 s"
         return f"Nothing to do: if that one was killed, another takes it up after {after}."
-    if wait.reason is Reason.NOT_FOUND and until is not None:
+    if wait.reason is Reason.NOT_FOUND:
         look = f" To look for it yourself: `{command}`" if (command := _look_at_job(wait.name)) else ""
-        return (
-            "Nothing to do yet: the job may still appear. If BigQuery still does not know it at "
-            f"{until:%Y-%m-%d %H:%M} UTC, its trace is quarantined, and can be put back.{look}"
+        end = (
+            f"If BigQuery still does not know it at {until:%Y-%m-%d %H:%M} UTC, its trace is quarantined, and can be "
+            "put back."
+            if until is not None
+            else "It is looked for without end, since MaxUnknownJobMin is 0."
         )
+        return f"Nothing to do yet: the job may still appear. {end}{look}"
     if wait.reason is Reason.UNDECIDED:
         return (
-            f"See in {_table_of(wait.name)} which of its files were loaded. None: fire it, by "
-            f"`{replay_command(config, url)}`. All: delete it, by `gcloud storage rm {shlex.quote(url)}`. Some: load "
-            "the others by hand, then delete it."
+            f"See in {_table_of(wait.name)} which of its files were loaded. All: delete it, by `gcloud storage rm "
+            f"{shlex.quote(url)}`. Otherwise fire it, by `{replay_command(config, url)}`: folders that are known to be "
+            "loaded are left out, and each file of the others is loaded."
         )
     return ADVICE[wait.reason].next_step
 

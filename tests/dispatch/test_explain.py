@@ -18,7 +18,7 @@ from bqdispatch_provider.view.advice import ADVICE
 from bqdispatch_provider.view.explanation import Explainer
 from bqdispatch_provider.view.journal_reader import JournalReader
 from bqdispatch_provider.view.overview import overview
-from bqdispatch_provider.view.suggested_commands import replay_command
+from bqdispatch_provider.view.suggested_commands import commands_in, replay_command
 
 pytestmark = pytest.mark.usefixtures("no_logs")
 
@@ -39,8 +39,8 @@ EXACT_STEPS = {
     "held": "`gcloud storage objects update {url} --no-temporary-hold`",
     "no_answer": "Give the account that dispatches a role with this permission",
     "not_permitted": "Give the account that dispatches a role with this permission",
-    "late_twin": "See in ds.t which of its files were loaded. None: fire it, by "
-    "`bqdispatch replay --config {config} {url}`. All: delete it, by `gcloud storage rm {url}`. Some: ",
+    "late_twin": "See in ds.t which of its files were loaded. All: delete it, by `gcloud storage rm {url}`. Otherwise "
+    "fire it, by `bqdispatch replay --config {config} {url}`: ",
 }
 """Words of the next step of situations in which more is known than the reason."""
 
@@ -153,7 +153,7 @@ def test_the_command_that_fires_an_undecided_window_has_the_variables_of_the_doc
     assert main(["explain", "--json", "--config", path, *given, name]) == 0
     (explained,) = json.loads(capsys.readouterr().out)
     assert "s3cret" not in explained["Next"]
-    command = shlex.split(explained["Next"].split("`")[1])
+    command = shlex.split(commands_in(explained["Next"])[1])
     assert command[:4] == ["bqdispatch", "replay", "--config", f"file://{path}"]
     assert main(command[1:]) == 0
     assert "is back, and will be fired" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from world import World
 
-from bqdispatch_provider.core.history import Figures, Hour, NewFigures, RunLabel, span_of
+from bqdispatch_provider.core.history import MAX_PROJECTS, Figures, Hour, NewFigures, RunLabel, span_of
 from bqdispatch_provider.core.model import Outcome, Reason
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.waits import Wait
@@ -92,6 +92,25 @@ def test_each_project_has_the_figures_that_the_sum_has(world):
     assert (figures.failed, figures.quarantined, figures.windows_due) == (3, 1, 1)
     assert figures.projects["one"].waiting == {"refused": 2}
     assert figures.waiting == {"refused": 3}
+
+
+def test_an_error_is_counted_once_whatever_later_looks_tell_of_its_project():
+    """Whose it is follows from what waits for it, which comes and goes."""
+    new, config, total = NewFigures(), World.config(), Figures()
+    report = Report(started=NOW)
+    report.add_error("503 backend error")
+    for project in ("two", "", "two", "one", ""):
+        name = f"proj:{project}:US/ds.t--1_00001_query--dispatch"
+        report.waits = {name: Wait(name, Reason.REFUSED, NOW, "503 backend error")} if project else {}
+        total.add(new.take(report, config))
+    assert total.failed == 1
+    assert {each: figures.failed for each, figures in total.projects.items()} == {"two": 1, "one": 0}
+
+
+def test_projects_in_which_something_happened_have_figures_before_those_that_only_wait():
+    figures = Figures(projects={f"p{n}": Figures(waiting=Counter({"job running": 99})) for n in range(MAX_PROJECTS)})
+    figures.projects["busy"] = Figures(Counter(sql=1))
+    assert "busy" in figures.to_dict()["Projects"]
 
 
 def test_a_project_of_which_the_last_look_says_nothing_has_nothing_that_waits():

@@ -15,12 +15,13 @@ from terminal import on_a_terminal
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, World
 
-from bqdispatch_provider.commands import trial
+from bqdispatch_provider.commands import smoke, trial
 from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.job_checks import trace_name_of
-from bqdispatch_provider.commands.pools import expected_pools, pool_problems
+from bqdispatch_provider.commands.pools import LocalPools, expected_pools, pool_problems
 from bqdispatch_provider.commands.smoke import check_set_up
 from bqdispatch_provider.core.model import JobKey
+from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.testing.standin.storage_conditions import Conditions
 
 BIN = Path(sys.executable).parent
@@ -325,7 +326,16 @@ def test_missing_pools_and_pools_of_other_sizes_are_named(world, look):
     assert wrong.keys() == {"bqdispatch_sql", "bqdispatch_jobs"}
     assert "is missing" in wrong["bqdispatch_sql"]
     assert "has 4 slots; expected 3" in wrong["bqdispatch_jobs"]
-    assert all("bqdispatch pools --import" in said for said in wrong.values())
+
+
+def test_what_is_wrong_with_a_pool_says_how_to_set_it(world, monkeypatch):
+    monkeypatch.setattr(smoke, "has_airflow", lambda: True)
+    monkeypatch.setattr(
+        LocalPools, "read", lambda self: {"bqdispatch_acme_sql": {"slots": -1, "include_deferred": True}}
+    )
+    problems = smoke._pool_problems(world.config(MaxConcurrentJobs=3), SetUp("acme"))
+    assert problems["bqdispatch_acme_sql"] == ""
+    assert problems["bqdispatch_acme_jobs"].endswith(": `bqdispatch pools --setup acme --import` sets it")
 
 
 def test_a_task_that_takes_more_slots_than_its_pool_has_and_a_pool_without_deferred_tasks_are_named(world, look):

@@ -54,7 +54,7 @@ def test_commands_stand_below_the_tables_each_whole_on_its_line(world, config):
     )
     assert quarantined.rpartition("/")[2] in error
     told = last_cells(lines)
-    assert "fire it, by `bqdispatch replay …`. All: delete it, by `gcloud storage rm …`. Some:" in told
+    assert "All: delete it, by `gcloud storage rm …`. Otherwise fire it, by `bqdispatch replay …`: " in told
     assert "`gcloud storage objects …`" in told
     assert not any(each in told for each in ("--config", "--no-temporary-hold", "gs://ops"))
 
@@ -91,7 +91,7 @@ def test_a_table_with_backticks_is_no_command(world):
     url = world.url_of(name)
     wait = Wait(name, Reason.UNDECIDED, datetime(2026, 1, 1, tzinfo=UTC))
     said = next_step(wait, url, world.config())
-    assert commands_in(said) == [replay_command(world.config(), url), f"gcloud storage rm {shlex.quote(url)}"]
+    assert commands_in(said) == [f"gcloud storage rm {shlex.quote(url)}", replay_command(world.config(), url)]
 
 
 def test_top_draws_until_ctrl_c(world, config):

@@ -111,6 +111,13 @@ def test_until_when_a_job_is_looked_for(world, on_page, tell):
         assert f"not know it at {until:%Y-%m-%d %H:%M} UTC, its trace is quarantined" in said
 
 
+def test_a_job_that_is_looked_for_without_end(world, on_page):
+    name = world.trace(state=None, age=LATER)
+    said = on_page(MaxUnknownJobMin=0)[name]["next_step"]
+    assert "without end, since MaxUnknownJobMin is 0" in said
+    assert "quarantined" not in said
+
+
 def test_a_click_asks_google_for_nothing(world, client, on_page, monkeypatch):
     monkeypatch.setattr("bqdispatch_provider.page.watcher.KEPT_S", 3600.0)
     world.trace(state="RUNNING", age=LATER)

@@ -13,6 +13,11 @@ def names(setup):
     return [setup.dag_id, setup.conn_id, setup.sql_pool, setup.jobs_pool, setup.conn_variable, *setup.slot_variables]
 
 
+def test_the_command_that_makes_the_pools_names_the_set_up():
+    assert SetUp().pools_command == "bqdispatch pools --import"
+    assert SetUp("acme").pools_command == "bqdispatch pools --setup acme --import"
+
+
 def test_without_a_name_everything_is_called_as_where_there_is_but_one():
     assert names(SetUp()) == [
         "bqdispatch",
