@@ -29,7 +29,7 @@ class JournalName(StrEnum):
     """Names below ``JournalURL``, which ends with a slash as folders here do."""
 
     PERFORMANCE = "performance.json"
-    """How busy each project is, for BqTail's balancer."""
+    """The load of each project, for BqTail's balancer."""
 
     WAITS = "waiting.json"
     """Events that have waited in trouble, and how often."""
@@ -38,7 +38,7 @@ class JournalName(StrEnum):
     """Up to when the ledger of fired windows is clean."""
 
     JOURNAL_CLEANED = "retention.json"
-    """When old documents were deleted from the journal."""
+    """Time of the last deletion of old documents."""
 
     RUNS = "runs/"
     """Folder: what the tasks of DAG runs leave."""

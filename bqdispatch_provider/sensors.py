@@ -40,7 +40,7 @@ _TRIGGERER_DELAY = timedelta(minutes=1)
 
 
 class _Opened(NamedTuple):
-    """What the polls of one try share.
+    """Objects that the polls of one try share.
 
     :param dispatcher: keeps what it has read from poll to poll.
     :param change_logger: logs what has changed since the poll before.

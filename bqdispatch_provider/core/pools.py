@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 
 class PoolProblem(Enum):
-    """What is wrong with a pool."""
+    """Disagreements of a pool with the limit that it mirrors."""
 
     MISSING = auto()
     """Tasks in it never run."""

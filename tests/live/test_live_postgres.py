@@ -72,7 +72,7 @@ def database_of(live):
 
 
 def is_somebody_waiting(live):
-    """Whether a session of Airflow waits for another one's transaction."""
+    """Tell whether a session of Airflow waits for another one's transaction."""
     with closing(psycopg2.connect(database_of(live))) as connection, connection.cursor() as cursor:
         cursor.execute("select 1 from pg_stat_activity where wait_event_type = 'Lock' and query ilike '%asset%'")
         return cursor.fetchone() is not None
