@@ -17,7 +17,7 @@ from typing import Any
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.model import Outcome, Reason
-from bqdispatch_provider.core.named_events import event_of
+from bqdispatch_provider.core.named_events import project_at
 from bqdispatch_provider.core.report import Report, by_lane, lags, without_zeros
 from bqdispatch_provider.core.report_errors import ErrorReader
 from bqdispatch_provider.core.waits import Wait
@@ -247,10 +247,10 @@ class NewFigures:
         self._jobs = len(report.jobs)
         failed = self._new_errors(report, config)
         folder_url = config.async_task_url
-        quarantined = Counter(_project_of(url.removeprefix(folder_url), config) for url in report.quarantined)
+        quarantined = Counter(project_at(url.removeprefix(folder_url), config) for url in report.quarantined)
         waits: defaultdict[str, list[Wait]] = defaultdict(list)
         for wait in report.waits.values():
-            waits[_project_of(wait.name, config)].append(wait)
+            waits[project_at(wait.name, config)].append(wait)
         figures = Figures(
             failed=failed.total(),
             quarantined=self._new(report.outcomes[Outcome.QUARANTINED], "quarantined"),
@@ -289,11 +289,6 @@ class NewFigures:
     def _new(self, total: int, *what: str) -> int:
         new, self._taken[what] = total - self._taken[what], total
         return max(new, 0)
-
-
-def _project_of(path: str, config: DispatchConfig) -> str:
-    event = event_of(path, config)
-    return event.project if event is not None else ""
 
 
 def _windows_due(waits: Iterable[Wait]) -> int:

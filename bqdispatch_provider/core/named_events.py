@@ -37,6 +37,16 @@ def event_of(path: str, config: DispatchConfig) -> NamedEvent | None:
     return NamedEvent(name, project_of(name, config), lane)
 
 
+def project_at(path: str, config: DispatchConfig) -> str:
+    """Return the project of the event of a name; empty if it is the name of something else.
+
+    :param path: as :func:`event_of` takes it.
+    :param config: as :func:`event_of` takes it.
+    """
+    event = event_of(path, config)
+    return event.project if event is not None else ""
+
+
 def project_of(name: TraceName | WindowName, config: DispatchConfig) -> str:
     """Return the project of an event: of a trace that of its job, of a window that of its destination.
 

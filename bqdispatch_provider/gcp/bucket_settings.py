@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from bqdispatch_provider.gcp.storage_calls import split_folder_url
+
 if TYPE_CHECKING:
     from bqdispatch_provider.config import DispatchConfig
     from bqdispatch_provider.gcp.storage_answers import Result
@@ -49,10 +51,9 @@ class BucketSettings:
         :param now: the time.
         """
         findings: list[str] = []
-        tasks, _, folder = config.async_task_url.removeprefix("gs://").partition("/")
+        tasks, folder = split_folder_url(config.async_task_url)
         if self.bucket == tasks:
-            folder = folder.strip("/")
-            findings += self._task_problems(f"{folder}/" if folder else "", now)
+            findings += self._task_problems(folder, now)
         if self.bucket == config.trigger_bucket:
             prefixes = [config.post_job_prefix.lstrip("/"), config.batch_prefix.lstrip("/")]
             findings += self._delivery_problems(prefixes, now)

@@ -220,7 +220,7 @@ def problem_in_folder(store: TaskStore, url: str, needed: Requirement, key: str,
     """Test the permissions in a folder, and say what is wrong and what to do.
 
     :param store: any of the client in question.
-    :param url: of the folder.
+    :param url: of the folder, with a slash at the end.
     :param needed: what the account needs there.
     :param key: of the configuration, which names the folder.
     :param unused: name below the folder that no object has.
@@ -228,7 +228,7 @@ def problem_in_folder(store: TaskStore, url: str, needed: Requirement, key: str,
     """
     bucket, _ = split_url(url)
     missing = missing_on_buckets(store, {bucket: needed.on_objects})[bucket]
-    probed = probe(store, f"{url.rstrip('/')}/{unused}", needed.on_objects)
+    probed = probe(store, f"{url}{unused}", needed.on_objects)
     if isinstance(missing, Result) and missing.status == 404 and probed.answers[LIST].status == 404:
         return f"bucket {bucket!r} does not exist: create it, or correct {key}"
     if not isinstance(missing, Result) and missing:

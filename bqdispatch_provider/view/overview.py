@@ -15,7 +15,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.limits import limits
 from bqdispatch_provider.core.model import Lane, Limit, Reason
-from bqdispatch_provider.core.named_events import event_of
+from bqdispatch_provider.core.named_events import event_of, project_at
 from bqdispatch_provider.core.report import Report, by_lane
 from bqdispatch_provider.core.report_errors import ErrorReader, ReportError
 from bqdispatch_provider.core.setups import SetUp
@@ -192,7 +192,7 @@ def overview(
 def _waits(report: Report, config: DispatchConfig, project: str) -> dict[str, Any]:
     """Return what the overview says of events that wait."""
     explainer = ReportExplainer(report, config)
-    waits = [each for each in report.waits.values() if not project or _is_of(each.name, project, config)]
+    waits = [each for each in report.waits.values() if not project or project_at(each.name, config) == project]
     reasons = Counter(each.reason for each in waits) if project else report.waits_by_reason()
     not_due = _not_due(report, project, config)
     return {
@@ -288,11 +288,6 @@ def _not_due(report: Report, project: str, config: DispatchConfig) -> list[Wait]
         for path, event in events
         if event is not None and isinstance(event.name, WindowName) and project in ("", event.project)
     ]
-
-
-def _is_of(path: str, project: str, config: DispatchConfig) -> bool:
-    event = event_of(path, config)
-    return event is not None and event.project == project
 
 
 def _plain(value: Any) -> Any:
