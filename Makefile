@@ -46,7 +46,7 @@ demo: setup ## a moving system on this machine: stand-ins and a real Airflow (ON
 test: setup .venv/lowest/ready .venv/clean/ready ## all checks and tests, with line coverage (about half an hour)
 	@.ci/test
 
-test-matrix: setup ## tests/airflow on each version of Airflow that is served, into docs/versions.md (VERSION=3.1.8: only that)
+test-matrix: setup ## Airflow's side on each version of Airflow that is served, into docs/versions.md (VERSION=3.1.8: only that)
 	$(BIN)/python tests/tools/matrix.py run $(VERSION) --write
 
 test-compose: setup ## docker-compose.yaml, run by Docker (PROFILE=default|celery|fake_gcs: only that)

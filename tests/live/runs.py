@@ -13,11 +13,12 @@ from demo.live import LiveAirflow
 
 
 @contextmanager
-def airflow_with(document, url, home, dags, **environment):
+def airflow_with(document, url, home, dags, kind=LiveAirflow, **environment):
     """Run an Airflow whose connection has a configuration, against a stand-in; nothing of it is left.
 
     :param document: the configuration.
     :param url: of the stand-in.
+    :param kind: class of the Airflow.
     """
     settings = {
         "STORAGE_EMULATOR_HOST": url,
@@ -28,7 +29,7 @@ def airflow_with(document, url, home, dags, **environment):
         ),
         **environment,
     }
-    with LiveAirflow(home, dags, expected_pools(DispatchConfig.from_dict(document)), settings) as airflow:
+    with kind(home, dags, expected_pools(DispatchConfig.from_dict(document)), settings) as airflow:
         yield airflow
         started = set(airflow.processes())
     assert started

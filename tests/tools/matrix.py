@@ -1,8 +1,9 @@
 """Make an environment for each supported version of Airflow and of the google provider, and test in it.
 
-``run`` runs tests/airflow in each environment, below ``.venv/matrix``, and with ``--write`` puts what passed into the
-README. ``soak`` runs soak_deferral.py there. ``lock`` resolves the packages of each Airflow into ``.ci/``. Both
-versions of the google provider go with the same packages, so a lock serves both.
+``run`` runs tests/airflow, and runs that hand over in a real scheduler, in each environment, below ``.venv/matrix``.
+With ``--write`` it puts what passed into docs/versions.md. ``soak`` runs soak_deferral.py there. ``lock`` resolves the
+packages of each Airflow into ``.ci/``. Both versions of the google provider go with the same packages, so a lock serves
+both.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ OLDER = ("2.11.2", "3.1.8", "3.2.2")
 UV = [sys.executable, ".ci/uv.py"]
 locks = runpy.run_path(str(LOCKS / "locks.py"))
 MARKS = "<!-- matrix -->", "<!-- /matrix -->"
+TESTS = ["tests/airflow", "tests/live/test_every_version.py"]
 HEAD = ("Airflow", "google provider", "tests passed", "failed", "skipped")
 
 
@@ -131,7 +133,7 @@ def main() -> int:
     parser.add_argument("what", choices=("run", "soak", "lock"))
     parser.add_argument("version", nargs="?", help="of Airflow, or as 2.11.2-google-22.2.2 of both; all by default")
     parser.add_argument("--minutes", default="10", help="of each soak (default: %(default)s)")
-    parser.add_argument("--tests", nargs="+", default=["tests/airflow"], help="files (default: %(default)s)")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="files (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="put what passed into docs/versions.md")
     options = parser.parse_args()
     if options.what == "lock":
