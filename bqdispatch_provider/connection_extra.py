@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError, listed, shown_name
 from bqdispatch_provider.config_source import FILE_ROOTS, read_json
-from bqdispatch_provider.core.connection import CONFIG_KEYS, OTHER_KEYS, non_empty
+from bqdispatch_provider.core.connection import CONFIG_KEYS, OTHER_KEYS, accounts_of, non_empty
 from bqdispatch_provider.gcp.emulators import BIGQUERY, PUBSUB, STORAGE, emulator
 
 if TYPE_CHECKING:
@@ -61,10 +61,9 @@ class ConnectionExtra:
         return str(self.values.get("gcp_conn_id", "google_cloud_default"))
 
     @property
-    def impersonation_chain(self) -> Any:
+    def impersonation_chain(self) -> list[str] | None:
         """Service accounts to impersonate, as Google's hooks take them."""
-        chain = self.values.get("impersonation_chain")
-        return [each.strip() for each in chain.split(",")] if isinstance(chain, str) and "," in chain else chain
+        return accounts_of(self.values.get("impersonation_chain")) or None
 
     @property
     def is_emulated(self) -> bool:

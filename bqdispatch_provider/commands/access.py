@@ -1,30 +1,45 @@
-"""Steps that grant the account its roles: custom roles, their bindings, and the bindings that these replace."""
+"""Steps that grant the account its roles: custom roles, their bindings, and the bindings that these replace.
+
+The account is the environment's, or the one that the connection impersonates.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 
 from bqdispatch_provider.commands.composer import Environment
 from bqdispatch_provider.commands.gcloud import Gcloud, Step, escaped_list
-from bqdispatch_provider.commands.rights import ROLES, Condition, Grant, Rights, condition_title
+from bqdispatch_provider.commands.rights import (
+    ACTS_AS,
+    READER,
+    ROLES,
+    Condition,
+    Grant,
+    Rights,
+    condition_title,
+)
 from bqdispatch_provider.core.setups import SetUp
 
 _GRANTED = "already granted"
 
 
 class Access:
-    """The roles of an environment's service account.
+    """The roles of a set-up's service account.
 
     :param gcloud: to look at the existing ones.
-    :param rights: what the account needs.
+    :param rights: what the account needs, and by which accounts it is impersonated.
     :param setup: whose account it is.
-    :param environment: the environment.
+    :param environment: the environment, whose account it is without impersonation.
     """
 
     def __init__(self, gcloud: Gcloud, rights: Rights, setup: SetUp, environment: Environment) -> None:
         self._gcloud, self._rights, self._setup, self._environment = gcloud, rights, setup, environment
+        self._account = (environment.account, *rights.chain)[-1]
+        self._member = _member(self._account)
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps. Each looks at what exists once those before it are done."""
@@ -33,7 +48,8 @@ class Access:
             yield from self._on_bucket(bucket)
         for grant in self._rights.grants:
             if grant.project:
-                yield self._on_jobs(grant.role, grant.project)
+                yield from self._on_jobs(grant.role, grant.project)
+        yield from self._impersonation()
 
     def _roles(self) -> Iterator[Step]:
         several = len({project for project, _ in self._rights.roles}) > 1
@@ -58,24 +74,54 @@ class Access:
     def _on_bucket(self, bucket: str) -> Iterator[Step]:
         url, commands = f"gs://{bucket}", ["gcloud", "storage", "buckets"]
         hint = f"the bucket has to exist, and you need storage.buckets.setIamPolicy on {url}"
-        bound = self._gcloud.bound_roles(self._environment.member, "storage", "buckets", "get-iam-policy", url)
+        bound = self._gcloud.bound_roles(self._member, "storage", "buckets", "get-iam-policy", url)
         wanted = [each for each in self._rights.grants if each.bucket == bucket]
         for grant in wanted:
             command = [*commands, "add-iam-policy-binding", url, *self._binding(grant.role, grant.condition)]
             done = _GRANTED if (grant.role, grant.condition) in bound else ""
-            yield Step(f"the account's role on {url}", command, hint, done)
+            yield Step(f"the account's role on {url}", command, hint, done, notes=[grant.note] if grant.note else [])
         for role, condition, kept in self._superseded(bound, wanted):
             command = [*commands, "remove-iam-policy-binding", url, *self._binding(role, condition)]
+            done = f"{kept}: {shlex.join(command)}" if role == READER else kept
             which = "with an older condition" if condition else "without a condition"
-            yield Step(f"remove the account's {role.rpartition('/')[2]} {which} on {url}", command, hint, kept)
+            yield Step(f"remove the account's {role.rpartition('/')[2]} {which} on {url}", command, hint, done)
+        yield from self._of_environment({each.role for each in wanted}, "storage", "buckets", url)
 
-    def _on_jobs(self, role: str, project: str) -> Step:
-        bound = self._gcloud.bound_roles(self._environment.member, "projects", "get-iam-policy", project)
+    def _on_jobs(self, role: str, project: str) -> Iterator[Step]:
+        bound = self._gcloud.bound_roles(self._member, "projects", "get-iam-policy", project)
         command = ["gcloud", "projects", "add-iam-policy-binding", project, *self._binding(role, None)]
         hint = f"you need roles/resourcemanager.projectIamAdmin in {project!r}"
-        return Step(
-            f"the account's role on jobs of {project}", command, hint, _GRANTED if (role, None) in bound else ""
-        )
+        done = _GRANTED if (role, None) in bound else ""
+        yield Step(f"the account's role on jobs of {project}", command, hint, done)
+        yield from self._of_environment({role}, "projects", project)
+
+    def _of_environment(self, roles: Collection[str], *where: str) -> Iterator[Step]:
+        """Yield what the environment's account is left with although another one is impersonated.
+
+        Another set-up may need it: that account's rights are those of all set-ups without impersonation.
+
+        :param where: words of gcloud for the place, which is the last one.
+        """
+        if not self._rights.chain:
+            return
+        *commands, place = where
+        for role, condition in self._gcloud.bound_roles(self._environment.member, *commands, "get-iam-policy", place):
+            if role in roles:
+                binding = self._binding(role, condition, self._environment.member)
+                command = ["gcloud", *commands, "remove-iam-policy-binding", place, *binding]
+                done = f"left with {role.rpartition('/')[2]}; if no set-up works as it: {shlex.join(command)}"
+                yield Step(f"the environment's own account on {place}", command, done=done)
+
+    def _impersonation(self) -> Iterator[Step]:
+        """Yield the steps that let each account of the chain act as the next one."""
+        commands = ["gcloud", "iam", "service-accounts"]
+        for by, account in pairwise((self._environment.account, *self._rights.chain)):
+            bound = self._gcloud.bound_roles(_member(by), *commands[1:], "get-iam-policy", account)
+            command = [*commands, "add-iam-policy-binding", account, f"--member={_member(by)}"]
+            command += [f"--role={ACTS_AS}", "--condition=None"]
+            hint = f"the account has to exist, and you need roles/iam.serviceAccountAdmin on {account}"
+            done = _GRANTED if (ACTS_AS, None) in bound else ""
+            yield Step(f"let {by} act as {account}", command, hint, done)
 
     def _superseded(
         self, bound: Sequence[tuple[str, Condition | None]], wanted: Sequence[Grant]
@@ -92,12 +138,19 @@ class Access:
         for role, condition in bound:
             if condition is not None and condition.title == title and condition not in conditions:
                 yield role, condition, ""
-            if condition is None and role in undone:
+            if condition is None and role == READER and role in undone:
+                yield role, None, "left, since other DAGs may need this role of Google's; if none does"
+            elif condition is None and role in undone:
                 kept = f"not yet: {others} may need it, until deployed with --by-prefix too"
                 yield role, None, kept if others else ""
 
-    def _binding(self, role: str, condition: Condition | None) -> list[str]:
-        """Return options of gcloud for a binding."""
+    def _binding(self, role: str, condition: Condition | None, member: str | None = None) -> list[str]:
+        """Return options of gcloud for a binding, of the account by default."""
         pairs = [f"{key}={value}" for key, value in asdict(condition).items()] if condition else []
         limited = escaped_list(pairs) if condition else "None"
-        return [f"--member={self._environment.member}", f"--role={role}", f"--condition={limited}"]
+        return [f"--member={member or self._member}", f"--role={role}", f"--condition={limited}"]
+
+
+def _member(account: str) -> str:
+    """Return a service account as IAM policies name it."""
+    return f"serviceAccount:{account}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.config import DispatchConfig
@@ -63,15 +64,30 @@ def check_other_set_ups(
             )
             yield Check(what, where, CheckResult.FAILED, finding)
         else:
-            for key, mine, its in (
-                ("JournalURL", config.journal_url, other.journal_url),
-                ("ErrorURL", config.error_url, other.error_url),
-            ):
-                if _overlap(mine, its):
-                    finding = f"has the {key} {its!r}, and this set-up {mine!r}: give each a folder of its own"
-                    yield Check(what, where, CheckResult.WARNING, finding)
+            for result, finding in _shared_places(_places(config), _places(other)):
+                shared = shared or result is CheckResult.FAILED
+                yield Check(what, where, result, finding)
     if not shared:
         yield Check(what, "Airflow", CheckResult.OK, "no other connection is known to share events of this task folder")
+
+
+def _places(config: DispatchConfig) -> dict[str, str]:
+    return {"AsyncTaskURL": config.async_task_url, "JournalURL": config.journal_url, "ErrorURL": config.error_url}
+
+
+def _shared_places(mine: Mapping[str, str], its: Mapping[str, str]) -> Iterator[tuple[CheckResult, str]]:
+    """Yield what is wrong with the places of two set-ups whose task folders lie apart.
+
+    :param mine: folders of this set-up, by their keys.
+    :param its: of the other one.
+    """
+    for (key, place), (own_key, own) in product(its.items(), mine.items()):
+        tasks = "AsyncTaskURL"
+        pair = f"has the {key} {place!r}, and this set-up the {own_key} {own!r}"
+        if place.startswith(own) if own_key == tasks else key == tasks and own.startswith(place):
+            yield CheckResult.FAILED, f"{pair}: every object in a task folder is taken for an event; give each its own"
+        elif tasks not in (key, own_key) and _overlap(place, own):
+            yield CheckResult.WARNING, f"{pair}: give each a folder of its own"
 
 
 def _overlap(one: str, other: str) -> bool:

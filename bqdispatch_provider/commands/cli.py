@@ -211,11 +211,6 @@ def _add_composer_options(composer: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="Google Cloud connection whose credentials are used; '' removes it; by default it stays as it is",
     )
-    composer.add_argument(
-        "--impersonation-chain",
-        metavar="ACCOUNTS",
-        help="service accounts to impersonate, comma-separated; '' removes them; by default they stay as they are",
-    )
     composer.add_argument("--no-rights", action="store_true", help="leave roles and their bindings to Terraform")
     _add_account(composer)
 
@@ -231,6 +226,12 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ID",
         help="another project with traces, beside ProjectID; may be repeated",
+    )
+    parser.add_argument(
+        "--impersonation-chain",
+        metavar="ACCOUNTS",
+        help="service accounts to impersonate, comma-separated: the last one gets the roles; '' removes them; by "
+        "default they stay as they are",
     )
     _add_config(parser)
     parser.add_argument("--setup", **_SETUP)

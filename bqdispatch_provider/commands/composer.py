@@ -17,7 +17,7 @@ from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, escap
 from bqdispatch_provider.commands.packages import PACKAGE, is_ours
 from bqdispatch_provider.commands.pools import Pool
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.connection import updated_connection
+from bqdispatch_provider.core.connection import UpdatedConnection, updated_connection
 from bqdispatch_provider.core.setups import SetUp
 
 _MIN_AIRFLOW = (2, 11)
@@ -114,12 +114,12 @@ class Composer:
     """
 
     def __init__(self, gcloud: Gcloud, environment: Environment, setup: SetUp) -> None:
-        self._gcloud, self._environment, self._setup = gcloud, environment, setup
+        self.gcloud, self.environment, self._setup = gcloud, environment, setup
 
     def check_airflow(self) -> Step:
         """Return the step that runs a harmless command of Airflow."""
-        hint = f"you need roles/composer.user in {self._environment.project!r}"
-        if self._environment.airflow.startswith("3"):
+        hint = f"you need roles/composer.user in {self.environment.project!r}"
+        if self.environment.airflow.startswith("3"):
             hint += "; an old gcloud does not know Airflow 3: run `gcloud components update`"
         return Step("check that gcloud can run Airflow's commands", self._airflow("version"), hint)
 
@@ -128,7 +128,7 @@ class Composer:
 
         :param version: its version.
         """
-        wanted, known = f"=={version}", self._environment.packages
+        wanted, known = f"=={version}", self.environment.packages
         # Under its known spelling: another one would be a second entry of the same package.
         name = next((each for each in known if is_ours(each)), PACKAGE)
         return Step(
@@ -138,18 +138,15 @@ class Composer:
             done="already this version" if known.get(name) == wanted else "",
         )
 
-    def variables(self, config: DispatchConfig, wanted: Mapping[str, Any]) -> Step:
-        """Return the step that sets the connection and the slots, as environment variables.
+    def connection(self, wanted: Mapping[str, Any]) -> UpdatedConnection:
+        """Return the connection as it is to be.
 
-        Every version of Airflow reads a connection from there. This one holds no secret.
-
-        :param config: with the limits.
-        :param wanted: keys of the connection's extra; what else the connection holds stays.
+        :param wanted: keys of its extra; what else it holds stays.
         :raises DeployError: if the existing connection cannot be read.
         """
-        name, known = self._setup.conn_variable, self._environment.variables
+        name = self._setup.conn_variable
         try:
-            connection = updated_connection(known.get(name), wanted)
+            return updated_connection(self.environment.variables.get(name), wanted)
         except ValueError as error:
             raise DeployError(
                 f"{name} {error}, so what it holds besides the configuration is unknown: set it, by "
@@ -157,6 +154,16 @@ class Composer:
                 "(gcp_conn_id, impersonation_chain, subscription, quota_project_id), and deploy again; if nothing has "
                 f"to stay, remove it by `{shlex.join(self._update(f'--remove-env-variables={name}'))}`"
             ) from None
+
+    def variables(self, config: DispatchConfig, connection: UpdatedConnection) -> Step:
+        """Return the step that sets the connection and the slots, as environment variables.
+
+        Every version of Airflow reads a connection from there. This one holds no secret.
+
+        :param config: with the limits.
+        :param connection: as it is to be.
+        """
+        name, known = self._setup.conn_variable, self.environment.variables
         limits = dict(
             zip(self._setup.slot_variables, (config.max_concurrent_sql, config.max_concurrent_jobs), strict=True)
         )
@@ -165,6 +172,11 @@ class Composer:
         removed = [slots for slots, limit in limits.items() if not limit and slots in known]
         secrets = connection.hidden if name in changed else ()
         notes = [f"{name}: {change}" for change in connection.changes if name in changed]
+        if name not in known:
+            notes += [
+                f"{name}: new; it goes before a connection {self._setup.conn_id} made on Airflow's page, and after "
+                "one of a secrets backend"
+            ]
         notes += [f"{name}: where it says … below, put in what is there before you type this"] if secrets else []
         notes += [
             f"{slots}: {known[slots]} becomes {changed.get(slots, 'nothing')}"
@@ -197,9 +209,9 @@ class Composer:
     def dag(self) -> Step:
         """Return the step that copies the DAG file."""
         hint = "you need roles/composer.user, and storage.objects.create on the environment's bucket"
-        url, text = f"{self._environment.bucket}/dags/{self._setup.dag_id}.py", self._setup.dag_source
-        there = self._gcloud.describe("storage", "objects", "describe", url)
-        known = self._gcloud.output("storage", "cat", url).decode(errors="replace") if there else ""
+        url, text = f"{self.environment.bucket}/dags/{self._setup.dag_id}.py", self._setup.dag_source
+        there = self.gcloud.describe("storage", "objects", "describe", url)
+        known = self.gcloud.output("storage", "cat", url).decode(errors="replace") if there else ""
         done = _UP_TO_DATE if known.strip() == text.strip() else ""
         return Step("DAG file", ["gcloud", "storage", "cp", "-", url], hint, done, stdin=text)
 
@@ -210,9 +222,9 @@ class Composer:
         return self._update(*options)
 
     def _update(self, *options: str) -> list[str]:
-        environment = self._environment
+        environment = self.environment
         return ["gcloud", "composer", "environments", "update", environment.name, *options, *environment.where]
 
     def _airflow(self, *arguments: str) -> list[str]:
-        environment = self._environment
+        environment = self.environment
         return ["gcloud", "composer", "environments", "run", environment.name, *environment.where, *arguments]

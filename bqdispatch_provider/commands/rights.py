@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.setups import SetUp
@@ -48,8 +49,14 @@ ROLES: Mapping[str, Role] = {
 READER = "roles/storage.legacyObjectReader"
 """Google's role that reads objects and nothing else."""
 
+ACTS_AS = "roles/iam.serviceAccountTokenCreator"
+"""Google's role, on an account, of whoever acts as that account."""
+
 _VIEWER = "roles/storage.objectViewer"
 """Google's role for one object, by a condition. Its permission to list has no effect: a list asks for the bucket."""
+
+
+_WHOLE = "the whole bucket, for the configuration names it without a folder"
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Grant:
     :param project: the project; ``None``: it holds on ``bucket``.
     :param condition: what limits it; ``None``: nothing.
     :param without: the role that would undo the condition, if the account had it on the same bucket without one.
+    :param note: what a reader might not expect; empty without.
     """
 
     role: str
@@ -80,6 +88,7 @@ class Grant:
     project: str | None = None
     condition: Condition | None = None
     without: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,10 +97,13 @@ class Rights:
 
     :param roles: custom roles to create, as project and ID.
     :param grants: the roles that the account has, and where.
+    :param chain: the accounts that the environment's acts as, each by way of the one before it. The last one has the
+        roles; without any, the environment's has them.
     """
 
     roles: tuple[tuple[str, str], ...]
     grants: tuple[Grant, ...]
+    chain: tuple[str, ...] = ()
 
     def for_terraform(self) -> dict[str, str]:
         """Return the rights for Terraform's data source ``external``, which reads an object of strings: here JSON."""
@@ -109,13 +121,21 @@ class Rights:
             if each.bucket
         }
         projects = {each.project: {"project": each.project, "role": each.role} for each in self.grants if each.project}
-        return {
-            name: json.dumps(part) for name, part in [("roles", roles), ("buckets", buckets), ("projects", projects)]
+        acts_as = {
+            account: {"account": account, "role": ACTS_AS, "by": by} for by, account in pairwise(("", *self.chain))
         }
+        parts = {"roles": roles, "buckets": buckets, "projects": projects, "acts_as": acts_as}
+        answer = {name: json.dumps(part) for name, part in parts.items()}
+        return {**answer, "account": self.chain[-1] if self.chain else ""}
 
 
 def required_rights(
-    config: DispatchConfig, setup: SetUp, *, by_prefix: bool = False, job_projects: Iterable[str] = ()
+    config: DispatchConfig,
+    setup: SetUp,
+    *,
+    by_prefix: bool = False,
+    job_projects: Iterable[str] = (),
+    chain: Iterable[str] = (),
 ) -> Rights:
     """Return what the account needs for a configuration.
 
@@ -123,6 +143,7 @@ def required_rights(
     :param setup: the set-up whose account it is. Its conditions carry its name.
     :param by_prefix: limit the account to the folders that the configuration names, and to the document itself.
     :param job_projects: projects with traces, beside the configuration's own.
+    :param chain: the connection's ``impersonation_chain``.
     """
     project = str(config.project_id)
     custom = f"projects/{project}/roles"
@@ -136,7 +157,9 @@ def required_rights(
     places.append((trigger, f"{custom}/{TRIGGER_BUCKET.role}", events))
     title = condition_title(setup)
     grants = [
-        Grant(role, bucket, condition=_below(title, bucket, names) if by_prefix else None, without=role)
+        Grant(role, bucket, condition=_below(title, bucket, names), without=role, note=_WHOLE if "" in names else "")
+        if by_prefix
+        else Grant(role, bucket)
         for bucket, role, names in places
     ]
     if config.url and config.url.startswith("gs://"):
@@ -150,7 +173,7 @@ def required_rights(
     grants += [Grant(f"projects/{each}/roles/{JOBS.role}", project=each) for each in (project, *others)]
     # A project's custom role can be bound in that project only, so each further project has one of its own.
     roles = [(project, role) for role in ROLES] + [(each, JOBS.role) for each in others]
-    return Rights(tuple(roles), tuple(grants))
+    return Rights(tuple(roles), tuple(grants), tuple(chain))
 
 
 def condition_title(setup: SetUp) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +36,27 @@ def non_empty(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(_OLD_PREFIX): known[name] for name in names}
 
 
+def accounts_of(chain: Any) -> list[str]:
+    """Return the service accounts of an ``impersonation_chain``: each acts as the next one, and the last one works.
+
+    :param chain: as an extra holds it: comma-separated, a list, or nothing.
+    """
+    given = chain.split(",") if isinstance(chain, str) else chain or ()
+    return [each.strip() for each in given if each.strip()]
+
+
 @dataclass(frozen=True)
 class UpdatedConnection:
     """A connection after its update.
 
+    :param extra: its keys.
     :param value: value of the environment variable.
     :param shown: the same for people, without what the deployment does not know.
     :param hidden: what was left out.
     :param changes: differences from the existing connection, a line each.
     """
 
+    extra: Mapping[str, Any]
     value: str
     shown: str
     hidden: tuple[str, ...]
@@ -72,12 +84,27 @@ def updated_connection(existing: str | None, wanted: Mapping[str, Any]) -> Updat
     # A connection that is the same in another spelling is left as it is.
     value = existing if existing is not None and before == after else json.dumps(made)
     return UpdatedConnection(
+        after,
         value,
         json.dumps({**made, **dict.fromkeys(hidden, "…")}, ensure_ascii=False) if hidden else value,
         # As it is, and as it stands in the JSON.
         tuple(form for each in hidden.values() for form in (str(each), json.dumps(each).strip('"'))),
         tuple(_changes(before, after)) if existing is not None else (),
     )
+
+
+def stored_extra(value: str) -> dict[str, Any] | None:
+    """Return the extra of a connection that an environment variable holds; ``None`` for one of another type.
+
+    :param value: of the variable: JSON, or a URI, which is not read.
+    :raises ValueError: if it cannot be read. The message shows no value.
+    """
+    if not value.lstrip().startswith("{") and not value.startswith(f"{CONN_TYPE}:"):
+        return None
+    with suppress(ValueError, RecursionError):
+        if json.loads(value).get("conn_type") != CONN_TYPE:
+            return None
+    return _read_extra(_read(value).get("extra") or {})
 
 
 def _read(existing: str) -> dict[str, Any]:

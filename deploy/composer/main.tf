@@ -60,6 +60,12 @@ variable "job_projects" {
   default     = []
 }
 
+variable "impersonation_chain" {
+  description = "Service accounts that the set-up's connection impersonates, one by way of the other; the last one gets the roles."
+  type        = list(string)
+  default     = []
+}
+
 provider "google" {
   project = var.project
   region  = var.location
@@ -86,11 +92,14 @@ locals {
     [for project in var.job_projects : "--job-project=${project}"],
     var.setup == null ? [] : ["--setup=${var.setup}"],
     var.by_prefix ? ["--by-prefix"] : [],
+    length(var.impersonation_chain) == 0 ? [] : ["--impersonation-chain=${join(",", var.impersonation_chain)}"],
   )
   roles    = jsondecode(data.external.rights.result.roles)
   buckets  = jsondecode(data.external.rights.result.buckets)
   projects = jsondecode(data.external.rights.result.projects)
-  account  = "serviceAccount:${data.google_composer_environment.airflow.config[0].node_config[0].service_account}"
+  acts_as  = jsondecode(data.external.rights.result.acts_as)
+  own      = data.google_composer_environment.airflow.config[0].node_config[0].service_account
+  account  = "serviceAccount:${coalesce(data.external.rights.result.account, local.own)}"
 }
 
 # The provider refuses to create a role that is there: one that the command or another state has made is taken over.
@@ -133,4 +142,12 @@ resource "google_project_iam_member" "project" {
   project    = each.value.project
   role       = each.value.role
   member     = local.account
+}
+
+# The environment's account acts as the first one of the chain, and each of them as the next.
+resource "google_service_account_iam_member" "acts_as" {
+  for_each           = local.acts_as
+  service_account_id = "projects/-/serviceAccounts/${each.value.account}"
+  role               = each.value.role
+  member             = "serviceAccount:${coalesce(each.value.by, local.own)}"
 }

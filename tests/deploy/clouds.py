@@ -82,8 +82,13 @@ class Cloud:
     def document(self, **more):
         self.replace_document(DOCUMENT | more)
 
-    def replace_document(self, document):
-        self._world.control.seed_objects("acme-config", [{"name": "dispatch.json", "content": json.dumps(document)}])
+    def replace_document(self, document, name="dispatch.json"):
+        """Put a document in place.
+
+        :returns: its URL.
+        """
+        self._world.control.seed_objects("acme-config", [{"name": name, "content": json.dumps(document)}])
+        return f"gs://acme-config/{name}"
 
     def set(self, **what):
         known = json.loads(self._state.read_text()) if self._state.exists() else {}
@@ -115,6 +120,11 @@ class Cloud:
             with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
                 code = main(words)
         return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+    @property
+    def account(self):
+        """Address of the environment's account."""
+        return ACCOUNT.removeprefix("serviceAccount:")
 
     @property
     def pip_conf(self):

@@ -271,6 +271,8 @@ COMMANDS = {
     r"iam roles (create|update|undelete) (\S+)": (create_role, "title description permissions stage"),
     r"storage buckets get-iam-policy (\S+)": (policy, ""),
     r"storage buckets (add|remove)-iam-policy-binding (\S+)": (bind, BIND),
+    r"iam service-accounts get-iam-policy (\S+)": (policy, ""),
+    r"iam service-accounts (add|remove)-iam-policy-binding (\S+)": (bind, BIND),
     r"projects get-iam-policy (\S+)": (policy, ""),
     r"projects (add|remove)-iam-policy-binding (\S+)": (bind, BIND),
     r"artifacts repositories get-iam-policy (\S+)": (policy, "location"),

@@ -1,10 +1,14 @@
-"""deploy/composer/main.tf as far as it can be worked out without its providers, and what its resources would do."""
+"""deploy/composer/main.tf, applied by Terraform itself, with providers that keep a fake project (provider.py)."""
 
 import json
-import re
+import os
+import shutil
 import subprocess
+from itertools import pairwise
+from types import SimpleNamespace
 
-from clouds import ACCOUNT, ROOT
+from clouds import ROOT
+from provider import provided
 
 MAIN = ROOT / "deploy" / "composer" / "main.tf"
 USUAL = {
@@ -12,68 +16,44 @@ USUAL = {
     "location": "europe-west1",
     "environment": "ops",
     "config": "gs://acme-config/dispatch.json",
-    "variables": {},
-    "setup": None,
-    "by_prefix": False,
-    "job_projects": [],
 }
 
 
-def evaluated(folder, names, rights=None, **given):
-    """Terraform's locals, worked out by Terraform itself: these need no provider.
+class Terraform:
+    """A folder with main.tf and the state of what it has made.
 
+    :param cloud: the project.
     :param folder: of its own.
-    :param names: which locals.
-    :param rights: what the data source answers.
-    :param given: variables of main.tf.
+    :param given: variables of main.tf, beside the usual ones.
     """
-    local = re.search(r"^locals \{\n.*?^\}\n", MAIN.read_text(), re.DOTALL | re.MULTILINE)[0]
-    local = local.replace("data.external.rights.result", "var.rights")
-    local = local.replace("data.google_composer_environment.airflow.config[0]", "var.airflow")
-    airflow = {"node_config": [{"service_account": ACCOUNT.removeprefix("serviceAccount:")}]}
-    nothing = dict.fromkeys(("roles", "buckets", "projects"), "{}")
-    values = {**USUAL, **given, "rights": rights or nothing, "airflow": airflow}
-    folder.mkdir(exist_ok=True)
-    (folder / "main.tf").write_text(local + "".join(f'variable "{name}" {{\n  type = any\n}}\n' for name in values))
-    (folder / "given.auto.tfvars.json").write_text(json.dumps(values))
-    wanted = ", ".join(f"{name} = local.{name}" for name in names)
-    done = subprocess.run(
-        ["terraform", f"-chdir={folder}", "console"],
-        input=f"jsonencode({{{wanted}}})\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(json.loads(done.stdout.splitlines()[-1]))
 
+    def __init__(self, cloud, folder, **given):
+        self._cloud, self._folder = cloud, folder
+        folder.mkdir(exist_ok=True)
+        shutil.copy(MAIN, folder)
+        (folder / "given.auto.tfvars.json").write_text(json.dumps({**USUAL, **given}))
+        self._run("init", "-input=false")
 
-def rights(cloud, folder, **given):
-    """Work out what main.tf would grant: call its program as it says, and take its locals from the answer."""
-    program = evaluated(folder, ["program"], **given)["program"]
-    assert program[:3] == ["bqdispatch", "deploy", "rights"]
-    done = cloud.command(*program[1:])
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert all(isinstance(value, str) for value in answer.values())
-    return evaluated(folder, ["roles", "buckets", "projects", "account"], answer, **given)
+    def apply(self):
+        """Apply; gives how many resources were imported, added, changed and destroyed."""
+        done = self._run("apply", "-auto-approve", "-input=false")
+        (line,) = [line for line in done.splitlines() if line.startswith("Apply complete!")]
+        words = line.removesuffix(".").replace(",", "").split()
+        counts = {"imported": 0} | {what: int(number) for number, what in pairwise(words) if number.isdigit()}
+        return SimpleNamespace(**counts)
 
+    def plan(self):
+        """Tell whether there is nothing to do."""
+        return "No changes." in self._run("plan", "-input=false")
 
-def apply(cloud, found):
-    """Do what main.tf's resources do: a role is created, taken over or corrected; a missing binding is added."""
-    roles = {
-        f"projects/{role['project']}/roles/{role['role_id']}": {
-            "title": role["title"],
-            "description": role["description"],
-            "stage": "GA",  # by default
-            "includedPermissions": role["permissions"],
-        }
-        for role in found["roles"].values()
-    }
-    bindings = [
-        [f"gs://{each['bucket']}", found["account"], each["role"], each["condition"]]
-        for each in found["buckets"].values()
-    ]
-    bindings += [[each["project"], found["account"], each["role"], None] for each in found["projects"].values()]
-    known = cloud.bindings
-    cloud.set(roles=cloud.roles | roles, bindings=known + [each for each in bindings if each not in known])
+    def _run(self, *words):
+        with provided(self._cloud) as variables:
+            done = subprocess.run(
+                ["terraform", f"-chdir={self._folder}", words[0], "-no-color", *words[1:]],
+                env={**os.environ, **variables, "CHECKPOINT_DISABLE": "1"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout

@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import terraform
 from clouds import README
 from marks import write
+from terraform import Terraform
 
 CHANGED = {
     "roles": "roles",
@@ -46,19 +46,34 @@ def another_index(cloud):
     cloud.set_pip_conf("[global]\nindex-url = https://pypi.acme.example/simple/\n")
 
 
+def swap_priorities(repositories):
+    policies = repositories["bqdispatch-index"]["virtualRepositoryConfig"]["upstreamPolicies"]
+    policies[0]["priority"], policies[1]["priority"] = policies[1]["priority"], policies[0]["priority"]
+
+
+def edit_connection(variables):
+    extra = {"config_url": "gs://acme-config/elsewhere.json"}
+    variables["AIRFLOW_CONN_BQDISPATCH_DEFAULT"] = json.dumps({"conn_type": "bqdispatch", "extra": extra})
+
+
+DAG = "gs://europe-west1-ops-1234-bucket/dags/bqdispatch.py"
 ROLE = "projects/acme-ops/roles/bqdispatchFolders"
 BY_HAND = {
     "a role's permissions were changed": edited(
         "roles", lambda roles: roles[ROLE].update(includedPermissions=["a.b.c"])
     ),
+    "a role was deleted": edited("roles", lambda roles: roles[ROLE].update(deleted=True)),
     "a binding was removed": edited("bindings", lambda bindings: bindings.pop(0)),
     "the index was taken out of pip.conf": no_index,
     "pip.conf names another index": another_index,
+    "the index's priorities were changed": edited("repositories", swap_priorities),
     "another version of the package was set": edited(
         "packages", lambda packages: packages.update({"airflow-provider-bqdispatch": "==0.0.9"})
     ),
     "a limit's variable was changed": edited("variables", lambda known: known.update(BQDISPATCH_SQL_SLOTS="5")),
     "the connection was taken out": edited("variables", lambda known: known.pop("AIRFLOW_CONN_BQDISPATCH_DEFAULT")),
+    "the connection was edited": edited("variables", edit_connection),
+    "the DAG file was edited": edited("objects", lambda objects: objects[DAG].update(text="dag = None")),
     "a pool's slots were changed": edited("pools", lambda pools: pools["bqdispatch_sql"].update(slots=5)),
     "a pool was told to count no deferred tasks": edited(
         "pools", lambda pools: pools["bqdispatch_jobs"].update(include_deferred=False)
@@ -78,13 +93,16 @@ def parts(cloud):
     }
 
 
-def deployed_once(cloud, means, rights):
-    """Deploy; gives what it changed, and how it ended."""
+def deployed_once(cloud, means, made):
+    """Deploy; gives what it changed, and how it ended.
+
+    :param made: what Terraform knows to have made.
+    """
     before = parts(cloud)
     if means == "the command":
         done = cloud.deploy()
     else:
-        terraform.apply(cloud, rights)
+        made.apply()
         done = cloud.deploy("--no-rights")
     after = parts(cloud)
     changed = ", ".join(word for name, word in CHANGED.items() if before[name] != after[name])
@@ -103,25 +121,26 @@ def page(request):
 
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
 def test_the_first_time_brings_it_about_and_the_second_changes_nothing(cloud_project, tmp_path, page):
-    rights = terraform.rights(cloud_project, tmp_path / "terraform")
     new = cloud_project.state()
     rows, ends = {"new": {}}, {}
     for means in MEANS:
         cloud_project.set(**new)
-        first, _ = deployed_once(cloud_project, means, rights)
-        second, ends[means] = deployed_once(cloud_project, means, rights)
+        made = Terraform(cloud_project, tmp_path / means)
+        first, _ = deployed_once(cloud_project, means, made)
+        second, ends[means] = deployed_once(cloud_project, means, made)
         rows["new"][means] = (first, second, ends[means])
         there = cloud_project.state()
         for what, change in BY_HAND.items():
             cloud_project.set(**there)
             change(cloud_project)
-            first, _ = deployed_once(cloud_project, means, rights)
-            rows.setdefault(what, {})[means] = (first, *deployed_once(cloud_project, means, rights))
+            first, _ = deployed_once(cloud_project, means, made)
+            rows.setdefault(what, {})[means] = (first, *deployed_once(cloud_project, means, made))
         # What this one has left is where the other one begins.
         cloud_project.set(**there)
         (other,) = {*MEANS} - {means}
-        first, _ = deployed_once(cloud_project, other, rights)
-        rows.setdefault("the other has deployed", {})[other] = (first, *deployed_once(cloud_project, other, rights))
+        made = Terraform(cloud_project, tmp_path / f"{other}, second")
+        first, _ = deployed_once(cloud_project, other, made)
+        rows.setdefault("the other has deployed", {})[other] = (first, *deployed_once(cloud_project, other, made))
     lines = ["| an environment | " + " | ".join(f"{means}: first, second" for means in MEANS) + " | the end |"]
     lines.append("| --- |" + " --- |" * (len(MEANS) + 1))
     wanted = ends["the command"]

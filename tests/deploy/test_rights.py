@@ -6,12 +6,14 @@ import shutil
 import subprocess
 
 import pytest
-import terraform
 from clouds import ACCOUNT, DOCUMENT
+from terraform import MAIN, Terraform
 
 from bqdispatch_provider.commands.rights import ROLES
 
 ROLE = "projects/acme-ops/roles"
+BETWEEN, DISPATCHER = "between@acme-ops.iam.gserviceaccount.com", "dispatcher@acme-ops.iam.gserviceaccount.com"
+ACTS_AS = "roles/iam.serviceAccountTokenCreator"
 CASES = {
     "as it is": ({}, [], {}),
     "no limits": ({"MaxConcurrentSQL": 0}, [], {}),
@@ -33,6 +35,12 @@ CASES = {
         {"job_projects": ["acme-shop", "acme-web"]},
     ),
     "a set-up with a name": ({}, ["--setup=acme"], {"setup": "acme"}),
+    "another account": ({}, [f"--impersonation-chain={DISPATCHER}"], {"impersonation_chain": [DISPATCHER]}),
+    "a chain of accounts": (
+        {},
+        [f"--impersonation-chain={BETWEEN}, {DISPATCHER}"],
+        {"impersonation_chain": [BETWEEN, DISPATCHER]},
+    ),
 }
 CASES |= {
     f"{name}, by prefix": (document, [*options, "--by-prefix"], {**given, "by_prefix": True})
@@ -46,15 +54,17 @@ def test_terraform_grants_what_the_command_grants(cloud_project, tmp_path, case)
     document, options, given = CASES[case]
     document = {key: value for key, value in {**DOCUMENT, **document}.items() if key != "ErrorURL" or value}
     cloud_project.replace_document(document)
-    found = terraform.rights(cloud_project, tmp_path / "terraform", **given)
-    terraform.apply(cloud_project, found)
+    made = Terraform(cloud_project, tmp_path / "terraform", **given)
+    made.apply()
+    granted = len(cloud_project.bindings)
     cloud_project.set_pip_conf("[global]\nindex-url = https://pypi.acme.example/simple/\n")
     done = cloud_project.deploy("--published", "--dry-run", *options)
     assert done.returncode == 0, done.stderr
     # Nothing is left to do for the command, and each of its steps is one of Terraform's.
     assert not re.search(r"^gcloud (iam|storage buckets|projects) ", done.stdout, re.MULTILINE)
-    assert done.stdout.count(": up to date") == len(found["roles"])
-    assert done.stdout.count(": already granted") == len(found["buckets"]) + len(found["projects"])
+    assert done.stdout.count(": up to date") == len(cloud_project.roles)
+    assert done.stdout.count(": already granted") == granted
+    assert made.plan()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_terraform_grants_what_the_command_grants(cloud_project, tmp_path, case)
         {"ProjectID": "acme-ops --role=roles/owner"},
     ],
 )
-def test_a_document_that_no_dispatcher_accepts_grants_nothing(cloud_project, document):
+def test_a_document_that_no_dispatcher_accepts_grants_nothing(cloud_project, tmp_path, document):
     cloud_project.document(**document)
     (key,) = document
     config = "--config=gs://acme-config/dispatch.json"
@@ -74,27 +84,57 @@ def test_a_document_that_no_dispatcher_accepts_grants_nothing(cloud_project, doc
         assert (done.returncode, done.stdout) == (2, "")
         assert f"  - {key} " in done.stderr
     assert cloud_project.calls == []
+    before = cloud_project.state()
+    if shutil.which("terraform"):
+        with pytest.raises(AssertionError, match=rf"  - {key} "):
+            Terraform(cloud_project, tmp_path / "terraform").apply()
+    assert cloud_project.state() == before
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+@pytest.mark.parametrize("by_prefix", [False, True])
+def test_what_the_command_has_made_terraform_takes_over(cloud_project, tmp_path, by_prefix):
+    assert cloud_project.deploy(*(["--by-prefix"] if by_prefix else [])).returncode == 0
+    before = cloud_project.state()
+    made = Terraform(cloud_project, tmp_path / "terraform", by_prefix=by_prefix)
+    assert made.apply().imported == len(ROLES)
+    assert cloud_project.state() == before
+    assert made.plan()
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+def test_terraform_follows_the_configuration(cloud_project, tmp_path):
+    """A folder that is gone is taken out of a condition, a bucket's binding goes with the bucket."""
+    made = Terraform(cloud_project, tmp_path / "terraform", by_prefix=True)
+    made.apply()
+    cloud_project.document(ErrorURL="gs://acme-ops/BqTail/Errors")
+    changed = made.apply()
+    assert (changed.added, changed.changed, changed.destroyed) == (1, 0, 2)
+    conditions = {where: condition for where, _, _, condition in cloud_project.bindings}
+    assert "gs://acme-errors" not in conditions
+    assert allows(conditions["gs://acme-ops"], "gs://acme-ops/BqTail/Errors/x")
 
 
 def test_terraform_calls_no_shell_and_decodes_no_document():
-    text = terraform.MAIN.read_text()
+    text = MAIN.read_text()
     for gone in ("local-exec", "provisioner", "terraform_data", "null_resource", "bucket_object", "gcloud"):
         assert gone not in text
     assert re.findall(r"program\s*=\s*(\S+)", text) == ["local.program", "concat("]
     assert set(re.findall(r"jsondecode\((.*?)\)", text)) == {
-        f"data.external.rights.result.{part}" for part in ("roles", "buckets", "projects")
+        f"data.external.rights.result.{part}" for part in ("roles", "buckets", "projects", "acts_as")
     }
     assert not re.findall(r'"(roles/[\w.]+)"', text)
     assert set(re.findall(r'^resource "(\w+)"', text, re.MULTILINE)) == {
         "google_project_iam_custom_role",
         "google_storage_bucket_iam_member",
         "google_project_iam_member",
+        "google_service_account_iam_member",
     }
 
 
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
 def test_terraform_reads_the_file_and_finds_it_well_formed():
-    command = ["terraform", "fmt", "-check", "-diff", terraform.MAIN.parent]
+    command = ["terraform", "fmt", "-check", "-diff", MAIN.parent]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -103,6 +143,124 @@ def test_rights_that_terraform_keeps_are_left_to_it(cloud_project):
     assert cloud_project.deploy("--no-rights").returncode == 0
     assert cloud_project.roles == {}
     assert [binding[0] for binding in cloud_project.bindings] == ["bqdispatch-index"]
+
+
+# Another account than the environment's
+
+
+def grants(cloud):
+    """Where a member has which roles, but for reading the index."""
+    found = {}
+    for place, member, role, _ in cloud.bindings:
+        if place != "bqdispatch-index":
+            found.setdefault(member.removeprefix("serviceAccount:"), set()).add((place, role.rpartition("/")[2]))
+    return found
+
+
+NEEDED = {
+    ("gs://acme-ops", "bqdispatchFolders"),
+    ("gs://acme-errors", "bqdispatchFolders"),
+    ("gs://acme_ops_bqtail", "bqdispatchTrigger"),
+    ("gs://acme-config", "storage.legacyObjectReader"),
+    ("acme-ops", "bqdispatchJobs"),
+}
+CREATOR = ACTS_AS.rpartition("/")[2]
+COMPOSER = ACCOUNT.removeprefix("serviceAccount:")
+
+
+@pytest.mark.parametrize("is_option", [True, False])
+def test_the_last_account_of_the_chain_has_the_roles_and_each_acts_as_the_next(cloud_project, is_option):
+    chain = f"{BETWEEN},{DISPATCHER}"
+    if not is_option:  # as somebody has set it
+        extra = {"config_url": "gs://acme-config/old.json", "impersonation_chain": chain}
+        cloud_project.set_connection({"conn_type": "bqdispatch", "extra": extra})
+    options = [f"--impersonation-chain={chain}"] if is_option else []
+    done = cloud_project.deploy(*options)
+    assert done.returncode == 0, done.stderr
+    assert grants(cloud_project) == {
+        DISPATCHER: NEEDED,
+        COMPOSER: {(BETWEEN, CREATOR)},
+        BETWEEN: {(DISPATCHER, CREATOR)},
+    }
+    assert f"--impersonate-service-account={DISPATCHER}" in done.stderr
+
+
+def test_the_accounts_of_two_set_ups_have_no_rights_on_each_others_buckets(cloud_project):
+    for name in ("acme", "other"):
+        document = {
+            "ProjectID": "acme-ops",
+            "TriggerBucket": f"{name}-bqtail",
+            **{key: f"gs://{name}-ops/{key}" for key in ("AsyncTaskURL", "JournalURL", "ErrorURL")},
+        }
+        config = cloud_project.replace_document(document, f"{name}.json")
+        done = cloud_project.deploy(f"--setup={name}", f"--impersonation-chain={name}@acme", config=config)
+        assert done.returncode == 0, done.stderr
+    found = grants(cloud_project)
+    assert found.pop(COMPOSER) == {("acme@acme", CREATOR), ("other@acme", CREATOR)}
+    for member, places in found.items():
+        of_others = {place for place, _ in places if not place.startswith(f"gs://{member.partition('@')[0]}-")}
+        assert of_others <= {"gs://acme-config", "acme-ops"}
+
+
+def test_what_the_environments_account_is_left_with_is_named(deployed):
+    done = deployed.deploy(f"--impersonation-chain={DISPATCHER}")
+    assert done.returncode == 0
+    assert grants(deployed)[COMPOSER] == NEEDED | {(DISPATCHER, CREATOR)}
+    assert done.stderr.count("the environment's own account on ") == len(NEEDED)
+    assert f"gcloud storage buckets remove-iam-policy-binding gs://acme-ops --member={ACCOUNT}" in done.stderr
+
+
+def test_a_connection_that_may_work_as_another_account_is_named(cloud_project):
+    assert (
+        "if the connection google_acme works as another one than"
+        in cloud_project.deploy("--gcp-conn-id=google_acme").stderr
+    )
+    assert "works as another one than" not in cloud_project.deploy("--gcp-conn-id=google_cloud_default").stderr
+
+
+# Other set-ups of the environment
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"config": DOCUMENT}, "so both would dispatch the same events"),
+        (
+            {"config": {**DOCUMENT, "AsyncTaskURL": "gs://acme-x/T", "ErrorURL": f"{DOCUMENT['AsyncTaskURL']}x"}},
+            "every object",
+        ),
+        (
+            {"config": {**DOCUMENT, "AsyncTaskURL": "gs://acme-errors/BqTail", "ErrorURL": "gs://acme-x/E"}},
+            "every object",
+        ),
+    ],
+)
+def test_a_set_up_that_shares_events_with_another_one_is_refused_before_anything_is_changed(cloud_project, there, said):
+    before = cloud_project.state()
+    connection = json.dumps({"conn_type": "bqdispatch", "extra": there})
+    cloud_project.set(variables={**before["variables"], "AIRFLOW_CONN_BQDISPATCH_OTHER": connection})
+    done = cloud_project.deploy()
+    assert done.returncode == 1
+    assert "connection bqdispatch_other has the " in done.stderr
+    assert said in done.stderr
+    assert cloud_project.changes() == []
+
+
+def test_a_set_up_that_cannot_be_compared_is_named(cloud_project):
+    variables = {
+        "AIRFLOW_CONN_BQDISPATCH_URI": "bqdispatch://?config_url=gs%3A%2F%2Facme",
+        "AIRFLOW_CONN_BQDISPATCH_AWAY": json.dumps(
+            {"conn_type": "bqdispatch", "extra": {"config_url": "gs://acme-config/away.json"}}
+        ),
+        "AIRFLOW_CONN_HTTP": "http://hunter2@acme",
+        "AIRFLOW_CONN_JSON": json.dumps({"conn_type": "http", "extra": DOCUMENT}),
+    }
+    cloud_project.set(variables=variables)
+    done = cloud_project.deploy()
+    assert done.returncode == 0, done.stderr
+    named = re.findall(r"connection (\w+) … its configuration is unknown", done.stderr)
+    assert named == ["bqdispatch_away", "bqdispatch_uri"]
+    assert "hunter2" not in done.stderr
 
 
 # By prefix
@@ -157,15 +315,29 @@ def test_the_folders_of_a_condition_are_those_of_the_configuration_as_it_is_now(
 
 
 def test_a_condition_takes_the_place_of_a_right_without_one(deployed):
-    assert deployed.deploy("--by-prefix").returncode == 0
+    done = deployed.deploy("--by-prefix")
+    assert done.returncode == 0
     unlimited = {where for where, _, _, condition in deployed.bindings if condition is None}
-    assert unlimited == {"acme-ops", "bqdispatch-index"}
+    # Google's role on the document's bucket may be another DAG's.
+    assert unlimited == {"acme-ops", "bqdispatch-index", "gs://acme-config"}
+    assert (
+        f"if none does: gcloud storage buckets remove-iam-policy-binding gs://acme-config --member={ACCOUNT}"
+        in done.stderr
+    )
     assert deployed.deploy().returncode == 0
     assert {condition for *_, condition in deployed.bindings} == {None}
 
 
+def test_a_bucket_that_is_named_without_a_folder_is_given_whole_and_named(cloud_project):
+    cloud_project.document(ErrorURL="gs://acme-errors")
+    assert cloud_project.dry_run().count("the whole bucket") == 0
+    (line,) = re.findall(r"# (.*)\n#   the whole bucket", cloud_project.dry_run("--by-prefix"))
+    assert line == "the account's role on gs://acme-errors"
+
+
 def test_a_right_that_another_set_up_may_need_is_left(deployed):
-    assert deployed.deploy("--setup=acme").returncode == 0
+    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
+    assert deployed.deploy("--setup=acme", "--no-rights", config=config).returncode == 0
     done = deployed.deploy("--by-prefix")
     assert done.returncode == 0
     assert "not yet: AIRFLOW_CONN_BQDISPATCH_ACME may need it" in done.stderr
@@ -174,7 +346,7 @@ def test_a_right_that_another_set_up_may_need_is_left(deployed):
 
 def test_the_answer_is_what_terraforms_data_source_takes(cloud_project):
     answer = cloud_project.rights()
-    assert answer.keys() == {"roles", "buckets", "projects"}
+    assert answer.keys() == {"roles", "buckets", "projects", "acts_as", "account"}
     roles = json.loads(answer["roles"])
     assert {role["role_id"]: tuple(role["permissions"]) for role in roles.values()} == {
         name: role.permissions for name, role in ROLES.items()

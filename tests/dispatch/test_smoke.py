@@ -312,6 +312,28 @@ def test_another_set_up_that_shares_the_journal_or_the_errors_is_a_warning(world
     assert "of its own" in said
 
 
+@pytest.mark.parametrize("key", ["JournalURL", "ErrorURL"])
+def test_a_task_folder_with_what_another_set_up_writes_is_refused(world, look, key):
+    """What it writes there would be taken for events."""
+    world.trace()
+    more = {"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/Journal", "ErrorURL": "gs://ops/Errors"}
+    mine = world.document()["AsyncTaskURL"]
+    checks = look(others={"acme": world.config(**{**more, key: f"{mine}x"})})
+    assert f"{key} '{mine}x/', and this set-up the AsyncTaskURL '{mine}'" in findings(checks)["other set-ups"]
+    own = {"JournalURL": "gs://ops/x/Journal", "ErrorURL": "gs://ops/x/Errors"}[key]
+    checks = look(others={"acme": world.config(**more)}, **{**QUIET, key: own})
+    assert "has the AsyncTaskURL 'gs://ops/x/'" in findings(checks)["other set-ups"]
+    assert "no other connection" not in str(checks)
+
+
+def test_the_quarantine_of_one_set_up_in_the_journal_of_another_is_a_warning(world, look):
+    world.trace()
+    more = {"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/Journal", "ErrorURL": f"gs://{JOURNAL}/journal/x"}
+    checks = look(others={"acme": world.config(**more)})
+    assert findings(checks) == {}
+    assert "give each a folder of its own" in findings(checks, CheckResult.WARNING)["other set-ups"]
+
+
 def test_a_set_up_that_is_alone_in_its_task_folder_passes(world, look):
     world.trace()
     beside = others(world, beside="gs://ops/x")

@@ -60,7 +60,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 def test_the_sources_are_enough_to_test_build_and_deploy(sources):
-    for name in ("Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", ".ci/test", ".ci/run"):
+    for name in (
+        "Makefile",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "LICENSE",
+        "pyproject.toml",
+        ".ci/test",
+        ".ci/run",
+    ):
         assert (sources / name).read_bytes() == (ROOT / name).read_bytes(), name
     for folder in ("bqdispatch_provider", "dags", "deploy", "docs", "tests"):
         for path in (ROOT / folder).rglob("*"):
