@@ -15,6 +15,9 @@ from bqdispatch_provider.gcp.emulators import BIGQUERY, PUBSUB, STORAGE, emulato
 if TYPE_CHECKING:
     from google.cloud.storage import Client
 
+GCP_CONN_ID = "google_cloud_default"
+"""The Google Cloud connection of a set-up that names none."""
+
 
 class ConnectionExtra:
     """The extra of a connection of type ``bqdispatch``.
@@ -58,12 +61,15 @@ class ConnectionExtra:
     @property
     def gcp_conn_id(self) -> str:
         """ID of the Google Cloud connection."""
-        return str(self.values.get("gcp_conn_id", "google_cloud_default"))
+        return str(self.values.get("gcp_conn_id", GCP_CONN_ID))
 
     @property
     def impersonation_chain(self) -> list[str] | None:
         """Service accounts to impersonate, as Google's hooks take them."""
-        return accounts_of(self.values.get("impersonation_chain")) or None
+        try:
+            return accounts_of(self.values.get("impersonation_chain")) or None
+        except ConfigError as error:
+            raise self.error(*error.findings) from error
 
     @property
     def is_emulated(self) -> bool:

@@ -5,18 +5,18 @@ The account is the environment's, or the one that the connection impersonates.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 
-from bqdispatch_provider.commands.composer import Environment
+from bqdispatch_provider.commands.composer import Environment, OtherSetUp
 from bqdispatch_provider.commands.gcloud import Gcloud, Step, escaped_list
 from bqdispatch_provider.commands.rights import (
     ACTS_AS,
     READER,
     ROLES,
+    VIEWER,
     Condition,
     Grant,
     Rights,
@@ -25,6 +25,7 @@ from bqdispatch_provider.commands.rights import (
 from bqdispatch_provider.core.setups import SetUp
 
 _GRANTED = "already granted"
+_GOOGLES = "other DAGs may need this role of Google's; if none does"
 
 
 class Access:
@@ -34,22 +35,35 @@ class Access:
     :param rights: what the account needs, and by which accounts it is impersonated.
     :param setup: whose account it is.
     :param environment: the environment, whose account it is without impersonation.
+    :param others: the other set-ups of the environment.
+    :param former: the accounts that the set-up impersonated before.
     """
 
-    def __init__(self, gcloud: Gcloud, rights: Rights, setup: SetUp, environment: Environment) -> None:
-        self._gcloud, self._rights, self._setup, self._environment = gcloud, rights, setup, environment
-        self._account = (environment.account, *rights.chain)[-1]
+    def __init__(
+        self,
+        gcloud: Gcloud,
+        rights: Rights,
+        setup: SetUp,
+        environment: Environment,
+        *,
+        others: Sequence[OtherSetUp],
+        former: Sequence[str],
+    ) -> None:
+        self._gcloud, self._rights, self._setup, self._others = gcloud, rights, setup, others
+        self._chain = (environment.account, *rights.chain)
+        self._former = (environment.account, *former)
+        self._account = self._chain[-1]
         self._member = _member(self._account)
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps. Each looks at what exists once those before it are done."""
+        yield from self._impersonation()
         yield from self._roles()
         for bucket in dict.fromkeys(each.bucket for each in self._rights.grants if each.bucket):
             yield from self._on_bucket(bucket)
         for grant in self._rights.grants:
             if grant.project:
                 yield from self._on_jobs(grant.role, grant.project)
-        yield from self._impersonation()
 
     def _roles(self) -> Iterator[Step]:
         several = len({project for project, _ in self._rights.roles}) > 1
@@ -82,10 +96,14 @@ class Access:
             yield Step(f"the account's role on {url}", command, hint, done, notes=[grant.note] if grant.note else [])
         for role, condition, kept in self._superseded(bound, wanted):
             command = [*commands, "remove-iam-policy-binding", url, *self._binding(role, condition)]
-            done = f"{kept}: {shlex.join(command)}" if role == READER else kept
             which = "with an older condition" if condition else "without a condition"
-            yield Step(f"remove the account's {role.rpartition('/')[2]} {which} on {url}", command, hint, done)
-        yield from self._of_environment({each.role for each in wanted}, "storage", "buckets", url)
+            title = f"the account's {role.rpartition('/')[2]} {which} on {url}"
+            if role == READER:
+                yield Step(title, command, done=f"{_GOOGLES}: {shlex.join(command)}")
+            else:
+                yield Step(f"remove {title}", command, hint, kept)
+        roles = {READER, VIEWER, *(each.role for each in wanted)}
+        yield from self._of_former(roles, "storage", "buckets", url)
 
     def _on_jobs(self, role: str, project: str) -> Iterator[Step]:
         bound = self._gcloud.bound_roles(self._member, "projects", "get-iam-policy", project)
@@ -93,35 +111,41 @@ class Access:
         hint = f"you need roles/resourcemanager.projectIamAdmin in {project!r}"
         done = _GRANTED if (role, None) in bound else ""
         yield Step(f"the account's role on jobs of {project}", command, hint, done)
-        yield from self._of_environment({role}, "projects", project)
+        yield from self._of_former({role}, "projects", project)
 
-    def _of_environment(self, roles: Collection[str], *where: str) -> Iterator[Step]:
-        """Yield what the environment's account is left with although another one is impersonated.
+    def _of_former(self, roles: Collection[str], *where: str) -> Iterator[Step]:
+        """Yield the roles of the accounts that the set-up used before, or would use without impersonation.
 
-        Another set-up may need it: that account's rights are those of all set-ups without impersonation.
+        Nobody takes them away: other set-ups and DAGs may use these accounts.
 
+        :param roles: those that a set-up may have had.
         :param where: words of gcloud for the place, which is the last one.
         """
-        if not self._rights.chain:
-            return
+        in_use = {self._account, *(each.account for each in self._others)}
         *commands, place = where
-        for role, condition in self._gcloud.bound_roles(self._environment.member, *commands, "get-iam-policy", place):
-            if role in roles:
-                binding = self._binding(role, condition, self._environment.member)
-                command = ["gcloud", *commands, "remove-iam-policy-binding", place, *binding]
-                done = f"left with {role.rpartition('/')[2]}; if no set-up works as it: {shlex.join(command)}"
-                yield Step(f"the environment's own account on {place}", command, done=done)
+        for account in sorted({self._former[0], self._former[-1]} - in_use):
+            for role, condition in self._gcloud.bound_roles(_member(account), *commands, "get-iam-policy", place):
+                if role in roles:
+                    binding = self._binding(role, condition, account)
+                    command = shlex.join(["gcloud", *commands, "remove-iam-policy-binding", place, *binding])
+                    unless = _GOOGLES if role in (READER, VIEWER) else "remove it if nothing else uses that account"
+                    yield Step(
+                        f"{account} still has {role.rpartition('/')[2]} on {place}", (), done=f"{unless}: {command}"
+                    )
 
     def _impersonation(self) -> Iterator[Step]:
         """Yield the steps that let each account of the chain act as the next one."""
         commands = ["gcloud", "iam", "service-accounts"]
-        for by, account in pairwise((self._environment.account, *self._rights.chain)):
+        for by, account in pairwise(self._chain):
             bound = self._gcloud.bound_roles(_member(by), *commands[1:], "get-iam-policy", account)
-            command = [*commands, "add-iam-policy-binding", account, f"--member={_member(by)}"]
-            command += [f"--role={ACTS_AS}", "--condition=None"]
+            command = [*commands, "add-iam-policy-binding", account, *self._binding(ACTS_AS, None, by)]
             hint = f"the account has to exist, and you need roles/iam.serviceAccountAdmin on {account}"
             done = _GRANTED if (ACTS_AS, None) in bound else ""
             yield Step(f"let {by} act as {account}", command, hint, done)
+        for by, account in sorted({*pairwise(self._former)} - {*pairwise(self._chain)}):
+            command = [*commands, "remove-iam-policy-binding", account, *self._binding(ACTS_AS, None, by)]
+            done = f"remove that if nothing else needs it: {shlex.join(command)}"
+            yield Step(f"{by} may still act as {account}", (), done=done)
 
     def _superseded(
         self, bound: Sequence[tuple[str, Condition | None]], wanted: Sequence[Grant]
@@ -132,23 +156,26 @@ class Access:
         """
         conditions = [each.condition for each in wanted if each.condition]
         undone = {each.without for each in wanted if each.condition}
-        title, own = condition_title(self._setup), self._setup.conn_variable
-        variables = [each for each in self._environment.variables if re.fullmatch(r"AIRFLOW_CONN_BQDISPATCH_\w+", each)]
-        others = ", ".join(sorted({*variables} - {own}))
+        bucket, titles = wanted[0].bucket or "", {condition.title for _, condition in bound if condition}
         for role, condition in bound:
-            if condition is not None and condition.title == title and condition not in conditions:
-                yield role, condition, ""
-            if condition is None and role == READER and role in undone:
-                yield role, None, "left, since other DAGs may need this role of Google's; if none does"
+            if condition is not None and condition.title == condition_title(self._setup.dag_id):
+                if condition not in conditions:
+                    yield role, condition, ""
             elif condition is None and role in undone:
-                kept = f"not yet: {others} may need it, until deployed with --by-prefix too"
-                yield role, None, kept if others else ""
+                needed = ", ".join(
+                    each.conn_id
+                    for each in self._others
+                    if each.account in (self._account, "")
+                    and condition_title(each.dag_id) not in titles
+                    and each.may_need(bucket, role)
+                )
+                yield role, None, needed and f"not yet: {needed} may need it, until deployed with --by-prefix too"
 
-    def _binding(self, role: str, condition: Condition | None, member: str | None = None) -> list[str]:
+    def _binding(self, role: str, condition: Condition | None, account: str | None = None) -> list[str]:
         """Return options of gcloud for a binding, of the account by default."""
         pairs = [f"{key}={value}" for key, value in asdict(condition).items()] if condition else []
         limited = escaped_list(pairs) if condition else "None"
-        return [f"--member={member or self._member}", f"--role={role}", f"--condition={limited}"]
+        return [f"--member={_member(account or self._account)}", f"--role={role}", f"--condition={limited}"]
 
 
 def _member(account: str) -> str:

@@ -53,7 +53,12 @@ def check_other_set_ups(
     for conn_id, other in others.items():
         where = f"connection {conn_id}"
         if isinstance(other, Exception):
-            yield Check(what, where, CheckResult.NOT_CHECKED, f"its configuration is unknown: {in_words(other)}")
+            yield Check(
+                what,
+                where,
+                CheckResult.NOT_CHECKED,
+                f"not compared, since its configuration is unknown: {in_words(other)}",
+            )
         elif _overlap(config.async_task_url, other.async_task_url):
             shared = True
             finding = (
@@ -81,12 +86,12 @@ def _shared_places(mine: Mapping[str, str], its: Mapping[str, str]) -> Iterator[
     :param mine: folders of this set-up, by their keys.
     :param its: of the other one.
     """
+    tasks = "AsyncTaskURL"
     for (key, place), (own_key, own) in product(its.items(), mine.items()):
-        tasks = "AsyncTaskURL"
         pair = f"has the {key} {place!r}, and this set-up the {own_key} {own!r}"
-        if place.startswith(own) if own_key == tasks else key == tasks and own.startswith(place):
+        if (own_key == tasks and place.startswith(own)) or (key == tasks and own.startswith(place)):
             yield CheckResult.FAILED, f"{pair}: every object in a task folder is taken for an event; give each its own"
-        elif tasks not in (key, own_key) and _overlap(place, own):
+        elif {key, own_key} != {tasks, "JournalURL"} and _overlap(place, own):
             yield CheckResult.WARNING, f"{pair}: give each a folder of its own"
 
 

@@ -61,8 +61,8 @@ DESCRIPTIONS = {
     "1 when no such event is found.",
     "pools": "Print Airflow's pools for the limits, set them, or compare them. They are printed as `airflow pools "
     "import` reads them. Exits with 1 when those of an Airflow differ, with 2 when they cannot be read or set.",
-    "composer": "Set everything up in an environment of Cloud Composer 3. Grants roles to the environment's service "
-    "account, uploads the wheel and has the environment install it, sets the connection, the pools and the slots, and "
+    "composer": "Set everything up in an environment of Cloud Composer 3. Grants roles to the service account, "
+    "uploads the wheel and has the environment install it, sets the connection, the pools and the slots, and "
     "copies the DAG there. Log in with gcloud first. Run it as often as you like: it changes only what differs.",
     "rights": "Print what the service account needs, for Terraform. Checks the configuration, and prints roles and "
     "where to bind them in the form that Terraform's data source `external` reads.",
@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_composer_options(_add_command(targets, "composer", "deploy:composer"))
     rights = _add_command(targets, "rights", "deploy:rights")
     rights.add_argument("--project", metavar="ID", help="the project, for a configuration that names none")
-    _add_account(rights)
+    _add_account(rights, "; by default the environment's account does")
     return parser
 
 
@@ -212,11 +212,14 @@ def _add_composer_options(composer: argparse.ArgumentParser) -> None:
         help="Google Cloud connection whose credentials are used; '' removes it; by default it stays as it is",
     )
     composer.add_argument("--no-rights", action="store_true", help="leave roles and their bindings to Terraform")
-    _add_account(composer)
+    _add_account(composer, "; '' removes them; by default they stay as they are")
 
 
-def _add_account(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what the service account may do, and for which set-up."""
+def _add_account(parser: argparse.ArgumentParser, without: str) -> None:
+    """Add the options that say which service account may do what, and for which set-up.
+
+    :param without: what happens without accounts to impersonate.
+    """
     parser.add_argument(
         "--by-prefix", action="store_true", help="limit the account to the folders that the configuration names"
     )
@@ -230,8 +233,7 @@ def _add_account(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--impersonation-chain",
         metavar="ACCOUNTS",
-        help="service accounts to impersonate, comma-separated: the last one gets the roles; '' removes them; by "
-        "default they stay as they are",
+        help=f"service accounts to impersonate, comma-separated; the last one gets the roles{without}",
     )
     _add_config(parser)
     parser.add_argument("--setup", **_SETUP)

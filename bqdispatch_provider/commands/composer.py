@@ -16,13 +16,48 @@ from typing import Any
 from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, escaped_list
 from bqdispatch_provider.commands.packages import PACKAGE, is_ours
 from bqdispatch_provider.commands.pools import Pool
+from bqdispatch_provider.commands.rights import required_rights
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.connection import UpdatedConnection, updated_connection
+from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.connection_extra import ConnectionExtra
+from bqdispatch_provider.core.connection import UpdatedConnection, stored_extra, updated_connection
 from bqdispatch_provider.core.setups import SetUp
 
 _MIN_AIRFLOW = (2, 11)
 _IMAGE = re.compile(r"composer-(?P<composer>\d+)[^ ]*-airflow-(?P<airflow>\d+\.\d+(\.\d+)?)")
 _UP_TO_DATE = "up to date"
+
+
+_CONNECTION = re.compile(r"AIRFLOW_CONN_([A-Z0-9_]+)")
+"""Environment variables that hold connections. Airflow reads no other spelling."""
+
+
+@dataclass(frozen=True)
+class OtherSetUp:
+    """Another set-up of an environment, whose connection is an environment variable.
+
+    :param conn_id: ID of the connection.
+    :param account: the service account that it works as; empty if that is unknown.
+    :param config: its configuration with its project filled in, or why that is unknown.
+    """
+
+    conn_id: str
+    account: str
+    config: DispatchConfig | Exception
+
+    @property
+    def dag_id(self) -> str:
+        """ID of its DAG, if the deployment has made it."""
+        return self.conn_id.removesuffix("_default")
+
+    def may_need(self, bucket: str, role: str) -> bool:
+        """Tell whether its account may need a role on a bucket.
+
+        :param role: the role's full name.
+        """
+        if isinstance(self.config, Exception):
+            return True
+        return (role, bucket) in {(each.role, each.bucket) for each in required_rights(self.config, SetUp()).grants}
 
 
 @dataclass(frozen=True)
@@ -98,6 +133,29 @@ class Environment:
     def member(self) -> str:
         """The service account, as IAM policies name it."""
         return f"serviceAccount:{self.account}"
+
+    def other_set_ups(self, setup: SetUp) -> list[OtherSetUp]:
+        """Return the other set-ups. Documents in buckets are read as whoever deploys.
+
+        :param setup: the one that is deployed.
+        """
+        found = []
+        for name, value in sorted(self.variables.items()):
+            conn_id = match[1].lower() if (match := _CONNECTION.fullmatch(name)) else setup.conn_id
+            if conn_id == setup.conn_id:
+                continue
+            account = ""
+            config: DispatchConfig | Exception
+            try:
+                if (stored := stored_extra(value)) is None:
+                    continue
+                extra = ConnectionExtra(conn_id, stored)
+                account = (self.account, *(extra.impersonation_chain or ()))[-1]
+                config = extra.config(None, lambda: None).for_project(self.project)
+            except (ConfigError, ValueError) as error:
+                config = error
+            found.append(OtherSetUp(conn_id, account, config))
+        return found
 
     @property
     def where(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,7 +14,7 @@ from bqdispatch_provider import __version__
 from bqdispatch_provider.commands.access import Access
 from bqdispatch_provider.commands.agreement import check_other_set_ups
 from bqdispatch_provider.commands.checks import CheckResult
-from bqdispatch_provider.commands.composer import Composer, Environment
+from bqdispatch_provider.commands.composer import Composer, Environment, OtherSetUp
 from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step
 from bqdispatch_provider.commands.options import read_config
 from bqdispatch_provider.commands.output import FAILED, OK, print_error
@@ -23,17 +23,9 @@ from bqdispatch_provider.commands.packages import Wheel
 from bqdispatch_provider.commands.pools import expected_pools
 from bqdispatch_provider.commands.rights import Rights, required_rights
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.config_errors import ConfigError
-from bqdispatch_provider.connection_extra import ConnectionExtra
-from bqdispatch_provider.core.connection import UpdatedConnection, accounts_of, stored_extra
-from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
+from bqdispatch_provider.core.connection import UpdatedConnection, accounts_of
 from bqdispatch_provider.names import in_one_line
-
-_GOOGLE = "google_cloud_default"
-"""The Google Cloud connection that works as the environment's account."""
-
-_CONNECTION = "AIRFLOW_CONN_"
-"""Variables whose names begin so hold connections."""
 
 
 def composer(options: argparse.Namespace) -> int:
@@ -49,7 +41,7 @@ def composer(options: argparse.Namespace) -> int:
         environment = Environment.find(gcloud, options.environment, options.location, options.project)
         target = Composer(gcloud, environment, options.setup)
         connection = target.connection(_extra(options, config))
-        account = (environment.account, *accounts_of(connection.extra.get("impersonation_chain")))[-1]
+        account = _account(environment, ConnectionExtra(options.setup.conn_id, connection.extra))
         for step in _steps(options, config, target, wheel, connection):
             if options.dry_run:
                 print(step.as_comment() if step.done else f"{step.as_comment()}\n{step.as_typed()}")
@@ -61,6 +53,7 @@ def composer(options: argparse.Namespace) -> int:
         print_error(error)
         return FAILED
     if not options.dry_run:
+        account = account or "ACCOUNT"  # that of another connection, which nobody can see from here
         print(
             f"Done. Now check it as the account {account}: `gcloud auth application-default login "
             f"--impersonate-service-account={account}`, then `bqdispatch smoke --config {options.config}`. Then switch "
@@ -77,7 +70,8 @@ def rights(options: argparse.Namespace) -> int:
     :returns: the exit code.
     """
     config = read_config(options).for_project(options.project)
-    print(json.dumps(_rights(options, config, options.impersonation_chain).for_terraform(), indent=1))
+    chain = accounts_of(options.impersonation_chain)
+    print(json.dumps(_rights(options, config, chain).for_terraform(), indent=1))
     return OK
 
 
@@ -93,14 +87,18 @@ def _steps(
     config = given.for_project(environment.project)
     if wheel is None:
         check_own_index(gcloud, environment)
-    yield from _other_set_ups(config, environment, options.setup)
+    others = environment.other_set_ups(options.setup)
+    yield from _agreement(config, others)
     yield target.check_airflow()
     if not options.no_rights:
-        if (google := connection.extra.get("gcp_conn_id", _GOOGLE)) != _GOOGLE:
-            done = f"if the connection {google} works as another one than {environment.account}, grant it these roles"
-            yield Step("account", (), done=done)
-        rights = _rights(options, config, connection.extra.get("impersonation_chain"))
-        yield from Access(gcloud, rights, options.setup, environment).steps()
+        extra = ConnectionExtra(options.setup.conn_id, connection.extra)
+        chain = extra.impersonation_chain or []
+        if extra.gcp_conn_id != GCP_CONN_ID:
+            what = f"let that account act as {chain[0]}" if chain else "grant these roles to that account"
+            done = f"if it uses another account than {environment.account}, {what} yourself"
+            yield Step(f"connection {extra.gcp_conn_id}", (), done=done)
+        rights = _rights(options, config, chain)
+        yield from Access(gcloud, rights, options.setup, environment, others=others, former=connection.former).steps()
     if wheel:
         yield from PackageIndex(gcloud, wheel, environment, dry_run=options.dry_run).steps()
     yield target.package(wheel.version if wheel else __version__)
@@ -109,27 +107,24 @@ def _steps(
     yield target.dag()
 
 
-def _other_set_ups(config: DispatchConfig, environment: Environment, setup: SetUp) -> Iterator[Step]:
-    """Compare the set-up with those whose connections are variables of the environment.
+def _account(environment: Environment, extra: ConnectionExtra) -> str:
+    """Return the account that a connection works as; empty if another connection says it."""
+    if extra.impersonation_chain:
+        return extra.impersonation_chain[-1]
+    return environment.account if extra.gcp_conn_id == GCP_CONN_ID else ""
+
+
+def _agreement(config: DispatchConfig, others: Sequence[OtherSetUp]) -> Iterator[Step]:
+    """Compare the set-up with the others of the environment.
 
     :yields: what is not as it should be, as steps with nothing to do.
-    :raises DeployError: if two would dispatch the same events.
+    :raises DeployError: if two of them would dispatch the same events.
     """
-    found: dict[str, DispatchConfig | Exception] = {}
-    for name, value in sorted(environment.variables.items()):
-        if not name.startswith(_CONNECTION) or name == setup.conn_variable:
-            continue
-        conn_id = name.removeprefix(_CONNECTION).lower()
-        try:
-            if (extra := stored_extra(value)) is not None:
-                found[conn_id] = ConnectionExtra(conn_id, extra).config(None, lambda: None)
-        except (ConfigError, ValueError) as error:
-            found[conn_id] = error
-    for check in check_other_set_ups(config, found):
+    for check in check_other_set_ups(config, {each.conn_id: each.config for each in others}):
         if check.result is CheckResult.FAILED:
             raise DeployError(f"{check.where} {check.finding}")
         if check.result is not CheckResult.OK:
-            yield Step(f"{check.where}", (), done=check.finding)
+            yield Step(check.where, (), done=check.finding)
 
 
 def _extra(options: argparse.Namespace, config: DispatchConfig) -> dict[str, Any]:
@@ -151,16 +146,16 @@ def _path(given: str) -> Path:
     return Path(unquote(urlsplit(given).path)) if "://" in given else Path(given)
 
 
-def _rights(options: argparse.Namespace, config: DispatchConfig, chain: Any) -> Rights:
+def _rights(options: argparse.Namespace, config: DispatchConfig, chain: Sequence[str]) -> Rights:
     """Return the rights that the account needs.
 
     :param config: with its project filled in.
-    :param chain: the connection's ``impersonation_chain``.
+    :param chain: accounts that are impersonated.
     """
     return required_rights(
         config,
         options.setup,
         by_prefix=options.by_prefix,
         job_projects=options.job_project,
-        chain=accounts_of(chain),
+        chain=chain,
     )

@@ -50,13 +50,14 @@ READER = "roles/storage.legacyObjectReader"
 """Google's role that reads objects and nothing else."""
 
 ACTS_AS = "roles/iam.serviceAccountTokenCreator"
-"""Google's role, on an account, of whoever acts as that account."""
+"""Google's role on an account that lets its holder act as that account."""
 
-_VIEWER = "roles/storage.objectViewer"
+VIEWER = "roles/storage.objectViewer"
 """Google's role for one object, by a condition. Its permission to list has no effect: a list asks for the bucket."""
 
 
 _WHOLE = "the whole bucket, for the configuration names it without a folder"
+"""Said of a role that ``by_prefix`` does not limit."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Rights:
         }
         projects = {each.project: {"project": each.project, "role": each.role} for each in self.grants if each.project}
         acts_as = {
-            account: {"account": account, "role": ACTS_AS, "by": by} for by, account in pairwise(("", *self.chain))
+            f"{by} {account}": {"account": account, "role": ACTS_AS, "by": by}
+            for by, account in pairwise(("", *self.chain))
         }
         parts = {"roles": roles, "buckets": buckets, "projects": projects, "acts_as": acts_as}
         answer = {name: json.dumps(part) for name, part in parts.items()}
@@ -155,7 +157,7 @@ def required_rights(
     places = [(bucket, f"{custom}/{FOLDERS.role}", names) for bucket, names in folders.items()]
     events = [config.post_job_prefix.strip("/"), config.batch_prefix.strip("/")]
     places.append((trigger, f"{custom}/{TRIGGER_BUCKET.role}", events))
-    title = condition_title(setup)
+    title = condition_title(setup.dag_id)
     grants = [
         Grant(role, bucket, condition=_below(title, bucket, names), without=role, note=_WHOLE if "" in names else "")
         if by_prefix
@@ -166,7 +168,7 @@ def required_rights(
         bucket, name = split_url(config.url)
         if by_prefix:
             expression = f"resource.name == {_quoted(_resource(bucket, name))}"
-            grants.append(Grant(_VIEWER, bucket, condition=Condition(title, expression), without=READER))
+            grants.append(Grant(VIEWER, bucket, condition=Condition(title, expression), without=READER))
         elif bucket not in {*folders, trigger}:
             grants.append(Grant(READER, bucket))
     others = [each for each in dict.fromkeys(job_projects) if each != project]
@@ -176,9 +178,12 @@ def required_rights(
     return Rights(tuple(roles), tuple(grants), tuple(chain))
 
 
-def condition_title(setup: SetUp) -> str:
-    """Return the title of a set-up's conditions."""
-    return f"{setup.dag_id} by prefix"
+def condition_title(dag_id: str) -> str:
+    """Return the title of a set-up's conditions.
+
+    :param dag_id: ID of its DAG.
+    """
+    return f"{dag_id} by prefix"
 
 
 def _below(title: str, bucket: str, folders: Iterable[str]) -> Condition | None:

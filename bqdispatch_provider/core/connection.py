@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from bqdispatch_provider.config_errors import MAX_NAMED, listed, shown_name
+from bqdispatch_provider.config_errors import MAX_NAMED, ConfigError, listed, shown, shown_name
 
 CONN_TYPE = "bqdispatch"
 """The type of the connection."""
@@ -21,6 +22,8 @@ OTHER_KEYS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_
 
 _OLD_PREFIX = "extra__bqdispatch__"
 """Forms of older versions of Airflow began the name of each field with this, and connections may have it still."""
+
+_ACCOUNT = re.compile(r"[\w.-]+@[\w.-]+")
 
 _SHOWN_KEYS = ("config_url", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
 """Keys whose values a message may show. Documents and variables are long, and may hold anything."""
@@ -40,9 +43,19 @@ def accounts_of(chain: Any) -> list[str]:
     """Return the service accounts of an ``impersonation_chain``: each acts as the next one, and the last one works.
 
     :param chain: as an extra holds it: comma-separated, a list, or nothing.
+    :raises ConfigError: if it holds something else.
     """
-    given = chain.split(",") if isinstance(chain, str) else chain or ()
-    return [each.strip() for each in given if each.strip()]
+    given = chain.split(",") if isinstance(chain, str) else [] if chain is None else chain
+    stripped = [each.strip() if isinstance(each, str) else "" for each in given] if isinstance(given, list) else [""]
+    accounts = [] if stripped == [""] and chain == "" else stripped
+    if not all(map(_ACCOUNT.fullmatch, accounts)):
+        raise ConfigError(
+            [
+                f"impersonation_chain is {shown(chain)}; expected addresses of service accounts, comma-separated or as "
+                "a list"
+            ]
+        )
+    return accounts
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,7 @@ class UpdatedConnection:
     """A connection after its update.
 
     :param extra: its keys.
+    :param former: accounts that it impersonated before; empty if it did not, or what it held was no chain.
     :param value: value of the environment variable.
     :param shown: the same for people, without what the deployment does not know.
     :param hidden: what was left out.
@@ -57,6 +71,7 @@ class UpdatedConnection:
     """
 
     extra: Mapping[str, Any]
+    former: tuple[str, ...]
     value: str
     shown: str
     hidden: tuple[str, ...]
@@ -83,8 +98,12 @@ def updated_connection(existing: str | None, wanted: Mapping[str, Any]) -> Updat
     hidden = {key: value for key, value in made.items() if key not in ("conn_type", "extra") and value}
     # A connection that is the same in another spelling is left as it is.
     value = existing if existing is not None and before == after else json.dumps(made)
+    former: tuple[str, ...] = ()
+    with suppress(ConfigError):
+        former = tuple(accounts_of(before.get("impersonation_chain")))
     return UpdatedConnection(
         after,
+        former,
         value,
         json.dumps({**made, **dict.fromkeys(hidden, "…")}, ensure_ascii=False) if hidden else value,
         # As it is, and as it stands in the JSON.

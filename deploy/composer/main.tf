@@ -7,7 +7,7 @@ terraform {
   required_providers {
     google = {
       source  = "hashicorp/google"
-      version = ">= 6.20"
+      version = ">= 6.26"
     }
     external = {
       source  = "hashicorp/external"
@@ -66,6 +66,12 @@ variable "impersonation_chain" {
   default     = []
 }
 
+variable "make_roles" {
+  description = "Make the custom roles. False for a further set-up of a project whose roles another state keeps."
+  type        = bool
+  default     = true
+}
+
 provider "google" {
   project = var.project
   region  = var.location
@@ -94,7 +100,7 @@ locals {
     var.by_prefix ? ["--by-prefix"] : [],
     length(var.impersonation_chain) == 0 ? [] : ["--impersonation-chain=${join(",", var.impersonation_chain)}"],
   )
-  roles    = jsondecode(data.external.rights.result.roles)
+  roles    = { for key, role in jsondecode(data.external.rights.result.roles) : key => role if var.make_roles }
   buckets  = jsondecode(data.external.rights.result.buckets)
   projects = jsondecode(data.external.rights.result.projects)
   acts_as  = jsondecode(data.external.rights.result.acts_as)
@@ -119,6 +125,12 @@ resource "google_project_iam_custom_role" "role" {
   title       = each.value.title
   description = each.value.description
   permissions = each.value.permissions
+  lifecycle {
+    postcondition {
+      condition     = !self.deleted
+      error_message = "The role was deleted. This brings it back:\n  gcloud iam roles undelete ${self.role_id} --project=${self.project}"
+    }
+  }
 }
 
 resource "google_storage_bucket_iam_member" "bucket" {

@@ -281,7 +281,7 @@ def test_each_set_up_with_an_impersonation_chain_acts_as_its_own_account(world, 
     from google.oauth2.credentials import Credentials
 
     def credentials(hook):
-        return Credentials(str(hook.impersonation_chain)), "p"
+        return Credentials(hook.impersonation_chain[-1]), "p"
 
     for variable in ("BIGQUERY_EMULATOR_HOST", "STORAGE_EMULATOR_HOST"):
         monkeypatch.delenv(variable)

@@ -19,7 +19,7 @@ PROVIDERS = ("registry.terraform.io/hashicorp/google", "registry.terraform.io/ha
 UNKNOWN = msgpack.Ext(0, b"\x00")
 """A value that is known only after a change."""
 STRING, STRINGS = "string", ["set", "string"]
-COMPUTED = "computed"
+COMPUTED, FLAG = "computed", "bool"
 CONDITION = {"title": STRING, "expression": STRING, "description": STRING}
 ROLE = "google_project_iam_custom_role"
 MEMBERS = {
@@ -37,6 +37,7 @@ RESOURCES = {
         "permissions": STRINGS,
         "stage": STRING,
         "name": COMPUTED,
+        "deleted": FLAG,
         "id": COMPUTED,
     },
     **{
@@ -126,10 +127,15 @@ def content(given):
     return msgpack.decode(given.msgpack) if given.msgpack else None
 
 
+def named(name, deleted):
+    """What a role's state has besides what was asked for. One that was deleted stays in it."""
+    return {"name": name, "id": name, "deleted": deleted}
+
+
 def schema(attributes, *, answers=(), condition=False):
     block = M["Block"]()
     for name, kind in attributes.items():
-        known = kind != COMPUTED and name not in answers
+        known = kind not in (COMPUTED, FLAG) and name not in answers
         block.attributes.add(
             name=name,
             type=json.dumps(STRING if kind == COMPUTED else kind).encode(),
@@ -176,7 +182,7 @@ class Provider:
             return M["Plan"](planned_state=request.proposed_new_state)
         if request.type_name == ROLE and after["stage"] is None:
             after["stage"] = "GA"
-        computed = [name for name, kind in RESOURCES[request.type_name].items() if kind == COMPUTED]
+        computed = [name for name, kind in RESOURCES[request.type_name].items() if kind in (COMPUTED, FLAG)]
         changed = [] if before is None else [name for name in MADE_ANEW if before.get(name) != after.get(name)]
         if before is None or changed:
             after |= dict.fromkeys(computed, UNKNOWN)
@@ -197,11 +203,13 @@ class Provider:
     def read_data(self, request):
         asked = content(request.config)
         if request.type_name == "external":
+            assert asked["program"][0] == "bqdispatch"
             done = self._cloud.command(*asked["program"][1:])
             if done.returncode:
                 raise Refused(done.stderr)
             return M["State"](state=value(asked | {"result": json.loads(done.stdout)}))
         if request.type_name == "google_composer_environment":
+            assert (asked["name"], asked["region"]) == (self._cloud.environment, "europe-west1")
             account = self._cloud.account
             return M["State"](state=value(asked | {"config": [{"node_config": [{"service_account": account}]}]}))
         start = f"projects/{asked['project']}/roles/"
@@ -221,10 +229,15 @@ class Provider:
             return state if self._as_bound(kind, state) in self._cloud.bindings else None
         name = f"projects/{state['project']}/roles/{state['role_id']}"
         role = self._cloud.roles.get(name)
-        if role is None or role.get("deleted"):
+        if role is None:
             return None
         texts = {key: role.get(key) for key in ("title", "description", "stage")}
-        return {**state, **texts, "permissions": sorted(role["includedPermissions"]), "name": name, "id": name}
+        return {
+            **state,
+            **texts,
+            "permissions": sorted(role["includedPermissions"]),
+            **named(name, role.get("deleted", False)),
+        }
 
     def _role(self, _, before, after):
         roles = self._cloud.roles
@@ -237,7 +250,7 @@ class Provider:
             texts = {key: after[key] for key in ("title", "description", "stage")}
             roles[name] = {**texts, "includedPermissions": after["permissions"]}
         self._cloud.set(roles=roles)
-        return after and {**after, "name": name, "id": name}
+        return after and after | named(name, False)
 
     def _binding(self, kind, before, after):
         bindings = deepcopy(self._cloud.bindings)

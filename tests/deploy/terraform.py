@@ -43,8 +43,8 @@ class Terraform:
         return SimpleNamespace(**counts)
 
     def plan(self):
-        """Tell whether there is nothing to do."""
-        return "No changes." in self._run("plan", "-input=false")
+        """Plan; gives what Terraform says."""
+        return self._run("plan", "-input=false")
 
     def _run(self, *words):
         with provided(self._cloud) as variables:

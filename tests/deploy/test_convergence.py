@@ -62,7 +62,6 @@ BY_HAND = {
     "a role's permissions were changed": edited(
         "roles", lambda roles: roles[ROLE].update(includedPermissions=["a.b.c"])
     ),
-    "a role was deleted": edited("roles", lambda roles: roles[ROLE].update(deleted=True)),
     "a binding was removed": edited("bindings", lambda bindings: bindings.pop(0)),
     "the index was taken out of pip.conf": no_index,
     "pip.conf names another index": another_index,

@@ -64,7 +64,7 @@ def test_terraform_grants_what_the_command_grants(cloud_project, tmp_path, case)
     assert not re.search(r"^gcloud (iam|storage buckets|projects) ", done.stdout, re.MULTILINE)
     assert done.stdout.count(": up to date") == len(cloud_project.roles)
     assert done.stdout.count(": already granted") == granted
-    assert made.plan()
+    assert "No changes." in made.plan()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_what_the_command_has_made_terraform_takes_over(cloud_project, tmp_path,
     made = Terraform(cloud_project, tmp_path / "terraform", by_prefix=by_prefix)
     assert made.apply().imported == len(ROLES)
     assert cloud_project.state() == before
-    assert made.plan()
+    assert "No changes." in made.plan()
 
 
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
@@ -115,9 +115,29 @@ def test_terraform_follows_the_configuration(cloud_project, tmp_path):
     assert allows(conditions["gs://acme-ops"], "gs://acme-ops/BqTail/Errors/x")
 
 
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+def test_a_role_that_was_deleted_is_named_with_the_command_that_brings_it_back(cloud_project, tmp_path):
+    made = Terraform(cloud_project, tmp_path / "terraform")
+    made.apply()
+    roles = cloud_project.roles
+    roles[f"{ROLE}/bqdispatchFolders"]["deleted"] = True
+    cloud_project.set(roles=roles)
+    with pytest.raises(AssertionError, match="gcloud iam roles undelete bqdispatchFolders --project=acme-ops"):
+        made.plan()
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+def test_a_further_set_up_leaves_the_roles_to_the_first_one(cloud_project, tmp_path):
+    Terraform(cloud_project, tmp_path / "first").apply()
+    url = cloud_project.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-x/Tasks"}, "acme.json")
+    further = Terraform(cloud_project, tmp_path / "further", setup="acme", config=url, make_roles=False)
+    assert further.apply().imported == 0
+    assert "google_project_iam_custom_role.role" not in further.plan()
+
+
 def test_terraform_calls_no_shell_and_decodes_no_document():
     text = MAIN.read_text()
-    for gone in ("local-exec", "provisioner", "terraform_data", "null_resource", "bucket_object", "gcloud"):
+    for gone in ("local-exec", "provisioner", "terraform_data", "null_resource", "bucket_object"):
         assert gone not in text
     assert re.findall(r"program\s*=\s*(\S+)", text) == ["local.program", "concat("]
     assert set(re.findall(r"jsondecode\((.*?)\)", text)) == {
@@ -202,20 +222,51 @@ def test_the_accounts_of_two_set_ups_have_no_rights_on_each_others_buckets(cloud
         assert of_others <= {"gs://acme-config", "acme-ops"}
 
 
+def test_what_a_former_account_is_left_with_is_named(cloud_project):
+    """Nobody else uses it; a set-up that does would need it."""
+    assert cloud_project.deploy(f"--impersonation-chain={BETWEEN}").returncode == 0
+    assert "still" not in cloud_project.deploy().stderr
+    done = cloud_project.deploy(f"--impersonation-chain={DISPATCHER}")
+    assert done.stderr.count(f"{BETWEEN} still has ") == len(NEEDED)
+    assert f"{COMPOSER} may still act as {BETWEEN} … remove that if nothing else needs it: gcloud iam" in done.stderr
+    # The environment's own account in the chain is the account, not a former one.
+    assert f"{COMPOSER} still has" not in cloud_project.deploy(f"--impersonation-chain={COMPOSER}").stderr
+
+
+def test_the_rights_of_an_account_that_another_set_up_uses_are_not_named(deployed):
+    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
+    done = deployed.deploy("--setup=acme", f"--impersonation-chain={DISPATCHER}", config=config)
+    assert done.returncode == 0
+    assert "still" not in done.stderr
+
+
+@pytest.mark.parametrize("chain", ["dispatcher", "a@acme,,b@acme", '["a@acme", "b@acme"]', "a@acme b@acme"])
+def test_a_chain_that_is_none_is_refused_before_anything_is_changed(cloud_project, chain):
+    for done in (
+        cloud_project.deploy(f"--impersonation-chain={chain}"),
+        cloud_project.command(
+            "deploy", "rights", "--config=gs://acme-config/dispatch.json", f"--impersonation-chain={chain}"
+        ),
+    ):
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "expected addresses of service accounts" in done.stderr
+    assert cloud_project.changes() == []
+
+
 def test_what_the_environments_account_is_left_with_is_named(deployed):
     done = deployed.deploy(f"--impersonation-chain={DISPATCHER}")
     assert done.returncode == 0
     assert grants(deployed)[COMPOSER] == NEEDED | {(DISPATCHER, CREATOR)}
-    assert done.stderr.count("the environment's own account on ") == len(NEEDED)
+    assert done.stderr.count(f"{COMPOSER} still has ") == len(NEEDED)
     assert f"gcloud storage buckets remove-iam-policy-binding gs://acme-ops --member={ACCOUNT}" in done.stderr
 
 
 def test_a_connection_that_may_work_as_another_account_is_named(cloud_project):
     assert (
-        "if the connection google_acme works as another one than"
+        "connection google_acme … if it uses another account than"
         in cloud_project.deploy("--gcp-conn-id=google_acme").stderr
     )
-    assert "works as another one than" not in cloud_project.deploy("--gcp-conn-id=google_cloud_default").stderr
+    assert "uses another account than" not in cloud_project.deploy("--gcp-conn-id=google_cloud_default").stderr
 
 
 # Other set-ups of the environment
@@ -224,6 +275,7 @@ def test_a_connection_that_may_work_as_another_account_is_named(cloud_project):
 @pytest.mark.parametrize(
     ("there", "said"),
     [
+        ({"config_url": "gs://acme-config/dispatch.json"}, "so both would dispatch the same events"),
         ({"config": DOCUMENT}, "so both would dispatch the same events"),
         (
             {"config": {**DOCUMENT, "AsyncTaskURL": "gs://acme-x/T", "ErrorURL": f"{DOCUMENT['AsyncTaskURL']}x"}},
@@ -252,13 +304,14 @@ def test_a_set_up_that_cannot_be_compared_is_named(cloud_project):
         "AIRFLOW_CONN_BQDISPATCH_AWAY": json.dumps(
             {"conn_type": "bqdispatch", "extra": {"config_url": "gs://acme-config/away.json"}}
         ),
+        "AIRFLOW_CONN_bqdispatch_small": json.dumps({"conn_type": "bqdispatch", "extra": DOCUMENT}),
         "AIRFLOW_CONN_HTTP": "http://hunter2@acme",
         "AIRFLOW_CONN_JSON": json.dumps({"conn_type": "http", "extra": DOCUMENT}),
     }
     cloud_project.set(variables=variables)
     done = cloud_project.deploy()
     assert done.returncode == 0, done.stderr
-    named = re.findall(r"connection (\w+) … its configuration is unknown", done.stderr)
+    named = re.findall(r"connection (\w+) … not compared, since its configuration is unknown", done.stderr)
     assert named == ["bqdispatch_away", "bqdispatch_uri"]
     assert "hunter2" not in done.stderr
 
@@ -336,12 +389,32 @@ def test_a_bucket_that_is_named_without_a_folder_is_given_whole_and_named(cloud_
 
 
 def test_a_right_that_another_set_up_may_need_is_left(deployed):
-    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
+    config = deployed.replace_document(
+        DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/", "TriggerBucket": "acme-x"}, "acme.json"
+    )
     assert deployed.deploy("--setup=acme", "--no-rights", config=config).returncode == 0
     done = deployed.deploy("--by-prefix")
     assert done.returncode == 0
-    assert "not yet: AIRFLOW_CONN_BQDISPATCH_ACME may need it" in done.stderr
+    assert "not yet: bqdispatch_acme may need it" in done.stderr
     assert ["gs://acme-ops", ACCOUNT, f"{ROLE}/bqdispatchFolders", None] in deployed.bindings
+    # The other one has another trigger bucket, and no limit is undone there.
+    assert ["gs://acme_ops_bqtail", ACCOUNT, f"{ROLE}/bqdispatchTrigger", None] not in deployed.bindings
+    assert deployed.deploy("--setup=acme", "--by-prefix", config=config).returncode == 0
+    done = deployed.deploy("--by-prefix")
+    assert "not yet" not in done.stderr
+    assert {where for where, _, _, condition in deployed.bindings if condition is None} == {
+        "acme-ops",
+        "bqdispatch-index",
+        "gs://acme-config",
+    }
+
+
+def test_a_right_that_no_other_set_up_needs_is_taken_away(deployed):
+    """The other one works as another account."""
+    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
+    assert deployed.deploy("--setup=acme", f"--impersonation-chain={DISPATCHER}", config=config).returncode == 0
+    assert "not yet" not in deployed.deploy("--by-prefix").stderr
+    assert ["gs://acme-ops", ACCOUNT, f"{ROLE}/bqdispatchFolders", None] not in deployed.bindings
 
 
 def test_the_answer_is_what_terraforms_data_source_takes(cloud_project):
