@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from bqdispatch_provider.core.listing import Trace, Window
+from bqdispatch_provider.core.listing import Listing, Trace, Window
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.targets import REPLAY, REPLAYED
 from bqdispatch_provider.names import LOADS, TraceName, WindowName, as_job_id
@@ -29,6 +29,10 @@ ENTRY_RETENTION = timedelta(days=8)
 
 LOAD_IS_LATE = timedelta(seconds=30)
 """Time after a firing from which its load is looked up if it is not visible."""
+
+MAX_LISTING_DELAY = timedelta(seconds=10)
+"""A load that is older than this when the task folder is listed has its trace in that list, since BqTail writes the
+trace first. The margin is for the clocks of two services, and for the time that a list takes."""
 
 MAX_FUNCTION_RUNTIME = timedelta(minutes=10)
 """No function runs longer: a load that is not seen this long after BqTail took the fired window does not come."""
@@ -156,6 +160,17 @@ def has_returned(window: Window, firings: Firings) -> bool:
     :param firings: firings of windows of its name.
     """
     return bool(firings.keys() - {window.object.generation}) and REPLAYED not in window.object.metadata
+
+
+def unlisted_jobs(recent: Mapping[str, datetime | None], listing: Listing) -> set[str]:
+    """Return the IDs of active jobs whose traces may have been written after the task folder was listed.
+
+    :param recent: by the IDs of jobs, when they were created, or ``None`` if they are done.
+    :param listing: of the task folder, before the jobs were listed.
+    """
+    since = listing.now - MAX_LISTING_DELAY
+    young = {job_id for job_id, created in recent.items() if created is not None and created > since}
+    return young - {trace.name.job_id for trace in listing.traces} if young else young
 
 
 def visible_loads(traces: Iterable[Trace], recent: Iterable[str], event_ids: Collection[str]) -> set[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 They count at the limit of the project in which their load will run, since BqTail may submit it at any moment. A firing
 stays in its intent until its own load is visible and the ledger says that it was fired, or until nothing more can come
-of it. Without any load, and with nothing of it on its way for ten minutes, BqTail has dropped it; then it is reported
+of it. A load that was submitted after the task folder was listed counts by its firing: that list lacks its trace.
+Without any load, and with nothing of it on its way for ten minutes, BqTail has dropped it; then it is reported
 (docs/protocol.md, "The ledger of fired windows").
 """
 
@@ -27,6 +28,7 @@ from bqdispatch_provider.core.windows import (
     Firing,
     Firings,
     OpenFiring,
+    unlisted_jobs,
     visible_loads,
 )
 from bqdispatch_provider.delivery.evidence import Evidence, gone_steps, loaded_files
@@ -53,6 +55,7 @@ class FiringsFound:
     :param ledger: what the ledger says, by the name of the window.
     :param limited: True if firings count at a limit, so that their loads must be looked up each time.
     :param unreadable: names of windows of which the ledger cannot be read: whatever it may say, their firings count.
+    :param unlisted: firings whose load is visible, and whose trace may have been written after the listing.
     :param open: firings that count at a limit.
     :param abandoned: windows that were claimed and not fired, and are gone.
     :param dropped: firings without a load, to be marked as undecided.
@@ -66,6 +69,7 @@ class FiringsFound:
     ledger: Mapping[str, Firings]
     limited: bool
     unreadable: set[str] = field(default_factory=set)
+    unlisted: set[Key] = field(default_factory=set)
     open: list[OpenFiring] = field(default_factory=list)
     abandoned: list[OpenFiring] = field(default_factory=list)
     dropped: list[Quarantine] = field(default_factory=list)
@@ -109,7 +113,7 @@ class _State(Enum):
     """The state of an announced firing."""
 
     OPEN = 1
-    """It stays in its intent, and counts at a limit unless its load is visible."""
+    """It stays in its intent, and counts at a limit unless its load counts there."""
 
     KEPT = 2
     """It does not count any more, but stays in its intent."""
@@ -168,9 +172,9 @@ class OpenFirings:
                 state = _State.KEPT if key in present else _State.CLOSED
             if state is _State.CLOSED:
                 closed.add(key)
-            elif state is _State.OPEN and key not in visible:
+            elif state is _State.OPEN and key not in visible - found.unlisted:
                 found.open.append(firing)
-                if found.may_be_taken_over(key) and key not in present:
+                if found.may_be_taken_over(key) and key not in present | visible:
                     found.abandoned.append(firing)
         if limited:
             found.open = [self._with_project(firing, found) for firing in found.open]
@@ -216,7 +220,7 @@ class OpenFirings:
         if visible:
             if found.may_be_taken_over(firing.key):
                 found.fired.append(firing.key)
-            return _State.OPEN if entry.fired is None else _State.CLOSED
+            return _State.OPEN if entry.fired is None or firing.key in found.unlisted else _State.CLOSED
         if entry.fired is None or found.listing.now - entry.fired <= LOAD_IS_LATE:
             return _State.OPEN
         try:
@@ -273,6 +277,8 @@ class OpenFirings:
                 since[load.project] = min(begun, since.get(load.project, found.listing.now))
             recent, errors = self._board.recent({project: at - MIN_AGE for project, at in since.items()})
             seen |= visible_loads((), recent, event_ids)
+            unlisted = visible_loads((), unlisted_jobs(recent, found.listing), event_ids)
+            found.unlisted = {key for key, load in unseen.items() if _load_id(key, load) in unlisted}
             found.errors |= errors
             for (window, _), load in timed_out.items():
                 if load.project in errors:

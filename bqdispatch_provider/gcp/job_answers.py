@@ -99,11 +99,10 @@ def read_job(answer: Mapping[str, Any], location: str) -> Job:
     :param location: is taken if the answer does not tell it.
     :raises UnreadableJob: when it has no state.
     """
-    status = part_of(answer, "status")
-    state = answer.get("state") or status.get("state")
+    state = _state(answer)
     if state not in _STATES:
         raise UnreadableJob(f"its state is {str(state)[:80]!r}; expected one of {', '.join(_STATES)}")
-    error = answer.get("errorResult") or status.get("errorResult")
+    error = answer.get("errorResult") or part_of(answer, "status").get("errorResult")
     reason = error.get("reason") if isinstance(error, Mapping) else error
     where = part_of(answer, "jobReference").get("location") or location
     ended, said = moment_of(answer, "endTime"), str(reason or "unknown") if error else ""
@@ -134,6 +133,18 @@ def moment_of(answer: Mapping[str, Any], name: str) -> datetime | None:
         return datetime.fromtimestamp(int(part_of(answer, "statistics")[name]) / 1000, UTC)
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
         return None
+
+
+def active_since(answer: Mapping[str, Any]) -> datetime | None:
+    """Return when a job was created; ``None`` if it is done.
+
+    A job that does not tell its creation may be the youngest of all.
+    """
+    return None if _state(answer) == "DONE" else moment_of(answer, "creationTime") or datetime.max.replace(tzinfo=UTC)
+
+
+def _state(answer: Mapping[str, Any]) -> object:
+    return answer.get("state") or part_of(answer, "status").get("state")
 
 
 def _table(answer: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from google.api_core.exceptions import ServiceUnavailable
 from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import Job, JobKey
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.gcp.job_answers import JobStates, NoAnswer, listed_jobs, reason_of
+from bqdispatch_provider.gcp.job_answers import JobStates, NoAnswer, active_since, listed_jobs, reason_of
 from bqdispatch_provider.gcp.job_calls import JobCalls
 from bqdispatch_provider.gcp.job_search import Memory
 from bqdispatch_provider.gcp.load_jobs import LoadJob, find_loads
@@ -149,14 +149,15 @@ class JobBoard:
             raise ServiceUnavailable(reason_of(answer)) from answer
         return answer
 
-    def recent(self, since: Mapping[str, datetime]) -> tuple[set[str], dict[str, str]]:
+    def recent(self, since: Mapping[str, datetime]) -> tuple[dict[str, datetime | None], dict[str, str]]:
         """List the jobs of projects that were created since a moment.
 
         :param since: that moment, by project.
-        :returns: their IDs, and by project why they cannot be listed.
+        :returns: by their IDs, when they were created, or ``None`` if they are done; and by project why its jobs cannot
+            be listed.
         """
-        found, refused = self._ids({project: {"since": at} for project, at in since.items()})
-        return {job_id for ids in found.values() for job_id in ids}, refused
+        found, refused = self._list({project: {"since": at} for project, at in since.items()})
+        return {job_id: since for jobs in found.values() for job_id, since in jobs.items()}, refused
 
     def active(self, projects: Iterable[str], now: datetime) -> tuple[dict[str, set[str]], dict[str, str]]:
         """List the jobs of projects that are pending or running.
@@ -165,13 +166,17 @@ class JobBoard:
         :returns: by project their IDs, and by project why they cannot be listed.
         """
         query = {"since": now - _MAX_JOB_AGE, "stateFilter": ["pending", "running"]}
-        return self._ids(dict.fromkeys(projects, query))
+        found, refused = self._list(dict.fromkeys(projects, query))
+        return {project: set(jobs) for project, jobs in found.items()}, refused
 
-    def _ids(self, queries: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, set[str]], dict[str, str]]:
-        """List the IDs of jobs; no project waits for another one."""
+    def _list(
+        self, queries: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[dict[str, dict[str, datetime | None]], dict[str, str]]:
+        """List jobs by their IDs, with the creation of those that are active; no project waits for another one."""
 
-        def listed(project: str, query: Mapping[str, Any]) -> set[str]:
-            return {job_id for page in self.calls.pages(project, **query) for job_id, _, _ in listed_jobs(page)}
+        def listed(project: str, query: Mapping[str, Any]) -> dict[str, datetime | None]:
+            pages = self.calls.pages(project, **query)
+            return {job_id: active_since(job) for page in pages for job_id, _, job in listed_jobs(page)}
 
         refused = {project: reason for project in queries if (reason := self._backoff.paused(project))}
         asked = {
@@ -180,6 +185,6 @@ class JobBoard:
             if project not in refused
         }
         answers = self._answers(asked)
-        found = {project: ids for project, ids in answers.items() if isinstance(ids, set)}
+        found = {project: jobs for project, jobs in answers.items() if isinstance(jobs, dict)}
         refused |= {project: reason_of(error) for project, error in answers.items() if isinstance(error, Exception)}
         return found, refused

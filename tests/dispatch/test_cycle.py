@@ -282,7 +282,7 @@ def test_a_window_fired_a_moment_ago_counts_until_its_load_is_seen(world, clock_
     world.jobs(["ds_t0--another_00001_load--dispatch"], age=-1)
     world.control.advance(70)
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 0, "a load of the table that is not the window's own"
-    world.jobs(["ds_t0--0_00001_load--dispatch"], age=-1)
+    world.jobs(["ds_t0--0_00001_load--dispatch"], age=0)
     assert world.cycle(MaxConcurrentJobs=2).dispatched == 1
 
 

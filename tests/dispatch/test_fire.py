@@ -261,7 +261,7 @@ def test_what_fires_is_written_down_until_its_load_is_seen(world):
         world.control.advance(90)
         dispatcher.cycle()
         assert world.intents() == [intent]
-        world.jobs(["ds_t--4711_00001_load--dispatch"], "RUNNING", age=5)
+        world.jobs(["ds_t--4711_00001_load--dispatch"], "RUNNING", age=15)
         dispatcher.cycle()
     assert world.intents() == []
 

@@ -406,3 +406,52 @@ def test_what_takes_the_place_of_a_refused_event_is_told_before_it_is_dispatched
     (dispatched,) = [name for name in others if name not in world.names()]
     assert report.dispatched == 1
     assert told == [[refused], [refused, dispatched]]
+
+
+def test_a_running_load_without_a_trace_takes_a_place_as_long_as_its_trace_may_be_unlisted(world):
+    world.window("ds.a", content='{"EventID": "1"}')
+    world.window("ds.b", content='{"EventID": "2"}')
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+    world.consume()
+    world.jobs(["ds_a--1_00001_load--dispatch"], "RUNNING", age=0)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0
+    world.control.advance(15)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+
+
+def submit_after_listing(world, folder):
+    """Let BqTail take what was fired, and submit its load, just after the next list of the task folder."""
+    listing = folder.listing
+
+    def list_too_early():
+        folder.listing = listing
+        found = listing()
+        world.consume()
+        world.put("proj:p:US/ds.a--1_00001_load--dispatch", age=0)
+        world.jobs(["ds_a--1_00001_load--dispatch"], "RUNNING", age=0)
+        return found
+
+    folder.listing = list_too_early
+
+
+def test_a_load_that_is_submitted_after_the_folder_was_listed_takes_a_place(world):
+    world.window("ds.a", content='{"EventID": "1"}')
+    world.cycle(MaxConcurrentJobs=1)
+    world.window("ds.b", content='{"EventID": "2"}')
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        submit_after_listing(world, dispatcher.folder)
+        for _ in range(3):
+            assert dispatcher.cycle().to_dict()["Throttled"] == {"BatchJobs": 1}
+            world.control.advance(20)
+
+
+def test_a_task_counts_a_load_that_is_submitted_after_the_folder_was_listed(world):
+    world.window("ds.b", content='{"EventID": "2"}')
+    with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+    world.window("ds.a", content='{"EventID": "1"}')
+    with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as other:
+        assert other.cycle().dispatched == 1
+    with world.dispatcher(MaxConcurrentJobs=1) as late:
+        submit_after_listing(world, late.folder)
+        assert late.dispatch(shares).outcomes == {"throttled": 1}

@@ -9,7 +9,12 @@ from kernel import Step, put
 
 GONE = 2
 IDLE = ("idle", 0, frozenset())
-WAITS, CLAIMED, COPIED, RUNNING, OVER = "waits", "claimed", "copied", "running", "over"
+WAITS, CLAIMED, COPIED, TRACED, RUNNING, OVER = "waits", "claimed", "copied", "traced", "running", "over"
+NEXT = {
+    COPIED: (TRACED, "writes the trace of load"),
+    TRACED: (RUNNING, "submits load"),
+    RUNNING: (OVER, "is through with load"),
+}
 
 
 class World(NamedTuple):
@@ -39,7 +44,8 @@ class Limits:
     :param stopped: whether a dispatcher may be taken for dead that is only stopped: no dispatcher can help it.
     :param without: guards that are taken out: ``look again`` (at intents, after one's own is written), ``younger`` (an
         intent may be deleted as soon as its load is seen), ``unclaimed`` (what was never claimed stops to count),
-        ``open`` (what was fired counts until its load is seen).
+        ``open`` (what was fired counts until its load is seen), ``listed`` (a load that was submitted after the folder
+        was listed counts by its firing).
     """
 
     def __init__(self, windows=2, limit=1, lowered=0, deaths=1, stopped=False, without=()):
@@ -59,7 +65,7 @@ class Limits:
         return set(w.windows) == {OVER} and not w.intents
 
     def wrong(self, w):
-        active = sum(each in (COPIED, RUNNING) for each in w.windows)
+        active = sum(each in NEXT for each in w.windows)
         if active > max(w.limit, self.limit):
             return f"{active} loads at once, and the limit is {w.limit}"
         if len(w.intents) > self.number + len(w.dispatchers) + self.deaths:
@@ -68,8 +74,8 @@ class Limits:
 
     def steps(self, w):
         for window, state in enumerate(w.windows):
-            if state in (COPIED, RUNNING):
-                then, what = (RUNNING, "submits load") if state == COPIED else (OVER, "is through with load")
+            if state in NEXT:
+                then, what = NEXT[state]
                 yield Step("BqTail", f"{what} {window}", "", w._replace(windows=put(w.windows, window, then)))
         if self.lowered and w.limit != self.lowered:
             yield Step("fate", "the limit is lowered", "", w._replace(limit=self.lowered), hoped=False)
@@ -109,19 +115,33 @@ class Limits:
 
     def _idle(self, w, which, me):
         if "open" in self.without:
-            yield self._look(which, "list", "", self._at(w, which, "listed"))
+            yield self._look(which, "list", "", self._at(w, which, "listed", 0, self._seen(w, frozenset())))
         elif WAITS in w.windows or CLAIMED in w.windows:
             for counted in self._open(w, w.intents):
-                yield self._look(which, "list", f"{sorted(counted)} are open", self._at(w, which, "listed", 0, counted))
+                after = self._at(w, which, "listed", 0, self._seen(w, counted))
+                yield self._look(which, "list", f"{sorted(counted)} are open", after)
         for intent in w.intents:
             if w.windows[intent[1]] in (RUNNING, OVER) and (not intent[2] or "younger" in self.without):
                 after = w._replace(intents=w.intents - {intent})
                 yield self._look(which, "delete intent", f"load {intent[1]} is seen", after)
 
+    def _seen(self, w, counted):
+        """What a list of the folder shows: open firings, traces, and which loads were submitted before."""
+        traces = frozenset(window for window, state in enumerate(w.windows) if state in (TRACED, RUNNING))
+        submitted = frozenset(window for window, state in enumerate(w.windows) if state in (RUNNING, OVER))
+        return (counted, traces, submitted)
+
     def _listed(self, w, which, me):
-        """Jobs are looked at after intents: what is through with the one is seen by the other."""
-        running = {window for window, state in enumerate(w.windows) if state == RUNNING}
-        yield self._look(which, "list jobs", "", self._at(w, which, "planning", 0, me[2] | running))
+        """Jobs are looked at after traces and intents. Of jobs that are not done only those of listed traces count.
+
+        A job that is seen closes its firing, unless it may have been submitted after the list.
+        """
+        counted, traces, submitted = me[2]
+        seen = {window for window, state in enumerate(w.windows) if state in (RUNNING, OVER)}
+        done = {window for window, state in enumerate(w.windows) if state == OVER}
+        closed = seen if "listed" in self.without else seen & (submitted | traces | done)
+        active = (counted - closed) | (traces - done)
+        yield self._look(which, "list jobs", "", self._at(w, which, "planning", 0, active))
 
     def _planning(self, w, which, me):
         free = False
@@ -150,9 +170,9 @@ class Limits:
 
     def _announced(self, w, which, me):
         _, window, seen = me
-        others = frozenset(each for each in w.intents if each[:2] != (which, window))
-        # What was open or running at the look is counted as it was then; what came since is in an intent.
-        for counted in self._open(w, others):
+        new = frozenset(each for each in w.intents if each[:2] != (which, window) and which in each[2])
+        # What was open or running at the look is counted as it was then; what came since is in a new intent.
+        for counted in self._open(w, new):
             if len((counted | seen) - {window}) < w.limit:
                 yield self._look(which, "list intents", "free", self._at(w, which, "claim", window))
             else:

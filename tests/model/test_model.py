@@ -193,7 +193,7 @@ def test_no_limit_is_passed_and_none_waits_for_ever(settings):
     holds(Limits(**settings))
 
 
-@pytest.mark.parametrize("guard", ["look again", "younger", "unclaimed", "open"])
+@pytest.mark.parametrize("guard", ["look again", "younger", "unclaimed", "open", "listed"])
 def test_each_guard_of_limits_is_needed(guard):
     finds(Limits(deaths=2, without=[guard]))
 
