@@ -9,6 +9,7 @@ longer than a function of BqTail can run (docs/protocol.md, "Late events").
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,12 +24,12 @@ from bqdispatch_provider.core.listing import Listing, StoredObject
 from bqdispatch_provider.core.model import Key, Lane
 from bqdispatch_provider.core.sizes import MAX_LOCATION_BYTES, MAX_WINDOW_BYTES
 from bqdispatch_provider.core.targets import alternative_target, is_target, quarantine_path, target_of
-from bqdispatch_provider.core.windows import MAX_FUNCTION_RUNTIME, Firing, Firings
+from bqdispatch_provider.core.windows import CLAIM_TIMEOUT, MAX_FUNCTION_RUNTIME, Firing, Firings
 from bqdispatch_provider.delivery.ledger import Ledger
 from bqdispatch_provider.delivery.window_body import WindowBody
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.jobs import JobBoard
-from bqdispatch_provider.gcp.load_jobs import LoadJob
+from bqdispatch_provider.gcp.load_jobs import KnownLoads, LoadJob
 from bqdispatch_provider.gcp.objects import ObjectTooLarge
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.names import TraceName, WindowName, as_job_id, in_words
@@ -98,6 +99,7 @@ class Evidence:
 
         self._bodies: dict[Key, WindowBody | ObjectTooLarge] = {}
         self._over: dict[Key, LoadEvidence] = {}
+        self._known_loads: defaultdict[Key, KnownLoads] = defaultdict(dict)
         self._job_ids: tuple[Listing | None, Set[str]] = None, frozenset()
 
     def bodies(
@@ -127,6 +129,8 @@ class Evidence:
         """
         self._bodies = {key: body for key, body in self._bodies.items() if key[0] in names}
         self._over = {key: evidence for key, evidence in self._over.items() if key[0] in names}
+        for key in [key for key in self._known_loads if key[0] not in names or key in self._over]:
+            del self._known_loads[key]
 
     def body(self, key: Key, *, claimed: bool, size: int = 0) -> WindowBody | str:
         """Read the content of a window once; return the reason if it cannot be read.
@@ -171,15 +175,39 @@ class Evidence:
         except NotFound:
             return None
 
-    def of_firing(self, key: Key, firing: Firing, listing: Listing) -> LoadEvidence:
+    def not_taken(self, keys: Collection[Key], listing: Listing) -> set[Key]:
+        """Return which fired windows BqTail has not taken: one list of what was fired.
+
+        :param keys: of the windows.
+        :param listing: of the task folder.
+        :raises google.api_core.exceptions.GoogleAPIError: if they cannot be listed.
+        """
+        prefix = self._config.batch_prefix[1:]
+        fired = {f"{prefix}{each.name}" for each in self.store.trigger.in_transit(prefix)}
+        return {key for key in keys if not fired.isdisjoint(self._targets(key, listing))}
+
+    def _targets(self, key: Key, listing: Listing) -> tuple[str, str]:
+        """Return where a fired window may lie."""
+        usual = target_of(Event(*key, listing.now), Lane.WINDOWS, self._config)
+        return usual, alternative_target(usual, key[1])
+
+    def is_over(self, key: Key) -> bool:
+        """Return whether it is known what became of a firing, so that :meth:`of_firing` makes no request.
+
+        :param key: of the window.
+        """
+        return key in self._over
+
+    def of_firing(self, key: Key, firing: Firing, listing: Listing, *, is_taken: bool = False) -> LoadEvidence:
         """Return what the loads of a firing tell.
 
         :param key: of the window.
         :param firing: what the ledger says.
         :param listing: of the task folder.
+        :param is_taken: True if :meth:`not_taken` has shown that BqTail has taken it; by default that is looked up.
         :raises google.api_core.exceptions.GoogleAPIError: if jobs or objects cannot be looked up.
         """
-        evidence = self._over.get(key) or self._look_up(key, firing, listing)
+        evidence = self._over.get(key) or self._look_up(key, firing, listing, is_taken)
         if not evidence.waits_for:
             self._over[key] = evidence
         return evidence
@@ -194,7 +222,7 @@ class Evidence:
         """
         return {(window, number): self.of_firing((window, number), each, listing) for number, each in firings.items()}
 
-    def _look_up(self, key: Key, firing: Firing, listing: Listing) -> LoadEvidence:
+    def _look_up(self, key: Key, firing: Firing, listing: Listing, is_taken: bool) -> LoadEvidence:
         if firing.fired is None:
             return LoadEvidence("an earlier firing of it is not finished")
         try:
@@ -204,10 +232,10 @@ class Evidence:
             why = f"its content cannot be read: {in_words(error)}"
         if why:
             return LoadEvidence(unknown=f"the loads of its firing at {firing.fired:%F %H:%M} UTC are unknown: {why}")
-        return self._of_loads(key, body, firing, listing)
+        return self._of_loads(key, body, firing, listing, is_taken)
 
     def _of_loads(  # noqa: PLR0911  (one per case)
-        self, key: Key, body: WindowBody, firing: Firing, listing: Listing
+        self, key: Key, body: WindowBody, firing: Firing, listing: Listing, is_taken: bool
     ) -> LoadEvidence:
         loads = self._loads(key, body.load, firing, listing.now)
         for load in loads:
@@ -217,25 +245,28 @@ class Evidence:
             return LoadEvidence(loaded=frozenset[str]().union(*successful))
         # Nothing was loaded. Objects on their way become jobs, never the reverse, so jobs are looked up last, again.
         step = TraceName.parse(loads[-1].job_id).step if loads else 0
-        if waits_for := self._on_its_way(key, body.load, loads[-1] if loads else None, listing):
-            return LoadEvidence(waits_for)
-        if len(self._loads(key, body.load, firing, listing.now)) != len(loads):
-            return LoadEvidence("its load has just been submitted")
+        if loads or not is_taken:
+            if waits_for := self._on_its_way(key, body.load, loads[-1] if loads else None, listing):
+                return LoadEvidence(waits_for)
+            if len(self._loads(key, body.load, firing, listing.now)) != len(loads):
+                return LoadEvidence("its load has just been submitted")
         since = firing.gone_at.get(step)
         if since is None:
             return LoadEvidence("BqTail has taken its earlier firing, and may be about to load it", gone_step=step)
         if listing.now - since <= MAX_FUNCTION_RUNTIME:
-            taken = f"BqTail has taken its earlier firing before {since:%H:%M:%S} UTC"
-            return LoadEvidence(f"{taken}, and may be about to load it")
+            return LoadEvidence(
+                f"BqTail has taken its earlier firing before {since:%H:%M:%S} UTC, and may be about to load it"
+            )
         return LoadEvidence(not_loaded=frozenset[str]().union(*(load.sources for load in loads)))
 
     def _loads(self, key: Key, load: Load, firing: Firing, now: datetime) -> list[LoadJob]:
         dest = WindowName.parse(key[0]).dest
         since = min(firing.claimed, firing.fired or firing.claimed)
-        loads = self._board.loads(load.project, dest, load.event_id, since=since, now=now)
-        if not loads and (first := self.ledger.first_claimed(key)) is not None and first < since:
+        known = self._known_loads[key]
+        loads = self._board.loads(load.project, dest, load.event_id, known, since=since, now=now)
+        if not loads and (first := self.ledger.first_claimed(key)) is not None and since - first > CLAIM_TIMEOUT:
             # The claim was taken over since: its first owner may have fired the window long before.
-            loads = self._board.loads(load.project, dest, load.event_id, since=first, now=now)
+            loads = self._board.loads(load.project, dest, load.event_id, known, since=first, now=now)
         return loads
 
     def _on_its_way(self, key: Key, load: Load, failed: LoadJob | None, listing: Listing) -> str:
@@ -244,9 +275,7 @@ class Evidence:
         :param failed: the last load, which has failed; ``None`` without a load.
         """
         if failed is None:
-            usual = target_of(Event(*key, listing.now), Lane.WINDOWS, self._config)
-            targets = (usual, alternative_target(usual, key[1]))
-            waits = any(self.store.get_target(target) is not None for target in targets)
+            waits = any(self.store.get_target(target) is not None for target in self._targets(key, listing))
             return "BqTail has not taken its earlier firing yet" if waits else ""
         dest = WindowName.parse(key[0]).dest
         parsed = TraceName.parse(failed.job_id)

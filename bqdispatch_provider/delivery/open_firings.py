@@ -10,8 +10,9 @@ Without any load, and with nothing of it on its way for ten minutes, BqTail has 
 from __future__ import annotations
 
 import logging
+import random
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -25,6 +26,7 @@ from bqdispatch_provider.core.traces import MIN_AGE
 from bqdispatch_provider.core.windows import (
     CLAIM_TIMEOUT,
     LOAD_IS_LATE,
+    MAX_FUNCTION_RUNTIME,
     Firing,
     Firings,
     OpenFiring,
@@ -35,7 +37,9 @@ from bqdispatch_provider.delivery.evidence import Evidence, gone_steps, loaded_f
 from bqdispatch_provider.delivery.intent_objects import Intent
 from bqdispatch_provider.delivery.window_body import WindowBody
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.gcp.job_search import PARALLEL_CALLS
 from bqdispatch_provider.gcp.jobs import JobBoard
+from bqdispatch_provider.gcp.threads import map_in_threads
 from bqdispatch_provider.names import WindowName, as_job_id, in_words
 
 log = logging.getLogger(__name__)
@@ -45,6 +49,9 @@ _KEEP_INTENT = timedelta(minutes=1)
 
 _LIST_INTERVAL_S = 30.0
 """Seconds between two lists of jobs if no limit needs them."""
+
+MAX_LOOKED_UP = 50
+"""Late firings whose loads are looked up in a look; the others stay open, and wait for the next one."""
 
 
 @dataclass
@@ -133,6 +140,8 @@ class OpenFirings:
         self._board = board
         self._evidence = evidence
         self._listed_at = -_LIST_INTERVAL_S
+        self._closed: set[Key] = set()
+        """Firings that the last look has closed. What became of them is not asked for again."""
 
     def look(
         self,
@@ -159,12 +168,11 @@ class OpenFirings:
         announced = {firing.key: firing for intent in intents for firing in intent.firings}
         present = {window.key for window in listing.windows}
         visible = self._visible(announced, jobs, found)
-        latest, not_read = self._evidence.ledger.latest(self._late(announced.keys() - visible, found))
-        found.ledger = {**firings, **latest}
-        found.unreadable |= not_read
+        late = self._look_up_late(announced, announced.keys() - visible, found)
+        counted = visible - found.unlisted
         closed: set[Key] = set()
         for key, firing in announced.items():
-            state = self._state(firing, key in visible, found)
+            state = late.get(key) or self._state(firing, key in visible, found)
             entry = found.entry(key)
             timed_out = found.has_timed_out(entry.claimed if entry else firing.since)
             if state is _State.OPEN and entry is None and timed_out and firing.window not in found.unreadable:
@@ -172,25 +180,56 @@ class OpenFirings:
                 state = _State.KEPT if key in present else _State.CLOSED
             if state is _State.CLOSED:
                 closed.add(key)
-            elif state is _State.OPEN and key not in visible - found.unlisted:
+            elif state is _State.OPEN and key not in counted:
                 found.open.append(firing)
-                if found.may_be_taken_over(key) and key not in present | visible:
+                if found.may_be_taken_over(key) and key not in present and key not in visible:
                     found.abandoned.append(firing)
         if limited:
             found.open = [self._with_project(firing, found) for firing in found.open]
-        for intent in intents:
-            old = listing.now - intent.object.created > _KEEP_INTENT
-            if old and not intent.object.protected_by and {firing.key for firing in intent.firings} <= closed:
-                found.completed_intents.append(intent.object.key)
+        found.completed_intents = [
+            intent.object.key for intent in intents if _is_completed(intent, closed, listing.now)
+        ]
         self._find_unannounced(present, found)
+        self._closed = closed
         return found
 
     @staticmethod
     def _late(keys: Iterable[Key], found: FiringsFound) -> list[Key]:
         """Return the firings whose load should be visible by now."""
-        entries = {key: found.entry(key) for key in keys}
+        entries = {key: found.entry(key) for key in keys if key[0] not in found.unreadable}
         now = found.listing.now
         return [key for key, entry in entries.items() if entry and entry.fired and now - entry.fired > LOAD_IS_LATE]
+
+    def _look_up_late(
+        self, announced: Mapping[Key, OpenFiring], unseen: Set[Key], found: FiringsFound
+    ) -> dict[Key, _State]:
+        """Read the ledger again about late firings, and return how these stand.
+
+        Only some are looked up, side by side, others each time. Open without being asked for is what BqTail has not
+        taken, what it may be about to load for ten minutes after that, and what has to wait for its turn.
+
+        :param unseen: firings whose load is not visible.
+        """
+        latest, not_read = self._evidence.ledger.latest(self._late(unseen, found))
+        found.ledger = {**found.ledger, **latest}
+        found.unreadable |= not_read
+        late = self._late(unseen, found)
+        states = {key: _State.CLOSED if key in self._closed else _State.OPEN for key in late}
+        left = [key for key in late if key not in self._closed and not _may_be_loaded(found.entry(key), found)]
+        known = [key for key in left if self._evidence.is_over(key)]
+        unknown = [key for key in left if not self._evidence.is_over(key)]
+        is_taken = False
+        try:
+            waiting = self._evidence.not_taken(unknown, found.listing) if unknown else set()
+            unknown, is_taken = [key for key in unknown if key not in waiting], True
+        except GOOGLE_ERRORS as error:
+            log.warning("What BqTail has not taken cannot be listed, so it is looked up: %s", in_words(error))
+        asked = [*known, *random.sample(unknown, min(len(unknown), MAX_LOOKED_UP))]
+
+        def look_up(key: Key) -> _State:
+            return self._late_state(announced[key], found, is_taken=is_taken)
+
+        return states | dict(zip(asked, map_in_threads(look_up, asked, PARALLEL_CALLS), strict=True))
 
     @staticmethod
     def _find_unannounced(present: Collection[Key], found: FiringsFound) -> None:
@@ -209,22 +248,27 @@ class OpenFirings:
         body = self._evidence.body(firing.key, claimed=True) if found.entry(firing.key) else None
         return replace(firing, project=body.load.project if isinstance(body, WindowBody) else self._evidence.project)
 
-    def _state(self, firing: OpenFiring, visible: bool, found: FiringsFound) -> _State:  # noqa: PLR0911  (one per case)
-        """Return how a firing stands.
+    @staticmethod
+    def _state(firing: OpenFiring, visible: bool, found: FiringsFound) -> _State:
+        """Return how a firing stands that is not late.
 
         :param visible: True if its load is visible.
         """
         entry = found.entry(firing.key)
-        if entry is None or firing.window in found.unreadable:
+        if not visible or entry is None or firing.window in found.unreadable:
             return _State.OPEN
-        if visible:
-            if found.may_be_taken_over(firing.key):
-                found.fired.append(firing.key)
-            return _State.OPEN if entry.fired is None or firing.key in found.unlisted else _State.CLOSED
-        if entry.fired is None or found.listing.now - entry.fired <= LOAD_IS_LATE:
-            return _State.OPEN
+        if found.may_be_taken_over(firing.key):
+            found.fired.append(firing.key)
+        return _State.OPEN if entry.fired is None or firing.key in found.unlisted else _State.CLOSED
+
+    def _late_state(self, firing: OpenFiring, found: FiringsFound, *, is_taken: bool) -> _State:
+        """Return how a late firing stands, by what became of it.
+
+        :param is_taken: True if BqTail is known to have taken it.
+        """
+        entry = found.ledger[firing.window][firing.generation]
         try:
-            evidence = self._evidence.of_firing(firing.key, entry, found.listing)
+            evidence = self._evidence.of_firing(firing.key, entry, found.listing, is_taken=is_taken)
             found.gone += gone_steps({firing.key: evidence})
             if evidence.waits_for:
                 return _State.OPEN
@@ -297,6 +341,17 @@ class OpenFirings:
         ]
         bodies, _ = self._evidence.bodies(unread, claimed=True)
         return {**known, **{key: body.load for key, body in bodies.items() if body.load.event_id}}
+
+
+def _is_completed(intent: Intent, closed: Set[Key], now: datetime) -> bool:
+    """Return whether an intent may be deleted: it is old enough, and all of its firings are closed."""
+    old = now - intent.object.created > _KEEP_INTENT
+    return old and not intent.object.protected_by and {firing.key for firing in intent.firings} <= closed
+
+
+def _may_be_loaded(entry: Firing | None, found: FiringsFound) -> bool:
+    """Return whether BqTail has taken a firing so recently that a function may be about to load it."""
+    return entry is not None and any(found.listing.now - at <= MAX_FUNCTION_RUNTIME for at in entry.gone_at.values())
 
 
 def _load_id(key: Key, load: Load) -> tuple[str, str]:

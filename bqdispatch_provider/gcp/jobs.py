@@ -20,7 +20,7 @@ from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.job_answers import JobStates, NoAnswer, active_since, listed_jobs, reason_of
 from bqdispatch_provider.gcp.job_calls import JobCalls
 from bqdispatch_provider.gcp.job_search import Memory
-from bqdispatch_provider.gcp.load_jobs import LoadJob, find_loads
+from bqdispatch_provider.gcp.load_jobs import KnownLoads, LoadJob, find_loads
 from bqdispatch_provider.gcp.project_search import ProjectSearch
 from bqdispatch_provider.gcp.rate_limit import ProjectBackoff
 from bqdispatch_provider.gcp.threads import run_in_thread
@@ -133,7 +133,9 @@ class JobBoard:
             self._backoff.record(project, failure)
         return answers
 
-    def loads(self, project: str, dest: str, event_id: str, *, since: datetime, now: datetime) -> list[LoadJob]:
+    def loads(
+        self, project: str, dest: str, event_id: str, known: KnownLoads, *, since: datetime, now: datetime
+    ) -> list[LoadJob]:
         """Find the load of a fired window, as :func:`~bqdispatch_provider.gcp.load_jobs.find_loads` does.
 
         :raises google.api_core.exceptions.GoogleAPIError: when the project refuses, does not answer, or is not asked
@@ -141,7 +143,7 @@ class JobBoard:
         """
         if reason := self._backoff.paused(project):
             raise ServiceUnavailable(reason)
-        asked = run_in_thread(lambda: find_loads(self.calls, project, dest, event_id, since=since, now=now))
+        asked = run_in_thread(lambda: find_loads(self.calls, project, dest, event_id, known, since=since, now=now))
         answer = self._answers({project: asked})[project]
         if isinstance(answer, GOOGLE_ERRORS):
             raise answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +12,8 @@ from google.api_core.exceptions import BadGateway, NotFound
 from bqdispatch_provider.core.model import Job, JobKey
 from bqdispatch_provider.gcp.job_answers import UnreadableJob, listed_jobs, moment_of, part_of, read_job
 from bqdispatch_provider.gcp.job_calls import JobCalls
-from bqdispatch_provider.gcp.job_search import CLOCK_MARGIN
+from bqdispatch_provider.gcp.job_search import CLOCK_MARGIN, PARALLEL_CALLS
+from bqdispatch_provider.gcp.threads import map_in_threads
 from bqdispatch_provider.names import as_job_id
 
 _SOON = timedelta(minutes=15)
@@ -37,8 +39,12 @@ class LoadJob:
     sources: frozenset[str]
 
 
+KnownLoads = MutableMapping[JobKey, LoadJob | None]
+"""What is known of the loads of a table that are done; ``None`` for those that are not of the window."""
+
+
 def find_loads(
-    calls: JobCalls, project: str, dest: str, event_id: str, *, since: datetime, now: datetime
+    calls: JobCalls, project: str, dest: str, event_id: str, known: KnownLoads, *, since: datetime, now: datetime
 ) -> list[LoadJob]:
     """Find the load of a fired window, and those that replace it after a failure.
 
@@ -48,25 +54,36 @@ def find_loads(
     :param project: in which they run.
     :param dest: destination, as in the window's name.
     :param event_id: of the event that created the window.
+    :param known: of the same window; it is added to, and what is known is not asked for again.
     :param since: time at which the window was fired.
     :param now: the storage server's time.
     :returns: oldest first.
     :raises google.api_core.exceptions.GoogleAPICallError: when BigQuery refuses to say.
     """
-    first = _first_load(calls, project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
-    if first is None or not first.job.error:
+    key = _first_key(calls, project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
+    first = None if key is None else known.get(key) or _load(calls, key)
+    if key is None or first is None or not first.job.error:
         return [] if first is None else [first]
+    known[key] = first
     any_load = re.compile(rf"{re.escape(as_job_id(dest))}--.+_[0-9]{{5}}_(re)?load--dispatch")
-    found = [first]
-    for key, _ in calls.created_since(project, first.created):
-        if any_load.fullmatch(key.job_id) and key.job_id != first.job_id:
-            load = _load(calls, key)
-            if load is not None and load.created >= first.created and load.sources & first.sources:
-                found.append(load)
-    return sorted(found, key=lambda load: load.created)
+    later = [key for key, _ in calls.created_since(project, first.created) if any_load.fullmatch(key.job_id)]
+
+    def look_up(key: JobKey) -> LoadJob | None:
+        if key in known:
+            return known[key]
+        load = _load(calls, key)
+        if load is None:
+            return None
+        its_own = load if load.created >= first.created and load.sources & first.sources else None
+        if load.job.state == "DONE":
+            known[key] = its_own
+        return its_own
+
+    loads = map_in_threads(look_up, [key for key in later if key.job_id != first.job_id], PARALLEL_CALLS)
+    return sorted([first, *filter(None, loads)], key=lambda load: load.created)
 
 
-def _first_load(calls: JobCalls, project: str, stem: str, since: datetime, now: datetime) -> LoadJob | None:
+def _first_key(calls: JobCalls, project: str, stem: str, since: datetime, now: datetime) -> JobKey | None:
     first = re.compile(rf"{re.escape(stem)}[0-9]{{5}}_load--dispatch")
     # Nearly always it was submitted at once. Only the whole list proves that there is none.
     soon = since + _SOON
@@ -76,7 +93,7 @@ def _first_load(calls: JobCalls, project: str, stem: str, since: datetime, now: 
         for page in calls.pages(project, start, end):
             for job_id, location, _ in listed_jobs(page):
                 if first.fullmatch(job_id):
-                    return _load(calls, JobKey(project, location or None, job_id))
+                    return JobKey(project, location or None, job_id)
     return None
 
 

@@ -175,6 +175,8 @@ class ProjectBackoff:
         if not failure:
             self._failures.pop(project, None)
             return
+        if self.paused(project):
+            return  # this call was under way already when another one failed
         number = self._failures.get(project, (0, 0.0, ""))[0] + 1
         # No pause after the first failure: it may stay the only one.
         pause = min(_MIN_PAUSE_S * 2.0 ** min(number - 2, 9), _MAX_PAUSE_S) if number > 1 else 0.0

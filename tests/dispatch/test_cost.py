@@ -139,3 +139,88 @@ def test_planning_is_linear_in_the_number_of_objects():
     small, large = python_calls(plan_for(1000)), python_calls(plan_for(8000))
     assert large < 10 * small
     assert large / 8000 < 45
+
+
+def fire(world, dispatcher, number):
+    """Fire windows, and let a minute pass, after which their loads are late. Return the windows."""
+    names = [world.window(f"ds.t{n}", content=f'{{"EventID": "{n}"}}') for n in range(number)]
+    assert dispatcher.cycle().dispatched == number
+    world.control.advance(60)
+    return names
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_two_hundred_firings_that_bqtail_has_not_taken_cost_one_list(world, limit):
+    with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
+        fire(world, dispatcher, 200)
+        if not limit:
+            dispatcher.cycle()  # their events are read once, as without a limit no intent has them
+        for _ in range(3):
+            _, requests = requests_of(world, dispatcher.cycle)
+            assert "storage.objects.get" not in requests
+            assert requests.get("bigquery.jobs.list", 0) <= 1, requests
+            assert sum(requests.values()) < 10, requests
+
+
+def test_of_many_firings_without_a_load_each_look_asks_for_some_and_each_gets_its_turn(world):
+    with world.dispatcher(MaxConcurrentJobs=1000) as dispatcher:
+        fire(world, dispatcher, 200)
+        world.consume()
+        for _ in range(4):
+            _, requests = requests_of(world, dispatcher.cycle)
+            assert requests["bigquery.jobs.list"] <= 51, requests
+            assert requests["storage.objects.get"] <= 2 * 50, requests
+        gone = [name for name in world.names(TASKS, f"{FOLDER}~ledger/") if name.endswith(".gone-00000")]
+        assert len(gone) == 200
+        _, requests = requests_of(world, dispatcher.cycle)
+        assert sum(requests.values()) < 10, requests
+
+
+def meet_another(function):
+    """Return a function that goes on once it was called by two threads at the same time."""
+    barrier = threading.Barrier(2, timeout=20)
+
+    def called(*given, **more):
+        barrier.wait()
+        return function(*given, **more)
+
+    return called
+
+
+def test_firings_are_looked_up_side_by_side(world):
+    with world.dispatcher(MaxConcurrentJobs=1000) as dispatcher:
+        names = fire(world, dispatcher, 2)
+        world.consume()
+        dispatcher.board.loads = meet_another(dispatcher.board.loads)
+        dispatcher.cycle()
+    assert all("gone-00000" in world.ledger(name) for name in names)
+
+
+def test_a_list_of_what_was_fired_that_is_refused_is_replaced_by_look_ups(world):
+    with world.dispatcher() as dispatcher:
+        taken, waiting = fire(world, dispatcher, 2)
+        world.delete(f"_batch_/{taken}", TRIGGER)
+        world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden", bucket=TRIGGER)
+        dispatcher.cycle()
+    assert "gone-00000" in world.ledger(taken)
+    assert "gone-00000" not in world.ledger(waiting)
+
+
+def test_the_loads_after_a_failed_one_are_asked_for_once(world):
+    name = world.window(content='{"EventID": "1", "Source": {"URL": "gs://p_bqtail/a/1"}}')
+    with world.dispatcher() as dispatcher:
+        dispatcher.cycle()
+        world.consume()
+        world.jobs(["ds_t--1_00001_load--dispatch"], age=0, error="invalid")
+        world.control.advance(200)
+        dispatcher.cycle()
+        world.jobs([f"ds_t--{n}_00001_load--dispatch" for n in range(100, 130)], age=20)
+        world.put(name, age=20, content='{"EventID": "2", "Source": {"URL": "gs://p_bqtail/a/1"}}')
+        ask, side_by_side = dispatcher.board.calls.get_fields, meet_another(dispatcher.board.calls.get_fields)
+        dispatcher.board.calls.get_fields = lambda key, fields: (ask if "--1_" in key.job_id else side_by_side)(
+            key, fields
+        )
+        _, requests = requests_of(world, dispatcher.cycle)
+        assert requests["bigquery.jobs.get"] == 31, requests
+        _, requests = requests_of(world, dispatcher.cycle)
+        assert "bigquery.jobs.get" not in requests

@@ -455,3 +455,17 @@ def test_a_task_counts_a_load_that_is_submitted_after_the_folder_was_listed(worl
     with world.dispatcher(MaxConcurrentJobs=1) as late:
         submit_after_listing(world, late.folder)
         assert late.dispatch(shares).outcomes == {"throttled": 1}
+
+
+def test_a_firing_that_is_not_looked_up_takes_a_place(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.delivery.open_firings.MAX_LOOKED_UP", 1)
+    for n in range(6):
+        world.window(f"ds.t{n}", due=90 - n, content=f'{{"EventID": "{n}"}}')
+    with world.dispatcher(**LIMITED) as dispatcher:
+        assert dispatcher.cycle().dispatched == 3
+        world.consume()
+        for seconds in (60, 1, 1):  # each look learns of one that BqTail has taken it
+            world.control.advance(seconds)
+            assert dispatcher.cycle().dispatched == 0
+        world.control.advance(700)
+        assert [dispatcher.cycle().dispatched for _ in range(4)] == [1, 1, 1, 0]

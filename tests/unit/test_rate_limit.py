@@ -225,3 +225,14 @@ def test_a_pace_goes_on_slowly_where_all_is_refused(clock):
         limiter.record(100, 100)
     assert limiter.rate >= 500
     assert rate_limit.AdaptiveRateLimiter(50, 500).rate == 50
+
+
+def test_calls_of_a_project_that_fail_at_one_time_pause_it_once(clock):
+    projects = rate_limit.ProjectBackoff()
+    for _ in range(9):
+        projects.record("p", "refused")
+    clock.sleep(2.5)
+    assert projects.paused("p") == ""
+    projects.record("p", "refused")
+    clock.sleep(2.5)
+    assert projects.paused("p") == "refused"
