@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
@@ -256,7 +257,12 @@ def context_of(trigger: BaseTrigger) -> Context:
     :param trigger: the running trigger.
     """
     ti: Any = trigger.task_instance
-    known: Any = ti.get_template_context() if AIRFLOW_V_3_0_PLUS else {"ti": ti, "logical_date": ti.execution_date}
+    known: Any
+    if AIRFLOW_V_3_0_PLUS:
+        known = ti.get_template_context()
+    else:  # a row of the database, without its task
+        dag = SimpleNamespace(dag_id=ti.dag_id)
+        known = {"ti": ti, "dag": dag, "run_id": ti.run_id, "logical_date": ti.execution_date}
     context: Context = known
     return context
 

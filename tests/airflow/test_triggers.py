@@ -177,6 +177,28 @@ def test_one_object_and_one_error_are_told_in_the_singular_by_both_triggers(worl
     assert [each for each in caplog.messages if each.startswith("2 objects: ") and "; 1 error; document gs://" in each]
 
 
+def started_there(trigger):
+    """Give a trigger the task instance that the triggerer knows: a mere row on Airflow 2, with a context on 3."""
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    ids = {"dag_id": "dag", "run_id": "run", "task_id": "task", "map_index": -1, "try_number": 2}
+    ti = trigger.task_instance = SimpleNamespace(**ids, trigger_timeout=None)
+    if compat.AIRFLOW_V_3_0_PLUS:
+        context = {"ti": ti, "dag": SimpleNamespace(dag_id="dag"), "run_id": "run", "logical_date": when}
+        ti.get_template_context = lambda: context
+    else:
+        ti.execution_date = when
+    return trigger
+
+
+def test_a_task_that_starts_in_the_triggerer_finds_its_journal_there(world, connect):
+    (idle,) = asyncio.run(events_of(started_there(trigger(skip_when_idle=True, journal_path=None))))
+    world.trace()
+    (done,) = asyncio.run(events_of(started_there(dispatch_trigger(journal_path=None))))
+    assert (type(idle), type(done)) == (TaskSkippedEvent, TaskSuccessEvent)
+    assert written(world, "runs/2026-01-02/dag/run.json")["Status"] == "ok"
+    assert (written(world)["Outcomes"], written(world)["Try"]) == ({"dispatched": 1}, 2)
+
+
 def test_a_trigger_that_cannot_report_says_so(world, connect):
     world.control.add_fault("storage.objects.insert", "status", bucket=JOURNAL, name="*/run.json", status=403)
     assert asyncio.run(event_of(trigger(skip_when_idle=True)))["status"] == "error"
