@@ -145,7 +145,7 @@ class RunJournal:
         path = task if isinstance(task, str) else journal_path(task)
         self.dag_id = path.split("/")[1]
         task_url = f"{config.journal_url}{JournalName.RUNS}{path}"
-        self._run_url, _, self._task = task_url.rpartition("/")
+        self._run_url, _, self.task = task_url.rpartition("/")
         self._checkpoint_url = f"{task_url}{_CHECKPOINT}"
         self._shares_url = f"{task_url}{_SHARES}"
         self.task_url = f"{task_url}{_DOCUMENT}"
@@ -197,12 +197,12 @@ class RunJournal:
 
         :raises ValueError: when an object is something else.
         """
-        own = self._task_report(self._task, {_DOCUMENT: self.task_url, _CHECKPOINT: self._checkpoint_url})
+        own = self._task_report(self.task, {_DOCUMENT: self.task_url, _CHECKPOINT: self._checkpoint_url})
         if own.checkpoint is not None or own.report.cycles:
             run = self.read_document()
-            if run is None or not own.is_merged(run.parts.get(self._task, "")):
+            if run is None or not own.is_merged(run.parts.get(self.task, "")):
                 return own
-        return TaskReport(self._task, Report(), None, "", ())
+        return TaskReport(self.task, Report(), None, "", ())
 
     def remove_checkpoint(self) -> None:
         """Remove the checkpoint, once the document says what became of it."""

@@ -307,7 +307,7 @@ class DispatchReportOperator(BaseOperator):
         (templated).
     :param trigger_rule: as for every task. The default, ``all_done``, gives a report whatever happened upstream. With
         ``none_skipped`` the task is skipped if the sensor found nothing, since the sensor has then written the
-        document.
+        document. Use that with a single sensor only.
     :param fail_on_error: fail the task, after all is written, if the report has an error. Default: such an event waits
         for the next run, and the task succeeds.
     :param assets: emit asset events.

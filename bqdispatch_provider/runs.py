@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.polling import AdaptivePolling
 from bqdispatch_provider.core.report import Report
-from bqdispatch_provider.journal import Checkpoint, RunJournal
+from bqdispatch_provider.journal import Checkpoint, RunJournal, TaskReport
 from bqdispatch_provider.names import counted, in_words
 
 if TYPE_CHECKING:
@@ -151,8 +151,29 @@ class _TaskDocument:
         return whole
 
 
+def end_idle_run(dispatcher: Dispatcher, journal: RunJournal, send_metrics: Callable[[Report], None]) -> Report | None:
+    """End a DAG run for a sensor that has found nothing, unless another task of the run has left something.
+
+    Such a task may still run, for another sensor, and goes on with what it has left. The report ends the run then.
+
+    :param dispatcher: looks once more, and cleans up.
+    :param journal: journal of the sensor.
+    :param send_metrics: called with what this task alone has found.
+    :returns: the run's report, as its document has it; ``None`` if the run was not ended.
+    """
+    task_reports = journal.task_reports()
+    if any(each.task != journal.task for each in task_reports):
+        log.info("Other tasks of this run have dispatched or found something; leaving its end to the report")
+        return None
+    return end_run(dispatcher, journal, send_metrics, task_reports=task_reports)
+
+
 def end_run(
-    dispatcher: Dispatcher, journal: RunJournal, send_metrics: Callable[[Report], None], failures: Sequence[str] = ()
+    dispatcher: Dispatcher,
+    journal: RunJournal,
+    send_metrics: Callable[[Report], None],
+    failures: Sequence[str] = (),
+    task_reports: Sequence[TaskReport] | None = None,
 ) -> Report:
     """End a DAG run: add what its tasks did to its document, and how things stand now.
 
@@ -165,12 +186,13 @@ def end_run(
     :param send_metrics: called with what this task alone has found.
     :param failures: sentences about failed tasks; the sensors' shares then stay, since these tasks need them if
         they are cleared.
+    :param task_reports: what the tasks have left. Default: read from the journal.
     :returns: the run's report, as its document has it.
     """
     earlier = journal.read_document()
     report = earlier or Report()
     dispatcher.history.mark_known(report, dispatcher.config)
-    task_reports = journal.task_reports()
+    task_reports = journal.task_reports() if task_reports is None else task_reports
     # ``report.parts`` has a fingerprint of each task's part that was merged before, so none is counted twice.
     news = [each for each in task_reports if not each.is_merged(report.parts.get(each.task, ""))]
     if news:

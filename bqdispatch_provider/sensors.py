@@ -25,7 +25,7 @@ from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
 from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import in_one_line
-from bqdispatch_provider.runs import end_run
+from bqdispatch_provider.runs import end_idle_run
 from bqdispatch_provider.shares import hand_on
 from bqdispatch_provider.triggers import BqDispatchDoneTrigger, BqDispatchTrigger
 
@@ -59,7 +59,8 @@ class BqDispatchSensor(BaseSensorOperator):
     (``shares=sensor.output``) or one by one (``.expand(shares=sensor.output)``).
 
     If nothing comes within ``timeout``, the task writes the run's response document and ``performance.json`` and is
-    skipped, and so are the tasks that follow.
+    skipped, and so are the tasks that follow. If other tasks of the run have left something in the journal, it writes
+    neither: they may still dispatch what another sensor has found, and the report ends the run.
 
     :param bqdispatch_conn_id: ID of the connection, of type ``bqdispatch`` (templated).
     :param variables: values for ``${name}`` in the configuration document. They win over the connection's own
@@ -228,7 +229,7 @@ class BqDispatchSensor(BaseSensorOperator):
     def _end_run(self, context: Context, dispatcher: Dispatcher) -> None:
         """End a run in which there was nothing to dispatch."""
         journal = RunJournal(dispatcher.store, dispatcher.config, context)
-        end_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
+        end_idle_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         links.keep(self, context, {links.ResponseDocumentLink: links.object_page(journal.document_url)})
 
 

@@ -21,7 +21,7 @@ from bqdispatch_provider.core.polling import AdaptivePolling
 from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import counted, in_one_line
-from bqdispatch_provider.runs import end_run, run_cycles
+from bqdispatch_provider.runs import end_idle_run, run_cycles
 from bqdispatch_provider.trigger_base import DispatcherTrigger, TaskTrigger, error_message, trigger_event
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ class BqDispatchTrigger(TaskTrigger):
         if not self.skip_when_idle or self._stopped.is_set():
             return trigger_event("nothing")
         journal = RunJournal(dispatcher.store, dispatcher.config, self._journal_path())
-        report = end_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
+        report = end_idle_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         url = journal.document_url
-        listed = counted(report.listed, "object")
-        self.log.info("Nothing to dispatch; %s: %s; %s", listed, report.in_words(), url)
+        if report is not None:
+            listed = counted(report.listed, "object")
+            self.log.info("Nothing to dispatch; %s: %s; %s", listed, report.in_words(), url)
         return TaskSkippedEvent(xcoms=links.xcoms_of({links.ResponseDocumentLink: links.object_page(url)}))
 
 

@@ -1,5 +1,6 @@
 """A report that is tried again, or whose tasks are cleared: the document says what was done, each time."""
 
+import asyncio
 import json
 import logging
 from datetime import UTC, datetime
@@ -7,16 +8,24 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG
+from airflow.triggers.base import TaskSkippedEvent
 from google.api_core.exceptions import Forbidden
+from waiting import PATIENCE_S
 from world import FOLDER, JOURNAL, TASKS
 
-from bqdispatch_provider.compat import AirflowFailException
+from bqdispatch_provider.compat import AirflowFailException, AirflowSkipException
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import CREATED, OWNER
 from bqdispatch_provider.gcp.objects import ObjectStore
-from bqdispatch_provider.journal import RunJournal
+from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.operators import _MAX_ERROR_LINES, DispatchReportOperator, _log_document
 from bqdispatch_provider.runs import run_cycles
+from bqdispatch_provider.sensors import BqDispatchSensor
+from bqdispatch_provider.triggers import BqDispatchTrigger
+
+
+async def events_of(trigger):
+    return [event async for event in trigger.run()]
 
 
 class Tasks:
@@ -32,8 +41,8 @@ class Tasks:
             self.shares = dispatcher.look().plan.shares()
             self._journal(dispatcher, "detect").write_shares(self.shares)
 
-    def dispatch(self, task_id="dispatch", seconds=0, **more):
-        with self._world.dispatcher() as dispatcher:
+    def dispatch(self, task_id="dispatch", seconds=0, go_on=lambda: True, **more):
+        with self._world.dispatcher(go_on) as dispatcher:
             journal = self._journal(dispatcher, task_id)
             return run_cycles(dispatcher, journal, seconds, first_shares=self.shares, **more)
 
@@ -48,6 +57,19 @@ class Tasks:
         with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
             operator = DispatchReportOperator(task_id="report", assets=False)
         return operator.execute(self._context("report"))
+
+    def find_nothing(self, task_id, *, in_triggerer=False):
+        """Run a sensor that waits for windows."""
+        if in_triggerer:
+            path = journal_path(self._context(task_id))
+            only = {"lanes": "windows"}
+            trigger = BqDispatchTrigger("bqdispatch_default", 0, skip_when_idle=True, only=only, journal_path=path)
+            (event,) = asyncio.run(events_of(trigger))
+            assert type(event) is TaskSkippedEvent
+            return
+        sensor = BqDispatchSensor(task_id=task_id, only={"lanes": "windows"}, timeout=0, poke_interval=0.01)
+        with pytest.raises(AirflowSkipException):
+            sensor.execute(self._context(task_id))
 
     def left(self):
         return [name.rpartition("/")[2] for name in self._world.names(JOURNAL, "journal/runs/")]
@@ -115,6 +137,31 @@ def test_a_dispatch_task_that_is_cleared_alone_leaves_its_part_to_the_report(wor
     assert tasks.dispatched() == 1
     tasks.report()
     assert tasks.dispatched() == 2
+
+
+@pytest.mark.parametrize("in_triggerer", [False, True])
+def test_a_sensor_that_finds_nothing_leaves_what_others_are_dispatching_to_the_report(world, tasks, in_triggerer):
+    world.traces(3)
+    tasks.detect()
+    pauses = []
+
+    def pause(_):
+        pauses.append(sorted(tasks.left()))
+        if len(pauses) == 1:
+            tasks.find_nothing("detect_windows", in_triggerer=in_triggerer)
+            world.trace()
+
+    tasks.dispatch(seconds=PATIENCE_S, wait=pause, go_on=lambda: len(pauses) < 2)
+    tasks.report()
+    assert (tasks.dispatched(), tasks.left()) == (4, ["r.json"])
+    assert pauses[0] == pauses[1]
+
+
+@pytest.mark.parametrize("in_triggerer", [False, True])
+def test_a_sensor_that_finds_nothing_ends_a_run_in_which_nobody_else_has_left_anything(world, tasks, in_triggerer):
+    tasks.detect()  # a try of the same sensor that was killed
+    tasks.find_nothing("detect", in_triggerer=in_triggerer)
+    assert (tasks.document()["Status"], tasks.left()) == ("ok", ["r.json"])
 
 
 @pytest.mark.parametrize("part", ["detect.shares", "dispatch.json"])
