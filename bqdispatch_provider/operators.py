@@ -54,8 +54,8 @@ class DispatchOperator(BaseOperator):
 
     Returns the counts of the response document, and its URL as ``document``. In a DAG with a
     :class:`DispatchReportOperator` this is the run's document, into which the report merges the work of all tasks.
-    Otherwise it is the task's own, and each job that ended well becomes an asset event of its table
-    (:func:`~bqdispatch_provider.assets.table_asset`) when the task succeeds.
+    Otherwise it is the task's own. Without shares, each job that ended well then becomes an asset event of its table
+    (:func:`~bqdispatch_provider.assets.table_asset`) when the task succeeds. With shares, only a report emits events.
 
     :param shares: what a :class:`~bqdispatch_provider.sensors.BqDispatchSensor` returned: the whole list, or one share
         of it as ``.expand(shares=…)`` gives it; of a mapped sensor, or as a list of several, what each returned. They
@@ -73,7 +73,8 @@ class DispatchOperator(BaseOperator):
         added. Its default is then the whole ``TimeToLiveInMin``.
     :param fail_on_error: fail the task, after all is written, if the report has an error. Default: such an event waits
         for the next run, and the task succeeds.
-    :param assets: emit asset events. Ignored in a DAG with a :class:`DispatchReportOperator`, which emits them.
+    :param assets: emit asset events. Ignored with shares, and in a DAG with a :class:`DispatchReportOperator`, which
+        emits them.
     :param poll_interval: longest pause between two polls, in seconds. After each change the pauses start at one second
         again.
     :param deferrable: dispatch in the triggerer, once the shares are dispatched. The task ends there without a return
