@@ -70,11 +70,12 @@ class Alert:
 class BqDispatchNotifier(BaseNotifier):
     """A callback of tasks or of a DAG that posts run errors, quarantined events and stuck windows to Slack.
 
-    Set it on the :class:`~bqdispatch_provider.operators.DispatchReportOperator`, or on a
-    :class:`~bqdispatch_provider.operators.DispatchOperator` without report, as both ``on_failure_callback`` and
-    ``on_success_callback``: an event that could not be dispatched does not fail a task. Set it on a sensor as
-    ``on_skipped_callback`` to hear of stuck windows if there was nothing to dispatch. As a DAG's callback it posts what
-    the run's documents say.
+    Set it on the DAG as both ``on_failure_callback`` and ``on_success_callback``: an event that could not be dispatched
+    fails neither a task nor the run. It then posts what the run's documents say, and stuck windows even if there was
+    nothing to dispatch. It is also a callback of a
+    :class:`~bqdispatch_provider.operators.DispatchReportOperator`, of a
+    :class:`~bqdispatch_provider.operators.DispatchOperator` without report, and of a sensor (``on_skipped_callback``).
+    A task's callback never hears that Airflow failed the task because its asset events collided with another's.
 
     Each alert is posted once an hour, whichever task, run or process raises it; ``<JournalURL>/notified/`` holds what
     was posted. An unreachable Slack never fails a task, and is an error in its log.

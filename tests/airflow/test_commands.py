@@ -143,13 +143,12 @@ def test_the_file_of_another_way_makes_a_dag_of_its_own(tmp_path):
     assert dag.get_task("dispatch_sql").deferrable
 
 
-def test_the_report_task_takes_the_notifier():
+def test_the_dag_takes_the_notifier():
     """The example of docs/slack.md."""
-    from bqdispatch_provider.operators import DispatchReportOperator
-
-    made = {"DispatchReportOperator": DispatchReportOperator}
+    made = {}
     exec(block("docs/slack.md", "python"), made)
     assert made["slack"].channel == "#data-ops"
+    assert made["dag"].on_success_callback is made["dag"].on_failure_callback is made["slack"]
 
 
 def test_a_bucket_is_made_in_the_stand_in(world):

@@ -78,6 +78,15 @@ def test_errors_quarantines_and_stuck_windows_are_told(world, connect, run, slac
     assert slack.tokens == [TOKEN]
 
 
+def test_a_stuck_window_of_an_idle_run_is_told_by_the_dags_callback(world, slack):
+    """Of a run without a task that succeeded, Airflow 3.3 tells no more than this (``produce_dag_callback``)."""
+    name = world.window("ds.late", due=20 * 60)
+    BqDispatchNotifier("#data-ops")({"dag": dispatch_dag(), "run_id": "r", "reason": "success"})
+    (message,) = slack.messages
+    assert message["text"].startswith("BqTail dispatch: bqdispatch, run r")
+    assert ("stuck window" in message["text"], name in message["text"]) == (True, True)
+
+
 def test_a_cause_is_told_once_an_hour_whichever_task_meets_it(world, run, slack):
     began = world.control.now()
     break_copies(world, world.trace())
