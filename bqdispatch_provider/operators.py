@@ -81,9 +81,9 @@ class DispatchOperator(BaseOperator):
         value, unless downstream tasks, asset events, ``outlets``, callbacks or ``fail_on_error`` need a worker.
         Default: the setting ``[operators] default_deferrable``.
     :param start_from_trigger: start in the triggerer too, so that a run with nothing to dispatch takes no worker; this
-        implies ``deferrable``, and has no effect with shares. A deferred task takes a slot of its pool only if the pool
-        includes deferred tasks, and never if it starts in the triggerer. Airflow 3.0 to 3.2 start the task on a worker
-        all the same, and so does 2.11 if an argument is a template.
+        implies ``deferrable``. With shares or ``hands_over`` the task starts on a worker all the same. A deferred task
+        takes a slot of its pool only if the pool includes deferred tasks, and never if it starts in the triggerer.
+        Airflow 3.0 to 3.2 start the task on a worker all the same, and so does 2.11 if an argument is a template.
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the trigger failed, or with ``fail_on_error`` the report has an error.
     :raises ValueError: if ``shares`` or ``only`` is invalid.
@@ -127,7 +127,8 @@ class DispatchOperator(BaseOperator):
         self.deferrable = deferrable or start_from_trigger
         self.links: Mapping[str, str] = {}
         self._done: tuple[Report, DispatchConfig, str] | None = None
-        if start_from_trigger and not self._has_shares and may_start_from_trigger(self):
+        on_worker = self._has_shares or hands_over  # a trigger knows neither the shares nor when the run was due
+        if start_from_trigger and not on_worker and may_start_from_trigger(self):
             longest = self._longest_deferral(self.time_to_live) or self.execution_timeout
             seconds = longest.total_seconds() if longest else None
             set_start_trigger(self, lambda: self._trigger(self.time_to_live, deferral_timeout=seconds), longest)

@@ -427,6 +427,12 @@ def test_a_task_that_begins_in_the_triggerer_ends_on_a_worker_where_one_that_is_
     assert (stored["resume_on_worker"], stored["write_performance"]) == expected
 
 
+def test_a_task_that_hands_over_begins_on_a_worker_which_knows_when_its_run_was_due():
+    with DAG("begins", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        task = DispatchOperator(task_id="dispatch", time_to_live=60, hands_over=True, start_from_trigger=True)
+    assert (task.start_from_trigger, task.deferrable) == (False, True)
+
+
 def test_a_task_with_a_callback_for_its_start_begins_on_a_worker():
     with DAG("begins", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
         for kind in (DispatchOperator, BqDispatchSensor):
