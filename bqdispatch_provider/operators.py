@@ -280,7 +280,7 @@ class DispatchOperator(BaseOperator):
     @property
     def _is_reported(self) -> bool:
         """True if a report task of this DAG merges what this task does."""
-        return any(isinstance(task, DispatchReportOperator) for task in compat.tasks_beside(self))
+        return any(issubclass(task.operator_class, DispatchReportOperator) for task in compat.tasks_beside(self))
 
     @property
     def _hook(self) -> BqDispatchHook:
@@ -316,7 +316,7 @@ class DispatchReportOperator(BaseOperator):
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the report has an error, with ``fail_on_error``.
     :raises AirflowFailException: if an upstream task failed.
-    :raises ValueError: in a mapped task group, where several copies would write one document.
+    :raises ValueError: if it is mapped, or in a mapped task group, where several copies would write one document.
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables")
@@ -355,6 +355,11 @@ class DispatchReportOperator(BaseOperator):
 
         :param context: the task's.
         """
+        index = context["ti"].map_index
+        if index is not None and index >= 0:
+            raise ValueError(
+                f"the report {self.task_id!r} is mapped, so several copies would write one document; remove `.expand`"
+            )
         failed = compat.failed_tasks(context, self.get_flat_relative_ids(upstream=True))
         failures = [
             f"the task {task} has failed; check its log, then clear it and its downstream tasks" for task in failed

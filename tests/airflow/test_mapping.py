@@ -1,12 +1,13 @@
 """Sensors, operators and groups of both that are mapped over filters."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task_group
-from world import TRIGGER
+from world import JOURNAL, TRIGGER
 
-from bqdispatch_provider.operators import DispatchReportOperator
+from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 
 
 @pytest.mark.parametrize("dag_id", ["mapped_operators", "mapped_sensors", "mapped_sensors_of_the_same", "mapped_group"])
@@ -41,3 +42,18 @@ def test_a_report_in_a_mapped_group_is_refused_with_where_to_put_it():
         pytest.raises(ValueError, match=r"'each\.report' is in a mapped task group, .*; put it behind the group"),
     ):
         each.expand(only=[{"a": "b"}])
+
+
+def test_a_mapped_report_is_refused_before_it_writes_anything(world, connect):
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="report", map_index=0)
+    with pytest.raises(ValueError, match=r"'report' is mapped, so several copies would write one document; remove"):
+        DispatchReportOperator(task_id="report").execute({"ti": ti})
+    assert world.names(JOURNAL) == []
+
+
+def test_a_task_knows_a_mapped_report():
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        task = DispatchOperator(task_id="dispatch")
+        assert not task._is_reported
+        DispatchReportOperator.partial(task_id="report").expand(variables=[{"a": "b"}])
+    assert task._is_reported
