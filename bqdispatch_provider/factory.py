@@ -26,7 +26,8 @@ _MINUTE_DOC = """Dispatches what BqTail waits for, every minute, and all the min
 `detect` waits for finished jobs and due windows. Then `dispatch_sql` and `dispatch_jobs` dispatch until the run of the
 next minute takes over, and `report` writes the response document. Needs the connection `{0.conn_id}`, and the pools
 `{0.sql_pool}` and `{0.jobs_pool}`, which `{0.pools_command}` makes. A task that takes more slots than its pool
-has never runs: check with `bqdispatch pools --check`.
+has never runs: check with `{0.check_command}`,
+which knows the slots of environment variables, not of `sql_slots` and `jobs_slots` in the DAG file.
 """
 _ONE_TASK_DOC = """Dispatches what BqTail waits for: the whole dispatcher in one task, in a thread of the triggerer.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -219,11 +220,12 @@ class BqDispatchSensor(BaseSensorOperator):
             if lanes and is_too_small(slots_of(limit), task.pool_slots):
                 self.log.warning(
                     "Task %s takes %d slots of the pool %r, which has %d if it mirrors its limit. Then the task never "
-                    "runs; check with `bqdispatch pools --check`",
+                    "runs; lower its pool_slots%s",
                     task.task_id,
                     task.pool_slots,
                     task.pool,
                     limit,
+                    _where_slots_are_set(task.pool),
                 )
 
     def _end_run(self, context: Context, dispatcher: Dispatcher) -> None:
@@ -231,6 +233,12 @@ class BqDispatchSensor(BaseSensorOperator):
         journal = RunJournal(dispatcher.store, dispatcher.config, context)
         end_idle_run(dispatcher, journal, Metrics(self.bqdispatch_conn_id).send)
         links.keep(self, context, {links.ResponseDocumentLink: links.object_page(journal.document_url)})
+
+
+def _where_slots_are_set(pool: str) -> str:
+    """Return what sets the slots of a task that ``dispatch_dag`` has put into a pool of its set-up."""
+    lane = re.fullmatch("bqdispatch.*_(sql|jobs)", pool)
+    return f": `{lane[1]}_slots` of dispatch_dag, or the environment variable {pool.upper()}_SLOTS" if lane else ""
 
 
 def _known_lanes(task: Any) -> set[str]:

@@ -61,7 +61,15 @@ class SetUp:
     @property
     def pools_command(self) -> str:
         """The command that makes both pools, or sets their slots."""
-        return f"bqdispatch pools{f' --setup {self.name}' if self.name else ''} --import"
+        return self._pools("--import")
+
+    @property
+    def check_command(self) -> str:
+        """The command that compares both pools with the limits, and with the environment variables of the tasks."""
+        return self._pools("--check")
+
+    def _pools(self, option: str) -> str:
+        return f"bqdispatch pools{f' --setup {self.name}' if self.name else ''} {option}"
 
     def variable(self, what: str) -> str:
         """Return an environment variable of this set-up.

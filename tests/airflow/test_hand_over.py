@@ -160,6 +160,26 @@ def test_a_sensor_names_a_task_that_takes_more_slots_than_the_limit(slot_warning
         DispatchOperator(task_id="sql", shares=detect.output, only={"lanes": ["sql"]}, pool="p", pool_slots=10)
     (said,) = slot_warnings(detect, MaxConcurrentSQL=5)
     assert "sql takes 10 slots of the pool 'p', which has 5" in said
+    assert said.endswith("lower its pool_slots")
+
+
+@pytest.mark.parametrize(
+    ("setup", "lane", "limit", "variable"),
+    [
+        (None, "jobs", "MaxConcurrentJobs", "BQDISPATCH_JOBS_SLOTS"),
+        ("acme", "sql", "MaxConcurrentSQL", "BQDISPATCH_ACME_SQL_SLOTS"),
+    ],
+)
+def test_a_sensor_names_what_sets_the_slots(slot_warnings, setup, lane, limit, variable):
+    detect = dispatch_dag(setup, **{f"{lane}_slots": 10}).get_task("detect")
+    detect.bqdispatch_conn_id = "bqdispatch_default"
+    (said,) = slot_warnings(detect, **{limit: 5})
+    assert said.endswith(f": `{lane}_slots` of dispatch_dag, or the environment variable {variable}")
+
+
+@pytest.mark.parametrize(("setup", "command"), [(None, "pools --check"), ("acme", "pools --setup acme --check")])
+def test_the_page_of_a_dag_names_the_command_that_checks_its_own_pools(setup, command):
+    assert f"`bqdispatch {command}`" in dispatch_dag(setup).doc_md
 
 
 @pytest.mark.parametrize(("only", "limits"), [("sql", {"MaxConcurrentSQL": 5}), ("windows", {"MaxConcurrentJobs": 5})])
