@@ -1,4 +1,4 @@
-"""The sample DAG in a real scheduler, on each version of Airflow: runs hand over, on workers and in the triggerer.
+"""The ways to run in a real scheduler, on each version of Airflow: on workers and in the triggerer.
 
 Asks Airflow's database, whose tables are alike in all versions, not its REST API, which is not.
 """
@@ -6,7 +6,9 @@ Asks Airflow's database, whose tables are alike in all versions, not its REST AP
 import json
 import time
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from importlib.metadata import version
+from pathlib import PurePosixPath
 
 import psycopg2
 import pytest
@@ -25,8 +27,12 @@ DAGS = """# Airflow reads a file that has this word alone
 from bqdispatch_provider.factory import dispatch_dag
 
 minute = dispatch_dag(dag_id="minute")
-deferred = dispatch_dag(way="minute_deferred", dag_id="minute_deferred")
+minute_deferred = dispatch_dag(way="minute_deferred", dag_id="minute_deferred")
+idle = dispatch_dag(way="minute_deferred", dag_id="idle")
+deferred = dispatch_dag(way="deferred", dag_id="deferred")
+deferred.get_task("dispatch").time_to_live = 5
 """
+MINUTE = timedelta(minutes=1)
 ALIVE = ("running", "deferred")
 
 
@@ -89,8 +95,10 @@ def switched_on(rows):
     @contextmanager
     def switch_on(dag_id):
         wait_until(lambda: rows("update dag set is_paused = false where dag_id = %s", dag_id), "the DAG is parsed")
-        yield
-        rows("update dag set is_paused = true where dag_id = %s", dag_id)
+        try:
+            yield
+        finally:
+            rows("update dag set is_paused = true where dag_id = %s", dag_id)
         # The scheduler starts no task of a paused DAG, so a run may stay as it is.
         tasks = "select 1 from task_instance where dag_id = %s and state in ('queued', 'running', 'deferred')"
         wait_until(lambda: not rows(tasks, dag_id), "no task runs")
@@ -98,16 +106,29 @@ def switched_on(rows):
     return switch_on
 
 
+def written(world, dag_id, pattern="*.json"):
+    """The response documents of a DAG's runs."""
+    names = [PurePosixPath(name) for name in world.names(JOURNAL, "journal/runs/")]
+    found = [str(name) for name in names if name.match(f"runs/*/{dag_id}/{pattern}")]
+    return [json.loads(world.blob(name, JOURNAL).download_as_bytes()) for name in found]
+
+
 def documents(world, dag_id):
     """The response documents of runs that have ended and dispatched something."""
-    names = [name for name in world.names(JOURNAL, "journal/runs/") if f"/{dag_id}/" in name and name.count("/") == 4]
-    found = [json.loads(world.blob(name, JOURNAL).download_as_bytes()) for name in names if name.endswith(".json")]
-    return [document for document in found if document["Dispatched"]]
+    return [document for document in written(world, dag_id) if document["Dispatched"]]
 
 
 def dispatched(world, dag_id):
     """How many events these documents tell of."""
     return sum(sum(document["Dispatched"].values()) for document in documents(world, dag_id))
+
+
+def nothing_failed(rows, dag_id):
+    """No task of the DAG has failed, or was tried again: a retry would hide why."""
+    odd = "state in ('failed', 'upstream_failed', 'up_for_retry') or try_number > 1"
+    found = rows(f"select task_id, run_id, state, try_number from task_instance where dag_id = %s and ({odd})", dag_id)
+    assert found == []
+    return True
 
 
 @pytest.mark.parametrize("dag_id", ["minute", "minute_deferred"])
@@ -130,5 +151,30 @@ def test_a_run_goes_on_until_the_next_one_does_and_no_event_is_left_between_them
     found = documents(world, dag_id)
     assert {each["Status"] for each in found} == {"ok"}
     assert len(found) >= 2
-    failed = "select task_id, run_id, state, try_number from task_instance where dag_id = %s and state = 'failed'"
-    assert rows(failed, dag_id) == []
+    nothing_failed(rows, dag_id)
+    ended = rows(
+        "select data_interval_end, task_instance.end_date from task_instance join dag_run using (dag_id, run_id) "
+        "where dag_id = %s and task_id like 'dispatch%%' and task_instance.state = 'success'",
+        dag_id,
+    )
+    assert len(ended) >= 2
+    assert [end - due for due, end in ended if end - due < MINUTE] == []
+
+
+def test_a_minute_with_nothing_to_dispatch_is_skipped_in_the_triggerer(world, rows, switched_on):
+    ended = "select state from dag_run where dag_id = 'idle' and state in ('success', 'failed')"
+    with switched_on("idle"):
+        wait_until(lambda: nothing_failed(rows, "idle") and rows(ended), "a run has ended")
+        tasks = "select state from task_instance where dag_id = 'idle' and task_id = 'detect'"
+        assert ("skipped",) in rows(tasks)
+    assert {each["Status"] for each in written(world, "idle")} == {"ok"}
+
+
+def test_a_task_alone_in_the_triggerer_dispatches(world, rows, switched_on):
+    world.trace()
+    ended = "select 1 from dag_run where dag_id = 'deferred' and state = 'success'"
+    with switched_on("deferred"):
+        wait_until(lambda: nothing_failed(rows, "deferred") and rows(ended), "a run has ended")
+        found = [each for each in written(world, "deferred", "*/dispatch.json") if each["Dispatched"]]
+    assert [(sum(each["Dispatched"].values()), each["Status"], each["Try"]) for each in found] == [(1, "ok", 1)]
+    assert len(world.names(TRIGGER)) == 1
