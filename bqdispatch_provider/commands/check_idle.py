@@ -8,7 +8,7 @@ The check also names what one kind has to settle before the other starts.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime, timedelta
 
@@ -17,7 +17,8 @@ from google.cloud.storage import Client
 from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
 from bqdispatch_provider.commands.options import connect
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.listing import StoredObject, classify
+from bqdispatch_provider.core.listing import StoredObject, Window, classify
+from bqdispatch_provider.core.windows import Firings, has_returned
 from bqdispatch_provider.delivery.intent_objects import open_intents
 from bqdispatch_provider.delivery.ledger import Ledger
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -96,13 +97,7 @@ class IdleCheck:
         own = {
             window.key: firings.get(window.object.name, {}).get(window.object.generation) for window in listing.windows
         }
-        if fired := [name for (name, _), firing in own.items() if firing is not None and firing.fired is not None]:
-            yield (
-                CheckResult.FAILED,
-                f"{counted(len(fired), 'fired window')} still there, such as {fired[0]!r}: the Go dispatcher would "
-                "fire them again. `bqdispatch run --once` removes them "
-                f"{self._config.max_trigger_delay_ms / 1000:.0f} s after their firing",
-            )
+        yield from self._in_the_way(listing.windows, firings)
         if hidden:
             yield CheckResult.FAILED, next(iter(hidden.values()))
         if listing.undecided:
@@ -117,6 +112,33 @@ class IdleCheck:
                 CheckResult.WARNING,
                 f"{left[0]!r} and {len(left) - 1} more left unfinished: `bqdispatch run --once` settles them; the Go "
                 "dispatcher cannot",
+            )
+
+    def _in_the_way(
+        self, windows: Iterable[Window], firings: Mapping[str, Firings]
+    ) -> Iterator[tuple[CheckResult, str]]:
+        """Yield findings about windows that the Go dispatcher would fire although their files may be loaded."""
+        fired, returned = [], []
+        for window in windows:
+            known = firings.get(window.object.name, {})
+            firing = known.get(window.object.generation)
+            if firing is not None and firing.fired is not None:
+                fired.append(window.object.name)
+            elif has_returned(window, known):
+                returned.append(window.object.name)
+        if fired:
+            yield (
+                CheckResult.FAILED,
+                f"{counted(len(fired), 'fired window')} still there, such as {fired[0]!r}: the Go dispatcher would "
+                "fire them again. `bqdispatch run --once` removes them "
+                f"{self._config.max_trigger_delay_ms / 1000:.0f} s after their firing",
+            )
+        if returned:
+            yield (
+                CheckResult.FAILED,
+                f"{counted(len(returned), 'window')} that came back after one of the same name was fired, such as "
+                f"{returned[0]!r}: the Go dispatcher would fire them, which may load files twice. "
+                "`bqdispatch run --once` judges them by what was loaded, or says what they wait for",
             )
 
     def _newest(self, what: str, written: Iterable[StoredObject], now: datetime) -> tuple[CheckResult, str]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_late_windows import A, Rule
 from world import JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.commands.check_idle import IdleCheck
@@ -154,6 +155,38 @@ def test_a_fired_window_that_lies_there_still_is_in_the_way_of_the_go_service_un
     assert "`bqdispatch run --once` removes them 1200 s after their firing" in failed.finding
     world.cycle(MaxTriggerDelayMs=1_200_000)
     assert world.names() == []
+    assert looked(world)[CheckResult.FAILED] == looked(world)[CheckResult.WARNING] == []
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_window_that_came_back_is_in_the_way_of_the_go_service_until_it_is_judged(world, many):
+    """It waits for the load of its first firing; the Go service would fire it beside that load."""
+    rule = Rule(world, many)
+    event = rule.fired(f"{A}/1.json", state="RUNNING")
+    rule.arrive(f"{A}/1.json")
+    assert world.cycle().outcomes["pending"] == 1
+    world.control.advance(15 * 60)
+    (failed,) = looked(world)[CheckResult.FAILED]
+    assert failed.finding.startswith("1 window that came back") and repr(rule.name) in failed.finding
+    assert "may load files twice" in failed.finding and "`bqdispatch run --once`" in failed.finding
+    rule.load(event, f"{A}/1.json", step=2)
+    world.control.advance(2 * 10**6)
+    assert world.cycle().late == 1
+    world.control.advance(15 * 60)
+    assert looked(world)[CheckResult.FAILED] == looked(world)[CheckResult.WARNING] == []
+
+
+def test_a_window_that_somebody_put_back_is_left_to_whoever_fires_next(world):
+    """It is fired whatever is known of earlier firings, by the Go service as well."""
+    rule = Rule(world, many=False)
+    rule.fired(f"{A}/1.json")
+    rule.arrive(f"{A}/2.json")
+    assert world.cycle().outcomes["quarantined"] == 1
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        decisions.fire(*decisions.listing())
+    world.control.advance(15 * 60)
+    assert rule.name in world.names()
     assert looked(world)[CheckResult.FAILED] == looked(world)[CheckResult.WARNING] == []
 
 
