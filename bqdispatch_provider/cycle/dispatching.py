@@ -192,12 +192,15 @@ class Dispatching:
         self, intents: Sequence[Intent], windows: Sequence[Event], results: Sequence[EventResult]
     ) -> None:
         """Keep the intents of claimed windows, and let the ledger remember what was fired."""
-        fired = {event.key for event in windows}
-        results = [result for result in results if result.event.key in fired]
+        keys = {event.key for event in windows}
+        results = [result for result in results if result.event.key in keys]
         ledger = self._services.ledger
         ledger.remember(result.event.key for result in results if result.outcome is Outcome.DISPATCHED)
         ledger.forget(result.event.key for result in results if result.outcome is not Outcome.DISPATCHED)
-        self._services.own_intents.settle_firings(intents, [result.event for result in results if result.unresolved])
+        unresolved = [result for result in results if result.unresolved]
+        fired = [result.event for result in unresolved if result.outcome is Outcome.DISPATCHED]
+        left = [result.event for result in unresolved if result.outcome is not Outcome.DISPATCHED]
+        self._services.own_intents.settle_firings(intents, fired, left)
 
     def _move(self, traces: Sequence[Event], beside: Sequence[_Work]) -> list[EventResult]:
         """Move traces, once they are announced and no other dispatcher is about to move them.

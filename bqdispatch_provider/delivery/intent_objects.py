@@ -1,9 +1,9 @@
 """The stored form of intents: JSON objects in ``intents/`` of the task folder, and how they are read.
 
 The name of an intent tells its kind: ``<owner>-<number>.json`` holds traces that are about to be moved, ``…-left.json``
-those that a dispatcher began and did not finish, ``…-windows.json`` firings. An empty object ``<intent>.done`` beside
-an intent says that it is completed. An intent that cannot be read holds back everything older, since it may be about
-that.
+those that a dispatcher began and did not finish, ``…-windows.json`` firings, ``…-left-windows.json`` firings
+that a dispatcher began, and does not withdraw any more. An empty object ``<intent>.done`` beside an intent says that it
+is completed. An intent that cannot be read holds back everything older, since it may be about that.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ LEFT_ENDING = "-left.json"
 
 WINDOWS_ENDING = "-windows.json"
 """End of the name of an intent that holds firings."""
+
+LEFT_WINDOWS_ENDING = f"-left{WINDOWS_ENDING}"
+"""End of the name of an intent whose firings were begun. Its dispatcher does not withdraw it any more: it stays until
+all of them are closed, or another intent of this kind holds them."""
 
 COMPLETED_ENDING = ".done"
 """End of the name of the object that says that the intent beside it is completed."""
@@ -64,6 +68,19 @@ def open_intents(names: Iterable[str]) -> list[str]:
     return sorted(
         name for name in present if not name.endswith(COMPLETED_ENDING) and f"{name}{COMPLETED_ENDING}" not in present
     )
+
+
+def firings_left(intents: Iterable[Intent]) -> dict[Key, str]:
+    """Return for each firing that was left the name of the intent in which it stays: no other one needs to hold it.
+
+    An intent of another kind gives way only to these, since its dispatcher may still withdraw it. Of several, everybody
+    keeps the last by name: by times, which differ a little, two dispatchers could each delete what the other one keeps.
+
+    :param intents: those that hold firings.
+    """
+    left = (intent for intent in intents if intent.object.name.endswith(LEFT_WINDOWS_ENDING))
+    in_order = sorted(left, key=lambda intent: intent.object.name)
+    return {firing.key: intent.object.name for intent in in_order for firing in intent.firings}
 
 
 def parse_intent(stored: StoredObject, content: bytes) -> Intent:

@@ -148,8 +148,8 @@ class Intents:
             and not self._own.wrote(stored)
         ]
         read = self._read_all(new)
-        firings = [firing for intent in read for firing in intent.firings]
-        return firings, {name for intent in read for name, _ in intent.moves}
+        firings = {firing.key: firing for intent in read for firing in intent.firings}  # some are written down twice
+        return list(firings.values()), {name for intent in read for name, _ in intent.moves}
 
     def _check_others(self, own: tuple[Intent, ...], wanted: Set[str], until: float) -> Announcement:
         """Check who else is about to move traces, and perhaps wait for them.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import Enum
@@ -34,7 +34,7 @@ from bqdispatch_provider.core.windows import (
     visible_loads,
 )
 from bqdispatch_provider.delivery.evidence import Evidence, gone_steps, loaded_files
-from bqdispatch_provider.delivery.intent_objects import Intent
+from bqdispatch_provider.delivery.intent_objects import Intent, firings_left
 from bqdispatch_provider.delivery.window_body import WindowBody
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.job_search import PARALLEL_CALLS
@@ -68,7 +68,7 @@ class FiringsFound:
     :param dropped: firings without a load, to be marked as undecided.
     :param fired: windows whose loads prove that they were fired, though the ledger does not say so.
     :param gone: firings of which nothing is on its way any more, each with the step of its last load, to be recorded.
-    :param completed_intents: intents, at least a minute old, whose firings are all closed.
+    :param completed_intents: intents, at least a minute old, whose firings are all closed or left in another intent.
     :param errors: by project, why its jobs cannot be listed.
     """
 
@@ -186,9 +186,7 @@ class OpenFirings:
                     found.abandoned.append(firing)
         if limited:
             found.open = [self._with_project(firing, found) for firing in found.open]
-        found.completed_intents = [
-            intent.object.key for intent in intents if _is_completed(intent, closed, listing.now)
-        ]
+        found.completed_intents = list(_completed(intents, closed, listing.now))
         self._find_unannounced(present, found)
         self._closed = closed
         return found
@@ -343,15 +341,22 @@ class OpenFirings:
         return {**known, **{key: body.load for key, body in bodies.items() if body.load.event_id}}
 
 
-def _is_completed(intent: Intent, closed: Set[Key], now: datetime) -> bool:
-    """Return whether an intent may be deleted: it is old enough, and all of its firings are closed."""
-    old = now - intent.object.created > _KEEP_INTENT
-    return old and not intent.object.protected_by and {firing.key for firing in intent.firings} <= closed
-
-
 def _may_be_loaded(entry: Firing | None, found: FiringsFound) -> bool:
     """Return whether BqTail has taken a firing so recently that a function may be about to load it."""
     return entry is not None and any(found.listing.now - at <= MAX_FUNCTION_RUNTIME for at in entry.gone_at.values())
+
+
+def _completed(intents: Collection[Intent], closed: Collection[Key], now: datetime) -> Iterator[Key]:
+    """Yield the intents that nobody needs any more.
+
+    :param closed: the firings that are closed.
+    """
+    left = firings_left(intents)
+    for intent in intents:
+        name, old = intent.object.name, now - intent.object.created > _KEEP_INTENT
+        needed = {firing.key for firing in intent.firings if left.get(firing.key, name) == name}
+        if old and not intent.object.protected_by and needed.issubset(closed):
+            yield intent.object.key
 
 
 def _load_id(key: Key, load: Load) -> tuple[str, str]:

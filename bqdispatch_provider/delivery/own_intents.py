@@ -26,6 +26,7 @@ from bqdispatch_provider.delivery.intent_objects import (
     COMPLETED_ENDING,
     KEEP_COMPLETED_S,
     LEFT_ENDING,
+    LEFT_WINDOWS_ENDING,
     VERSION,
     WINDOWS_ENDING,
     Intent,
@@ -114,25 +115,33 @@ class OwnIntents:
             self.complete([each.result() for each in writing if each.exception() is None])
             raise
 
-    def settle_firings(self, intents: Iterable[Intent], unresolved: Sequence[Event]) -> None:
-        """Keep in intents what was fired, or may have been, and complete the rest.
+    def settle_firings(self, intents: Iterable[Intent], fired: Sequence[Event], left: Sequence[Event] = ()) -> None:
+        """Keep the intents of which everything was fired. Of others write anew what was begun, and complete them.
+
+        What is written anew is not withdrawn any more. So no other intent needs to hold it
+        (:func:`~bqdispatch_provider.delivery.intent_objects.firings_left`), however often its claim is taken over.
 
         :param intents: as :meth:`announce_firings` returned them.
-        :param unresolved: their windows whose loads are to be waited for.
+        :param fired: their windows that were fired, whose loads are to be waited for.
+        :param left: their windows that were claimed and perhaps not fired.
         """
-        left = {event.key for event in unresolved}
-        to_rewrite = [intent for intent in intents if not {firing.key for firing in intent.firings} <= left]
-        if not to_rewrite:
-            return
-        kept = {firing.key for intent in to_rewrite for firing in intent.firings} & left
-        try:
-            if kept:
-                self.announce_firings([event for event in unresolved if event.key in kept])
-        except GOOGLE_ERRORS as error:
-            windows = counted(len(kept), "window")
-            log.warning("Intents of %s stay, since they cannot be rewritten: %s", windows, in_words(error))
-            return
-        self.complete(to_rewrite)
+        done = {event.key for event in fired}
+        completed: list[Intent] = []
+        for intent in intents:
+            announced = {firing.key for firing in intent.firings}
+            if announced <= done:
+                continue
+            begun = [event for event in (*fired, *left) if event.key in announced]
+            try:
+                if begun:
+                    self._write_firings(self._next_name(LEFT_WINDOWS_ENDING), begun)
+            except GOOGLE_ERRORS as error:
+                windows = counted(len(begun), "window")
+                log.warning("The intent of %s stays, since it cannot be rewritten: %s", windows, in_words(error))
+                continue
+            completed.append(intent)
+        if completed:
+            self.complete(completed)
 
     def renew(self) -> None:
         """Write intents of unfinished moves again once they are ten seconds old.

@@ -18,6 +18,7 @@ from bqdispatch_provider.core.targets import CREATED
 from bqdispatch_provider.core.traces import LEASE
 from bqdispatch_provider.core.windows import CLAIM_TIMEOUT
 from bqdispatch_provider.cycle.recording import Recorder
+from bqdispatch_provider.delivery.intent_objects import open_intents
 from bqdispatch_provider.gcp.permissions import missing_permissions
 from bqdispatch_provider.gcp.storage_answers import Result
 from bqdispatch_provider.names import WindowName
@@ -477,6 +478,71 @@ def test_a_doubt_that_cannot_be_settled_is_written_down_once_however_many_cycles
             assert name in report.errors[0]
             assert len([each for each in world.intents() if each.endswith("-left.json")]) == 1
             world.control.advance(LATER)
+
+
+def many_folders(world):
+    """A window that is deleted before its copy, which is refused."""
+    name = world.window(content='{"EventID": "4711"}')
+    world.put(f"{WindowName.parse(name).locations}1.loc", content="gs://data/x")
+    return name
+
+
+def one_folder(world):
+    """A window whose claim is taken over."""
+    name = world.window(content='{"EventID": "4711"}')
+    world.claim(name, ago=LATER)
+    return name
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one dispatcher", "a new one each time"])
+@pytest.mark.parametrize(("refused", "limit"), [("copy", 0), ("copy", 5), ("versions", 0)])
+@pytest.mark.parametrize("window", [many_folders, one_folder])
+def test_a_window_whose_firing_is_refused_for_long_is_written_down_twice_at_most(world, window, refused, limit, same):
+    name = window(world)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        if refused == "copy":
+            world.control.add_fault(call, "status", status=403, reason="forbidden")
+        else:
+            world.control.add_fault(call, "status", status=503, times=1)
+    if refused == "versions":
+        world.control.add_fault("storage.objects.list", "status", status=403, bucket=TRIGGER)
+    with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
+        for _ in range(6):
+            report = dispatcher.cycle() if same else world.cycle(MaxConcurrentJobs=limit)
+            assert report.dispatched == 0
+            withdrawn = {name for name, _ in dispatcher.own_intents.completed}  # and to be deleted a second later
+            assert len(set(open_intents(world.intents())) - withdrawn) <= 2
+            world.control.advance(LATER)
+        world.control.clear_faults()
+        report = dispatcher.cycle() if same else world.cycle(MaxConcurrentJobs=limit)
+        assert report.dispatched == 1
+    assert world.names(TRIGGER) == [f"_batch_/{name}"]
+    world.consume()
+    world.jobs(["ds_t--4711_00001_load--dispatch"], age=0)
+    for _ in range(3):
+        world.control.advance(LATER)
+        world.cycle(MaxConcurrentJobs=limit)
+    assert world.intents() == []
+
+
+def test_an_intent_of_windows_gives_way_only_to_one_that_nobody_withdraws(world):
+    name = one_folder(world)
+    generation = int(world.blob(name).generation)
+    world.delete(name)
+    world.control.add_fault("storage.objects.compose", "status", status=403)
+    firing = {"window": name, "generation": generation, "project": "", "event": "", "many": True}
+    document = json.dumps({"version": 1, "owner": "gone", "firings": [firing]})
+
+    def left_of(*intents, age):
+        world.put(*(f"intents/{each}.json" for each in intents), age=age, content=document)
+        world.cycle()
+        return [each[len("intents/") : -len(".json")] for each in open_intents(world.intents())]
+
+    assert left_of("a-1-windows", "b-1-windows", age=100) == ["a-1-windows", "b-1-windows"]
+    assert left_of("c-1-left-windows", age=10) == ["c-1-left-windows"]
+    assert left_of("e-1-windows", "f-1-left-windows", age=10) == ["c-1-left-windows", "e-1-windows", "f-1-left-windows"]
+    world.control.advance(LATER)
+    assert left_of(age=0) == ["f-1-left-windows"]
 
 
 def test_a_doubtful_trace_that_cannot_be_written_down_anew_is_left_to_others_once_the_lease_is_over(world, monkeypatch):

@@ -90,7 +90,7 @@ def test_one_window_whose_intent_stays_is_told_in_the_singular(world, told):
         intents = dispatcher.own_intents.announce_firings([left, done])
         world.control.add_fault("storage.objects.insert", "status", status=403, name="*intents/*")
         dispatcher.own_intents.settle_firings(intents, [left])
-    assert [line for line in told() if line.startswith("Intents of 1 window stay, since")]
+    assert [line for line in told() if line.startswith("The intent of 1 window stays, since")]
 
 
 def test_one_document_that_is_deleted_is_told_in_the_singular(world, told):

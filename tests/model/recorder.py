@@ -155,7 +155,8 @@ def _intent(name, text, *, renewed):
     document = json.loads(text)
     moves = [(move[0], str(move[1])) for move in document.get("moves", ())]
     firings = [(each["window"], str(each["generation"])) for each in document.get("firings", ())]
-    return Call("renew intent" if renewed else "write intent", name, "", tuple(moves + firings))
+    what = "renew intent" if renewed else "write left" if name.endswith("-left-windows.json") else "write intent"
+    return Call(what, name, "", tuple(moves + firings))
 
 
 def _bucket(path):
@@ -228,10 +229,10 @@ def by_object(calls):
     An intent belongs to everything in it; a look at versions to the objects whose names begin so.
     """
     calls = list(calls)
-    held = {call.name: call.about for call, _ in calls if call.what == "write intent"}
+    held = {call.name: call.about for call, _ in calls if call.what in ("write intent", "write left")}
     found = defaultdict(list)
     for call, result in calls:
-        if call.what in ("write intent", "renew intent", "end intent"):
+        if call.what in ("write intent", "write left", "renew intent", "end intent"):
             for name, generation in held.get(call.name, ()):
                 found[_key(name, generation)].append((call.what, result))
         elif call.what == "list versions":

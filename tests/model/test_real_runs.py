@@ -50,6 +50,7 @@ def of_traces():
 def of_windows():
     shown = {
         "write intent",
+        "write left",
         "claim",
         "fence",
         "copy",

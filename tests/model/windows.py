@@ -9,6 +9,9 @@ from typing import NamedTuple
 from kernel import Step, put
 
 GONE = 2
+LEFT = 3
+"""Owner of an intent that nobody withdraws: its firing was begun, and not finished."""
+
 IDLE = ("idle", 0, 0, frozenset(), ())
 NONE = frozenset()
 
@@ -188,7 +191,7 @@ class Windows:
         dispatchers = w.dispatchers
         if swapped := len(dispatchers) > 1 and hash(dispatchers[0]) > hash(dispatchers[1]):
             dispatchers = dispatchers[::-1]
-            turned = (1, 0, GONE)
+            turned = (1, 0, GONE, LEFT)
             claims = tuple(owner and 1 + turned[owner - 1] for owner in claims)
             late = frozenset((name, turned[sender], *more) for name, sender, *more in late)
             w = w._replace(intents=frozenset((turned[owner], number) for owner, number in w.intents))
@@ -212,6 +215,8 @@ class Windows:
             return not w.fired[number - 1]
         if name in ("copy", "fence", "delete claim"):
             return call[3] or "source" in self.without
+        if name == "write left":
+            return (LEFT, number) not in w.intents
         return name != "write intent" or (GONE, number) not in w.intents
 
     def wrong(self, w):
@@ -384,6 +389,14 @@ class Windows:
     def _do_write_intent(self, w, sender, number):
         return w._replace(intents=w.intents | {(sender, number)}), "ok"
 
+    def _do_write_left(self, w, sender, number):
+        return w._replace(intents=w.intents | {(LEFT, number)}), "ok"
+
+    def _do_end_others(self, w, sender, number):
+        if "left" in self.without:
+            return w._replace(intents=w.intents - {(GONE, number)}), "ok"
+        return w._replace(intents=frozenset(each for each in w.intents if each[1] != number or each[0] == LEFT)), "ok"
+
     def _do_claim(self, w, sender, number):
         at = number - 1
         if w.window != number:
@@ -531,6 +544,10 @@ class Windows:
             for number in {number for _, number in w.intents}:
                 at = self._at(w, which, "opened", number, extra=w.window == number)
                 yield self._look(which, "list", f"intent of window {number}", at)
+                owners = {owner for owner, its in w.intents if its == number}
+                if len(owners) > 1 and (LEFT in owners or ("left" in self.without and GONE in owners)):
+                    at = self._at(w, which, "end others", number)
+                    yield self._look(which, "list", f"intents of window {number}", at)
 
     @property
     def _writes_intents(self):
@@ -675,7 +692,15 @@ class Windows:
     def _give_up(self, w, which, me):
         yield from self._call(w, which, ("delete claim", which, me[1], me[2]), "disowned", "idle", "idle")
 
-    def _copy(self, w, which, me, denied="idle"):
+    def _leave(self, w, which, me):
+        """What was begun and not finished is written anew, for good, before one's own intent is withdrawn."""
+        yield from self._call(w, which, ("write left", which, me[1]), "disowned", "disowned", "idle")
+
+    def _end_others(self, w, which, me):
+        """Beside an intent that nobody withdraws no other is needed."""
+        yield from self._call(w, which, ("end others", which, me[1]), "idle", "idle", "idle")
+
+    def _copy(self, w, which, me, denied="leave"):
         if "fired first" in self.without and not w.fired[me[1] - 1]:
             after, result = self._do(w, ("write fired", which, me[1]))
             yield self._look(which, "write fired", result, self._go(after, which, me, "copy"))
@@ -750,7 +775,7 @@ class Windows:
         yield self._look(which, "write undecided", "ok", self._at(after, which, "idle"))
 
     def _fired(self, w, which, me):
-        yield from self._call(w, which, ("write fired", which, me[1]), "idle", "idle", "idle")
+        yield from self._call(w, which, ("write fired", which, me[1]), "idle", "idle", "leave", "leave")
 
     def _delete_window(self, w, which, me):
         yield from self._call(w, which, ("delete window", which, me[1]), "idle", "idle", "idle")
