@@ -51,8 +51,9 @@ DESCRIPTIONS = {
     "has.",
     "replay": "List what is in quarantine or waits for a decision, or put it back. Without URLs, prints the URL, since "
     "when it waits, and why. With URLs, puts these back into the task folder, where they are dispatched like any "
-    "other. A window is then fired even if its name was fired before, for those of its folders that were not loaded. "
-    "The URL of a location object (.loc) that an error names fires its folder. Exits with 1 when something was not put "
+    "other. A window is then fired even if its name was fired before. Folders of it that were loaded are left out. "
+    "But if the file that made it was not loaded, whatever still lies in that file's folder may be loaded again. The "
+    "URL of a location object (.loc) that an error names fires its folder. Exits with 1 when something was not put "
     "back.",
     "status": "Print how dispatching goes. Looks once, and prints health, lanes, limits, the events that have waited "
     "longest with their reasons, and what is in quarantine. Exits with 1 when it does not go well.",

@@ -1,8 +1,9 @@
 """The way back of undecided windows, and of folders whose files were never loaded.
 
 Whoever replays a window decides that it is fired, whatever is known of its earlier firings. What is known still
-prevents harm: nothing is fired while a load may still come, or for files that were loaded. If one folder of the window
-was loaded and another was not, it is fired for the other (docs/protocol.md, "Late events").
+prevents harm: nothing is fired while a load may still come, or for a file that was loaded. If one folder of the window
+was loaded and another was not, it is fired for the other. But if its file was not loaded and others of the file's
+folder were, BqTail lists that folder: what still lies there is loaded again (docs/protocol.md, "Late events").
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def next_step(  # noqa: PLR0911  (one per reason)
         return (
             f"See in {_table_of(wait.name)} which of its files were loaded. All: delete it, by `gcloud storage rm "
             f"{shlex.quote(url)}`. Otherwise fire it, by `{replay_command(config, url)}`: folders that are known to be "
-            "loaded are left out, and each file of the others is loaded."
+            "loaded are left out. But if its own file was not loaded, all of that file's folder may be loaded again."
         )
     return ADVICE[wait.reason].next_step
 
