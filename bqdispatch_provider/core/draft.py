@@ -133,7 +133,9 @@ class Draft:
     def offer(self, candidate: Candidate) -> None:
         """Make an event a candidate, unless something other than a limit holds it back."""
         item, event = candidate.item, candidate.event
-        blocked = next((why for at, why in self.snapshot.blocks if event.created <= at), None)
+        blocked = next((why for at, why in self.snapshot.blocks if event.created <= at), "")
+        if candidate.lane is Lane.WINDOWS:
+            blocked = blocked or self.snapshot.window_block
         if not self.only.matches(item.project, item.name):
             # It is not counted among the pending jobs, for the balancer and for graphs: its job is done.
             self.outcomes[Outcome.PENDING] += 1

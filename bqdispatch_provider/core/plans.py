@@ -78,6 +78,7 @@ class Snapshot:
     :param abandoned: windows with many folders that were claimed, removed and not fired.
     :param moved: names of traces that were moved, or are being moved by others, and whose next jobs are not seen yet.
     :param blocks: times up to which created events are held back, each with the reason: intents that cannot be read.
+    :param window_block: why no window may be fired; empty by default, if nothing forbids it.
     :param cleanup: what to put in order, as far as it does not follow from the rest.
     :param findings: sentences about what somebody has to act on.
     """
@@ -95,6 +96,7 @@ class Snapshot:
     abandoned: tuple[OpenFiring, ...] = ()
     moved: frozenset[str] = frozenset()
     blocks: tuple[tuple[datetime, str], ...] = ()
+    window_block: str = ""
     cleanup: Cleanup = Cleanup()
     findings: tuple[str, ...] = ()
 

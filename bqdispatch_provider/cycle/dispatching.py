@@ -184,6 +184,9 @@ class Dispatching:
         if not self._services.config.max_concurrent_jobs:
             return written, list(windows)
         fitting = self._recount.without_others(windows)
+        if fitting and (problem := self._services.intents.unreadable_firings):
+            self._recorder.record_failure(problem, fitting)
+            fitting = []
         if not fitting:
             intents.settle_firings(written, [])
         return written if fitting else [], fitting

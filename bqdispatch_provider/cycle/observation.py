@@ -144,6 +144,7 @@ class Observer:
             abandoned=tuple(opened.abandoned),
             moved=transit.names | noted.moving,
             blocks=(*(((listing.now, transit.problem),) if transit.problem else ()), *noted.unreadable),
+            window_block=services.intents.unreadable_firings if limited else "",
             cleanup=_cleanup(noted, opened, late),
             findings=(*_unread(problem, noted, listing, unreadable), *self._oversized_in(listing), *late.findings),
         )

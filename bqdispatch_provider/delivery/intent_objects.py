@@ -50,6 +50,7 @@ class Intent:
     :param moves: names and generations of traces.
     :param firings: windows to be fired whose loads are not visible yet.
     :param problem: why it cannot be read; empty otherwise.
+    :param invalid: True if it cannot be read although it has this version: no dispatcher has written it.
     """
 
     object: StoredObject
@@ -57,6 +58,7 @@ class Intent:
     moves: frozenset[Key] = frozenset()
     firings: tuple[OpenFiring, ...] = ()
     problem: str = ""
+    invalid: bool = False
 
 
 def open_intents(names: Iterable[str]) -> list[str]:
@@ -89,10 +91,12 @@ def parse_intent(stored: StoredObject, content: bytes) -> Intent:
     :param stored: the object that holds it.
     :param content: its content.
     """
+    is_known = False
     try:
         document = json.loads(content)
         if document["version"] != VERSION:
             raise ValueError(f"its version is {document['version']!r}; this dispatcher knows {VERSION}")
+        is_known = True
         return Intent(
             stored,
             _text(document["owner"]),
@@ -100,7 +104,8 @@ def parse_intent(stored: StoredObject, content: bytes) -> Intent:
             tuple(parse_firing(firing, stored.created) for firing in document.get("firings", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        return Intent(stored, "", problem=in_one_line(f"{type(error).__name__}: {error}")[:200])
+        problem = in_one_line(f"{type(error).__name__}: {error}")[:200]
+        return Intent(stored, "", problem=problem, invalid=is_known)
 
 
 def parse_firing(document: Mapping[str, Any], since: datetime) -> OpenFiring:

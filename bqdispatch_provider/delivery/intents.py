@@ -107,6 +107,10 @@ class Intents:
         self._seen: frozenset[str] = frozenset()
         """Names of the intents that the last look has found."""
 
+        self.unreadable_firings = ""
+        """Why others' firings cannot be counted at a limit, by the last look and what is new since; empty if they can.
+        No window may be fired under a limit then."""
+
         self._looked: datetime | None = None
         """When that look began, by the storage server's clock."""
 
@@ -148,6 +152,7 @@ class Intents:
             and not self._own.wrote(stored)
         ]
         read = self._read_all(new)
+        self.unreadable_firings = self.unreadable_firings or self._unreadable_firings(read)
         firings = {firing.key: firing for intent in read for firing in intent.firings}  # some are written down twice
         return list(firings.values()), {name for intent in read for name, _ in intent.moves}
 
@@ -204,6 +209,18 @@ class Intents:
             if intent.problem and intent.object.name.endswith(".json")  # anything else is no intent
         )
 
+    def _unreadable_firings(self, intents: Iterable[Intent]) -> str:
+        """Return a sentence about the first intent of windows that cannot be read; empty without one."""
+        unreadable = (each for each in intents if each.problem and not each.invalid)
+        for intent in unreadable:
+            if intent.object.name.endswith(WINDOWS_ENDING):
+                return (
+                    f"all windows wait, since intent {self._store.task_url(intent.object.name)!r} cannot be read "
+                    f"({intent.problem}), so the windows that it holds cannot be counted at MaxConcurrentJobs: upgrade "
+                    "this dispatcher, or delete the object once no other dispatcher runs"
+                )
+        return ""
+
     def withdraw(self, announcement: Announcement, unresolved: Sequence[Event]) -> None:
         """Complete the intents of an announcement.
 
@@ -240,6 +257,7 @@ class Intents:
         moving = frozenset(name for intent in others for name, _ in intent.moves)
         # Only now: what could not be read must not count as seen.
         self._seen, self._looked = frozenset(names), since or now
+        self.unreadable_firings = self._unreadable_firings(read)
         return IntentsFound(of_windows, moving, self._unreadable(read), tuple(completed))
 
     def _deletable_and_unread(

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 from test_move import put_target, share_of, target
+from test_oversized import large
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, JOURNAL, TASKS, TRIGGER, VERSIONING, World
 
+from bqdispatch_provider.core.sizes import MAX_INTENT_BYTES
 from bqdispatch_provider.core.targets import CREATED
 from bqdispatch_provider.core.traces import LEASE
 from bqdispatch_provider.core.windows import CLAIM_TIMEOUT
@@ -847,6 +849,41 @@ def test_an_intent_that_cannot_be_read_holds_back_what_is_older_and_stays(world,
         world.control.advance(LATER)
     world.delete(intent)
     assert world.cycle().dispatched == 2
+
+
+NEWER = '{"version": 2, "owner": "x", "loads": []}'
+
+
+@pytest.mark.parametrize("content", [NEWER, "{", large(MAX_INTENT_BYTES)], ids=["newer", "broken", "large"])
+def test_under_a_limit_all_windows_wait_for_an_intent_of_windows_that_cannot_be_read(world, content):
+    """The windows in it may be fired already, and count nowhere."""
+    intent = "intents/x-000001-windows.json"
+    world.put(intent, age=100, content=content)
+    world.window("ds.young", due=30, age=50)
+    assert world.cycle(MaxConcurrentSQL=5).dispatched == 1
+    windows = {world.window(f"ds.t{number}", due=30, age=50) for number in range(3)}
+    world.trace(age=50)
+    report = world.cycle(MaxConcurrentJobs=5)
+    assert (report.dispatched, report.batched, report.outcomes["error"]) == (1, {}, 3)
+    (error,) = report.errors
+    assert error.startswith("all windows wait, since") and world.url_of(intent) in error
+    assert "upgrade this dispatcher, or delete the object" in error
+    assert windows <= set(world.names())
+    world.delete(intent)
+    assert world.cycle(MaxConcurrentJobs=5).dispatched == 3
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["planned here", "planned elsewhere"])
+def test_an_intent_of_windows_that_cannot_be_read_is_seen_also_if_it_was_written_after_the_plan(world, here):
+    name = world.window(due=30, age=50)
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher, world.dispatcher(MaxConcurrentJobs=5) as other:
+        shares = (dispatcher if here else other).look().plan.shares()
+        world.put("intents/x-000001-windows.json", age=0, content=NEWER)
+        report = dispatcher.dispatch(shares)
+        assert (report.dispatched, report.outcomes) == (0, {"error": 1})
+        assert report.errors[0].startswith("all windows wait, since")
+    assert world.ledger(name) == {}
+    assert open_intents(world.intents()) == ["intents/x-000001-windows.json"]
 
 
 def test_a_thousand_moves_take_one_intent_and_one_look_at_the_others(world, intents_stay_young):
