@@ -69,6 +69,14 @@ def of_windows():
     return [Automaton(edges, NO_WINDOW, shown, lambda knows: knows[1] == 1)]
 
 
+@pytest.fixture(scope="module")
+def of_late_windows():
+    """Of the window that is made first, and of the one that comes back."""
+    shown = {"write intent", "claim", "copy", "write fired", "delete window", "write undecided"}
+    edges = union(explore(Windows("AA", dispatchers=1, deaths=0, fails=False)))
+    return [Automaton(edges, NO_WINDOW, shown, lambda knows, number=number: knows[1] == number) for number in (1, 2)]
+
+
 class Killed(BaseException):
     """Nothing is sent any more."""
 
@@ -99,10 +107,10 @@ class Gate:
 class Runs:
     """Dispatchers, one after the other, each with its record."""
 
-    def __init__(self, world, folder, monkeypatch):
+    def __init__(self, world, folder, monkeypatch, then=("query", "delete", "insert", "notify")):
         self.world, self.folder, self.patch, self.number = world, folder, monkeypatch, 0
         rules = {MANY: Rule(multi_path=True)}
-        settings = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=("load",), rules=rules)
+        settings = BqTailSettings.for_dispatcher(world.config(), window_s=20, chain=("load",), then=then, rules=rules)
         self.bqtail = StandInBqTail(world.client, requests.Session(), world.url, settings)
 
     def prepare(self):
@@ -150,6 +158,35 @@ def strangers(record, of_traces, of_windows):
 
 
 strangers.compared = Counter()
+
+
+@pytest.mark.parametrize(
+    ("drops", "comes_back", "calls"),
+    [
+        (False, True, {"claim": 1, "write fired": 1, "delete window": 2}),
+        (True, True, {"claim": 2, "write fired": 2, "delete window": 2}),
+        (True, False, {"claim": 1, "write fired": 1, "delete window": 2, "write undecided": 1}),
+    ],
+    ids=["loaded, late event", "dropped, late event", "dropped"],
+)
+def test_the_calls_for_a_window_that_comes_back_or_was_dropped_are_the_models(
+    world, tmp_path, monkeypatch, of_traces, of_late_windows, drops, comes_back, calls
+):
+    strangers.compared.clear()
+    runs = Runs(world, tmp_path, monkeypatch, then=("query",))  # the files stay, so that their events can come late
+    file = runs.bqtail.put_file("ds.a")
+    if drops:
+        runs.bqtail.forget_rule("ds.a")
+    world.control.advance(40)
+    for cycle in range(8):
+        record, _ = runs.run()
+        assert list(strangers(record, of_traces, of_late_windows)) == []
+        runs.consume()
+        world.control.advance(AFTER_A_CRASH)
+        if comes_back and cycle == 1:
+            runs.bqtail.late_event(file)
+    of_window = {"claim", "write fired", "delete window", "write undecided"}
+    assert {what: times for what, times in strangers.compared.items() if what in of_window} == calls
 
 
 def test_each_sequence_of_calls_that_real_runs_make_is_one_of_the_model(

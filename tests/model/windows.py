@@ -805,7 +805,10 @@ class Windows:
         yield from self._denied(w, which, "write undecided", then)
         after, _ = self._do(w, ("write undecided", which, me[1]))
         after = after._replace(lost=w.lost or not (w.landed[me[1] - 1] or me[1] in w.doubted))
-        yield self._look(which, "write undecided", "ok", self._go(after, which, me, "end intent"))
+        yield self._look(which, "write undecided", "ok", self._go(after, which, me, "delete dropped"))
+
+    def _delete_dropped(self, w, which, me):
+        yield from self._call(w, which, ("delete window", which, me[1]), "end intent", "end intent", "idle")
 
     def _end_intent(self, w, which, me):
         yield from self._call(w, which, ("end intent", which, me[1]), "idle", "idle", "idle")
