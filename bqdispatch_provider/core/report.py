@@ -12,7 +12,7 @@ from typing import Any
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.model import BATCH_JOBS, Counts, Lane, Outcome, Reason, no_counts
 from bqdispatch_provider.core.plans import Plan
-from bqdispatch_provider.core.waits import Wait, most_pressing, time_to_text, waits_from_dict, waits_to_dict
+from bqdispatch_provider.core.waits import Wait, add_waits, most_pressing, time_to_text, waits_from_dict, waits_to_dict
 from bqdispatch_provider.names import in_one_line
 
 MAX_NAMED = 1000
@@ -162,7 +162,7 @@ class Report:
         self.cycles += other.cycles
         for outcome in _FINAL:
             self.outcomes[outcome] += other.outcomes[outcome]
-        self.waits |= other.waits
+        add_waits(self.waits, other.waits)
         self._add_results(other, ("Dispatched",))
 
     def add_cycle(self, later: Report) -> None:

@@ -47,6 +47,23 @@ class Wait:
         return replace(self, times=self.times + earlier.times, since=min(self.since, earlier.since))
 
 
+def add_waits(waits: dict[str, Wait], others: Mapping[str, Wait]) -> None:
+    """Add the waits that another task of the same run has noted. Of two of one event, keep the one that says more.
+
+    A task that leaves an event to others knows nothing of it.
+
+    :param waits: by name; they are changed.
+    :param others: by name; of two that say as much, theirs is kept.
+    """
+    for name, other in others.items():
+        if name not in waits or _weight(other) >= _weight(waits[name]):
+            waits[name] = other
+
+
+def _weight(wait: Wait) -> tuple[bool, bool]:
+    return wait.reason in NEEDS_ATTENTION, wait.reason is not Reason.OTHERS
+
+
 def most_pressing(waits: Iterable[Wait]) -> list[Wait]:
     """Sort waits: first those that somebody may have to act on, then the oldest."""
     return sorted(waits, key=lambda wait: (wait.reason not in NEEDS_ATTENTION, wait.since, wait.name))

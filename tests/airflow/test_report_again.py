@@ -13,15 +13,21 @@ from google.api_core.exceptions import Forbidden
 from waiting import PATIENCE_S
 from world import FOLDER, JOURNAL, TASKS
 
+from bqdispatch_provider.commands.cli import main
 from bqdispatch_provider.compat import AirflowFailException, AirflowSkipException
+from bqdispatch_provider.core.events import ALL_EVENTS, EventFilter
+from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import CREATED, OWNER
+from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.objects import ObjectStore
 from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.operators import _MAX_ERROR_LINES, DispatchReportOperator, _log_document
 from bqdispatch_provider.runs import run_cycles
 from bqdispatch_provider.sensors import BqDispatchSensor
 from bqdispatch_provider.triggers import BqDispatchTrigger
+from bqdispatch_provider.view.overview import overview
 
 
 async def events_of(trigger):
@@ -41,8 +47,9 @@ class Tasks:
             self.shares = dispatcher.look().plan.shares()
             self._journal(dispatcher, "detect").write_shares(self.shares)
 
-    def dispatch(self, task_id="dispatch", seconds=0, go_on=lambda: True, **more):
-        with self._world.dispatcher(go_on) as dispatcher:
+    def dispatch(self, task_id="dispatch", seconds=0, only=ALL_EVENTS, go_on=lambda: True, **more):
+        world = self._world
+        with Dispatcher(world.config(), world.client, world.session, only=only, go_on=go_on) as dispatcher:
             journal = self._journal(dispatcher, task_id)
             return run_cycles(dispatcher, journal, seconds, first_shares=self.shares, **more)
 
@@ -108,6 +115,25 @@ def test_a_run_that_is_cleared_adds_to_what_was_delivered(world, tasks):
         assert tasks.left() == ["r.json"]
         if number == 6:
             world.trace()
+
+
+@pytest.mark.parametrize("order", [("sql", "jobs"), ("jobs", "sql")])
+def test_what_the_task_of_its_lane_says_of_an_event_is_kept(world, tasks, order, capsys, config):
+    """The task of another lane knows only that the event is not its own."""
+    name = world.trace("load", age=7200)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=400, name=f"*{name}")
+    tasks.shares = None  # each task looks for itself, as it does after its shares
+    for number, lane in enumerate(order):
+        tasks.dispatch(f"task_{number}", only=EventFilter(lanes=(lane,)), writes_performance=False)
+    tasks.report()
+    (wait,) = tasks.document()["Waiting"].values()
+    assert (wait["Reason"], bool(wait["Said"])) == (Reason.REFUSED, True)
+    assert tasks.document()["WaitingCount"] == {"refused": 1}
+    main(["explain", "--config", str(config()), name])
+    assert "waits: refused" in capsys.readouterr().out
+    report = Report.from_dict(tasks.document())
+    assert 'See "What waits, and why"' in overview(report, world.config(), report.started, Figures()).health.next_step
 
 
 def test_a_report_that_is_cleared_alone_says_the_same_again_and_how_things_stand_now(world, tasks):
