@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_DOCUMENT_INTERVAL_S = 60.0
+"""A task's document is no older than this: the history is written as often, and names it."""
+
 
 def run_cycles(
     dispatcher: Dispatcher,
@@ -37,7 +40,7 @@ def run_cycles(
     send_metrics: Callable[[Report], None] = lambda _: None,
     writes_performance: bool = True,
 ) -> Report:
-    """Run cycles, and write the task's document after each one that has dispatched something.
+    """Run cycles, and write the task's document after each one that has dispatched something, and once a minute.
 
     What an earlier try of the task has dispatched stays in the document, even if that try was killed before it wrote
     it: a checkpoint says what each cycle is about to dispatch, if it could be written. Of these events those count as
@@ -110,15 +113,18 @@ class _TaskDocument:
             self._write_checkpoint((*self._unreported, *shares))
 
     def update(self, report: Report) -> None:
-        """Write the document if more was dispatched.
+        """Write the document if more was dispatched, or a minute after it was written last.
 
         :param report: what this process has done so far.
         """
         whole = self._with_earlier(report)
-        if whole.dispatched == self._dispatched:
-            if self._unreported:  # others may dispatch these, and a later try must not take them for its own
-                self._write_checkpoint(())
-        elif _try_to_write(lambda: self._journal.write_document(whole, self._journal.task_url)):
+        has_dispatched = whole.dispatched != self._dispatched
+        if self._unreported and not has_dispatched:  # others may dispatch these: a later try must not take them
+            self._write_checkpoint(())
+        is_old = time.monotonic() - self._written >= _DOCUMENT_INTERVAL_S
+        if not (has_dispatched or is_old):
+            return
+        if _try_to_write(lambda: self._journal.write_document(whole, self._journal.task_url)):
             self._unreported = ()
             self._remember(whole)
 
@@ -139,7 +145,8 @@ class _TaskDocument:
         _try_to_write(lambda: self._journal.write_checkpoint(checkpoint))
 
     def _remember(self, written: Report) -> None:
-        """Remember what the document has."""
+        """Remember what the document has, and when it was written."""
+        self._written = time.monotonic()
         self._dispatched, self._cycles, self._errors = written.dispatched, written.cycles, list(written.errors)
 
     def _with_earlier(self, report: Report) -> Report:

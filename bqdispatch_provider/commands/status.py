@@ -117,7 +117,7 @@ def _commands(seen: Overview) -> list[str]:
     Not those of which somebody has to choose one: whoever pastes all lines would fire a window, and delete it.
     """
     steps = [found for event in seen.waiting[:SHOWN] if len(found := commands_in(event.next_step)) == 1]
-    return [*(command for (command,) in steps), *(held.command for held in seen.quarantine[:SHOWN])]
+    return [*(command for (command,) in steps), *(held.command for held in (seen.quarantine or ())[:SHOWN])]
 
 
 def _live(seen: Overview) -> Any:

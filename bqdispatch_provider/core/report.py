@@ -46,8 +46,7 @@ class Report:
     are the last cycle's. ``listed`` counts what earlier cycles dispatched or quarantined and what the last one listed,
     so that the outcomes add up to it after one cycle as after many.
 
-    :param seen: when the task folder was looked at last (aware), as far as this process knows; it does not go into the
-        document.
+    :param seen: when the task folder was looked at last (aware).
     :param oldest: since when the oldest event waits that was left waiting: a trace since its creation, a window since
         its end; ``None`` if none was.
     :param waits: events that have waited for more than a minute, by name.
@@ -248,6 +247,7 @@ class Report:
             "NotDueCount": self.not_due_count,
             "Late": self.late,
             "Started": time_to_text(self.started) if self.started else None,
+            "Seen": time_to_text(self.seen) if self.seen else None,
             "Oldest": time_to_text(self.oldest) if self.oldest else None,
             "Performance": self.performance(),
             **({"Parts": self.parts} if self.parts else {}),
@@ -264,6 +264,7 @@ class Report:
             report = cls(
                 **{attribute: read(document[key]) for key, (attribute, read) in _FIELDS.items()},
                 started=documents.moment(document.get("Started")),
+                seen=documents.moment(document.get("Seen")),
                 outcomes=Counter({Outcome(each): n for each, n in documents.numbers(document["Outcomes"]).items()}),
                 late=documents.number(document.get("Late", 0)),
                 not_due=documents.list_of_texts(document.get("NotDue", [])),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import pairwise
 
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.log_lines import duration
@@ -14,7 +16,10 @@ from bqdispatch_provider.names import counted
 from bqdispatch_provider.view.advice import ADVICE
 
 SILENT_AFTER = timedelta(minutes=5)
-"""Nobody dispatches if nothing was seen for so long: a run comes every minute."""
+"""Nobody dispatches if nothing was seen for so long, where a run comes every minute."""
+
+OUTDATED_AFTER = timedelta(minutes=3)
+"""A report says nothing of the present if others have looked so much later. A run writes one every minute."""
 
 
 class Level(StrEnum):
@@ -40,8 +45,36 @@ class Health:
     next_step: str = ""
 
 
+def silent_after(looks: Iterable[datetime]) -> timedelta:
+    """Return after how long a silence nobody dispatches: half as long again as the usual gap between two looks.
+
+    Longer than usual are 5 % of the gaps, so a DAG that was down once is not waited for as long the next time.
+
+    :param looks: when the task folder was looked at (aware), at most once in some minutes.
+    """
+    gaps = sorted(later - earlier for earlier, later in pairwise(sorted(looks)))
+    usual = gaps[int(0.95 * (len(gaps) - 1))] if gaps else timedelta()
+    return max(SILENT_AFTER, 1.5 * usual)
+
+
+def is_current(report: Report, seen: datetime | None) -> bool:
+    """Tell whether a report says how things stood when the task folder was looked at last.
+
+    :param seen: when that was (aware); ``None`` if never.
+    """
+    looked = report.seen or report.started
+    return seen is None or (looked is not None and seen - looked <= OUTDATED_AFTER)
+
+
 def health_of(
-    report: Report, at: datetime, seen: datetime | None, hour: Figures, *, quarantined: int = 0, problem: str = ""
+    report: Report,
+    at: datetime,
+    seen: datetime | None,
+    hour: Figures,
+    *,
+    quarantined: int = 0,
+    blind: str = "",
+    silence: timedelta = SILENT_AFTER,
 ) -> Health:
     """Return the sentence at the top.
 
@@ -50,15 +83,25 @@ def health_of(
     :param seen: when the task folder was looked at last (aware); ``None`` if never.
     :param hour: figures of the last hour.
     :param quarantined: number of objects in quarantine; 0 by default.
-    :param problem: what could not be read; empty by default.
+    :param blind: why the history is not known up to now; empty by default.
+    :param silence: from :func:`silent_after`.
     """
     if seen is None:
-        step = problem or "Switch the DAG on, and see that its first run is green."
+        step = blind or "Switch the DAG on, and see that its first run is green."
         return Health(Level.UNKNOWN, "No run has been seen yet.", step)
-    if at - seen > SILENT_AFTER:
-        silence = duration(at - seen, minutes_from_s=120)
+    if at - seen > silence:
+        since = duration(at - seen, minutes_from_s=120)
         step = "See that the DAG is switched on, and that its tasks run."
-        return Health(Level.ERROR, f"Nobody has dispatched for {silence}.", step)
+        if blind:
+            return Health(Level.UNKNOWN, f"Nothing is known of the last {since}.", blind)
+        return Health(Level.ERROR, f"Nobody has dispatched for {since}.", step)
+    if not is_current(report, seen):
+        sentence = f"{_dispatched(hour)}; what waits is not known: no response document is as young."
+        return Health(Level.UNKNOWN, sentence, "Run `bqdispatch status`, which looks for itself.")
+    return _of_report(report, at, hour, quarantined)
+
+
+def _of_report(report: Report, at: datetime, hour: Figures, quarantined: int) -> Health:
     if report.errors:
         more = f" (and {len(report.errors) - 1} more)" if len(report.errors) > 1 else ""
         step = 'See "What waits, and why" below.' if report.waits else "See the errors below."
@@ -76,9 +119,13 @@ def health_of(
 
 
 def _all_is_well(report: Report, at: datetime, hour: Figures) -> str:
-    dispatched = f"All is well: {counted(hour.dispatched.total(), 'event')} dispatched in the last hour"
+    dispatched = f"All is well: {_dispatched(hour)}"
     if not report.waits:
         return f"{dispatched}."
     oldest = min(report.waits.values(), key=lambda wait: wait.since)
     age = duration(at - oldest.since, minutes_from_s=120)
     return f"{dispatched}, {report.waits_by_reason().total():,} waiting, the oldest for {age} (now: {oldest.reason})."
+
+
+def _dispatched(hour: Figures) -> str:
+    return f"{counted(hour.dispatched.total(), 'event')} dispatched in the last hour"

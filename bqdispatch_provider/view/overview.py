@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
@@ -22,7 +22,7 @@ from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.core.waits import NEEDS_ATTENTION, Wait, most_pressing
 from bqdispatch_provider.names import WindowName
 from bqdispatch_provider.view.advice import ADVICE
-from bqdispatch_provider.view.health import Health, health_of
+from bqdispatch_provider.view.health import SILENT_AFTER, Health, health_of, is_current
 from bqdispatch_provider.view.report_explanation import ReportExplainer
 
 MAX_WAITS = 50
@@ -104,6 +104,7 @@ class Overview:
     """All of it.
 
     :param at: when it was made (aware).
+    :param health: of all projects.
     :param seen: when the task folder was looked at last (aware); ``None`` if never.
     :param lanes: ``running``, ``pending``, ``throttled``, ``errors`` and ``dispatched`` (in the last hour), by lane.
     :param reasons: events that have waited for more than a minute, by reason.
@@ -112,11 +113,14 @@ class Overview:
         0 where ``reasons`` has all projects.
     :param not_due: windows whose end has not come, the soonest first; ``since`` is that end.
     :param not_due_count: how many they are; of a project, as far as the report names them.
+    :param quarantine: objects in quarantine; ``None`` if they are not known.
     :param errors: of the last look, of all projects.
     :param newest_errors: of the last look, the newest first: those of the project, and of no project alone.
     :param other_errors: how many are of no lane alone; ``lanes`` counts the others.
     :param hidden_errors: how many are of other projects.
     :param problems: what could not be read, one sentence each.
+    :param is_current: False if no report says how things stood at the last look: then ``lanes``, ``limits``,
+        ``waiting`` and ``errors`` say nothing.
     """
 
     at: datetime
@@ -126,7 +130,7 @@ class Overview:
     limits: Sequence[LimitUse]
     reasons: Mapping[str, int]
     waiting: Sequence[WaitingEvent]
-    quarantine: Sequence[Held]
+    quarantine: Sequence[Held] | None
     errors: Sequence[str] = ()
     problems: Sequence[str] = ()
     projects: Sequence[str] = field(default=())
@@ -136,6 +140,7 @@ class Overview:
     newest_errors: Sequence[ReportError] = ()
     other_errors: int = 0
     hidden_errors: int = 0
+    is_current: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form for JSON; times are texts."""
@@ -147,11 +152,13 @@ def overview(
     config: DispatchConfig,
     at: datetime,
     last_hour: Figures,
-    quarantine: Sequence[Held] = (),
+    quarantine: Sequence[Held] | None = (),
     *,
     setup: SetUp | None = None,
     pools: Mapping[str, tuple[int, int]] | None = None,
     problems: Sequence[str] = (),
+    blind: str = "",
+    silence: timedelta = SILENT_AFTER,
     project: str = "",
 ) -> Overview:
     """Put together how dispatching goes.
@@ -160,22 +167,26 @@ def overview(
     :param config: the limits.
     :param at: the time (aware).
     :param last_hour: figures of the last hour.
-    :param quarantine: objects in quarantine.
+    :param quarantine: objects in quarantine; ``None`` if they are not known.
     :param setup: names the pools; without it none is shown.
     :param pools: slots and taken slots of Airflow's pools, by name; by default they are not known.
     :param problems: what could not be read.
+    :param blind: why the history is not known up to now; empty by default.
+    :param silence: after how long nobody dispatches.
     :param project: show only this project; all by default.
     """
     report = report or Report()
+    seen = _seen(report, last_hour)
+    if not (known := is_current(report, seen)):
+        report = Report()
     counts = {name: gauges for name, gauges in report.counts.items() if not project or name == project}
     hour = last_hour.projects.get(project, Figures()) if project else last_hour
-    seen = _seen(report, last_hour)
     errors = ErrorReader(report, config).errors()
     shown = [each for each in errors if not project or each.project in ("", project)]
     return Overview(
         at=at,
         seen=seen,
-        health=health_of(report, at, seen, hour, quarantined=len(quarantine), problem=next(iter(problems), "")),
+        health=health_of(report, at, seen, last_hour, quarantined=len(quarantine or ()), blind=blind, silence=silence),
         lanes=_lanes(counts, hour, shown),
         limits=_limits(counts, config, setup, pools or {}, project),
         quarantine=quarantine,
@@ -185,6 +196,7 @@ def overview(
         newest_errors=shown[:MAX_ERRORS],
         other_errors=sum(not each.lane for each in shown),
         hidden_errors=len(errors) - len(shown),
+        is_current=known,
         **_waits(report, config, project),
     )
 

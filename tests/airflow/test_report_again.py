@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +27,7 @@ from bqdispatch_provider.operators import _MAX_ERROR_LINES, DispatchReportOperat
 from bqdispatch_provider.runs import run_cycles
 from bqdispatch_provider.sensors import BqDispatchSensor
 from bqdispatch_provider.triggers import BqDispatchTrigger
+from bqdispatch_provider.view.journal_reader import JournalReader
 from bqdispatch_provider.view.overview import overview
 
 
@@ -134,6 +135,24 @@ def test_what_the_task_of_its_lane_says_of_an_event_is_kept(world, tasks, order,
     assert "waits: refused" in capsys.readouterr().out
     report = Report.from_dict(tasks.document())
     assert 'See "What waits, and why"' in overview(report, world.config(), report.started, Figures()).health.next_step
+
+
+def test_a_task_that_dispatches_nothing_says_each_minute_how_things_stand(world, tasks, monkeypatch):
+    """The history names its document as often."""
+    monkeypatch.setattr("bqdispatch_provider.dispatcher._PERFORMANCE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("bqdispatch_provider.runs._DOCUMENT_INTERVAL_S", 0.0, raising=False)
+    name = world.trace(age=7200)
+    for call in ("storage.objects.copy", "storage.objects.rewrite"):
+        world.control.add_fault(call, "status", status=400, name=f"*{name}")
+    tasks.shares = None
+    pauses = iter([lambda: None, raises(KeyboardInterrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        tasks.dispatch(seconds=600, wait=lambda _: next(pauses)())
+    with world.dispatcher() as dispatcher:
+        now = dispatcher.store.now()
+    report = JournalReader(world.client, world.config()).report(now)
+    assert report is not None and report.waits[name].reason is Reason.REFUSED
+    assert now - report.seen < timedelta(minutes=1)
 
 
 def test_a_report_that_is_cleared_alone_says_the_same_again_and_how_things_stand_now(world, tasks):

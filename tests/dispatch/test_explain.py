@@ -16,6 +16,7 @@ from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.cycle.history import hour_url
 from bqdispatch_provider.view.advice import ADVICE
 from bqdispatch_provider.view.explanation import Explainer
+from bqdispatch_provider.view.health import health_of, silent_after
 from bqdispatch_provider.view.journal_reader import JournalReader
 from bqdispatch_provider.view.overview import overview
 from bqdispatch_provider.view.suggested_commands import commands_in, replay_command
@@ -284,11 +285,54 @@ def test_a_forged_history_has_nothing_else_read(world, url, caplog):
 @pytest.mark.parametrize(("looked_s", "level"), [(10, "ok"), (400, "error")])
 def test_a_run_that_goes_on_for_long_is_no_silence(world, looked_s, level):
     now = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    report = Report(started=now - timedelta(minutes=9))
+    report = Report(started=now - timedelta(minutes=9), seen=now - timedelta(seconds=looked_s))
     hour = Figures(seen=now - timedelta(seconds=looked_s))
     found = overview(report, world.config(), now, hour, ())
     assert found.health.level == level
     assert found.seen == hour.seen
+
+
+@pytest.mark.parametrize("report", [None, Report(started=datetime(2026, 1, 1, 11, 30, tzinfo=UTC))])
+def test_a_report_that_says_nothing_of_the_last_look_is_no_good_news(world, report):
+    """As a run of the command line leaves none; or the last one is of another run, long ago."""
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    found = overview(report, world.config(), now, Figures(seen=now - timedelta(seconds=30)), ())
+    assert (found.health.level, found.is_current) == ("unknown", False)
+    assert "what waits is not known" in found.health.sentence
+    assert "bqdispatch status" in found.health.next_step
+
+
+@pytest.mark.parametrize(
+    ("gap_min", "silence_min", "level"), [(1, 6, "ok"), (5, 7, "ok"), (5, 9, "error"), (60, 61, "ok")]
+)
+def test_a_silence_is_longer_than_the_usual_gap_between_two_looks(gap_min, silence_min, level):
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    seen = now - timedelta(minutes=silence_min)
+    every = timedelta(minutes=max(gap_min, 5))  # the history has one look of five minutes
+    outage = timedelta(hours=9)
+    looks = [seen - number * every - (outage if number > 20 else timedelta()) for number in range(60)]
+    health = health_of(Report(started=seen, seen=seen), now, seen, Figures(), silence=silent_after(looks))
+    assert health.level == level
+
+
+def test_a_journal_that_cannot_be_read_is_no_silence():
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    seen = now - timedelta(minutes=12)
+    health = health_of(Report(started=seen), now, seen, Figures(), blind="The history cannot be read: 403")
+    assert (health.level, health.sentence) == ("unknown", "Nothing is known of the last 12 minutes.")
+    assert health.next_step == "The history cannot be read: 403"
+
+
+def test_a_run_of_the_command_line_is_no_good_news_on_the_page(world):
+    name = world.trace(state="RUNNING", age=LATER)
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(1.0, wait=lambda _: None)
+        now, reader = dispatcher.store.now(), JournalReader(world.client, dispatcher.config)
+    hour = Figures()
+    for figures in reader.spans(now - timedelta(hours=1), now).values():
+        hour.add(figures)
+    assert hour.seen is not None, name
+    assert overview(reader.report(now), world.config(), now, hour).health.level == "unknown"
 
 
 def test_a_history_says_when_a_long_run_looked_last(world):

@@ -248,6 +248,17 @@ def test_waits_that_the_report_only_counts_are_told_of_with_each_project():
     assert seen("") == ({*names}, 0)
 
 
+def test_health_is_that_of_all_projects_whichever_is_shown():
+    now = datetime.now(UTC)
+    name = "proj:two:US/ds.t--1_00001_load--dispatch"
+    report = Report(started=now, waits={name: Wait(name, Reason.JOB_RUNNING, now - timedelta(hours=1))})
+    one = Figures(Counter(jobs=3), seen=now)
+    hour = Figures(Counter(jobs=8), seen=now, projects={"one": one})
+    shown = [overview(report, World.config(), now, hour, project=project).health for project in ("", "one")]
+    assert shown[0] == shown[1]
+    assert "8 events dispatched in the last hour, 1 waiting" in shown[0].sentence
+
+
 def test_the_last_hour_is_summed_up_once_however_many_projects_there_are(server):
     from bqdispatch_provider.page.database import Database
     from bqdispatch_provider.page.series import Range, Selection
@@ -408,7 +419,7 @@ def test_what_was_read_last_is_shown_while_the_journal_cannot_be_read(world, cli
 
     def unreadable():
         found = client().get("/api/state", params={"setup": "bqdispatch_default"}).json()
-        return found if any("cannot be read" in each for each in found["overview"]["problems"]) else None
+        return found if any("history cannot be read" in each for each in found["overview"]["problems"]) else None
 
     after = wait_until(unreadable, "the page says that the journal cannot be read")
     assert after["figures"]["dispatched"] == before["figures"]["dispatched"]

@@ -82,17 +82,18 @@ export function oldest(view) {
   return view.waiting.reduce((first, each) => (!first || each.since < first ? each.since : first), "");
 }
 
-export function tiles([byLane, figures, waits, first, range, project, held]) {
+export function tiles([byLane, figures, waits, first, range, project, held, isCurrent]) {
   const sum = (key) => Object.values(byLane).reduce((total, lane) => total + lane[key], 0);
   const done = Object.values(figures.dispatched).reduce((a, b) => a + b, 0);
   const late = Object.values(waits).reduce((a, b) => a + b, 0);
   const tile = (label, value, more, kind = "") => make("div", { class: `tile ${kind}` }, make("div", { class: "label" }, label), make("div", { class: "value" }, value), make("div", { class: "more" }, more));
+  const standing = (value) => (isCurrent ? number(value) : "–");
   const lag = (value) => (value === null ? "–" : duration(value));
   return make("section", { class: "card tiles", "aria-label": "Numbers" },
-    tile("Running", number(sum("running")), "jobs now"),
-    tile("Pending", number(sum("pending")), "jobs and windows"),
-    tile("Throttled", number(sum("throttled")), "for a slot now", sum("throttled") ? "notice" : ""),
-    tile("Waiting", number(late), ["over a minute; ", first ? ["oldest ", make("time", { datetime: first, "data-since": first, "data-short": "1" })] : "none"]),
+    tile("Running", standing(sum("running")), "jobs now"),
+    tile("Pending", standing(sum("pending")), "jobs and windows"),
+    tile("Throttled", standing(sum("throttled")), "for a slot now", sum("throttled") ? "notice" : ""),
+    tile("Waiting", standing(late), ["over a minute", isCurrent && ["; ", first ? ["oldest ", make("time", { datetime: first, "data-since": first, "data-short": "1" })] : "none"]]),
     tile("Dispatched", number(done), inRange(range)),
     tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched"),
     tile("Errors", number(figures.failed), inRange(range), figures.failed ? "alert" : ""),
@@ -101,16 +102,16 @@ export function tiles([byLane, figures, waits, first, range, project, held]) {
 
 // --- Tables.
 
-const cell = (value) => make("td", { class: `number ${value ? "" : "zero"}` }, number(value));
+const cell = (value) => make("td", { class: `number ${value ? "" : "zero"}` }, value === null ? "–" : number(value));
 
-export function lanes([byLane, figures, range, project]) {
+export function lanes([byLane, figures, range, project, isCurrent]) {
   const keys = ["running", "pending", "throttled", "errors"];
   const sums = keys.map((key) => Object.values(byLane).reduce((total, lane) => total + lane[key], 0));
   const done = Object.values(figures.dispatched).reduce((a, b) => a + b, 0);
   const made = card("Lanes", `now, and dispatched ${inRange(range)}`, make("div", { class: "scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "lane"), [...keys, "dispatched"].map((text) => make("th", { scope: "col", class: "number" }, text)))),
-    make("tbody", {}, Object.entries(LANES).map(([lane, name]) => make("tr", {}, make("th", { scope: "row" }, name), keys.map((key) => cell(byLane[lane][key])), cell(figures.dispatched[lane])))),
-    make("tfoot", {}, make("tr", {}, make("th", { scope: "row" }, "All"), [...sums, done].map((value) => make("td", { class: "number" }, number(value))))))),
+    make("tbody", {}, Object.entries(LANES).map(([lane, name]) => make("tr", {}, make("th", { scope: "row" }, name), keys.map((key) => cell(isCurrent ? byLane[lane][key] : null)), cell(figures.dispatched[lane])))),
+    make("tfoot", {}, make("tr", {}, make("th", { scope: "row" }, "All"), [...(isCurrent ? sums.map(number) : keys.map(() => "–")), number(done)].map((text) => make("td", { class: "number" }, text)))))),
   make("dl", { class: "facts", "aria-label": `Windows and errors ${inRange(range)}` },
     [["windows due, not fired", figures.windows_due], ["windows fired", figures.dispatched.windows], ["late windows removed", figures.late], ["errors, all lanes", figures.failed], ["quarantined", figures.quarantined]]
       .map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { class: value ? null : "zero" }, number(value))))),
@@ -140,7 +141,8 @@ export function limits([uses, setup]) {
   return made;
 }
 
-export function reasons([events, numbers, unnamed, notDue, notDueCount, project, dags, lastRuns]) {
+export function reasons([events, numbers, unnamed, notDue, notDueCount, project, dags, lastRuns, isCurrent]) {
+  if (!isCurrent) return card("What waits, and why", "", empty("It is not known what waits.", "The last run's response document is missing or out of date. Run bqdispatch status, which looks for itself."));
   const groups = new Map();
   for (const event of events) groups.set(event.reason, [...(groups.get(event.reason) ?? []), event]);
   for (const reason of Object.keys(numbers)) if (!groups.has(reason)) groups.set(reason, []);

@@ -133,13 +133,13 @@ function sections() {
     return parts;
   }
   const scope = [state.range, state.project];
-  parts.tiles = [[view.lanes, state.figures, view.reasons, oldest(view), ...scope, state.quarantined], tiles];
-  parts.reasons = [[view.waiting, view.reasons, view.unnamed, view.not_due, view.not_due_count, state.project, state.dags, state.runs], reasons];
+  parts.tiles = [[view.lanes, state.figures, view.reasons, oldest(view), ...scope, state.quarantined, view.is_current], tiles];
+  parts.reasons = [[view.waiting, view.reasons, view.unnamed, view.not_due, view.not_due_count, state.project, state.dags, state.runs, view.is_current], reasons];
   parts.dispatched = [[state.series, ...scope], dispatchedChart];
   parts.waiting = [[state.series, ...scope], waitingChart];
   parts.lag = [[state.series, ...scope], lagChart];
-  parts.lanes = [[view.lanes, state.figures, ...scope], lanes];
-  parts.limits = [[view.limits, state.setup, state.project], limits];
+  parts.lanes = [[view.lanes, state.figures, ...scope, view.is_current], lanes];
+  if (view.is_current) parts.limits = [[view.limits, state.setup, state.project], limits];
   parts.quarantine = [[view.quarantine, state.quarantined], quarantine];
   parts.setup = [[state.setup, state.dags], about];
   return parts;
