@@ -84,6 +84,14 @@ def last_hour(hours: Mapping[datetime, Hour], now: datetime) -> Figures:
     return figures
 
 
+def looks(hours: Mapping[datetime, Hour]) -> list[datetime]:
+    """Return when the task folder was looked at: the last look of each span.
+
+    :param hours: of the history.
+    """
+    return [figures.seen for hour in hours.values() for figures in hour.spans.values() if figures.seen]
+
+
 def total(hours: Mapping[datetime, Hour], selection: Selection, now: datetime) -> Figures:
     """Return the sum over the range of time that :func:`series` draws.
 

@@ -17,9 +17,9 @@ from bqdispatch_provider.gcp.emulators import BIGQUERY, STORAGE, emulator
 from bqdispatch_provider.links import object_page, page_of_job
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.page.database import Database
-from bqdispatch_provider.page.series import Range, Selection, last_hour, point, series, total
+from bqdispatch_provider.page.series import Range, Selection, last_hour, looks, point, series, total
 from bqdispatch_provider.page.watcher import MAX_HELD, SetUpReading, Watcher
-from bqdispatch_provider.view.health import Health, Level
+from bqdispatch_provider.view.health import Health, Level, silent_after
 from bqdispatch_provider.view.journal_reader import KEPT_S
 from bqdispatch_provider.view.overview import Overview, overview
 
@@ -102,7 +102,7 @@ class SetUpState:
             sentence, _, step = problem.partition(". ")
             seen["health"] = {"level": str(Level.WARNING), "sentence": f"{sentence}.", "next_step": step}
         config = reading.config
-        quarantine = [{**each, "console": _console(each["url"])} for each in seen["quarantine"][:MAX_HELD]]
+        quarantine = [{**each, "console": _console(each["url"])} for each in (seen["quarantine"] or ())[:MAX_HELD]]
         return {
             "setup": {
                 "id": self.conn_id,
@@ -114,6 +114,7 @@ class SetUpState:
             "now": now.isoformat(timespec="milliseconds"),
             "read": _text(reading.at),
             "whole": _text(reading.whole),
+            "unread": not reading.are_dags_known,
             "range": str(selection.span),
             "project": selection.project,
             "step_s": int(selection.span.step.total_seconds()),
@@ -123,7 +124,7 @@ class SetUpState:
                 "limits": limits,
                 **{key: [{**each, **_links(each, config)} for each in seen[key]] for key in ("waiting", "not_due")},
             },
-            "quarantined": len(seen["quarantine"]),
+            "quarantined": None if seen["quarantine"] is None else len(seen["quarantine"]),
             "figures": point(total(reading.hours, selection, now)),
             "series": series(reading.hours, selection, now),
         }
@@ -149,7 +150,7 @@ class SetUpState:
                 reading.problems[0] if reading.problems else "The journal has not been read yet.",
                 "Test the connection in Airflow (Admin, Connections), or run bqdispatch smoke.",
             )
-            return Overview(now, None, health, {}, (), {}, (), (), problems=reading.problems)
+            return Overview(now, None, health, {}, (), {}, (), None, problems=reading.problems)
         hour = last_hour(reading.hours, now)
         hour.projects = {each: Figures() for each in _projects(reading, now)} | hour.projects
         return overview(
@@ -157,10 +158,12 @@ class SetUpState:
             reading.config,
             now,
             hour,
-            reading.quarantine if reading.is_history_known else (),
+            reading.quarantine if reading.is_history_known else None,
             setup=self.setup,
             pools=self._database.pools(),
             problems=reading.problems,
+            blind=reading.blind,
+            silence=silent_after(looks(reading.hours)),
             project=project,
         )
 

@@ -59,8 +59,9 @@ class SetUpReading:
     :param since: since when ``hours`` has the history (aware).
     :param hours: of the history.
     :param report: of the last run; ``None`` without one.
-    :param quarantine: objects in quarantine.
+    :param quarantine: objects in quarantine; ``None`` if they are not known.
     :param problems: what could not be read, one sentence each.
+    :param blind: why the history is not known up to now; empty if it is.
     :param is_history_known: False if the history was not read.
     :param dags: IDs of the DAGs that the history of a week names.
     :param are_dags_known: False until that history has been read once.
@@ -72,8 +73,9 @@ class SetUpReading:
     since: datetime = _NEVER
     hours: Mapping[datetime, Hour] = field(default_factory=dict)
     report: Report | None = None
-    quarantine: Sequence[Held] = ()
+    quarantine: Sequence[Held] | None = None
     problems: Sequence[str] = ()
+    blind: str = ""
     is_history_known: bool = False
     dags: Set[str] = frozenset()
     are_dags_known: bool = True
@@ -119,6 +121,7 @@ class Watcher:
         problems = list(reading.problems)
         if late > SLOW_S:
             problems.append(_slow(late))
+            reading = replace(reading, blind=_slow(late))
         elif self._is_running and not reading.is_complete(span):
             problems.append(f"The history of the {span} is still being read.")
         return replace(reading, problems=problems)
@@ -154,7 +157,9 @@ class Watcher:
 
     def _without_journal(self, said: str) -> SetUpReading:
         problem = f"The connection {self.conn_id!r} cannot be used: {said}"
-        return replace(self._reading or SetUpReading(datetime.now(UTC)), problems=[problem], are_dags_known=True)
+        return replace(
+            self._reading or SetUpReading(datetime.now(UTC)), problems=[problem], blind=problem, are_dags_known=True
+        )
 
     def _read_journal(self) -> None:
         """Read the last day first, which most people look at, and then the week."""
@@ -164,20 +169,20 @@ class Watcher:
             report, held = reader.report(now), reader.quarantine()
             since = now - span.length
             hours = reader.hours(since, now)
-            problems = list(reader.problems.values())
-            is_known = "history" not in reader.problems or any(hour.dags for hour in hours.values())
-            if problems:
-                since = now - Range.WEEK.length  # there is no use in reading more
-            whole = self._reading.whole if problems and self._reading else None if problems else now
-            is_week = span is Range.WEEK and not problems
+            problems, before = list(reader.problems.values()), self._reading
+            is_known = not reader.blind or any(hour.dags for hour in hours.values())
+            if reader.blind and before:
+                since, hours = min(since, before.since), {**before.hours, **hours}
+            whole = now if not problems else before.whole if before else None
+            is_week = span is Range.WEEK
             self._publish(
                 SetUpReading(
-                    *(now, whole, config, since, hours, report, held, problems, is_known),
+                    *(now, whole, config, since, hours, report, held, problems, reader.blind, is_known),
                     dags=self._dags(hours, is_week),
-                    are_dags_known=is_week or bool(problems or (self._reading and self._reading.are_dags_known)),
+                    are_dags_known=is_week or bool(reader.blind or (before and before.are_dags_known)),
                 )
             )
-            if problems:
+            if reader.blind:  # there is no use in reading more
                 return
 
     def _dags(self, hours: Mapping[datetime, Hour], is_week: bool) -> Set[str]:

@@ -24,7 +24,7 @@ from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.delivery.quarantine_notes import NoteCache
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.objects import read_object
-from bqdispatch_provider.names import JournalName, in_words
+from bqdispatch_provider.names import JournalName, counted, in_words
 from bqdispatch_provider.view.overview import Held
 from bqdispatch_provider.view.suggested_commands import replay_command
 
@@ -51,11 +51,17 @@ class JournalReader:
         self._client, self._config = client, config
         self._lock = threading.Lock()
         self._hours: dict[datetime, tuple[float, Hour]] = {}
+        self._failed: dict[datetime, str] = {}
+        """Hours that could not be read the last time, with the reason."""
+
         self._report: tuple[float, str, Report | None] = (-KEPT_S, "", None)
         self._notes = NoteCache(max_notes)
-        self._held: tuple[float, list[Held]] = (-KEPT_S, [])
+        self._held: tuple[float, list[Held] | None] = (-KEPT_S, None)
         self.problems: dict[str, str] = {}
         """Everything that could not be read the last time, by what it is."""
+
+        self.blind = ""
+        """The reason why the history is not known up to now; empty if it is."""
 
     def hours(self, since: datetime, now: datetime) -> dict[datetime, Hour]:
         """Return the hours of the history since some time. One that is missing is left out.
@@ -75,21 +81,36 @@ class JournalReader:
             ]
             with ThreadPoolExecutor(_THREADS) as threads:
                 read = dict(zip(missing, threads.map(self._read_hour, missing), strict=True))
-            self._hours |= {at: (asked, hour) for at, hour in read.items() if hour is not None}
+            for at, hour in read.items():
+                if isinstance(hour, Hour):
+                    self._hours[at] = asked, hour
+                    self._failed.pop(at, None)
+                else:
+                    self._failed[at] = hour
+                    self._hours |= {at: (asked, self._hours[at][1])} if at in self._hours else {}
             self._hours = {at: each for at, each in self._hours.items() if now - at < _MEMORY}
+            self._failed = {at: said for at, said in self._failed.items() if now - at < _MEMORY}
+            self._tell_failed(now)
             return {at: self._hours[at][1] for at in wanted if at in self._hours}
 
-    def _read_hour(self, at: datetime) -> Hour | None:
+    def _read_hour(self, at: datetime) -> Hour | str:
+        """Return an hour, or why it cannot be read."""
         url = hour_url(self._config.journal_url, at)
         try:
-            hour = Hour.from_dict(documents.parse(read_object(url, self._client, MAX_HOUR_BYTES)), at)
+            return Hour.from_dict(documents.parse(read_object(url, self._client, MAX_HOUR_BYTES)), at)
         except NotFound:
-            hour = Hour()
+            return Hour()
         except (*GOOGLE_ERRORS, ValueError, RecursionError) as error:
-            self.problems["history"] = f"The history cannot be read: {in_words(error)}"
-            return self._hours[at][1] if at in self._hours else None
+            return in_words(error)
+
+    def _tell_failed(self, now: datetime) -> None:
+        """Note which hours could not be read: among many that could, one that could not is told all the same."""
         self.problems.pop("history", None)
-        return hour
+        is_blind = any(now - at < 2 * _HOUR for at in self._failed)
+        if self._failed:
+            what = "The history" if is_blind else f"{counted(len(self._failed), 'hour')} of the history"
+            self.problems["history"] = f"{what} cannot be read: {self._failed[max(self._failed)]}"
+        self.blind = self.problems["history"] if is_blind else ""
 
     def spans(self, since: datetime, now: datetime) -> dict[datetime, Figures]:
         """Return the figures of all spans since some time, by when they begin."""
@@ -117,8 +138,8 @@ class JournalReader:
             self._report = (time.monotonic(), url, report)
             return report
 
-    def quarantine(self) -> list[Held]:
-        """Return what is in quarantine; what was read last on errors."""
+    def quarantine(self) -> list[Held] | None:
+        """Return what is in quarantine; what was read last on errors, or ``None`` if nothing was."""
         with self._lock:
             read, held = self._held
             if time.monotonic() - read < KEPT_S:

@@ -282,6 +282,19 @@ def test_a_forged_history_has_nothing_else_read(world, url, caplog):
     assert "TOP-SECRET" not in str(reader.problems)
 
 
+def test_one_hour_that_cannot_be_read_is_told_whatever_is_read_after_it(world):
+    with world.dispatcher() as dispatcher:
+        config, now = dispatcher.config, dispatcher.store.now()
+        dispatcher.store.write(hour_url(config.journal_url, now - timedelta(hours=20)), "no JSON")
+    reader = JournalReader(world.client, config)
+    for _ in range(2):
+        reader.hours(now - timedelta(hours=24), now)
+        assert "cannot be read" in reader.problems["history"]
+    reader.hours(now - timedelta(hours=1), now)
+    assert "cannot be read" in reader.problems["history"]
+    assert not reader.blind
+
+
 @pytest.mark.parametrize(("looked_s", "level"), [(10, "ok"), (400, "error")])
 def test_a_run_that_goes_on_for_long_is_no_silence(world, looked_s, level):
     now = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -412,6 +412,7 @@ def test_a_journal_that_cannot_be_read_says_what_is_missing_and_shows_nothing_el
 def test_what_was_read_last_is_shown_while_the_journal_cannot_be_read(world, client, dispatch, monkeypatch):
     monkeypatch.setattr("bqdispatch_provider.page.watcher.KEPT_S", 0.1)
     monkeypatch.setattr("bqdispatch_provider.view.journal_reader.KEPT_S", 0.05)
+    monkeypatch.setattr("bqdispatch_provider.view.health.SILENT_AFTER", timedelta())
     world.traces(3, "query")
     dispatch()
     before = state(client())
@@ -424,6 +425,37 @@ def test_what_was_read_last_is_shown_while_the_journal_cannot_be_read(world, cli
     after = wait_until(unreadable, "the page says that the journal cannot be read")
     assert after["figures"]["dispatched"] == before["figures"]["dispatched"]
     assert after["whole"] < after["read"]
+    assert after["overview"]["health"]["sentence"].startswith("Nothing is known of the last ")
+    assert "The history cannot be read" in after["overview"]["health"]["next_step"]
+
+
+def seed_hour(world, ago, content=None):
+    """Put an hour into the history in which seven queries were dispatched, or something else."""
+    at = datetime.fromtimestamp(world.control.now(), UTC) - ago
+    hour = Hour()
+    hour.add(at, Figures(Counter(sql=7), seen=at), "bqdispatch")
+    content = json.dumps(hour.to_dict()) if content is None else content
+    name = f"journal/history/{at:%Y-%m-%d/%H}.json"
+    world.control.seed_objects("journal", [{"name": name, "content": content}])
+
+
+def test_a_quarantine_that_cannot_be_listed_is_not_taken_for_empty_and_the_week_is_read(world, client, dispatch):
+    seed_hour(world, timedelta(days=3))
+    dispatch()
+    world.control.refuse("storage.objects.list", bucket="journal")
+    found = state(client(), range="week")
+    assert ["The quarantine cannot be listed" in each for each in found["overview"]["problems"]] == [True]
+    assert found["figures"]["dispatched"]["sql"] == 7
+    assert (found["quarantined"], found["overview"]["quarantine"], found["unread"]) == (None, [], False)
+
+
+def test_an_hour_that_cannot_be_read_is_told_and_the_others_are_shown(world, client, dispatch):
+    seed_hour(world, timedelta(days=3))
+    seed_hour(world, timedelta(hours=5), "no JSON")
+    dispatch()
+    found = state(client(), range="week")
+    assert ["1 hour of the history cannot be read" in each for each in found["overview"]["problems"]] == [True]
+    assert found["figures"]["dispatched"]["sql"] == 7
 
 
 @pytest.mark.parametrize("extra", [{}, {"AsyncTaskURL": "nonsense"}])

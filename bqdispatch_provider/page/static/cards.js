@@ -97,7 +97,7 @@ export function tiles([byLane, figures, waits, first, range, project, held, isCu
     tile("Dispatched", number(done), inRange(range)),
     tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched"),
     tile("Errors", number(figures.failed), inRange(range), figures.failed ? "alert" : ""),
-    tile("Quarantine", number(held), `objects ${whole(project)}`, held ? "notice" : ""));
+    tile("Quarantine", held === null ? "–" : number(held), `objects ${whole(project)}`, held ? "notice" : ""));
 }
 
 // --- Tables.
@@ -210,6 +210,7 @@ export function quarantine([held, total]) {
     make("td", { "data-label": "reason" }, each.reason),
     make("td", { class: "nowrap", "data-label": "since" }, since(each.since)),
     make("td", {}, make("div", { class: "command" }, command(each.command), copyButton(each.command)))));
+  if (total === null) return card("Quarantine", "", empty("It is not known what is in quarantine.", "It could not be listed. The page tries again."));
   return card("Quarantine", total ? count(total, "object") : "", total === 0 && empty("Nothing is in quarantine.", "What must not be dispatched is kept here, with the reason and the command that puts it back."),
     total > 0 && make("table", { class: "stack" }, make("thead", {}, make("tr", {}, ["object", "reason", "since", "put it back with"].map((text) => make("th", { scope: "col" }, text)))), make("tbody", {}, rows)),
     total > held.length && make("p", { class: "dim" }, `and ${number(total - held.length)} more; bqdispatch status --json lists all`));

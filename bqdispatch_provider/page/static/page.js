@@ -63,7 +63,7 @@ async function refresh() {
   }
   if (mine !== request) return;
   draw();
-  timer = setTimeout(refresh, unread || (state && !state.whole && !failure) ? RETRY_MS : REFRESH_MS);
+  timer = setTimeout(refresh, unread || (state?.unread && !failure) ? RETRY_MS : REFRESH_MS);
 }
 
 function pick() {
@@ -181,7 +181,7 @@ function tick() {
   const read = state.whole && new Date(state.whole);
   const old = !read || now() - read > OLD_MS;
   age.classList.toggle("old", Boolean(old && state.read));
-  const text = read ? `read ${duration(Math.round((now() - read) / 1000))} ago` : "not read yet";
+  const text = read ? `read ${duration(Math.round((now() - read) / 1000))} ago` : state.unread ? "not read yet" : "not all is read";
   if (age.textContent !== text) age.textContent = text;
 }
 
