@@ -39,6 +39,12 @@ class SetUp:
         return f"bqdispatch_{self.name}" if self.name else "bqdispatch"
 
     @property
+    def dag_ids(self) -> frozenset[str]:
+        """The IDs of DAGs that belong to this set-up by their names."""
+        ends = () if self.name else _RESERVED[1:]
+        return frozenset({self.dag_id, *(f"{self.dag_id}_{end}" for end in ends)})
+
+    @property
     def conn_id(self) -> str:
         """The ID of the connection, of type ``bqdispatch``."""
         return f"bqdispatch_{self.name or _UNNAMED}"

@@ -16,6 +16,7 @@ from sqlalchemy import select
 
 from bqdispatch_provider import compat
 from bqdispatch_provider.core.connection import CONN_TYPE
+from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.view.journal_reader import KEPT_S
 
 T = TypeVar("T")
@@ -53,8 +54,11 @@ class Database:
         self._kept = Kept()
 
     def conn_ids(self) -> list[str]:
-        """Return the IDs of all connections of type ``bqdispatch``."""
-        return self._kept.get("connections", lambda: sorted(compat.connections_of(CONN_TYPE)))
+        """Return the IDs of all connections of type ``bqdispatch``, and the usual one.
+
+        A secrets backend lists nothing, so that one is tried whether or not it is found elsewhere.
+        """
+        return self._kept.get("connections", lambda: sorted({SetUp().conn_id, *compat.connections_of(CONN_TYPE)}))
 
     def pools(self) -> Mapping[str, tuple[int, int]]:
         """Return the slots and the taken slots of all pools, by name; -1 slots are without limit."""

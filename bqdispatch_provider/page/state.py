@@ -65,10 +65,10 @@ class SetUpState:
     def dags(self) -> set[str]:
         """Return the IDs of the DAGs whose readers may see it.
 
-        The history names them. One that names none, or that cannot be read, is seen by readers of the set-up's own DAG.
+        The history names them. One that names none, or that cannot be read, is seen by readers of its own DAGs.
         """
         named = self.watcher.look().dags
-        return {*named} or ({self.setup.dag_id} if self.setup else set())
+        return {*named} or {*(self.setup.dag_ids if self.setup else ())}
 
     def brief(self) -> dict[str, Any]:
         """Return what the list of set-ups has of it."""

@@ -148,7 +148,7 @@ class Watcher:
         except ConfigError as error:
             self._publish(self._without_journal("; ".join(error.findings)))
         except Exception as error:
-            log.warning("The set-up of the connection %r cannot be read", self.conn_id, exc_info=True)
+            log.debug("The set-up of the connection %r cannot be read", self.conn_id, exc_info=True)
             self._publish(self._without_journal(in_words(error)))
         finally:
             with self._changed:
@@ -191,6 +191,11 @@ class Watcher:
         return named if is_week or self._reading is None else named | self._reading.dags
 
     def _publish(self, reading: SetUpReading) -> None:
+        """Let requests have a reading. The log says once what could not be read: it may be that nobody may see it."""
+        known = self._reading.problems if self._reading else ()
+        for problem in reading.problems:
+            if problem not in known:
+                log.warning("Page of the connection %r: %s", self.conn_id, problem)
         with self._changed:
             self._reading = reading
             self._changed.notify_all()

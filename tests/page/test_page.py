@@ -467,6 +467,27 @@ def test_a_connection_that_cannot_be_used_says_why(client, connect, known_dags, 
     assert "'bqdispatch_default'" in found["overview"]["health"]["sentence"]
 
 
+@pytest.mark.parametrize("dag_id", ["bqdispatch", "bqdispatch_deferred", "bqdispatch_events", "bqdispatch_on_events"])
+def test_readers_of_its_own_dags_are_told_why_a_set_up_cannot_be_read(
+    world, client, connect, known_dags, caplog, dag_id
+):
+    connect()
+    known_dags(dag_id)
+    world.control.refuse("storage.objects.get", bucket="journal")
+    caplog.set_level("WARNING", "bqdispatch_provider.page.watcher")
+    for _ in range(2):
+        assert "The history cannot be read: Forbidden: 403" in state(client(dag_id))["overview"]["problems"][0]
+    assert [each.getMessage().startswith("Page of the connection 'bqdispatch_default'") for each in caplog.records] == [
+        True
+    ]
+
+
+def test_the_usual_connection_is_tried_though_it_is_found_nowhere(client, known_dags):
+    """A secrets backend does not list what it has."""
+    known_dags("bqdispatch")
+    assert "'bqdispatch_default' cannot be used" in state(client())["overview"]["health"]["sentence"]
+
+
 def test_google_that_hangs_holds_up_no_page(world, client, dispatch, monkeypatch):
     monkeypatch.setattr("bqdispatch_provider.page.watcher.FIRST_WAIT_S", 0.5)
     monkeypatch.setattr("bqdispatch_provider.page.watcher.SLOW_S", PATIENCE_S)

@@ -46,7 +46,8 @@ export function noSetups([known, dag]) {
       make("p", { class: "foot" }, make("button", { type: "button", onclick: show }, "Show all set-ups")));
   }
   return card("Nothing to show yet", "", empty("There is no set-up that you may see.",
-    "Make a connection of type bqdispatch, and switch on a DAG that dispatches with it. A set-up is shown to whoever may read one of its DAGs."));
+    "There is no connection of type bqdispatch, or you may read none of the DAGs that dispatch with it. Make the connection, and switch such a DAG on."),
+  make("p", { class: "foot" }, "While the journal of a set-up has no history, or cannot be read, the set-up is shown to readers of the DAG bqdispatch, or bqdispatch_ with its name. The log of the API server says what cannot be read. In a secrets backend, only bqdispatch_default is looked for."));
 }
 
 export function noRuns([setup, dags]) {
