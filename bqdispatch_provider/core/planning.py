@@ -60,6 +60,7 @@ def plan(
 
 
 def _plan_from(draft: Draft) -> Plan:
+    room = draft.slots.room()
     snapshot, listing, cleanup = draft.snapshot, draft.snapshot.listing, draft.snapshot.cleanup
     undecided = (
         Wait(each.name, Reason.UNDECIDED, each.created, each.metadata.get(REASON, "")) for each in listing.undecided
@@ -86,7 +87,8 @@ def _plan_from(draft: Draft) -> Plan:
         not_due=tuple(each.name for each in sorted(draft.not_due, key=lambda each: (each.end, each.name))),
         throttled=tuple(draft.throttled),
         waits=(*draft.waits, *undecided),
-        room=draft.slots.room(),
+        taken={key: draft.slots.taken[key] for key in room},
+        room=room,
     )
 
 

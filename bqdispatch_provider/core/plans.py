@@ -123,6 +123,7 @@ class Plan:
     :param throttled: events that only a limit holds back, with their lanes, in the order in which they are to go.
     :param waits: events that wait, but for those that wait for less than :data:`MIN_REPORTED_WAIT`.
     :param not_due: names of the windows whose end has not come, the soonest first.
+    :param taken: slots that are taken when all events are dispatched, by project and limit; without a limit none.
     :param room: slots that are left when all events are dispatched, by project and limit.
     """
 
@@ -143,6 +144,7 @@ class Plan:
     throttled: tuple[tuple[Lane, Event], ...] = ()
     waits: tuple[Wait, ...] = ()
     not_due: tuple[str, ...] = ()
+    taken: Mapping[tuple[str, Limit], int] = field(default_factory=dict)
     room: Mapping[tuple[str, Limit], int] = field(default_factory=dict)
 
     def shares(self) -> list[Share]:

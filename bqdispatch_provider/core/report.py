@@ -54,6 +54,8 @@ class Report:
     :param unnamed_waits: number of further waits, which a document that was read only counts.
     :param not_due: names of the windows whose end has not come, the soonest first, as far as a document names them.
     :param not_due_count: number of all of them.
+    :param slots: slots of each project that are taken, by limit: by active jobs, by what was dispatched and whose job
+        is not seen yet, and by what is about to be dispatched.
     :param late: number of returned windows that were removed, since their files were loaded.
     :param performance_written: when this process wrote ``performance.json``; it does not go into the document.
     :param parts: documents that were merged into this one, with their fingerprints.
@@ -82,6 +84,7 @@ class Report:
     unnamed_waits: Counter[Reason] = field(default_factory=Counter)
     not_due: list[str] = field(default_factory=list)
     not_due_count: int = 0
+    slots: dict[str, Counter[str]] = field(default_factory=dict)
     late: int = 0
     performance_written: datetime | None = None
     parts: dict[str, str] = field(default_factory=dict)
@@ -104,6 +107,8 @@ class Report:
             not_due_count=len(plan.not_due),
             waits={each.name: each for each in plan.waits},
         )
+        for (project, limit), taken in plan.taken.items():
+            report.slots.setdefault(project, Counter())[str(limit)] = taken
         for message in plan.errors:
             report.add_error(message)
         report._add_counts(plan.counts, _GAUGES)
@@ -184,6 +189,7 @@ class Report:
         self.waits = {name: wait.continued_from(self.waits.get(name)) for name, wait in later.waits.items()}
         self.unnamed_waits = later.unnamed_waits
         self.not_due, self.not_due_count = later.not_due, later.not_due_count
+        self.slots = later.slots
         self.unknown = {}
         for gauges in self.counts.values():
             for gauge in _GAUGES:
@@ -245,6 +251,7 @@ class Report:
             "WaitingCount": {str(reason): number for reason, number in sorted(self.waits_by_reason().items())},
             "NotDue": self.not_due,
             "NotDueCount": self.not_due_count,
+            "Slots": {project: without_zeros(taken) for project, taken in sorted(self.slots.items())},
             "Late": self.late,
             "Started": time_to_text(self.started) if self.started else None,
             "Seen": time_to_text(self.seen) if self.seen else None,
@@ -269,6 +276,7 @@ class Report:
                 late=documents.number(document.get("Late", 0)),
                 not_due=documents.list_of_texts(document.get("NotDue", [])),
                 not_due_count=documents.number(document.get("NotDueCount", 0)),
+                slots={each: documents.numbers(taken) for each, taken in document.get("Slots", {}).items()},
                 waits=waits_from_dict(document.get("Waiting", {})),
                 oldest=documents.moment(document.get("Oldest")),
                 parts=documents.texts(document.get("Parts", {})),

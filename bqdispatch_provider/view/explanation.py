@@ -22,7 +22,7 @@ from bqdispatch_provider.core.plans import Plan, Snapshot
 from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.core.windows import WindowState, state_of
-from bqdispatch_provider.names import TraceName, WindowName, counted
+from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.view.advice import ADVICE, next_step
 from bqdispatch_provider.view.suggested_commands import replay_command
 
@@ -111,22 +111,23 @@ def job_of(path: str) -> str:
     return f"the job of {path}"
 
 
+UNSEEN = "events that are dispatched next, or were dispatched and whose jobs are not seen yet"
+"""Holders of slots that a look cannot name."""
+
+
 def about_slots(
-    project: str, limit: Limit, config: DispatchConfig, holders: Sequence[str], number: int | None = None
+    project: str, limit: Limit, config: DispatchConfig, holders: Sequence[str], number: int, *, others: str = UNSEEN
 ) -> str:
     """Say which limit is reached, and who holds its slots.
 
     :param holders: jobs and loads that hold slots, the oldest first; the first ones are named.
-    :param number: how many hold slots; by default as many as ``holders`` has.
+    :param number: how many slots are taken.
+    :param others: what holds them if ``holders`` is empty.
     """
-    number = max(number or 0, len(holders))
-    named, more = "; ".join(holders[:MAX_HOLDERS]), number - min(len(holders), MAX_HOLDERS)
+    named, more = "; ".join(holders[:MAX_HOLDERS]), max(number, len(holders)) - min(len(holders), MAX_HOLDERS)
     if named and more:
         named += f"; and {more} more"
-    elif more:
-        named = f"{counted(more, 'job')} that the report does not name"
-    named = named or "events that are dispatched next, which are older"
-    return f"{limit} of project {project} is {limits(config)[limit]}. Its slots are held by {named}."
+    return f"{limit} of project {project} is {limits(config)[limit]}. Its slots are held by {named or others}."
 
 
 def explain_wait(wait: Wait, config: DispatchConfig, details: Iterable[str] = ()) -> Explanation:
@@ -262,4 +263,4 @@ class Explainer:
         traces.sort(key=lambda trace: (trace.object.created, trace.object.name))
         firings = [firing.window for firing in self.snapshot.open_firings if (firing.project, Limit.JOBS) == key]
         holders = [*(job_of(trace.object.name) for trace in traces), *(f"the load of {name}" for name in firings)]
-        return [about_slots(project, limit, self.config, holders)]
+        return [about_slots(project, limit, self.config, holders, self._plan.taken[key])]

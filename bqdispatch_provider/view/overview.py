@@ -41,7 +41,8 @@ class LimitUse:
     """A limit of a project, and the pool that mirrors it.
 
     :param project: whose limit it is; ``EACH_PROJECT`` where none takes a slot of it.
-    :param taken: slots of the limit that are taken, by jobs that run or wait in BigQuery.
+    :param taken: slots of the limit that are taken: by jobs that run or wait in BigQuery, by events that were
+        dispatched and whose jobs are not seen yet, and by those that are dispatched next.
     :param waiting: events that wait for a slot.
     :param pool: name of the pool; empty without Airflow.
     :param pool_slots: slots of the pool; ``None`` if it is not known.
@@ -188,7 +189,7 @@ def overview(
         seen=seen,
         health=health_of(report, at, seen, last_hour, quarantined=len(quarantine or ()), blind=blind, silence=silence),
         lanes=_lanes(counts, hour, shown),
-        limits=_limits(counts, config, setup, pools or {}, project),
+        limits=_limits(counts, report.slots, config, setup, pools=pools or {}, project=project),
         quarantine=quarantine,
         errors=tuple(report.errors),
         problems=tuple(problems),
@@ -237,15 +238,19 @@ def _lanes(counts: Mapping[str, Any], hour: Figures, errors: Sequence[ReportErro
 
 def _limits(
     counts: Mapping[str, Any],
+    slots_taken: Mapping[str, Counter[str]],
     config: DispatchConfig,
     setup: SetUp | None,
+    *,
     pools: Mapping[str, tuple[int, int]],
     project: str,
 ) -> list[LimitUse]:
     """Return how much of each limit is taken: in each project that takes some of it, or else in none.
 
+    :param slots_taken: of the report; what it does not tell follows from ``counts``.
     :param project: the only project that is shown; empty for all.
     """
+    names = sorted({*counts, *(name for name in slots_taken if project in ("", name))})
     uses: list[LimitUse] = []
     for limit, number in limits(config).items():
         if not number:
@@ -253,8 +258,8 @@ def _limits(
         pool = "" if setup is None else setup.sql_pool if limit is Limit.SQL else setup.jobs_pool
         slots, occupied = pools.get(pool, (None, None))
         found: list[LimitUse] = []
-        for name, gauges in sorted(counts.items()):
-            taken, waiting = Counter[str](), 0
+        for name in names:
+            gauges, taken, waiting = counts.get(name, {}), Counter[str](), 0
             for gauge in ("Running", "Pending", "Throttled"):
                 lanes = by_lane(gauges.get(gauge, {}))
                 # A window that waits for its end takes no slot.
@@ -267,8 +272,9 @@ def _limits(
                     waiting = own
                 else:
                     taken[gauge] += own
-            if taken.total() or waiting:
-                found.append(LimitUse(name, str(limit), number, taken.total(), waiting, pool, slots, occupied))
+            used = slots_taken[name][str(limit)] if name in slots_taken else taken.total()
+            if used or waiting:
+                found.append(LimitUse(name, str(limit), number, used, waiting, pool, slots, occupied))
         # The pool is there whether or not a slot is taken, and so is what is wrong with it.
         uses += found or [LimitUse(project or EACH_PROJECT, str(limit), number, 0, 0, pool, slots, occupied)]
     return uses

@@ -5,7 +5,7 @@ A report has no look at the task folder, so it says less: not how a job has ende
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.limits import LimitKey, limits
@@ -14,6 +14,7 @@ from bqdispatch_provider.core.named_events import NamedEvent, event_of
 from bqdispatch_provider.core.report import Report, by_lane
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.view.explanation import (
+    UNSEEN,
     Explanation,
     about_event,
     about_job,
@@ -68,7 +69,9 @@ class ReportExplainer:
             for lane, number in by_lane(gauges.get(gauge, {})).items()
             if lane.limit is limit and lane is not Lane.WINDOWS
         )
-        return about_slots(project, limit, self._config, self._holders[project, limit], taken)
+        taken = self._report.slots.get(project, Counter({str(limit): taken}))[str(limit)]
+        others = "jobs or events that the report does not name" if taken else UNSEEN
+        return about_slots(project, limit, self._config, self._holders[project, limit], taken, others=others)
 
     def _project_of(self, event: NamedEvent) -> str:
         """Return the project whose limit holds an event back; empty if the report does not tell.

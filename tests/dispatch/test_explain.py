@@ -19,6 +19,7 @@ from bqdispatch_provider.view.explanation import Explainer
 from bqdispatch_provider.view.health import health_of, silent_after
 from bqdispatch_provider.view.journal_reader import JournalReader
 from bqdispatch_provider.view.overview import overview
+from bqdispatch_provider.view.report_explanation import ReportExplainer
 from bqdispatch_provider.view.suggested_commands import commands_in, replay_command
 
 pytestmark = pytest.mark.usefixtures("no_logs")
@@ -69,6 +70,22 @@ def test_who_holds_the_slots_of_a_limit_is_named(world, config, capsys):
     main(["explain", "--config", config(MaxConcurrentJobs=1), name])
     said = capsys.readouterr().out
     assert f"MaxConcurrentJobs of project p is 1. Its slots are held by the job of {holder}." in said
+
+
+def test_events_whose_jobs_are_not_seen_yet_hold_their_slots(world, config, capsys):
+    world.traces(2)
+    world.cycle(MaxConcurrentJobs=2)
+    name = world.trace(age=LATER)
+    path = config(MaxConcurrentJobs=2)
+    main(["status", "--json", "--config", path])
+    (use,) = json.loads(capsys.readouterr().out)["limits"]
+    assert (use["taken"], use["limit"], use["waiting"]) == (2, 2, 1)
+    main(["explain", "--config", path, name])
+    assert "or were dispatched and whose jobs are not seen yet" in capsys.readouterr().out
+    report = Report.from_dict(world.cycle(MaxConcurrentJobs=2).to_dict())
+    assert report.slots == {"p": {"MaxConcurrentJobs": 2}}
+    explained = ReportExplainer(report, world.config(MaxConcurrentJobs=2)).explain(report.waits[name])
+    assert "held by jobs or events that the report does not name" in " ".join(explained.details)
 
 
 @pytest.mark.parametrize("situation", [refused, not_permitted])
