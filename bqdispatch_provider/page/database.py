@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from airflow.models.dag import DagModel
@@ -64,6 +65,14 @@ class Database:
         """Return the slots and the taken slots of all pools, by name; -1 slots are without limit."""
         return self._kept.get("pools", _read_pools)
 
+    def pools_used(self, dag_ids: Iterable[str]) -> set[str]:
+        """Return the names of the pools that the tasks of the last run of each of some DAGs use.
+
+        :param dag_ids: IDs of the DAGs.
+        """
+        kept = (self._kept.get(f"pools {dag_id}", partial(_read_pools_used, dag_id)) for dag_id in dag_ids)
+        return {pool for pools in kept for pool in pools}
+
     def last_run(self, dag_id: str) -> Mapping[str, Any] | None:
         """Return the last run of a DAG, with its tasks; ``None`` if there is no such DAG.
 
@@ -83,14 +92,25 @@ def _read_pools() -> dict[str, tuple[int, int]]:
     return pools
 
 
+def _read_pools_used(dag_id: str) -> set[str]:
+    with create_session() as session:
+        run = session.scalar(_last_run_of(dag_id))
+        used = select(TaskInstance.pool).where(
+            TaskInstance.dag_id == dag_id, TaskInstance.run_id == (run.run_id if run else None)
+        )
+        return {*session.scalars(used.distinct())}
+
+
+def _last_run_of(dag_id: str) -> Any:
+    return select(DagRun).where(DagRun.dag_id == dag_id).order_by(DagRun.run_after.desc(), DagRun.id.desc()).limit(1)
+
+
 def _read_last_run(dag_id: str) -> dict[str, Any] | None:
     with create_session() as session:
         dag = session.scalar(select(DagModel).where(DagModel.dag_id == dag_id))
         if dag is None:
             return None
-        run = session.scalar(
-            select(DagRun).where(DagRun.dag_id == dag_id).order_by(DagRun.run_after.desc(), DagRun.id.desc()).limit(1)
-        )
+        run = session.scalar(_last_run_of(dag_id))
         tasks: Iterable[Any] = ()
         if run is not None:
             tasks = session.execute(

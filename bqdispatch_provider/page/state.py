@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -67,8 +67,10 @@ class SetUpState:
 
         The history names them. One that names none, or that cannot be read, is seen by readers of its own DAGs.
         """
-        named = self.watcher.look().dags
-        return {*named} or {*(self.setup.dag_ids if self.setup else ())}
+        return self._dags(self.watcher.look())
+
+    def _dags(self, reading: SetUpReading) -> set[str]:
+        return {*reading.dags} or {*(self.setup.dag_ids if self.setup else ())}
 
     def brief(self) -> dict[str, Any]:
         """Return what the list of set-ups has of it."""
@@ -97,8 +99,10 @@ class SetUpState:
         now = datetime.now(UTC)
         seen = self._overview(reading, selection.project, now).to_dict()
         del seen["errors"]  # the newest are enough
-        limits = [{**each, "pool_problem": self._pool_problem(each)} for each in seen["limits"]]
-        if (problem := next(filter(None, (each["pool_problem"] for each in limits)), "")) and _is_green(seen):
+        used = self._database.pools_used(self._dags(reading))
+        limits = [{**each, "pool_problem": self._pool_problem(each, used)} for each in seen["limits"]]
+        problem = next((each["pool_problem"] for each in limits if each["pool_problem"] and each["pool"] in used), "")
+        if problem and _is_green(seen):
             sentence, _, step = problem.partition(". ")
             seen["health"] = {"level": str(Level.WARNING), "sentence": f"{sentence}.", "next_step": step}
         config = reading.config
@@ -129,12 +133,15 @@ class SetUpState:
             "series": series(reading.hours, selection, now),
         }
 
-    def _pool_problem(self, use: Mapping[str, Any]) -> str:
-        """Say how a pool disagrees with the limit that it mirrors; empty if it does not."""
+    def _pool_problem(self, use: Mapping[str, Any], used: Set[str]) -> str:
+        """Say how a pool disagrees with the limit that it mirrors; empty if it does not.
+
+        :param used: pools that tasks use; others need not be there.
+        """
         if self.setup is None or not use["pool"]:
             return ""
         problem = pool_problem(slots_of(use["limit"]), use["pool_slots"])
-        if problem is PoolProblem.MISSING:
+        if problem is PoolProblem.MISSING and use["pool"] in used:
             found = f"There is no pool {use['pool']}: tasks in it never run"
             return f"{found}. Make it with `{self.setup.pools_command}`."
         if problem is PoolProblem.OTHER_SLOTS:

@@ -173,12 +173,40 @@ def test_two_set_ups_are_seen_by_their_own_readers(world, client, dispatch):
     assert seen_by("loads", "exports") == ["default", "exports"]
 
 
-def test_how_dispatching_goes(world, client, dispatch):
+@pytest.fixture
+def run_in_pool(dispatch):
+    """Lets the last run of a DAG have a task in a pool."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    def run(dag_id, pool):
+        with create_session() as session:
+            run = {"dag_id": dag_id, "run_id": "r", "run_type": "manual", "run_after": datetime.now(UTC)}
+            session.execute(DagRun.__table__.insert().values(**run))
+            task = {"task_id": "dispatch_jobs", "dag_id": dag_id, "run_id": "r", "pool": pool}
+            session.execute(TaskInstance.__table__.insert().values(**task))
+
+    return run
+
+
+@pytest.mark.parametrize(("pool", "level"), [("default_pool", "ok"), ("bqdispatch_jobs", "warning")])
+def test_a_pool_that_is_missing_is_a_problem_if_a_task_uses_it(client, dispatch, run_in_pool, pool, level):
+    dispatch(MaxConcurrentJobs=5)
+    run_in_pool("bqdispatch", pool)
+    found = state(client())
+    (use,) = found["overview"]["limits"]
+    assert (found["overview"]["health"]["level"], bool(use["pool_problem"])) == (level, level == "warning")
+    assert (use["pool"], use["pool_slots"]) == ("bqdispatch_jobs", None)
+
+
+def test_how_dispatching_goes(world, client, dispatch, run_in_pool):
     world.traces(3, "query")
     world.trace("load")
     world.trace("load", state="RUNNING", age=7200)
     window = world.window()
     dispatch(MaxConcurrentJobs=5)
+    run_in_pool("bqdispatch", "bqdispatch_jobs")
     found = state(client())
     health = found["overview"]["health"]
     assert (health["level"], health["sentence"]) == (
@@ -328,7 +356,7 @@ def test_a_limit_of_which_nothing_is_taken_shows_its_pool(world, client, dispatc
     dispatch(MaxConcurrentSQL=3)
     (use,) = state(client())["overview"]["limits"]
     assert (use["project"], use["key"], use["limit"], use["taken"]) == ("each project", "MaxConcurrentSQL", 3, 0)
-    assert "There is no pool bqdispatch_sql" in use["pool_problem"]
+    assert (use["pool"], use["pool_slots"]) == ("bqdispatch_sql", None)
 
 
 def test_what_is_in_quarantine_with_the_command_that_puts_it_back(world, client, dispatch):
