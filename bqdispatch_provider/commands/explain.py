@@ -13,7 +13,7 @@ from bqdispatch_provider.commands.options import connect
 from bqdispatch_provider.commands.output import FAILED, OK, print_error, printable
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.log_lines import duration
-from bqdispatch_provider.cycle.performance import read_waits
+from bqdispatch_provider.cycle.performance import earlier_waits
 from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -35,12 +35,21 @@ def execute(options: argparse.Namespace) -> int:
     with Dispatcher(config, client) as dispatcher:
         try:
             snapshot = dispatcher.look().snapshot
-            earlier = read_waits(dispatcher.store, config.journal_url)
-            found = Explainer(snapshot, config, earlier).find(options.event)
-            found += _elsewhere(options.event, config, client, dispatcher)
         except GOOGLE_ERRORS as error:
             print_error(f"the task folder {config.async_task_url!r} cannot be looked at: {in_words(error)}")
             return FAILED
+        earlier, problems = earlier_waits(dispatcher.store, config.journal_url)
+        found = Explainer(snapshot, config, earlier).find(options.event)
+        for where, elsewhere in (
+            ("trigger bucket", _delivered(options.event, config, dispatcher)),
+            ("quarantine", _quarantined(options.event, config, client)),
+        ):
+            try:
+                found += elsewhere
+            except GOOGLE_ERRORS as error:
+                problems.append(f"the {where} cannot be listed, so it is not looked for there: {in_words(error)}")
+        for problem in problems:
+            print_error(problem)
         now = dispatcher.store.now()
     if options.json:
         print(json.dumps([each.to_dict() for each in found], indent=1))
@@ -56,8 +65,8 @@ def execute(options: argparse.Namespace) -> int:
     return OK if found else FAILED
 
 
-def _elsewhere(wanted: str, config: DispatchConfig, client: Client, dispatcher: Dispatcher) -> Iterator[Explanation]:
-    """Find events that were delivered and not taken by BqTail, and those in quarantine."""
+def _delivered(wanted: str, config: DispatchConfig, dispatcher: Dispatcher) -> Iterator[Explanation]:
+    """Find events that were delivered and not taken by BqTail."""
     folder_url = config.async_task_url
     for url, name in delivered(dispatcher.store, config):
         path = name.name.removesuffix(".json") if name is not None else url
@@ -70,6 +79,11 @@ def _elsewhere(wanted: str, config: DispatchConfig, client: Client, dispatcher: 
                 (),
                 "Nothing to do for a minute. If it stays, see whether BqTail's function runs and watches this bucket.",
             )
+
+
+def _quarantined(wanted: str, config: DispatchConfig, client: Client) -> Iterator[Explanation]:
+    """Find events in quarantine."""
+    folder_url = config.async_task_url
     with QuarantineStore(client, config) as store:
         for held in store.listing():
             if wanted == held.url or _matches(wanted, held.name, folder_url):

@@ -18,7 +18,7 @@ from bqdispatch_provider.commands.output import FAILED, OK, print_commands, prin
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.log_lines import duration
-from bqdispatch_provider.cycle.performance import read_waits
+from bqdispatch_provider.cycle.performance import earlier_waits
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.names import counted, in_words
@@ -88,17 +88,17 @@ def _look(dispatcher: Dispatcher, reader: JournalReader) -> Iterator[Overview | 
     while True:
         try:
             seen = dispatcher.look()
-            report = seen.report
-            report.waits |= refused_before(seen.plan, read_waits(store, config.journal_url))
         except GOOGLE_ERRORS as error:
             yield f"the task folder {config.async_task_url!r} cannot be listed: {in_words(error)}"
             continue
+        report, (earlier, problem) = seen.report, earlier_waits(store, config.journal_url)
+        report.waits |= refused_before(seen.plan, earlier)
         now = store.now()
         hour = Figures()
         for figures in reader.spans(now - timedelta(hours=1), now).values():
             hour.add(figures)
         held = reader.quarantine()
-        yield overview(report, config, now, hour, held, problems=list(reader.problems.values()))
+        yield overview(report, config, now, hour, held, problems=[*problem, *reader.problems.values()])
 
 
 def _print(seen: Overview) -> None:

@@ -76,5 +76,17 @@ def read_waits(store: TaskStore, journal_url: str) -> dict[str, Wait]:
         return {}
 
 
+def earlier_waits(store: TaskStore, journal_url: str) -> tuple[dict[str, Wait], list[str]]:
+    """Read what :func:`read_waits` reads, for people.
+
+    :returns: the waits; and a sentence if they cannot be read: what was refused is then not known.
+    """
+    try:
+        return read_waits(store, journal_url), []
+    except GOOGLE_ERRORS as error:
+        url = _waits_url(journal_url)
+        return {}, [f"{url!r} cannot be read, so what earlier runs were refused is not known: {in_words(error)}"]
+
+
 def _waits_url(journal_url: str) -> str:
     return f"{journal_url}{JournalName.WAITS}"

@@ -235,6 +235,23 @@ def test_a_window_that_is_not_due_has_not_waited_yet(world, config, capsys):
     assert "since" not in capsys.readouterr().out
 
 
+def test_a_journal_that_cannot_be_read_hides_no_event(world, config, capsys):
+    name = world.trace(state="RUNNING", age=LATER)
+    for permission in ("storage.objects.get", "storage.objects.list"):
+        world.control.refuse(permission, bucket="journal")
+    path = config()
+    assert main(["explain", "--config", path, name]) == 0
+    shown = capsys.readouterr()
+    assert f"waits: {Reason.JOB_RUNNING}" in shown.out
+    assert "waiting.json' cannot be read, so what earlier runs were refused is not known" in shown.err
+    assert "the quarantine cannot be listed" in shown.err
+    main(["status", "--json", "--config", path])
+    seen = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in seen["waiting"]] == [name]
+    assert "waiting.json' cannot be read" in seen["problems"][0]
+    assert seen["quarantine"] is None
+
+
 def test_status_shows_limits_and_who_takes_their_slots(world, config, capsys):
     world.traces(2, state="RUNNING", age=LATER)
     world.trace(age=LATER)

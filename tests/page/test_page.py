@@ -448,7 +448,7 @@ def test_what_was_read_last_is_shown_while_the_journal_cannot_be_read(world, cli
 
     def unreadable():
         found = client().get("/api/state", params={"setup": "bqdispatch_default"}).json()
-        return found if any("history cannot be read" in each for each in found["overview"]["problems"]) else None
+        return found if any("The history cannot be read" in each for each in found["overview"]["problems"]) else None
 
     after = wait_until(unreadable, "the page says that the journal cannot be read")
     assert after["figures"]["dispatched"] == before["figures"]["dispatched"]
