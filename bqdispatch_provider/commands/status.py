@@ -168,9 +168,17 @@ def layout(seen: Overview) -> Any:
         table = Table("object", "reason", title="Quarantine", title_justify="left")
         for held in seen.quarantine[:SHOWN]:
             table.add_row(*(Text(printable(each), overflow="fold") for each in (held.url, held.reason)))
-        parts += [Text(), table]
-    parts += [Text(printable(said), "yellow") for said in (*seen.errors[:SHOWN], *seen.problems)]
+        parts += [Text(), table, *_more(len(seen.quarantine) - SHOWN, "`bqdispatch replay` lists all")]
+    parts += [Text(printable(said), "yellow") for said in seen.errors[:SHOWN]]
+    parts += _more(len(seen.errors) - SHOWN, "the response document has all")
+    parts += [Text(printable(said), "yellow") for said in seen.problems]
     return Group(*parts)
+
+
+def _more(number: int, where: str) -> list[Any]:
+    from rich.text import Text  # noqa: PLC0415
+
+    return [Text(f"and {number:,} more; {where}")] if number > 0 else []
 
 
 def _waiting(seen: Overview) -> list[Any]:
@@ -180,7 +188,9 @@ def _waiting(seen: Overview) -> list[Any]:
 
     parts: list[Any] = []
     if seen.waiting:
-        table = Table("event", "since", "reason", "what happens next", title="Waiting longest", title_justify="left")
+        table = Table(
+            "event", "since", "reason", "what happens next", title="What waits, and why", title_justify="left"
+        )
         for event in seen.waiting[:SHOWN]:
             table.add_row(
                 Text(printable(event.name), overflow="fold"),
@@ -189,8 +199,8 @@ def _waiting(seen: Overview) -> list[Any]:
                 Text(printable(without_commands(event.next_step)), overflow="fold"),
             )
         parts += [Text(), table]
-        if (more := sum(seen.reasons.values()) - min(len(seen.waiting), SHOWN)) > 0:
-            parts.append(Text(f"and {more:,} more; `bqdispatch explain` tells of each"))
+        more = sum(seen.reasons.values()) - min(len(seen.waiting), SHOWN)
+        parts += _more(more, "`bqdispatch explain` tells of each")
     if seen.not_due:
         event = seen.not_due[0]
         number = f"{counted(seen.not_due_count, 'window')} not due"

@@ -78,6 +78,22 @@ def last_cells(lines):
     return " ".join(line.rstrip("│ ").rpartition("│")[2].strip() for line in lines if line.startswith("│"))
 
 
+def test_what_is_not_listed_is_counted(world, config):
+    for _ in range(12):
+        world.trace(state=None, age=90_000)
+    world.cycle()
+    for number in range(13):
+        hold(world, world.trace(dest=f"ds.t{number}", age=LATER))
+    _, lines = shown_by("status", "--config", config())
+    assert "What waits, and why" in [line.strip() for line in lines]
+    for said in (
+        "and 2 more; `bqdispatch replay` lists all",
+        "and 3 more; the response document has all",
+        "and 3 more; `bqdispatch explain` tells of each",
+    ):
+        assert said in lines
+
+
 def test_a_name_with_backticks_cannot_break_a_command():
     awkward = f"gs://b/{'`bq x` it'}'s `"
     command = f"gcloud storage rm {shlex.quote(awkward)}"
