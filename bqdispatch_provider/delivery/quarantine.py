@@ -8,6 +8,7 @@ object. So a second try goes on where an interrupted one stopped, and nothing is
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -103,6 +104,9 @@ class QuarantineStore:
         self._tasks = TaskStore(client, config.async_task_url, config.trigger_bucket or "")
         # The same calls, with the quarantine as their folder.
         self._quarantine = TaskStore(client, config.error_url, config.trigger_bucket or "")
+        self.is_cut = False
+        """True if the last list may have ended before all was listed."""
+
         self._changed_at: dict[str, float] = {}
         """When objects were put back, by the monotonic clock: a name may be changed once a second."""
 
@@ -113,17 +117,21 @@ class QuarantineStore:
         self._tasks.close()
         self._quarantine.close()
 
-    def listing(self, notes: NoteCache | None = None) -> list[QuarantinedObject]:
+    def listing(self, notes: NoteCache | None = None, enough: float = math.inf) -> list[QuarantinedObject]:
         """List the objects that came from this task folder, oldest first; skip all other objects.
 
         :param notes: cache of notes that were read before. New ones are read into it, at most as many as it wants.
             Without a cache all are read.
+        :param enough: objects and notes after which the list ends, the first days first; by default it is whole.
         :returns: the objects. Those whose notes are not read come last, known by their paths alone; they may have come
             from another task folder.
         :raises google.api_core.exceptions.GoogleAPIError: if the quarantine cannot be listed.
         """
         notes = NoteCache() if notes is None else notes
-        _, objects = self._quarantine.listing()
+        _, objects = self._quarantine.listing(enough=enough)
+        self.is_cut = len(objects) >= enough
+        if self.is_cut and not objects[-1].name.endswith(NOTE_ENDING):
+            del objects[-1]  # its note would follow
         by_path = {stored.name: stored for stored in objects}
         paths = {name if parse_quarantine_path(name) else name.removesuffix(NOTE_ENDING) for name in by_path}
         parsed = {path: parts for path in sorted(paths) if (parts := parse_quarantine_path(path))}

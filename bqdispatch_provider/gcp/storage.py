@@ -8,6 +8,7 @@ up, counts as refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -74,12 +75,13 @@ class TaskStore(ObjectStore):
         """
         return f"gs://{self.task_bucket}/{self._folder}{name}"
 
-    def listing(self, under: str = "") -> tuple[datetime, list[StoredObject]]:
+    def listing(self, under: str = "", enough: float = math.inf) -> tuple[datetime, list[StoredObject]]:
         """List the task folder: one request per 1,000 objects.
 
         The ledger is left out: its names sort behind all others.
 
         :param under: a folder in it; by default all of it.
+        :param enough: the list ends once it has as many objects; by default it is whole.
         :returns: the server's time when the listing began, and the objects.
         :raises google.api_core.exceptions.GoogleAPICallError: when the folder cannot be listed.
         """
@@ -94,6 +96,8 @@ class TaskStore(ObjectStore):
             began = began or self.now()
             items = (item for item in page.get("items", ()) if not item["name"].startswith(UNLISTED, skip))
             found.extend(task_object(item, skip, began) for item in items)
+            if len(found) >= enough:
+                break
         return began or self.now(), found
 
     def list_folders(self, folders: Sequence[str]) -> list[list[StoredObject] | Result]:

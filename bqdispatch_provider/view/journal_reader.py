@@ -34,6 +34,10 @@ KEPT_S = 10.0
 MAX_REPORT_BYTES = 64 * MIB
 """The largest response document that is shown."""
 
+MAX_LISTED = 10_000
+"""Objects and notes in quarantine that are listed, those of the first days first: ten requests."""
+
+_REST = "the list ends there. `bqdispatch replay` lists all."
 _THREADS = 16
 _MEMORY = timedelta(days=9)
 _HOUR = timedelta(hours=1)
@@ -148,9 +152,11 @@ class JournalReader:
                 with QuarantineStore(self._client, self._config) as store:
                     held = [
                         Held(each.url, each.reason, each.since, replay_command(self._config, each.url))
-                        for each in store.listing(self._notes)
+                        for each in store.listing(self._notes, MAX_LISTED)
                     ]
                 self.problems.pop("quarantine", None)
+                if store.is_cut:
+                    self.problems["quarantine"] = f"More than {counted(len(held), 'object')} are in quarantine: {_REST}"
             except (*GOOGLE_ERRORS, ValueError) as error:
                 self.problems["quarantine"] = f"The quarantine cannot be listed: {in_words(error)}"
             self._held = (time.monotonic(), held)
