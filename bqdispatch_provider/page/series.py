@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from bqdispatch_provider.core.history import Figures, Hour
+from bqdispatch_provider.core.history import MAX_PROJECTS, Figures, Hour
 from bqdispatch_provider.core.model import Lane
 
 _HOUR = timedelta(hours=1)
@@ -90,6 +90,16 @@ def looks(hours: Mapping[datetime, Hour]) -> list[datetime]:
     :param hours: of the history.
     """
     return [figures.seen for hour in hours.values() for figures in hour.spans.values() if figures.seen]
+
+
+def is_cut(hours: Mapping[datetime, Hour], selection: Selection, now: datetime) -> bool:
+    """Tell whether figures of the project may be missing: the history keeps those of the busiest alone.
+
+    :param hours: of the history.
+    :param now: the time (aware).
+    """
+    spans = _since(hours, selection.span, now) if selection.project else ()
+    return any(len(each.projects) >= MAX_PROJECTS and selection.project not in each.projects for each in spans)
 
 
 def total(hours: Mapping[datetime, Hour], selection: Selection, now: datetime) -> Figures:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.history import MAX_PROJECTS, Figures
 from bqdispatch_provider.core.model import Lane, lane_of
 from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
@@ -17,7 +17,7 @@ from bqdispatch_provider.gcp.emulators import BIGQUERY, STORAGE, emulator
 from bqdispatch_provider.links import object_page, page_of_job
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.page.database import Database
-from bqdispatch_provider.page.series import Range, Selection, last_hour, looks, point, series, total
+from bqdispatch_provider.page.series import Range, Selection, is_cut, last_hour, looks, point, series, total
 from bqdispatch_provider.page.watcher import MAX_HELD, SetUpReading, Watcher
 from bqdispatch_provider.view.health import Health, Level, silent_after
 from bqdispatch_provider.view.journal_reader import KEPT_S
@@ -27,6 +27,11 @@ _MADE_KEPT_S = 2.0
 """Time for which an answer made for one person is shown to others, too."""
 
 _PREFIX = "bqdispatch_"
+
+_CUT = (
+    f"In some of the time {MAX_PROJECTS} projects or more were busy. The history keeps figures of the {MAX_PROJECTS} "
+    "busiest of each five minutes, so those of {} may be too low."
+)
 
 
 class NotReadYet(Exception):
@@ -99,6 +104,8 @@ class SetUpState:
         now = datetime.now(UTC)
         seen = self._overview(reading, selection.project, now).to_dict()
         del seen["errors"]  # the newest are enough
+        if is_cut(reading.hours, selection, now):
+            seen["problems"] = [*seen["problems"], _CUT.format(selection.project)]
         used = self._database.pools_used(self._dags(reading))
         limits = [{**each, "pool_problem": self._pool_problem(each, used)} for each in seen["limits"]]
         problem = next((each["pool_problem"] for each in limits if each["pool_problem"] and each["pool"] in used), "")

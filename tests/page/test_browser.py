@@ -157,11 +157,13 @@ def test_it_fits_light_and_dark_narrow_and_wide(open_page, picture, theme, size)
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), "it is wider than the window"
     cut = page.evaluate(
-        "[...document.querySelectorAll('h2, th, td, .tile > div')]"
-        ".filter((e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth && !e.closest('.scroll'))"
+        "[...document.querySelectorAll('h2, th, td, .tile > div, .scroll')]"
+        ".filter((e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth)"
         ".map((e) => e.textContent)"
     )
     assert cut == []
+    page.evaluate("document.querySelectorAll('tbody th').forEach((each) => each.prepend('x'.repeat(200)))")
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), "a long name makes it wider"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -267,6 +269,8 @@ def test_markup_in_a_name_is_text(open_page):
     assert "<script>document.title=1<_script>" in page.locator("#part-reasons").evaluate("(e) => e.textContent")
     page.evaluate("document.querySelectorAll('.explanation').forEach((each) => (each.open = true))")
     assert page.locator("#part-reasons script").count() == 0
+    isolated = "[...document.querySelectorAll('.name, code')].map((each) => getComputedStyle(each).unicodeBidi)"
+    assert {*page.evaluate(isolated)} == {"isolate"}  # an override in a name turns nothing around that stands beside it
     assert page.title() == "BqTail dispatch"
 
 
@@ -298,6 +302,44 @@ def test_a_range_and_a_project_can_be_chosen(open_page, picture):
     page.get_by_label("Project").select_option("acme-media")
     page.get_by_text("all projects").first.wait_for()
     picture(page, "project")
+
+
+def answer_otherwise(page, change):
+    """Change what the server tells of how things stand, and let the page read it."""
+
+    def answer(route):
+        told = route.fetch()
+        data = told.json()
+        change(data)
+        route.fulfill(response=told, json=data)
+
+    page.route(re.compile("/api/state"), answer)
+    page.reload()
+    page.locator(".health .sentence").wait_for()
+
+
+def test_what_is_not_known_is_no_zero(open_page):
+    def change(data):
+        data["quarantined"], data["overview"]["is_current"] = None, False
+        data["figures"] |= {"lags": 0, "lag_median": None, "dispatched": {"sql": 0, "jobs": 0, "windows": 7}}
+
+    page = open_page("/bqdispatch/")
+    answer_otherwise(page, change)
+    tiles = dict(zip(*(page.locator(f".tile .{each}").all_inner_texts() for each in ("label", "value")), strict=True))
+    assert tiles["Dispatched"] == "7"
+    for name in ("Running", "Pending", "Throttled", "Waiting", "Lag, median", "Quarantine"):
+        assert tiles[name] == "–", name
+    for said in ("no job's end known", "It is not known what is in quarantine.", "It is not known what waits."):
+        assert page.get_by_text(said).is_visible(), said
+
+
+def test_another_set_up_is_shown_with_all_its_projects(open_page):
+    page = open_page("/bqdispatch/")
+    page.locator(".health .sentence").wait_for()
+    page.evaluate("sessionStorage.setItem('bqdispatch', JSON.stringify({ setup: 'bqdispatch_gone', project: 'gone' }))")
+    page.reload()
+    page.locator(".chart svg").first.wait_for()
+    assert page.get_by_label("Project").input_value() == ""
 
 
 def test_it_loads_with_few_requests_and_few_bytes(open_page):

@@ -249,6 +249,21 @@ def test_one_project_alone(world, client, dispatch):
     assert state(client())["figures"]["lags"] == 3
 
 
+def test_a_project_whose_figures_may_be_left_out_says_so(world, client, dispatch):
+    at = datetime.fromtimestamp(world.control.now(), UTC) - timedelta(hours=2)
+    hour = Hour()
+    hour.add(at, Figures(seen=at, projects={f"p-{number}": Figures(Counter(sql=1)) for number in range(20)}))
+    name = f"journal/history/{at:%Y-%m-%d/%H}.json"
+    world.control.seed_objects("journal", [{"name": name, "content": json.dumps(hour.to_dict())}])
+    dispatch()
+
+    def problems(**query):
+        return ["may be too low" in each for each in state(client(), **query)["overview"]["problems"]]
+
+    assert problems(range="day", project="other") == [True]
+    assert problems(range="day", project="p-3") == problems(range="day") == problems(project="other") == []
+
+
 def test_the_events_of_a_project_are_chosen_before_the_oldest_are(world, client, dispatch):
     world.traces(60, state="RUNNING", project="one", age=7200)
     world.traces(3, state="RUNNING", project="two", age=600)
@@ -400,6 +415,16 @@ def test_hundreds_in_quarantine_cost_a_look_no_more_than_are_shown(world, client
     found = state(client())
     assert (found["quarantined"], len(found["overview"]["quarantine"])) == (300, 50)
     assert [each["reason"] for each in found["overview"]["quarantine"]] == [f"reason {each}" for each in range(50)]
+
+
+def test_a_quarantine_is_listed_in_part_if_it_is_large(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.view.journal_reader.MAX_LISTED", 1000, raising=False)
+    quarantine(world, 1200)
+    reader = JournalReader(world.client, World.config(), max_notes=5)
+    world.control.reset_counters()
+    held = reader.quarantine()
+    assert (len(held), sum(world.control.calls().values())) == (500, 1 + 5), "one page, and five notes"
+    assert "More than 500 objects are in quarantine" in reader.problems["quarantine"]
 
 
 def test_the_last_run_of_each_dag_is_shown_to_those_who_may_read_its_runs(world, client, dispatch):

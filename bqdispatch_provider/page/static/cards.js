@@ -7,9 +7,9 @@ const SHOWN = 10;
 const ERRORS_SHOWN = 8;
 const MARKS = { ok: "✓", warning: "!", error: "✕", unknown: "?" };
 
-export function failed(said) {
+export function failed([said, isReading]) {
   return make("section", { class: "health unknown", role: "alert" }, make("span", { class: "mark", "aria-hidden": "true" }, "?"),
-    make("div", {}, make("p", { class: "sentence" }, "This page cannot be filled."), make("p", { class: "next" }, said)));
+    make("div", {}, make("p", { class: "sentence" }, isReading ? "A moment, please." : "This page cannot be filled."), make("p", { class: "next" }, said)));
 }
 
 export function health(data) {
@@ -96,9 +96,9 @@ export function tiles([byLane, figures, waits, first, range, project, held, isCu
     tile("Throttled", standing(sum("throttled")), "for a slot now", sum("throttled") ? "notice" : ""),
     tile("Waiting", standing(late), ["over a minute", isCurrent && ["; ", first ? ["oldest ", make("time", { datetime: first, "data-since": first, "data-short": "1" })] : "none"]]),
     tile("Dispatched", number(done), inRange(range)),
-    tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : "nothing dispatched"),
+    tile("Lag, median", lag(figures.lag_median), figures.lags ? `95 %: ${lag(figures.lag_p95)}` : done ? "no job's end known" : "nothing dispatched"),
     tile("Errors", number(figures.failed), inRange(range), figures.failed ? "alert" : ""),
-    tile("Quarantine", held === null ? "–" : number(held), `objects ${whole(project)}`, held ? "notice" : ""));
+    tile("Quarantine", held === null ? "–" : number(held), `${held === 1 ? "object" : "objects"} ${whole(project)}`, held ? "notice" : ""));
 }
 
 // --- Tables.
@@ -109,7 +109,7 @@ export function lanes([byLane, figures, range, project, isCurrent]) {
   const keys = ["running", "pending", "throttled", "errors"];
   const sums = keys.map((key) => Object.values(byLane).reduce((total, lane) => total + lane[key], 0));
   const done = Object.values(figures.dispatched).reduce((a, b) => a + b, 0);
-  const made = card("Lanes", `now, and dispatched ${inRange(range)}`, make("div", { class: "scroll" }, make("table", {},
+  const made = card("Lanes", `now, and dispatched ${inRange(range)}`, make("div", { class: "scroll" }, make("table", { class: "lanes" },
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "lane"), [...keys, "dispatched"].map((text) => make("th", { scope: "col", class: "number" }, text)))),
     make("tbody", {}, Object.entries(LANES).map(([lane, name]) => make("tr", {}, make("th", { scope: "row" }, name), keys.map((key) => cell(isCurrent ? byLane[lane][key] : null)), cell(figures.dispatched[lane])))),
     make("tfoot", {}, make("tr", {}, make("th", { scope: "row" }, "All"), [...(isCurrent ? sums.map(number) : keys.map(() => "–")), number(done)].map((text) => make("td", { class: "number" }, text)))))),

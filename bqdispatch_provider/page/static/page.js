@@ -12,6 +12,7 @@ const drawn = new Map(); // what a part was made from, by its ID: it is made aga
 let setups = null;
 let state = null;
 let failure = "";
+let isReading = false; // a journal is read for the first time
 let timer = 0;
 let request = null;
 
@@ -42,7 +43,7 @@ async function refresh() {
   request?.abort();
   const mine = (request = new AbortController());
   const timeout = setTimeout(() => mine.abort("timeout"), 20_000);
-  let unread = false;
+  isReading = false;
   try {
     setups = (await get("api/setups")).setups;
     pick();
@@ -55,21 +56,23 @@ async function refresh() {
     }
     failure = "";
   } catch (error) {
-    unread = error.status === 503;
     if (mine.signal.aborted && mine.signal.reason !== "timeout") return; // a newer request is under way
+    isReading = error.status === 503;
     failure = error instanceof TypeError || mine.signal.aborted ? "Airflow cannot be reached. The page tries again every ten seconds." : error.message;
   } finally {
     clearTimeout(timeout);
   }
   if (mine !== request) return;
   draw();
-  timer = setTimeout(refresh, unread || (state?.unread && !failure) ? RETRY_MS : REFRESH_MS);
+  timer = setTimeout(refresh, isReading || (state?.unread && !failure) ? RETRY_MS : REFRESH_MS);
 }
 
 function pick() {
   const dag = asked.get("dag");
   const wanted = dag ? setups.filter((each) => each.dags.includes(dag)) : setups;
-  if (!wanted.some((each) => each.id === choice.setup)) choice.setup = wanted[0]?.id ?? "";
+  if (wanted.some((each) => each.id === choice.setup)) return;
+  if (choice.setup) choice.project = ""; // it is the former set-up's
+  choice.setup = wanted[0]?.id ?? "";
 }
 
 // --- Drawing.
@@ -82,7 +85,7 @@ function draw() {
   const main = document.getElementById("main");
   main.setAttribute("aria-busy", "false");
   main.querySelector(":scope > .loading")?.remove();
-  const parts = failure && !state ? { failure: [failure, failed] } : sections();
+  const parts = failure && !state ? { failure: [[failure, isReading], failed] } : sections();
   for (const id of [...drawn.keys()]) {
     if (id in parts) continue;
     document.getElementById(`part-${id}`)?.remove();
