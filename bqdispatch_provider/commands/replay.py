@@ -23,6 +23,9 @@ from bqdispatch_provider.delivery.window_body import content_for, folder_of, par
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.names import WindowName
 
+_OTHER_FOLDER = "for another folder"
+"""In place of the marker's generation in a window that is put back, and whose own file waits for another replay."""
+
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
@@ -161,15 +164,18 @@ class Decisions:
             self._delete(stale)
             return self._finish(undecided, f"{source!r} was loaded: {undecided.url!r} was deleted, nothing was fired")
         self._delete(stale)
+        own_waits = bool(missed) and not undecided.is_folder and folder_of(source) in folders and source not in loaded
         if missed and (undecided.is_folder or folder_of(source) in folders):
             if document is None:
                 raise ReplayError(f"{undecided.url!r} is no JSON object, so it cannot be fired for another folder")
             # BqTail lists the folder of the source; the file itself need not exist.
             content = content_for(document, f"{missed[0]}/{source.rpartition('/')[2]}", str(time.time_ns() // 1000))
-        metadata = {REPLAYED: str(undecided.marker.generation)}
+        metadata = {REPLAYED: _OTHER_FOLDER if own_waits else str(undecided.marker.generation)}
         if not self._store.create(url, content, metadata):
             raise ReplayError(f"{undecided.url!r} waits: {url!r} exists now; try again once it has been fired")
         done = f"{url!r} is back, and will be fired" + (f" for {missed[0]!r}" if missed else "")
+        if own_waits:  # nobody else would load that file
+            return f"{done}; once that is done, replay {undecided.url!r} again for {source!r}"
         return done if undecided.is_folder else self._finish(undecided, done)
 
     def _content(self, undecided: Undecided, firings: Sequence[Key]) -> bytes:

@@ -356,6 +356,34 @@ def test_a_replay_waits_while_a_load_may_come_and_leaves_out_what_was_loaded(wor
     assert world.cycle().dispatched == 1
 
 
+def test_a_file_that_was_not_loaded_is_replayed_after_the_missed_folder_beside_it(world, many):
+    many.fired(f"{A}/0.json", f"{A}/1.json")
+    many.finished()
+    many.locate(B)
+    many.arrive(f"{A}/late.json")
+    world.cycle()
+    fired = []
+    for loaded in ([f"{B}/1.json"], [f"{A}/late.json"]):
+        with world.dispatcher() as dispatcher:
+            decisions = Decisions(dispatcher)
+            (found,) = decisions.listing()
+            decisions.fire(found)
+            if not fired:
+                with pytest.raises(ReplayError, match="try again once it has been fired"):
+                    decisions.fire(found)
+        world.control.advance(5)
+        assert world.cycle().dispatched == 1
+        (name,) = world.names(TRIGGER, "_batch_/")
+        fired.append(json.loads(world.blob(name, TRIGGER).download_as_bytes())["Source"]["URL"].rpartition("/")[0])
+        many.load(many.take(), *loaded)
+        many.finished()
+        world.control.advance(700)
+        world.cycle()
+    assert fired == [B, A]
+    with world.dispatcher() as dispatcher:
+        assert Decisions(dispatcher).listing() == []
+
+
 def test_a_replay_is_refused_while_another_window_of_that_name_lies_there(world, one):
     one.fired(f"{A}/0.json", f"{A}/1.json")
     one.arrive(f"{A}/late.json")
