@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 from postgres import BINARIES, postgres
-from runs import airflow_with, clear
+from runs import airflow_with, clear, has_ended
 from waiting import wait_until
 from world import TRIGGER, World
 
@@ -62,7 +62,10 @@ def test_a_table_that_two_dags_make_known_at_one_time_fails_a_report_and_clearin
     (failed,) = instances(live, state=UNWELL)
     assert failed["task_id"] == "report"
     assert tables(live) == []
-    clear(live, f"dags/bqdispatch/dagRuns/{failed['dag_run_id']}", "report")
+    run = f"dags/bqdispatch/dagRuns/{failed['dag_run_id']}"
+    # Else the scheduler may end the run although its task has been cleared meanwhile, and nobody starts it again.
+    wait_until(lambda: has_ended(live, run), "the run has ended")
+    clear(live, run, "report")
     wait_until(lambda: tables(live), "the event of the table is there")
     assert tables(live) == ["contested"]
 
