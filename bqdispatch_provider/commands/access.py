@@ -6,12 +6,13 @@ The account is the environment's, or the one that the connection impersonates.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 from bqdispatch_provider.commands.composer import Environment, OtherSetUp
-from bqdispatch_provider.commands.gcloud import Gcloud, Step, escaped_list
+from bqdispatch_provider.commands.gcloud import Gcloud, Step, bound_roles, escaped_list, member_of
 from bqdispatch_provider.commands.rights import (
     ACTS_AS,
     READER,
@@ -53,7 +54,6 @@ class Access:
         self._chain = (environment.account, *rights.chain)
         self._former = (environment.account, *former)
         self._account = self._chain[-1]
-        self._member = _member(self._account)
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps. Each looks at what exists once those before it are done."""
@@ -88,7 +88,8 @@ class Access:
     def _on_bucket(self, bucket: str) -> Iterator[Step]:
         url, commands = f"gs://{bucket}", ["gcloud", "storage", "buckets"]
         hint = f"the bucket has to exist, and you need storage.buckets.setIamPolicy on {url}"
-        bound = self._gcloud.bound_roles(self._member, "storage", "buckets", "get-iam-policy", url)
+        policy = self._gcloud.iam_policy("storage", "buckets", "get-iam-policy", url)
+        bound = bound_roles(policy, self._account)
         wanted = [each for each in self._rights.grants if each.bucket == bucket]
         for grant in wanted:
             command = [*commands, "add-iam-policy-binding", url, *self._binding(grant.role, grant.condition)]
@@ -103,31 +104,32 @@ class Access:
             else:
                 yield Step(f"remove {title}", command, hint, kept)
         roles = {READER, VIEWER, *(each.role for each in wanted)}
-        yield from self._of_former(roles, "storage", "buckets", url)
+        yield from self._of_former(policy, roles, *commands, url)
 
     def _on_jobs(self, role: str, project: str) -> Iterator[Step]:
-        bound = self._gcloud.bound_roles(self._member, "projects", "get-iam-policy", project)
+        policy = self._gcloud.iam_policy("projects", "get-iam-policy", project)
         command = ["gcloud", "projects", "add-iam-policy-binding", project, *self._binding(role, None)]
         hint = f"you need roles/resourcemanager.projectIamAdmin in {project!r}"
-        done = _GRANTED if (role, None) in bound else ""
+        done = _GRANTED if (role, None) in bound_roles(policy, self._account) else ""
         yield Step(f"the account's role on jobs of {project}", command, hint, done)
-        yield from self._of_former({role}, "projects", project)
+        yield from self._of_former(policy, {role}, "gcloud", "projects", project)
 
-    def _of_former(self, roles: Collection[str], *where: str) -> Iterator[Step]:
+    def _of_former(self, policy: Mapping[str, Any], roles: Collection[str], *where: str) -> Iterator[Step]:
         """Yield the roles of the accounts that the set-up used before, or would use without impersonation.
 
         Nobody takes them away: other set-ups and DAGs may use these accounts.
 
-        :param roles: those that a set-up may have had.
-        :param where: words of gcloud for the place, which is the last one.
+        :param policy: IAM policy of a place.
+        :param roles: those that a set-up may have had there.
+        :param where: words of a command for the place, which is the last one.
         """
         in_use = {self._account, *(each.account for each in self._others)}
         *commands, place = where
         for account in sorted({self._former[0], self._former[-1]} - in_use):
-            for role, condition in self._gcloud.bound_roles(_member(account), *commands, "get-iam-policy", place):
+            for role, condition in bound_roles(policy, account):
                 if role in roles:
                     binding = self._binding(role, condition, account)
-                    command = shlex.join(["gcloud", *commands, "remove-iam-policy-binding", place, *binding])
+                    command = shlex.join([*commands, "remove-iam-policy-binding", place, *binding])
                     unless = _GOOGLES if role in (READER, VIEWER) else "remove it if nothing else uses that account"
                     yield Step(
                         f"{account} still has {role.rpartition('/')[2]} on {place}", (), done=f"{unless}: {command}"
@@ -137,7 +139,7 @@ class Access:
         """Yield the steps that let each account of the chain act as the next one."""
         commands = ["gcloud", "iam", "service-accounts"]
         for by, account in pairwise(self._chain):
-            bound = self._gcloud.bound_roles(_member(by), *commands[1:], "get-iam-policy", account)
+            bound = bound_roles(self._gcloud.iam_policy(*commands[1:], "get-iam-policy", account), by)
             command = [*commands, "add-iam-policy-binding", account, *self._binding(ACTS_AS, None, by)]
             hint = f"the account has to exist, and you need roles/iam.serviceAccountAdmin on {account}"
             done = _GRANTED if (ACTS_AS, None) in bound else ""
@@ -175,9 +177,4 @@ class Access:
         """Return options of gcloud for a binding, of the account by default."""
         pairs = [f"{key}={value}" for key, value in asdict(condition).items()] if condition else []
         limited = escaped_list(pairs) if condition else "None"
-        return [f"--member={_member(account or self._account)}", f"--role={role}", f"--condition={limited}"]
-
-
-def _member(account: str) -> str:
-    """Return a service account as IAM policies name it."""
-    return f"serviceAccount:{account}"
+        return [f"--member={member_of(account or self._account)}", f"--role={role}", f"--condition={limited}"]

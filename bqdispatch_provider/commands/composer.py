@@ -129,11 +129,6 @@ class Environment:
             software.get("envVariables", {}),
         )
 
-    @property
-    def member(self) -> str:
-        """The service account, as IAM policies name it."""
-        return f"serviceAccount:{self.account}"
-
     def other_set_ups(self, setup: SetUp) -> list[OtherSetUp]:
         """Return the other set-ups. Documents in buckets are read as whoever deploys.
 

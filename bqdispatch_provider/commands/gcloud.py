@@ -122,19 +122,12 @@ class Gcloud:
             raise kind(f"`{shlex.join(command)}` failed: {error}")
         return ended.stdout
 
-    def bound_roles(self, member: str, *arguments: str) -> list[tuple[str, Condition | None]]:
-        """Return the roles that are bound to a member in an IAM policy, each with its condition.
+    def iam_policy(self, *arguments: str) -> Mapping[str, Any]:
+        """Return an IAM policy; an empty one when gcloud does not find what it is asked about.
 
-        :param member: such as ``serviceAccount:…``.
         :param arguments: of gcloud, to print the policy.
         """
-        policy = self.describe(*arguments) or {}
-        return [
-            (each["role"], Condition(found.get("title", ""), found["expression"]) if found else None)
-            for each in policy.get("bindings", ())
-            for found in [each.get("condition")]
-            if member in each.get("members", ())
-        ]
+        return self.describe(*arguments) or {}
 
     def _run(
         self, command: Sequence[str], stdin: bytes = b"", environment: Mapping[str, str] | None = None
@@ -146,6 +139,24 @@ class Gcloud:
             capture_output=True,
             check=False,
         )
+
+
+def bound_roles(policy: Mapping[str, Any], account: str) -> list[tuple[str, Condition | None]]:
+    """Return the roles that an IAM policy binds to a service account, each with its condition.
+
+    :param account: its e-mail address.
+    """
+    return [
+        (each["role"], Condition(found.get("title", ""), found["expression"]) if found else None)
+        for each in policy.get("bindings", ())
+        for found in [each.get("condition")]
+        if member_of(account) in each.get("members", ())
+    ]
+
+
+def member_of(account: str) -> str:
+    """Return a service account as IAM policies name it."""
+    return f"serviceAccount:{account}"
 
 
 def escaped_list(items: Sequence[str]) -> str:

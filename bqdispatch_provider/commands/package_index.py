@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from bqdispatch_provider.commands.composer import Environment
-from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step
+from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, bound_roles, member_of
 from bqdispatch_provider.commands.packages import MAX_PIP_CONF_BYTES, PACKAGE, PipConf, Wheel
 
 REPOSITORY, PROXY, INDEX = "bqdispatch", "bqdispatch-pypi", "bqdispatch-index"
@@ -127,8 +127,9 @@ class PackageIndex:
         return _EXISTS if files else ""
 
     def _reader(self) -> Step:
-        member, role, where = self._environment.member, "roles/artifactregistry.reader", self._environment.where
-        bound = self._gcloud.bound_roles(member, "artifacts", "repositories", "get-iam-policy", INDEX, *where)
+        account, role, where = self._environment.account, "roles/artifactregistry.reader", self._environment.where
+        policy = self._gcloud.iam_policy("artifacts", "repositories", "get-iam-policy", INDEX, *where)
+        member, bound = member_of(account), bound_roles(policy, account)
         command = ["gcloud", "artifacts", "repositories", "add-iam-policy-binding", INDEX, *where]
         command += [f"--member={member}", f"--role={role}"]
         return Step(

@@ -40,7 +40,7 @@ class LoadJob:
 
 
 KnownLoads = MutableMapping[JobKey, LoadJob | None]
-"""What is known of the loads of a table that are done; ``None`` for those that are not of the window."""
+"""Loads of a table that are done, by their jobs; ``None`` for those that are not of the window."""
 
 
 def find_loads(

@@ -128,7 +128,7 @@ def content(given):
 
 
 def named(name, deleted):
-    """What a role's state has besides what was asked for. One that was deleted stays in it."""
+    """Return what a role's state has besides what was asked for. One that was deleted stays in it."""
     return {"name": name, "id": name, "deleted": deleted}
 
 

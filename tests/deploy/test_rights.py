@@ -169,7 +169,7 @@ def test_rights_that_terraform_keeps_are_left_to_it(cloud_project):
 
 
 def grants(cloud):
-    """Where a member has which roles, but for reading the index."""
+    """Return the roles of each member, with their places, but for reading the index."""
     found = {}
     for place, member, role, _ in cloud.bindings:
         if place != "bqdispatch-index":

@@ -316,7 +316,7 @@ def test_another_set_up_that_shares_the_journal_or_the_errors_is_a_warning(world
 
 @pytest.mark.parametrize("key", ["JournalURL", "ErrorURL"])
 def test_a_task_folder_with_what_another_set_up_writes_is_refused(world, look, key):
-    """What it writes there would be taken for events."""
+    """Its objects there would be taken for events."""
     world.trace()
     more = {"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/Journal", "ErrorURL": "gs://ops/Errors"}
     mine = world.document()["AsyncTaskURL"]

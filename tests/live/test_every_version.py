@@ -119,7 +119,7 @@ def documents(world, dag_id):
 
 
 def dispatched(world, dag_id):
-    """How many events these documents tell of."""
+    """Count the events that these documents tell of."""
     return sum(sum(document["Dispatched"].values()) for document in documents(world, dag_id))
 
 

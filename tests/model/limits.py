@@ -126,7 +126,7 @@ class Limits:
                 yield self._look(which, "delete intent", f"load {intent[1]} is seen", after)
 
     def _seen(self, w, counted):
-        """What a list of the folder shows: open firings, traces, and which loads were submitted before."""
+        """Return what a list of the folder shows: open firings, traces, and which loads were submitted before."""
         traces = frozenset(window for window, state in enumerate(w.windows) if state in (TRACED, RUNNING))
         submitted = frozenset(window for window, state in enumerate(w.windows) if state in (RUNNING, OVER))
         return (counted, traces, submitted)

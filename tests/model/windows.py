@@ -693,7 +693,7 @@ class Windows:
         yield from self._call(w, which, ("delete claim", which, me[1], me[2]), "disowned", "idle", "idle")
 
     def _leave(self, w, which, me):
-        """What was begun and not finished is written anew, for good, before one's own intent is withdrawn."""
+        """Write anew, for good, what was begun and not finished, before one's own intent is withdrawn."""
         yield from self._call(w, which, ("write left", which, me[1]), "disowned", "disowned", "idle")
 
     def _end_others(self, w, which, me):
