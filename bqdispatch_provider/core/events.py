@@ -189,7 +189,8 @@ class EventFilter:
 
     :param projects: projects of jobs, and of windows' destinations.
     :param destinations: patterns (``*``, ``?``, ``[…]``) of destination tables, as names have them or without the
-        project: ``sales.*``. A partition is a part of the name: ``sales.orders$*``.
+        project: ``sales.*``. After the project ``:`` and ``.`` are the same, as users write either. A partition is a
+        part of the name: ``sales.orders$*``.
     :param actions: actions of finished jobs, of :data:`~bqdispatch_provider.names.ACTIONS`; windows have none, and do
         not match.
     :param event_ids: storage events that began the chain; windows have none, and do not match.
@@ -233,8 +234,10 @@ class EventFilter:
         """
         if self.projects and project not in self.projects:
             return False
-        tables = (name.dest, ".".join(re.split("[:.]", name.dest)[-2:]))
-        if self.destinations and not any(fnmatchcase(table, each) for table in tables for each in self.destinations):
+        parts = re.split("[:.]", name.dest)
+        tables = (".".join(parts), ".".join(parts[-2:]))
+        patterns = [each.replace(":", ".") for each in self.destinations]
+        if patterns and not any(fnmatchcase(table, each) for table in tables for each in patterns):
             return False
         if isinstance(name, WindowName):
             return not (self.actions or self.event_ids) and Lane.WINDOWS in (self.lanes or Lane)
