@@ -94,7 +94,7 @@ RUN = {
         '"""Airflow\'s DAG': f"{COMMANDS}::test_a_file_of_three_lines_makes_the_dag_of_a_set_up",
         "$ bqdispatch pools": "tests/airflow/test_pools.py::test_the_pools_of_a_set_up_have_its_name",
     },
-    "docs/slack.md": {"from bqdispatch_provider": f"{COMMANDS}::test_the_dag_takes_the_notifier"},
+    "docs/slack.md": {'"""Airflow\'s DAG': f"{COMMANDS}::test_the_dag_takes_the_notifier"},
     "docs/testing.md": {
         "import json": f"{EXAMPLES}::test_the_examples_of_tests_pass",
         "from bqdispatch_provider": f"{EXAMPLES}::test_the_examples_of_tests_pass",
