@@ -217,7 +217,7 @@ class Dispatching:
             announced = intents.announce(traces, self._gate.until)
         except GOOGLE_ERRORS as error:
             where = self._services.folder.url(INTENTS)
-            message = f"traces wait, since their intent cannot be written under {where}: {in_words(error)}"
+            message = f"traces wait, since they cannot be announced under {where}: {in_words(error)}"
             self._recorder.record_failure(message, traces)
             return self._act(beside)
         mine = self._not_held(traces, announced)

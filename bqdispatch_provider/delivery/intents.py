@@ -20,7 +20,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from google.api_core.exceptions import NotFound
+from google.api_core.exceptions import GoogleAPIError, NotFound
 
 from bqdispatch_provider.core.events import Event
 from bqdispatch_provider.core.listing import StoredObject
@@ -303,17 +303,28 @@ class Intents:
 
         :param is_wanted: tells by an intent's name whether to read it.
         :returns: the server's time of the list, and the intents.
+        :raises google.api_core.exceptions.GoogleAPIError: if one of them is listed again, although it is said to be
+            gone.
         """
-        now, listed = self._store.listing(INTENTS)
-        names = {stored.name for stored in listed}
-        wanted = [
-            stored
-            for stored in listed
-            if is_wanted(stored.name)
-            and not stored.name.endswith((COMPLETED_ENDING, WINDOWS_ENDING))
-            and f"{stored.name}{COMPLETED_ENDING}" not in names
-        ]
-        return now, self._read_all(wanted)
+        missing: set[Key] = set()
+        while True:
+            now, listed = self._store.listing(INTENTS)
+            names = {stored.name for stored in listed}
+            wanted = {
+                stored.key: stored
+                for stored in listed
+                if is_wanted(stored.name)
+                and not stored.name.endswith((COMPLETED_ENDING, WINDOWS_ENDING))
+                and f"{stored.name}{COMPLETED_ENDING}" not in names
+            }
+            for name, _ in wanted.keys() & missing:
+                raise GoogleAPIError(f"intent {self._store.task_url(name)!r} is listed, and reading it is answered 404")
+            read = self._read_all(wanted.values())
+            missing |= wanted.keys() - {intent.object.key for intent in read}
+            # Before an intent is deleted, what it leaves in doubt is written into another one, which this list may
+            # not have.
+            if missing.isdisjoint(wanted):
+                return now, read
 
     def _read_all(self, objects: Iterable[StoredObject]) -> list[Intent]:
         """Read intents, each once; leave out those that are gone."""

@@ -127,6 +127,53 @@ def test_of_two_that_run_a_cycle_at_the_same_moment_one_goes_on(world):
     assert traces_of(world) == []
 
 
+def when_it_is_read(monkeypatch, dispatcher, intent, then):
+    """Do something between the list that shows an intent and the read of it, once."""
+    read = dispatcher.store.read
+
+    def read_late(url, *arguments):
+        if url.endswith(intent):
+            monkeypatch.setattr(dispatcher.store, "read", read)
+            then()
+        return read(url, *arguments)
+
+    monkeypatch.setattr(dispatcher.store, "read", read_late)
+
+
+def test_what_an_intent_leaves_that_is_deleted_before_it_is_read_is_not_delivered_again(world, monkeypatch):
+    left, other = world.traces(2)
+    targets = [target(world, name) for name in (left, other)]
+    intent = put_intent(world, left)
+
+    def meanwhile():
+        """The other dispatcher has copied the trace and could not delete it, and BqTail has taken the copy."""
+        deliver_and_consume(world, left)
+        put_intent(world, left, ending="-left")
+        world.delete(intent)
+
+    with world.dispatcher() as dispatcher:
+        plan = dispatcher.look().plan
+        when_it_is_read(monkeypatch, dispatcher, intent, meanwhile)
+        report = dispatcher.dispatch(plan.shares(), plan.room)
+        assert report.outcomes == {"dispatched": 1, "pending": 1}
+        assert traces_of(world) == [left]
+        world.control.advance(LATER)
+        assert dispatcher.cycle().dispatched == 1
+    assert sorted([*world.names(TRIGGER), *world.deleted()]) == sorted(targets)
+
+
+def test_traces_wait_for_an_intent_that_is_listed_and_said_to_be_gone(world):
+    name = world.trace()
+    intent = put_intent(world, name)
+    world.control.add_fault("storage.objects.get", "status", status=404, name=f"*{intent}")
+    document = world.cycle().to_dict()
+    assert document["Outcomes"] == {"error": 1, "ignored": 1}
+    assert repr(world.url_of(intent)) in document["Error"]
+    world.control.clear_faults()
+    world.delete(intent)
+    assert world.cycle().dispatched == 1
+
+
 def test_nobody_waits_for_those_that_have_been_moving_for_a_while(world):
     """They are busy, or gone: what they leave is seen in a later cycle."""
     bad, other = world.traces(2)
