@@ -79,11 +79,22 @@ class InDoubtResolver:
             else:
                 move.fenced, move.generation, move.changed_at = result, result.generation, time.monotonic()
                 fenced.append(move)
+        if not fenced:
+            return
+        problem = self._settings_problem()
         stems = [move.usual_target.rpartition(".")[0] for move in fenced]
         for move, versions in zip(fenced, self._store.trigger.versions(stems), strict=True):
-            yield move, self._resolution(move, versions)
+            yield move, self._resolution(move, versions, problem)
 
-    def _resolution(self, move: Move, versions: list[StoredObject] | Result) -> EventResult | Resolution:
+    def _settings_problem(self) -> str:
+        """Return why it is not known now whether the trigger bucket keeps deleted objects; empty if it is."""
+        try:
+            self._store.trigger.settings()
+        except GOOGLE_ERRORS as error:
+            return f"the settings of bucket {self._config.trigger_bucket!r} cannot be read: {in_words(error)}"
+        return ""
+
+    def _resolution(self, move: Move, versions: list[StoredObject] | Result, problem: str) -> EventResult | Resolution:
         event, url = move.event, repr(self._store.task_url(move.event.name))
         if isinstance(versions, Result):
             error = f"{url} is in doubt and waits: the versions of its copy cannot be listed: {versions}"
@@ -100,6 +111,12 @@ class InDoubtResolver:
             log.info("%s was delivered before; only finishing it", url)
             move.copy = copies[-1].generation
             return Resolution.FINISH
+        return self._without_copy(move, problem)
+
+    def _without_copy(self, move: Move, problem: str) -> EventResult | Resolution:
+        event, url = move.event, repr(self._store.task_url(move.event.name))
+        if problem:
+            return EventResult(event, Outcome.ERROR, f"{url} is in doubt and waits: {problem}", in_doubt=True)
         if self._store.trigger.keeps_deleted(move.created):
             move.in_doubt = False
             return Resolution.COPY

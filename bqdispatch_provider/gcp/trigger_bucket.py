@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError
+from google.api_core.exceptions import GoogleAPICallError, GoogleAPIError, Unauthorized
 
 from bqdispatch_provider.core.listing import StoredObject
 from bqdispatch_provider.gcp.gcs_batch import ApiCall
@@ -77,16 +77,17 @@ class TriggerBucket:
                 found.append([*live, *deleted])
         return found
 
-    def keeps_deleted(self, since: datetime) -> bool:
-        """Return whether :meth:`versions` still lists everything that was deleted since a moment.
+    def settings(self) -> Mapping[str, Any]:
+        """Return for how long the bucket keeps what is deleted, read once; nothing if the account may not read it.
 
-        False if the bucket has neither soft delete nor versioning, or its settings cannot be read
-        (``storage.buckets.get``).
+        :raises google.api_core.exceptions.GoogleAPIError: when that cannot be told now.
         """
         if self._settings is None:
             try:
                 call = ApiCall("GET", f"/b/{self._bucket}", {"fields": "softDeletePolicy,versioning,updated"})
                 self._settings = retried(self._calls.send)(call)
+            except Unauthorized:  # the credentials have become invalid: no answer about the bucket
+                raise
             except GoogleAPICallError as error:
                 log.warning(
                     "Settings of bucket %r cannot be read; assuming that it does not keep what was deleted: %s",
@@ -94,12 +95,23 @@ class TriggerBucket:
                     in_words(error),
                 )
                 self._settings = {}
+        return self._settings
+
+    def keeps_deleted(self, since: datetime) -> bool:
+        """Return whether :meth:`versions` still lists everything that was deleted since a moment.
+
+        False if the bucket has neither soft delete nor versioning, or the account may not read its settings
+        (``storage.buckets.get``).
+
+        :raises google.api_core.exceptions.GoogleAPIError: as :meth:`settings` does.
+        """
+        settings = self.settings()
         age = self._calls.now() - since
-        policy = self._settings.get("softDeletePolicy") or {}
+        policy = settings.get("softDeletePolicy") or {}
         seconds = int(policy.get("retentionDurationSeconds") or 0)
         if seconds and age < timedelta(seconds=seconds) and self._lists_soft_deleted:
             return datetime.fromisoformat(policy.get("effectiveTime") or "1970-01-01T00:00:00Z") <= since
-        if not (self._settings.get("versioning") or {}).get("enabled") or age >= _NONCURRENT_KEPT_FOR:
+        if not (settings.get("versioning") or {}).get("enabled") or age >= _NONCURRENT_KEPT_FOR:
             return False
         # No field says since when it is on: at the latest since the last change of the bucket's settings.
-        return datetime.fromisoformat(self._settings.get("updated") or "9999-01-01T00:00:00Z") <= since
+        return datetime.fromisoformat(settings.get("updated") or "9999-01-01T00:00:00Z") <= since

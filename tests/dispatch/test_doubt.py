@@ -23,6 +23,7 @@ from bqdispatch_provider.cycle.recording import Recorder
 from bqdispatch_provider.delivery.intent_objects import open_intents
 from bqdispatch_provider.gcp.permissions import missing_permissions
 from bqdispatch_provider.gcp.storage_answers import Result
+from bqdispatch_provider.gcp.storage_calls import RETRY
 from bqdispatch_provider.names import WindowName
 
 LATER = CLAIM_TIMEOUT.total_seconds() + 5
@@ -836,6 +837,32 @@ def test_it_asks_for_nothing_where_it_may_not_see_whether_deleted_objects_are_ke
     document = world.cycle(OnDoubt=on_doubt).to_dict()
     assert "the account lacks storage.buckets.get" in document.get("Error", "") + str(document.get("Quarantined"))
     assert document["Outcomes"][outcome] == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 503}, {"kind": "status", "status": 401}, {"kind": "reset"}], ids=str
+)
+def test_while_it_cannot_be_told_whether_deleted_objects_are_kept_doubt_waits_and_all_else_goes(
+    world, monkeypatch, fault
+):
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY", RETRY.with_timeout(0.3))
+    doubtful, good = world.traces(3), world.traces(3)
+    put_intent(world, *doubtful)
+    for name in doubtful:
+        deliver_and_consume(world, name)
+    doubtful += world.traces(3)
+    put_intent(world, *doubtful[3:], owner="another")
+    world.control.advance(LATER)
+    world.control.add_fault("storage.buckets.get", bucket=TRIGGER, **fault)
+    with world.dispatcher(OnDoubt="quarantine") as dispatcher:
+        document = dispatcher.cycle().to_dict()
+        assert {url.rpartition("Tasks/")[2] for url in document["Jobs"]} == {*doubtful[:3], *good}
+        assert document["Outcomes"]["error"] == 3
+        assert "is in doubt and waits: the settings of bucket 'p_bqtail' cannot be read" in document["Error"]
+        assert world.control.calls()["storage.buckets.get"] < 10
+        world.control.clear_faults()
+        assert dispatcher.cycle().to_dict()["Outcomes"]["dispatched"] == 3
+    assert len(world.names(TRIGGER)) + len(world.deleted()) == 9
 
 
 def test_intents_are_removed_once_nothing_of_them_is_left_and_not_before(world):
