@@ -22,6 +22,9 @@ DAILY_FOLDERS = (JournalName.RUNS, JournalName.HISTORY)
 INTERVAL = timedelta(hours=1)
 """Interval of looking for old documents once there are none, by whichever dispatcher comes."""
 
+_MAX_DAYS = 36_500
+"""No document is older than a hundred years. There is no date that lies a million days ago."""
+
 MAX_DELETED = 500
 """Documents that are deleted at one time."""
 
@@ -35,7 +38,7 @@ class Retention:
     """
 
     def __init__(self, config: DispatchConfig, store: TaskStore, threads: Executor) -> None:
-        self._days = config.journal_retention_days
+        self._days = min(config.journal_retention_days, _MAX_DAYS)
         self._journal_url = config.journal_url
         self._store, self._threads = store, threads
         self._next = -math.inf if self._days else math.inf

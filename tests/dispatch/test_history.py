@@ -257,6 +257,15 @@ def test_documents_stay_for_ever_where_the_configuration_says_so(world):
     assert {*names} <= {*journal(world)}
 
 
+@pytest.mark.parametrize("days", [36_500, 999_999, 10_000_000_000])
+def test_documents_stay_however_many_days_the_configuration_says(world, days):
+    names = seed_days(world, "runs", 400)
+    world.trace()
+    with world.dispatcher(JournalRetentionDays=days) as dispatcher:
+        assert dispatcher.run(0, label=LABEL).to_dict()["Outcomes"] == {"dispatched": 1}
+    assert {*names} <= {*journal(world)}
+
+
 def test_old_documents_are_looked_for_once_an_hour_whoever_does(world):
     with world.dispatcher() as dispatcher:
         dispatcher.run(0, label=LABEL)
