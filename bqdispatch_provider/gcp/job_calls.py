@@ -160,8 +160,8 @@ class JobCalls:
                 answer = json.loads(response.content)
             except (ValueError, RecursionError):
                 answer = None
-            if not isinstance(answer, dict):
-                raise BadGateway(f"the answer to {path!r} is not a JSON object: {response.content[:100]!r}")
+            if not isinstance(answer, dict) or "error" in answer:  # no resource of BigQuery has such a field
+                raise BadGateway(f"the answer to {path!r} has an unexpected form: {response.content[:100]!r}")
             return answer
         error = error_from_response(response)
         busy = error.code in (429, 503)

@@ -146,7 +146,7 @@ class Search:
         self.missing = dict.fromkeys(self._traces)
         self.found: dict[JobKey, Job] = {}
         self.all_locations = True
-        """False once a list has left out a location."""
+        """False once a list has left out a location, or had none of the form of a list."""
 
     @property
     def is_small(self) -> bool:

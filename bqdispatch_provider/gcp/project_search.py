@@ -76,7 +76,7 @@ class ProjectSearch:
         refusal: Exception | None = None
         try:
             for page in self._calls.pages(self._project, progress.since, progress.until):
-                if page.get("unreachable"):
+                if page.get("unreachable") or not isinstance(page.get("jobs", []), list):
                     search.all_locations = False
                 for job_id, location, listed in listed_jobs(page):
                     # A job that cannot be read stays missing, and is looked up.

@@ -12,6 +12,7 @@ from world import FOLDER, JOURNAL, TASKS, TRIGGER
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.model import Outcome
 from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.gcp.storage_calls import RETRY
 from bqdispatch_provider.names import TraceName
 
 
@@ -207,8 +208,17 @@ def test_a_project_that_may_not_be_listed_is_an_error_and_the_others_go_on(world
     assert len(world.names()) == 10
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error(world):
-    world.control.add_fault("storage.objects.list", "status", status=403, reason="forbidden")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "status", "status": 403, "reason": "forbidden"},
+        {"kind": "text", "status": 200, "text": '{"error": {"code": 403, "message": "no"}}'},
+    ],
+    ids=["refused", "refused with the status of a success"],
+)
+def test_a_folder_that_cannot_be_listed_is_an_error(world, monkeypatch, fault):
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY", RETRY.with_timeout(0.3))
+    world.control.add_fault("storage.objects.list", **fault)
     document = world.cycle().to_dict()
     assert document["Status"] == "error"
     assert f"gs://{TASKS}/{FOLDER}" in document["Error"]

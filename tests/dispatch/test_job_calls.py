@@ -205,6 +205,22 @@ def test_an_answer_that_is_no_object_is_an_error_of_its_project(world, text, ask
     assert "project 'q'" in document["Errors"][0]
 
 
+@pytest.mark.parametrize(
+    ("text", "outcome"), [('{"error": {"code": 503, "message": "try again"}}', "error"), ('{"jobs": 7}', "not_found")]
+)
+def test_what_is_no_list_of_jobs_proves_nothing(world, text, outcome, asked_once):
+    """A proxy may answer with the status 200, which is no empty list either."""
+    name = world.trace(state=None, root=True, age=2 * 24 * 3600)
+    world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=2 * 24 * 3600)
+    world.control.add_fault("bigquery.jobs.list", "text", status=200, text=text)
+    with world.dispatcher() as dispatcher:
+        document = dispatcher.cycle().to_dict()
+        assert (document["Status"], document["Outcomes"]) == ("error", {outcome: 1})
+        assert "'p'" in document["Error"]
+        world.control.clear_faults()
+        assert list(dispatcher.cycle().jobs) == [world.url_of(name)]
+
+
 # ---- traces whose names do not say where their jobs are ----------------------------------------------------------
 
 

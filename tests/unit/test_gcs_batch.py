@@ -88,6 +88,15 @@ def test_of_a_page_instead_of_an_answer_nobody_knows_what_was_done(store, copies
     assert all(each.lost for each in store.copy(copies))
 
 
+@pytest.mark.parametrize("copies", [COPIES, COPIES[:1]], ids=["batch", "single call"])
+def test_of_an_error_with_the_status_of_a_success_nobody_knows_what_was_done(endpoint, store, copies):
+    said = '{"error": {"code": 503, "message": "try again"}, "generation": "7"}'
+    endpoint.type, endpoint.body = "application/json", said
+    if len(copies) > 1:
+        endpoint.parts(part(0, body=said), part(1, body=said))
+    assert all(each.lost for each in store.copy(copies))
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
