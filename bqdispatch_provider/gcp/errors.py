@@ -34,7 +34,8 @@ def error_from_response(response: requests.Response) -> GoogleAPICallError:
     if len(response.content) <= MAX_REFUSAL_BYTES:
         try:
             error: GoogleAPICallError = from_http_response(response)
-            if error.code == 403 and is_rate_limit(error.errors):
+            # Whatever the status: reasons in another form are for nobody to read.
+            if is_rate_limit(error.errors) and error.code == 403:
                 return TooManyRequests(error.message, error.errors, error.details, response)
             return error
         except (AttributeError, TypeError, RecursionError):

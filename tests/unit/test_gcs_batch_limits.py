@@ -130,6 +130,15 @@ def test_a_small_refusal_is_read():
     assert error_from_response(refusal(LIMITED % b"slow down")).code == 429
 
 
+@pytest.mark.parametrize("errors", [b"null", b"7", b'["no"]', b'[{"reason": "notFound"}, 7]'])
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_refusal_whose_reasons_have_another_form_has_none(errors, status):
+    content = b'{"error": {"message": "no", "errors": %s}}' % errors
+    error = error_from_response(refusal(content, status))
+    assert (error.code, error.errors) == (status, [])
+    assert "no" in error.message
+
+
 @pytest.mark.parametrize(
     "error",
     [
