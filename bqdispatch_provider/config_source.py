@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider.config_errors import ConfigError, shown
 from bqdispatch_provider.config_keys import GS_URL
+from bqdispatch_provider.names import in_words
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
@@ -42,7 +43,7 @@ def fetch(url: str, storage_client: Client | None, roots: tuple[str, ...] | None
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError([f"the document at {shown(url)} cannot be read: {type(error).__name__}: {error}"]) from error
+        raise ConfigError([f"the document at {shown(url)} cannot be read: {in_words(error)}"]) from error
 
 
 def _resolve(path: Path, url: str, roots: tuple[str, ...] | None) -> Path:

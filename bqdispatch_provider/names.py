@@ -263,10 +263,14 @@ def in_one_line(text: str) -> str:
 
 _CALL = re.compile(r"\b(GET|POST|PUT|PATCH|DELETE) https?://\S+: ")
 
+MAX_MESSAGE_CHARS = 4000
+"""Of what a service said: it may quote the names of two objects, of 1,024 bytes each. A proxy may send a whole page."""
+
 
 def in_words(error: BaseException) -> str:
     """Return an error for a message, in one line, without the long URL that Google's clients put before the answer."""
-    return in_one_line(f"{type(error).__name__}: {_CALL.sub('', str(error), count=1)}")
+    said = in_one_line(f"{type(error).__name__}: {_CALL.sub('', str(error), count=1)}")
+    return said if len(said) <= MAX_MESSAGE_CHARS else f"{said[:MAX_MESSAGE_CHARS]}…"
 
 
 def is_bookkeeping(name: str) -> bool:

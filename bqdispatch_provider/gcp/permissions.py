@@ -321,7 +321,7 @@ class ReadCheck:
         except NotFound:
             self._problems["", where] = f"{where} does not exist"
         except Exception as error:
-            self._problems["", where] = f"{where} cannot be reached: {type(error).__name__}: {error}"
+            self._problems["", where] = f"{where} cannot be reached: {in_words(error)}"
         return None
 
 

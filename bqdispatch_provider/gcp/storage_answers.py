@@ -16,13 +16,10 @@ from bqdispatch_provider.core.listing import StoredObject
 from bqdispatch_provider.core.targets import CREATED
 from bqdispatch_provider.gcp.errors import is_rate_limit
 from bqdispatch_provider.gcp.gcs_batch import ApiCall, Body
-from bqdispatch_provider.names import in_one_line, in_words
+from bqdispatch_provider.names import MAX_MESSAGE_CHARS, in_one_line, in_words
 
 LOST_STATUSES = frozenset({0, 408, 500, 502, 503, 504})
 """Statuses of calls that may have been carried out; 0 means no answer."""
-
-MAX_MESSAGE_CHARS = 4000
-"""Of a service's message: it may quote the names of two objects, of 1,024 bytes each."""
 
 _MAX_GENERATION_DIGITS = 19
 """A generation is a 64-bit number."""

@@ -5,7 +5,9 @@ import json
 import pytest
 import requests
 from called import calls_of, patterns_in
+from google.api_core.exceptions import RetryError
 from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import RefreshError
 from google.cloud.storage import Client
 
 from bqdispatch_provider.gcp import gcs_batch, storage_calls
@@ -13,6 +15,7 @@ from bqdispatch_provider.gcp.errors import error_from_response, is_retryable
 from bqdispatch_provider.gcp.gcs_batch import ApiCall, BatchNotSupported
 from bqdispatch_provider.gcp.storage_answers import Result, unexpected_form
 from bqdispatch_provider.gcp.storage_calls import StorageCalls
+from bqdispatch_provider.names import MAX_MESSAGE_CHARS, in_words
 
 TYPE = "multipart/mixed; boundary=batch_x"
 GOOD = b"Content-Type: application/http\nContent-ID: <response-0>\n\nHTTP/1.1 200 OK\nContent-Type: x\n\n{}"
@@ -128,6 +131,21 @@ def test_a_huge_or_deep_refusal_is_an_error_with_its_beginning(content, monkeypa
 
 def test_a_small_refusal_is_read():
     assert error_from_response(refusal(LIMITED % b"slow down")).code == 429
+
+
+PAGE = b"<p>\n" * 15_000
+"""Of a proxy, and less than what is not read at all."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [error_from_response(refusal(PAGE, 503)), RefreshError(PAGE.decode()), RetryError("late", RefreshError(PAGE))],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_said_of_an_error_is_bounded(error):
+    assert len(in_words(error)) <= MAX_MESSAGE_CHARS + 1
+    assert len(str(Result.of_error(error))) <= MAX_MESSAGE_CHARS * 2
+    assert "<p>" in in_words(error)
 
 
 @pytest.mark.parametrize("errors", [b"null", b"7", b'["no"]', b'[{"reason": "notFound"}, 7]'])
