@@ -54,6 +54,13 @@ class JobStates:
         """The jobs that have ended."""
         return {key: job for key, job in self.jobs.items() if job.state == "DONE"}
 
+    def refusal_of(self, project: str) -> str:
+        """Return why a project refuses; empty if it has told of any job: then an error concerns single jobs.
+
+        :param project: of the search that these states are from.
+        """
+        return "" if self.jobs else self.errors.get(project, "")
+
     def add(self, other: JobStates) -> None:
         """Add the states of another project's jobs."""
         self.jobs |= other.jobs

@@ -108,7 +108,7 @@ class JobBoard:
                 with suppress(Exception):
                     found = search.result()
                     self._done |= found.done
-                    self._backoff.record(project, found.errors.get(project, ""))
+                    self._backoff.record(project, found.refusal_of(project))
 
     def _answers(self, asked: Mapping[str, Future[T]]) -> dict[str, T | Exception]:
         """Wait for the answers of projects, for each as long as its backoff says."""
@@ -127,7 +127,7 @@ class JobBoard:
                 answer = error
             answers[project] = answer
             if isinstance(answer, JobStates):
-                failure = answer.errors.get(project, "")
+                failure = answer.refusal_of(project)
             else:
                 failure = reason_of(answer) if isinstance(answer, Exception) else ""
             self._backoff.record(project, failure)

@@ -396,6 +396,23 @@ def test_a_project_that_refuses_is_asked_ever_more_rarely(world, asked_once, mon
     assert 2 <= calls(world, "get") - 30 < 10
 
 
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_job_that_may_not_be_asked_for_keeps_no_other_job_of_its_project(world, asked_once, monkeypatch, status):
+    seconds = []
+    clock = SimpleNamespace(monotonic=lambda: len(seconds), sleep=lambda _: None)
+    monkeypatch.setattr("bqdispatch_provider.gcp.rate_limit.time", clock)
+    bad = world.trace(dest="ds.bad")
+    world.control.add_fault("bigquery.jobs.get", "status", name="*bad*", status=status)
+    with world.dispatcher() as dispatcher:
+        for _ in range(20):  # a cycle a second
+            seconds.append(1)
+            name = world.trace()
+            document = dispatcher.cycle().to_dict()
+            assert list(document["Jobs"]) == [world.url_of(name)]
+            assert str(status) in document["Error"]
+    assert world.names() == [bad]
+
+
 def test_under_a_limit_a_share_waits_for_no_other_project(world, impatient):
     world.traces(2, project="slow")
     good = world.traces(2)
