@@ -12,6 +12,8 @@ from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from google.api_core.exceptions import NotFound
+
 from bqdispatch_provider.core.events import Event, EventFilter, Load, Share
 from bqdispatch_provider.core.listing import Listing, StoredObject, Trace, Window
 from bqdispatch_provider.core.model import JobKey, Key
@@ -170,8 +172,11 @@ class Observer:
             # It is moved like any other, unread: its job is looked for in the list.
             self._oversized[trace.object.key] = f"trace {trace.object.name!r} was not read: {in_one_line(str(error))}"
             return None
+        except NotFound:
+            return None  # another dispatcher has moved it
         except GOOGLE_ERRORS as error:
-            raise LookupError(in_words(error)) from error
+            said = f"its content, which may say where that job is, cannot be read: {in_words(error)}"
+            raise LookupError(said) from error
         return job_in_content(trace, content)
 
     def _oversized_in(self, listing: Listing) -> list[str]:

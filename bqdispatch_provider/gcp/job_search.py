@@ -145,6 +145,9 @@ class Search:
             self._by_id[key.job_id].append(key)
         self.missing = dict.fromkeys(self._traces)
         self.found: dict[JobKey, Job] = {}
+        self.unread: dict[JobKey, str] = {}
+        """By job why the content of its trace, which may say where it runs, cannot be read now."""
+
         self.all_locations = True
         """False once a list has left out a location, or had none of the form of a list."""
 

@@ -64,6 +64,7 @@ class ProjectSearch:
         # Without a location a look-up reaches only US and EU. A list must have shown all other places, far back.
         provable = [key for key in not_found if key in suspects and (not_found[key].location or search.is_listed(key))]
         states.unknown = {key: not_found[key] for key in self._proven(provable, not_found, states.listed)}
+        states.unread |= {key: search.unread[key] for key in not_found if key in search.unread}
         states.got = len(wanted)
         return states
 
@@ -123,7 +124,9 @@ def _read_contents(search: Search, traces: Sequence[Trace], place: Callable[[Tra
     """Read where jobs run from the content of traces whose names do not say it."""
 
     def read(trace: Trace) -> None:
-        with suppress(LookupError):
+        try:
             search.add_content(trace, place(trace))
+        except LookupError as error:
+            search.unread[trace.job] = str(error)
 
     map_in_threads(read, traces, PARALLEL_CALLS)

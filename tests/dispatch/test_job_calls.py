@@ -287,9 +287,27 @@ def test_content_that_cannot_be_read_now_is_read_by_a_later_look(world):
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], location="asia-northeast1", age=20 * 60)
     world.control.add_fault("storage.objects.get", "status", status=403, bucket=TASKS, name=f"{FOLDER}{name}")
     with world.dispatcher() as dispatcher:
-        assert dispatcher.cycle().to_dict()["Outcomes"] == {"not_found": 1}
+        document = dispatcher.cycle().to_dict()
+        assert document["Outcomes"] == {"not_found": 1}
+        assert f"trace {name!r} has waited since" in document["Error"]
+        assert "its content, which may say where that job is, cannot be read: Forbidden: 403" in document["Error"]
         world.control.clear_faults()
         assert dispatcher.cycle().to_dict()["Outcomes"] == {"dispatched": 1}
+
+
+def test_content_that_cannot_be_read_is_no_error_of_a_trace_whose_job_is_found_or_that_is_gone(world, monkeypatch):
+    found = world.trace(root=True)
+    world.control.refuse("storage.objects.get", bucket=TASKS, prefix=f"{FOLDER}{found}")
+    gone = world.trace(state=None, root=True)
+    with world.dispatcher() as dispatcher:
+        board_look = dispatcher.board.look
+
+        def look_late(*given):
+            world.delete(gone)
+            return board_look(*given)
+
+        monkeypatch.setattr(dispatcher.board, "look", look_late)
+        assert dispatcher.look().report.errors == []
 
 
 def pages_of(world, monkeypatch, number, since=3600):
