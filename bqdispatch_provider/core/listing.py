@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from bqdispatch_provider.core.model import JobKey, Key
 from bqdispatch_provider.core.targets import CREATED, INTENTS, REPLAYED, SINCE, UNDECIDED
 from bqdispatch_provider.names import TraceName, WindowName, is_bookkeeping
+
+_EARLIEST = datetime(2010, 1, 1, tzinfo=UTC)
+"""Cloud Storage and BigQuery began later. BigQuery refuses to list the jobs since a time before 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,18 @@ class StoredObject:
     @property
     def since(self) -> datetime:
         """The time when it was first written: before its creation, if it came back from quarantine."""
-        try:
-            return min(datetime.fromtimestamp(float(self.metadata[SINCE]), UTC), self.created)
-        except (KeyError, ValueError, OverflowError, OSError):
-            return self.created
+        return self.noted(SINCE)
+
+    def noted(self, key: str) -> datetime:
+        """Return a time that the metadata tell; the creation if they tell none, or one that cannot be.
+
+        :param key: of the metadata, which anybody may have written.
+        """
+        with suppress(KeyError, ValueError, OverflowError, OSError):
+            noted = datetime.fromtimestamp(float(self.metadata[key]), UTC)
+            if noted > _EARLIEST:
+                return min(noted, self.created)
+        return self.created
 
     def same_content(self, other: StoredObject) -> bool:
         """Tell whether both hold the same bytes, by checksum and size."""

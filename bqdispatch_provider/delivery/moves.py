@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from bqdispatch_provider.core.events import Event
 from bqdispatch_provider.core.listing import StoredObject
@@ -124,9 +123,7 @@ def first_claimed(claim: StoredObject) -> datetime:
 
     :param claim: the claim.
     """
-    with suppress(KeyError, ValueError, OverflowError, OSError):
-        return min(datetime.fromtimestamp(float(claim.metadata[CLAIMED]), UTC), claim.created)
-    return claim.created
+    return claim.noted(CLAIMED)
 
 
 def folder_of_event(event: Event) -> str:

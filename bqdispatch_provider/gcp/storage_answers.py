@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from google.api_core.exceptions import GoogleAPICallError, RetryError
@@ -180,9 +179,7 @@ def task_object(item: Mapping[str, Any], skip: int, now: datetime | None = None)
     :param now: the server's time, to find out what a retention policy protects; ``None``: leave that out.
     """
     stored = stored_object(item, skip)
-    if stored.in_doubt:
-        with suppress(ValueError, OverflowError, OSError):
-            stored = replace(stored, created=datetime.fromtimestamp(float(stored.metadata[CREATED]), UTC))
+    stored = replace(stored, created=stored.noted(CREATED)) if stored.in_doubt else stored
     held = _held(item, now) if now is not None else ""
     return replace(stored, protected_by=held) if held else stored
 

@@ -12,7 +12,13 @@ from world import FOLDER, TASKS, TRIGGER
 
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.model import Job, Outcome
-from bqdispatch_provider.core.targets import MAX_OBJECT_NAME_BYTES, ledger_entry_name, undecided_name
+from bqdispatch_provider.core.targets import (
+    CREATED,
+    MAX_OBJECT_NAME_BYTES,
+    SINCE,
+    ledger_entry_name,
+    undecided_name,
+)
 from bqdispatch_provider.gcp.job_answers import JobStates
 from bqdispatch_provider.names import TraceName
 
@@ -88,6 +94,25 @@ def test_a_trace_arrives_unharmed(world, dest, log):
     assert world.names() == []
     assert list(json.loads(json.dumps(report.to_dict()))["Jobs"]) == [world.url_of(name)]
     assert lines_are_harmless(log)
+
+
+@pytest.mark.parametrize("at", ["-62135596800", "-1", "0.5", "4e9", "1e300", "nan", "soon", ""])
+@pytest.mark.parametrize("key", [CREATED, SINCE])
+def test_a_time_in_metadata_that_cannot_be_keeps_no_other_trace(world, key, at):
+    good = world.traces(10)
+    bad = world.trace(state=None)
+    world.put(bad, age=50 * 3600, metadata={key: at})
+    asked = []
+    with world.dispatcher() as dispatcher:
+        ask = dispatcher.board.calls.ask
+        dispatcher.board.calls.ask = lambda path, query: (
+            asked.append(query.get("minCreationTime", 1)),
+            ask(path, query),
+        )[1]
+        document = dispatcher.cycle().to_dict()
+    assert document["Jobs"].keys() == {*map(world.url_of, good)}
+    assert document["Quarantined"].keys() == {world.url_of(bad)}
+    assert min(asked) > 0, "BigQuery takes no time before 1970"
 
 
 def test_a_window_is_fired_unharmed_and_set_aside_when_it_returns_and_nobody_can_tell(world, dest, log):
