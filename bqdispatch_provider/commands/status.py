@@ -161,7 +161,8 @@ def layout(seen: Overview) -> Any:
     if seen.limits:
         table = Table("project", "limit", "slots", "taken", "waiting", title="Limits", title_justify="left")
         for use in seen.limits:
-            table.add_row(printable(use.project), use.key, str(use.limit), str(use.taken), str(use.waiting))
+            project = Text(printable(use.project), overflow="fold")
+            table.add_row(project, use.key, str(use.limit), str(use.taken), str(use.waiting))
         parts += [Text(), table]
     parts += _waiting(seen)
     if seen.quarantine:

@@ -94,6 +94,14 @@ def test_what_is_not_listed_is_counted(world, config):
         assert said in lines
 
 
+def test_markup_in_the_name_of_a_project_is_text(world, config):
+    name = "[link=x]acme:smile:"
+    world.traces(1, "query", project=name, state="RUNNING")
+    _, lines = shown_by("status", "--config", config(MaxConcurrentSQL=1))
+    (limit,) = [line for line in lines if "MaxConcurrentSQL" in line and line.startswith("│")]
+    assert limit.split("│")[1].strip() == name
+
+
 def test_a_name_with_backticks_cannot_break_a_command():
     awkward = f"gs://b/{'`bq x` it'}'s `"
     command = f"gcloud storage rm {shlex.quote(awkward)}"
