@@ -10,6 +10,7 @@ with the square of a name's length, and a name may have 1,024 bytes.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -259,6 +260,23 @@ def counted(number: int, noun: str) -> str:
 def in_one_line(text: str) -> str:
     """Return text that quotes names for a log, a report or a terminal: control characters are escaped."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def shell_quoted(text: str) -> str:
+    """Return text that quotes names as one word of a shell's command, of printable characters alone.
+
+    Pasted control characters are keys to a shell: one could end the paste, and another run what stands behind it.
+    ``$'…'``, with bytes in octal, is read by bash, zsh and every shell of POSIX.1-2024.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'{}'".format("".join(map(_in_octal, text)))
+
+
+def _in_octal(character: str) -> str:
+    if character.isprintable() and character not in "\\'":
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogatepass"))
 
 
 _CALL = re.compile(r"\b(GET|POST|PUT|PATCH|DELETE) https?://\S+: ")

@@ -17,7 +17,7 @@ from bqdispatch_provider.cycle.performance import earlier_waits
 from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.names import in_words, parse_event
+from bqdispatch_provider.names import in_one_line, in_words, parse_event
 from bqdispatch_provider.remaining import delivered
 from bqdispatch_provider.view.explanation import Explainer, Explanation, matches
 from bqdispatch_provider.view.suggested_commands import replay_command
@@ -110,6 +110,5 @@ def _as_text(each: Explanation, now: datetime) -> str:
     if each.since:
         since = f", since {each.since:%Y-%m-%d %H:%M:%S} UTC ({duration(now - each.since, minutes_from_s=120)})"
     lines = [each.url, f"  {each.state}{since}", *(f"  {detail}" for detail in each.details)]
-    if each.next_step:
-        lines.append(f"  Next: {each.next_step}")
-    return "\n".join(map(printable, lines))
+    next_step = [in_one_line(f"  Next: {each.next_step}")] if each.next_step else []  # its commands are pasted
+    return "\n".join([*map(printable, lines), *next_step])

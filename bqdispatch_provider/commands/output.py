@@ -65,7 +65,7 @@ def print_commands(commands: Iterable[str]) -> None:
     :param commands: they may quote untrusted names; each is printed once, and an empty one is left out.
     """
     for command in filter(None, dict.fromkeys(commands)):
-        print(printable(command))
+        print(in_one_line(command))
 
 
 class _OneLineFormatter(logging.Formatter):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from bqdispatch_provider.core.listing import Listing, StoredObject
@@ -27,7 +26,7 @@ from bqdispatch_provider.delivery.window_body import (
     parse_document,
 )
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.names import WindowName, in_words
+from bqdispatch_provider.names import WindowName, in_words, shell_quoted
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +197,7 @@ class LateWindows:
         why = late if has_loaded_all else dropped
         self.findings += [
             f"the files of {folder_of(file)!r} were not loaded: {why}. "
-            f"To fire it for them, give `bqdispatch replay` its URL: {shlex.quote(self._store.task_url(key[0]))}"
+            f"To fire it for them, give `bqdispatch replay` its URL: {shell_quoted(self._store.task_url(key[0]))}"
             for key, file in missed.items()
         ]
 

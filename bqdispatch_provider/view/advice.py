@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.model import Limit, Reason, lane_of
 from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.waits import Wait
-from bqdispatch_provider.names import WindowName, parse_event
+from bqdispatch_provider.names import WindowName, parse_event, shell_quoted
 from bqdispatch_provider.view.suggested_commands import replay_command
 
 
@@ -137,15 +136,15 @@ def next_step(  # noqa: PLR0911  (one per reason)
     if wait.reason is Reason.UNDECIDED:
         return (
             f"See in {_table_of(wait.name)} which of its files were loaded. All: delete it, by `gcloud storage rm "
-            f"{shlex.quote(url)}`. Otherwise fire it, by `{replay_command(config, url)}`: folders that are known to be "
-            "loaded are left out. But if its own file was not loaded, all of that file's folder may be loaded again."
+            f"{shell_quoted(url)}`. Otherwise fire it, by `{replay_command(config, url)}`: folders that are known to "
+            "be loaded are left out. But if its own file was not loaded, all of that file's folder may be loaded again."
         )
     return ADVICE[wait.reason].next_step
 
 
 def _end_hold(url: str, option: str) -> str:
     return (
-        f"End the hold, and the next cycle dispatches it: `gcloud storage objects update {shlex.quote(url)} {option}`"
+        f"End the hold, and the next cycle dispatches it: `gcloud storage objects update {shell_quoted(url)} {option}`"
     )
 
 
@@ -159,8 +158,8 @@ def _look_at_job(path: str) -> str:
     name = parse_event(path)
     if isinstance(name, WindowName) or not name.project:
         return ""
-    location = f"--location={shlex.quote(name.region)} " if name.region else ""
-    return f"bq show --job {location}{shlex.quote(f'{name.project}:{name.job_id}')}"
+    location = f"--location={shell_quoted(name.region)} " if name.region else ""
+    return f"bq show --job {location}{shell_quoted(f'{name.project}:{name.job_id}')}"
 
 
 def _table_of(path: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from terminal import on_a_terminal
 from world import FOLDER, TASKS, TRIGGER
 
+from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.model import Job, Outcome
 from bqdispatch_provider.core.targets import (
@@ -19,8 +22,10 @@ from bqdispatch_provider.core.targets import (
     ledger_entry_name,
     undecided_name,
 )
+from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.job_answers import JobStates
 from bqdispatch_provider.names import TraceName
+from bqdispatch_provider.view.journal_reader import JournalReader
 
 BIN = Path(sys.executable).parent
 AWKWARD = {
@@ -317,6 +322,32 @@ def test_a_terminal_gets_no_escape_sequence_of_a_name(world, tmp_path):
         str(Outcome.ERROR): len(hostile) + 1,
         str(Outcome.UNKNOWN): len(hostile),
     }
+
+
+KEYS = "ds.\x1b[201~\x15touch ran #\x0f\u202e\\'`\u00e9"
+"""Keys that end a paste, empty the line, and run it."""
+
+
+def test_a_command_with_a_name_is_one_word_of_printable_characters_and_exact(world, tmp_path):
+    names = [trace(world, dest, str(number)) for number, dest in enumerate((KEYS, *AWKWARD.values()))]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(world.document(MaxUnknownJobMin=1)))
+    config = DispatchConfig.from_url(path.as_uri())
+    world.control.advance(3600)
+    with Dispatcher(config, world.client, world.session) as dispatcher:
+        assert dispatcher.cycle().to_dict()["Outcomes"] == {"quarantined": len(names)}
+    held = JournalReader(world.client, config).quarantine()
+    assert all(is_harmless(each.command) and each.command.isprintable() for each in held)
+    (command,) = [each.command for each in held if "touch ran" in each.command]
+    shown = subprocess.run([BIN / "bqdispatch", "explain", "--config", path, names[0]], capture_output=True, text=True)
+    assert f"  Next: Put it back with: {command}\n" in shown.stdout
+    for each in held:
+        if "\x00" not in each.url:  # which nothing can give to a program
+            words = subprocess.check_output(["bash", "-c", f"printf '%s\\n' {each.command}"], text=True)
+            assert words.split("\n")[-2] == each.url
+    world.control.advance(1)
+    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path, env={**os.environ, "PATH": f"{BIN}:/usr/bin"})
+    assert (world.names(), (tmp_path / "ran").exists()) == ([names[0]], False)
 
 
 @pytest.mark.parametrize(("due", "known"), [(-3600, "fired"), (4, "fired"), (60, "claim"), (60, "")])
