@@ -181,7 +181,8 @@ class Composer:
 
         :param version: its version.
         """
-        wanted, known = f"=={version}", self.environment.packages
+        # With == a file of another version that counts as equal, such as 0.1 or 0.1.0.0, could be a stranger's.
+        wanted, known = f"==={version}", self.environment.packages
         # Under its known spelling: another one would be a second entry of the same package.
         name = next((each for each in known if is_ours(each)), PACKAGE)
         return Step(

@@ -139,9 +139,9 @@ def describe(state, options, given, name):
 def update(state, options, given, name):
     before = json.dumps([state["packages"], state["variables"]])
     if "update-pypi-package" in options:
-        package, _, version = options["update-pypi-package"].partition("==")
+        package, _, version = options["update-pypi-package"].partition("===")
         state["installed"] = installed(state, version)
-        state["packages"][package] = f"=={version}"
+        state["packages"][package] = f"==={version}"
     if "update-env-variables" in options:
         state["variables"] |= pairs(options["update-env-variables"])
     for each in filter(None, options.get("remove-env-variables", "").split(",")):
@@ -170,7 +170,7 @@ def installed(state, version):
         else:
             found += ours if "/bqdispatch/" in index else public
     if not found:
-        raise Refused(f"FAILED_PRECONDITION: No matching distribution found for {PACKAGE}=={version}")
+        raise Refused(f"FAILED_PRECONDITION: No matching distribution found for {PACKAGE}==={version}")
     return "a stranger's" if "a stranger's" in found else found[0]  # whose build tag is higher
 
 

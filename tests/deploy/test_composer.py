@@ -35,7 +35,7 @@ def test_everything_is_in_place_afterwards(cloud_project, airflow):
         ["acme-ops", ACCOUNT, f"{roles}/bqdispatchJobs", None],
         ["bqdispatch-index", ACCOUNT, "roles/artifactregistry.reader", None],
     ]
-    assert cloud_project.packages == {"pandas": ">=2", "airflow-provider-bqdispatch": f"=={__version__}"}
+    assert cloud_project.packages == {"pandas": ">=2", "airflow-provider-bqdispatch": f"==={__version__}"}
     assert cloud_project.pip_conf == f"[global]\nindex-url = {INDEX}\n"
     variables = cloud_project.variables
     connection = json.loads(variables.pop("AIRFLOW_CONN_BQDISPATCH_DEFAULT"))
@@ -70,7 +70,7 @@ def test_the_package_is_known_by_each_spelling_of_its_name(cloud_project):
     spelling = "Airflow_Provider_BqDispatch"
     cloud_project.set(packages={"pandas": ">=2", spelling: "==0.0.9"})
     assert cloud_project.deploy().returncode == 0
-    assert cloud_project.packages == {"pandas": ">=2", spelling: f"=={__version__}"}
+    assert cloud_project.packages == {"pandas": ">=2", spelling: f"==={__version__}"}
     assert "package in the environment (takes minutes): already this version" in cloud_project.dry_run()
 
 

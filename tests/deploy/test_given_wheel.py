@@ -58,7 +58,7 @@ def test_outside_of_a_checkout_it_says_what_to_give(elsewhere):
 def test_a_wheel_on_this_machine_is_deployed_in_its_own_version(elsewhere, path, fragment):
     done = elsewhere.deploy(f"--wheel={path}{fragment}")
     assert done.returncode == 0, done.stderr
-    assert elsewhere.packages["airflow-provider-bqdispatch"] == "==7.1.0"
+    assert elsewhere.packages["airflow-provider-bqdispatch"] == "===7.1.0"
     assert elsewhere.installed == "ours"
     assert not any(call[0] == "make" for call in elsewhere.calls)
     again = elsewhere.deploy(f"--wheel={path}{fragment}")
@@ -71,7 +71,7 @@ def test_a_wheel_on_a_server_is_downloaded_and_deployed(elsewhere, url):
     assert f"pip download --quiet --no-deps --dest=dist '{url}#sha256={SHA256}'" in elsewhere.dry_run(given)
     done = elsewhere.deploy(given)
     assert done.returncode == 0, done.stderr
-    assert elsewhere.packages["airflow-provider-bqdispatch"] == "==7.1.0"
+    assert elsewhere.packages["airflow-provider-bqdispatch"] == "===7.1.0"
 
 
 def test_a_wheel_on_a_server_needs_its_hash(elsewhere, url):
