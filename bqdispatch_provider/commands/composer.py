@@ -181,15 +181,18 @@ class Composer:
 
         :param version: its version.
         """
-        # With == a file of another version that counts as equal, such as 0.1 or 0.1.0.0, could be a stranger's.
-        wanted, known = f"==={version}", self.environment.packages
+        known = self.environment.packages
         # Under its known spelling: another one would be a second entry of the same package.
         name = next((each for each in known if is_ours(each)), PACKAGE)
+        there = known.get(name, "")
+        extras = there[: there.find("]") + 1]
+        # With == a file of another version that counts as equal, such as 0.1 or 0.1.0.0, could be a stranger's.
+        wanted = f"{extras}==={version}"
         return Step(
             "package in the environment (takes minutes)",
             self._update(f"--update-pypi-package={name}{wanted}"),
             "the environment keeps the packages that it had; the log of its build names the conflicts",
-            done="already this version" if known.get(name) == wanted else "",
+            done="already this version" if there == wanted else "",
         )
 
     def connection(self, wanted: Mapping[str, Any]) -> UpdatedConnection:

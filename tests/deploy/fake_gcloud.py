@@ -139,9 +139,9 @@ def describe(state, options, given, name):
 def update(state, options, given, name):
     before = json.dumps([state["packages"], state["variables"]])
     if "update-pypi-package" in options:
-        package, _, version = options["update-pypi-package"].partition("===")
-        state["installed"] = installed(state, version)
-        state["packages"][package] = f"==={version}"
+        package, constraints = re.match(r"([\w.-]+)(.*)", options["update-pypi-package"]).groups()
+        state["installed"] = installed(state, constraints.rpartition("===")[2])
+        state["packages"][package] = constraints
     if "update-env-variables" in options:
         state["variables"] |= pairs(options["update-env-variables"])
     for each in filter(None, options.get("remove-env-variables", "").split(",")):

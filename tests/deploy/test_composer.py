@@ -74,6 +74,14 @@ def test_the_package_is_known_by_each_spelling_of_its_name(cloud_project):
     assert "package in the environment (takes minutes): already this version" in cloud_project.dry_run()
 
 
+def test_extras_of_the_package_stay(cloud_project):
+    """Somebody has added the one that docs/slack.md names, on Composer's page."""
+    cloud_project.set(packages={"airflow-provider-bqdispatch": "[slack]==0.0.9"})
+    assert cloud_project.deploy().returncode == 0
+    assert cloud_project.packages == {"airflow-provider-bqdispatch": f"[slack]==={__version__}"}
+    assert "package in the environment (takes minutes): already this version" in cloud_project.dry_run()
+
+
 def test_what_was_broken_off_is_finished_by_another_deployment(cloud_project):
     cloud_project.set(refuse={"--update-pypi-package": "RESOURCE_EXHAUSTED: the build failed"})
     broken = cloud_project.deploy()
