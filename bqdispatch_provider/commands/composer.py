@@ -19,7 +19,7 @@ from bqdispatch_provider.commands.pools import Pool
 from bqdispatch_provider.commands.rights import required_rights
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError
-from bqdispatch_provider.connection_extra import ConnectionExtra
+from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
 from bqdispatch_provider.core.connection import UpdatedConnection, stored_extra, updated_connection
 from bqdispatch_provider.core.setups import SetUp
 
@@ -129,6 +129,15 @@ class Environment:
             software.get("envVariables", {}),
         )
 
+    def account_of(self, extra: ConnectionExtra) -> str:
+        """Return the service account that a set-up works as; empty if that is unknown: its Google connection says it.
+
+        :param extra: of the set-up's connection.
+        """
+        if chain := extra.impersonation_chain:
+            return chain[-1]
+        return self.account if extra.gcp_conn_id == GCP_CONN_ID else ""
+
     def other_set_ups(self, setup: SetUp) -> list[OtherSetUp]:
         """Return the other set-ups. Documents in buckets are read as whoever deploys.
 
@@ -145,7 +154,7 @@ class Environment:
                 if (stored := stored_extra(value)) is None:
                     continue
                 extra = ConnectionExtra(conn_id, stored)
-                account = (self.account, *(extra.impersonation_chain or ()))[-1]
+                account = self.account_of(extra)
                 config = extra.config(None, lambda: None).for_project(self.project)
             except (ConfigError, ValueError) as error:
                 config = error

@@ -41,8 +41,9 @@ def composer(options: argparse.Namespace) -> int:
         environment = Environment.find(gcloud, options.environment, options.location, options.project)
         target = Composer(gcloud, environment, options.setup)
         connection = target.connection(_extra(options, config))
-        account = _account(environment, ConnectionExtra(options.setup.conn_id, connection.extra))
-        for step in _steps(options, config, target, wheel, connection):
+        extra = ConnectionExtra(options.setup.conn_id, connection.extra)
+        account = environment.account_of(extra)
+        for step in _steps(options, config, target, wheel, connection, extra=extra):
             if options.dry_run:
                 print(step.as_comment() if step.done else f"{step.as_comment()}\n{step.as_typed()}")
                 continue
@@ -81,6 +82,8 @@ def _steps(
     target: Composer,
     wheel: Wheel | None,
     connection: UpdatedConnection,
+    *,
+    extra: ConnectionExtra,
 ) -> Iterator[Step]:
     """Yield the steps. Each looks at what exists once those before it are done."""
     gcloud, environment = target.gcloud, target.environment
@@ -91,7 +94,6 @@ def _steps(
     yield from _agreement(config, others)
     yield target.check_airflow()
     if not options.no_rights:
-        extra = ConnectionExtra(options.setup.conn_id, connection.extra)
         chain = extra.impersonation_chain or []
         if extra.gcp_conn_id != GCP_CONN_ID:
             what = f"let that account act as {chain[0]}" if chain else "grant these roles to that account"
@@ -105,13 +107,6 @@ def _steps(
     yield target.variables(config, connection)
     yield from target.pools(expected_pools(config, options.setup))
     yield target.dag()
-
-
-def _account(environment: Environment, extra: ConnectionExtra) -> str:
-    """Return the account that a connection works as; empty if another connection says it."""
-    if extra.impersonation_chain:
-        return extra.impersonation_chain[-1]
-    return environment.account if extra.gcp_conn_id == GCP_CONN_ID else ""
 
 
 def _agreement(config: DispatchConfig, others: Sequence[OtherSetUp]) -> Iterator[Step]:

@@ -417,6 +417,17 @@ def test_a_right_that_no_other_set_up_needs_is_taken_away(deployed):
     assert ["gs://acme-ops", ACCOUNT, f"{ROLE}/bqdispatchFolders", None] not in deployed.bindings
 
 
+def test_a_right_that_a_set_up_with_another_google_connection_may_need_is_left(cloud_project):
+    """Nobody can see which account that one works as: it may be the same."""
+    assert cloud_project.deploy(f"--impersonation-chain={DISPATCHER}").returncode == 0
+    config = cloud_project.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
+    other = cloud_project.deploy("--setup=acme", "--no-rights", "--gcp-conn-id=google_acme", config=config)
+    assert other.returncode == 0
+    assert "not yet: bqdispatch_acme may need it" in cloud_project.deploy("--by-prefix").stderr
+    account = f"serviceAccount:{DISPATCHER}"
+    assert ["gs://acme-ops", account, f"{ROLE}/bqdispatchFolders", None] in cloud_project.bindings
+
+
 def test_the_answer_is_what_terraforms_data_source_takes(cloud_project):
     answer = cloud_project.rights()
     assert answer.keys() == {"roles", "buckets", "projects", "acts_as", "account"}
