@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -271,6 +272,14 @@ def shell_quoted(text: str) -> str:
     if text.isprintable():
         return shlex.quote(text)
     return "$'{}'".format("".join(map(_in_octal, text)))
+
+
+def shell_joined(words: Iterable[str]) -> str:
+    """Return a shell's command, in one line of printable characters.
+
+    :param words: of the command; they may quote names.
+    """
+    return " ".join(map(shell_quoted, words))
 
 
 def _in_octal(character: str) -> str:

@@ -5,7 +5,6 @@ The account is the environment's, or the one that the connection impersonates.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -24,6 +23,7 @@ from bqdispatch_provider.commands.rights import (
     condition_title,
 )
 from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.names import shell_joined
 
 _GRANTED = "already granted"
 _GOOGLES = "other DAGs may need this role of Google's; if none does"
@@ -100,7 +100,7 @@ class Access:
             which = "with an older condition" if condition else "without a condition"
             title = f"the account's {role.rpartition('/')[2]} {which} on {url}"
             if role == READER:
-                yield Step(title, command, done=f"{_GOOGLES}: {shlex.join(command)}")
+                yield Step(title, command, done=f"{_GOOGLES}: {shell_joined(command)}")
             else:
                 yield Step(f"remove {title}", command, hint, kept)
         roles = {READER, VIEWER, *(each.role for each in wanted)}
@@ -129,7 +129,7 @@ class Access:
             for role, condition in bound_roles(policy, account):
                 if role in roles:
                     binding = self._binding(role, condition, account)
-                    command = shlex.join([*commands, "remove-iam-policy-binding", place, *binding])
+                    command = shell_joined([*commands, "remove-iam-policy-binding", place, *binding])
                     unless = _GOOGLES if role in (READER, VIEWER) else "remove it if nothing else uses that account"
                     yield Step(
                         f"{account} still has {role.rpartition('/')[2]} on {place}", (), done=f"{unless}: {command}"
@@ -146,7 +146,7 @@ class Access:
             yield Step(f"let {by} act as {account}", command, hint, done)
         for by, account in sorted({*pairwise(self._former)} - {*pairwise(self._chain)}):
             command = [*commands, "remove-iam-policy-binding", account, *self._binding(ACTS_AS, None, by)]
-            done = f"remove that if nothing else needs it: {shlex.join(command)}"
+            done = f"remove that if nothing else needs it: {shell_joined(command)}"
             yield Step(f"{by} may still act as {account}", (), done=done)
 
     def _superseded(

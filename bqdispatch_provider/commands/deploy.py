@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def composer(options: argparse.Namespace) -> int:
             if options.dry_run:
                 print(step.as_comment() if step.done else f"{step.as_comment()}\n{step.as_typed()}")
                 continue
-            print(f"{step.title} … {step.done}", *map(in_one_line, step.notes), sep="\n  ", file=sys.stderr, flush=True)
+            said = map(in_one_line, (f"{step.title} … {step.done}", *step.notes))
+            print(*said, sep="\n  ", file=sys.stderr, flush=True)
             if not step.done:
                 gcloud.run(step)
     except DeployError as error:
@@ -57,11 +59,18 @@ def composer(options: argparse.Namespace) -> int:
         account = account or "ACCOUNT"  # that of another connection, which nobody can see from here
         print(
             f"Done. Now check it as the account {account}: `gcloud auth application-default login "
-            f"--impersonate-service-account={account}`, then `bqdispatch smoke --config {options.config}`. Then switch "
-            f"the DAG {options.setup.dag_id} on. If the cloud function has run before, read docs/migration.md first",
+            f"--impersonate-service-account={account}`, then `{_smoke(options)}`. Then switch the DAG "
+            f"{options.setup.dag_id} on. If the cloud function has run before, read docs/migration.md first",
             file=sys.stderr,
         )
     return OK
+
+
+def _smoke(options: argparse.Namespace) -> str:
+    """Return the command that checks what was deployed."""
+    more = [f"--var={each}" for each in options.var]
+    more += [f"--setup={options.setup.name}"] if options.setup.name else []
+    return shlex.join(["bqdispatch", "smoke", "--config", options.config, *more])
 
 
 def rights(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.names import shell_quoted
+from bqdispatch_provider.names import shell_joined
 
 
 def replay_command(config: DispatchConfig, url: str) -> str:
@@ -17,7 +17,7 @@ def replay_command(config: DispatchConfig, url: str) -> str:
     variables = (f"--var={name}={config.variables[name]}" for name in sorted(config.used))
     words = ["bqdispatch", "replay", "--config", config.url or "FILE", *variables, url]
     hint = "" if config.url else " # FILE: save the configuration document of the connection to a file, and name it"
-    return f"{' '.join(map(shell_quoted, words))}{hint}"
+    return f"{shell_joined(words)}{hint}"
 
 
 _COMMAND = re.compile(r"""`((?:bqdispatch|gcloud|bq) (?:'[^']*'|"[^"]*"|[^`'"])*)`""")

@@ -117,9 +117,10 @@ def test_a_role_that_has_other_permissions_is_brought_up_to_date(deployed):
 
 def test_a_second_set_up_stands_beside_the_first(deployed):
     before = deployed.variables
-    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
-    done = deployed.deploy("--setup=acme", config=config)
+    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/${whose}/Tasks/"}, "acme.json")
+    done = deployed.deploy("--setup=acme", "--var=whose=acme", config=config)
     assert done.returncode == 0, done.stderr
+    assert f"`bqdispatch smoke --config {config} --var=whose=acme --setup=acme`" in done.stderr
     assert "switch the DAG bqdispatch_acme on" in done.stderr
     added = {name: value for name, value in deployed.variables.items() if name not in before}
     assert before.items() <= deployed.variables.items()

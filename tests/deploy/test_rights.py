@@ -9,7 +9,7 @@ import pytest
 from clouds import ACCOUNT, DOCUMENT
 from terraform import MAIN, Terraform
 
-from bqdispatch_provider.commands.rights import ROLES
+from bqdispatch_provider.commands.rights import READER, ROLES
 
 ROLE = "projects/acme-ops/roles"
 BETWEEN, DISPATCHER = "between@acme-ops.iam.gserviceaccount.com", "dispatcher@acme-ops.iam.gserviceaccount.com"
@@ -259,6 +259,18 @@ def test_what_the_environments_account_is_left_with_is_named(deployed):
     assert grants(deployed)[COMPOSER] == NEEDED | {(DISPATCHER, CREATOR)}
     assert done.stderr.count(f"{COMPOSER} still has ") == len(NEEDED)
     assert f"gcloud storage buckets remove-iam-policy-binding gs://acme-ops --member={ACCOUNT}" in done.stderr
+
+
+def test_a_condition_that_somebody_has_written_is_told_in_one_line(deployed):
+    theirs = {"title": "theirs\x1b[2J", "expression": "true ||\nfalse\u202e"}
+    deployed.set(bindings=[*deployed.bindings, ["gs://acme-config", ACCOUNT, READER, theirs]])
+    done = deployed.deploy(f"--impersonation-chain={DISPATCHER}")
+    assert done.returncode == 0
+    (line,) = [each for each in done.stderr.splitlines() if "title=theirs" in each]
+    assert line.isprintable()
+    (command,) = re.findall("gcloud storage .*", line)
+    words = subprocess.check_output(["bash", "-c", f"printf '%s\\0' {command}"], text=True).split("\0")
+    assert words[-2].endswith("title=theirs\x1b[2J|0|expression=true ||\nfalse\u202e")
 
 
 def test_a_connection_that_may_work_as_another_account_is_named(cloud_project):
