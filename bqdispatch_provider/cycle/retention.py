@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
@@ -16,8 +17,12 @@ from bqdispatch_provider.names import JournalName, counted, in_words
 
 log = logging.getLogger(__name__)
 
-DAILY_FOLDERS = (JournalName.RUNS, JournalName.HISTORY)
-"""Folders of the journal whose documents lie in one folder for each day."""
+_OURS = {
+    JournalName.RUNS: re.compile(r"\d{4}-\d\d-\d\d/[^/]+/[^/]+(/[^/]+)?\.(json|underway|shares)", re.ASCII),
+    JournalName.HISTORY: re.compile(r"\d{4}-\d\d-\d\d/\d\d\.json", re.ASCII),
+}
+"""Documents of the journal that lie in one folder for each day. ``JournalURL`` may be a bucket that has other objects
+below these names, too."""
 
 INTERVAL = timedelta(hours=1)
 """Interval of looking for old documents once there are none, by whichever dispatcher comes."""
@@ -54,21 +59,25 @@ class Retention:
             if self._store.write_if_older_than(url, note, INTERVAL) is None:
                 return
             before = self._store.now() - timedelta(days=self._days)
-            if any([self._delete(f"{self._journal_url}{folder}", before) for folder in DAILY_FOLDERS]):
+            if any([self._delete(f"{self._journal_url}{folder}", ours, before) for folder, ours in _OURS.items()]):
                 self._store.remove(url)  # the next one goes on at once, here or in another process
                 self._next = -math.inf
         except GOOGLE_ERRORS as error:
             log.warning("Old documents below %r are not deleted: %s", self._journal_url, in_words(error))
 
-    def _delete(self, folder: str, before: datetime) -> bool:
+    def _delete(self, folder: str, ours: re.Pattern[str], before: datetime) -> bool:
         """Delete the documents of earlier days, and return whether there may be more of them.
 
         Days are listed in their order, the oldest first.
         A backfilled or cleared run lies in the folder of its own day, however young it is: the objects' age counts.
+
+        :param folder: URL of the folder.
+        :param ours: names in the folder; others are left.
         """
         day = f"{folder}{before:%Y-%m-%d}"
         listed = takewhile(lambda each: each[0] < day, self._store.list_created(folder))
-        old = list(islice((each for each in listed if each[1] < before), MAX_DELETED))
+        found = (each for each in listed if each[1] < before and ours.fullmatch(each[0], len(folder)))
+        old = list(islice(found, MAX_DELETED))
         # In exactly the generation that is old: a run may write its document anew at this moment.
         list(self._threads.map(lambda each: self._store.remove(each[0], each[2]), old))
         if old:

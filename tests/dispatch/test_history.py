@@ -221,12 +221,12 @@ def journal(world):
     return [blob.name for blob in world.client.list_blobs("journal", prefix="journal/")]
 
 
-def seed_days(world, folder, *ages, written=None):
+def seed_days(world, folder, *ages, written=None, name="dag/run.json"):
     """Documents of days that are so old; they were written then, or some days ago."""
     now = world.control.now()
     objects = [
         {
-            "name": f"journal/{folder}/{datetime.fromtimestamp(now, UTC) - timedelta(days=age):%Y-%m-%d}/dag/run.json",
+            "name": f"journal/{folder}/{datetime.fromtimestamp(now, UTC) - timedelta(days=age):%Y-%m-%d}/{name}",
             "content": "{}",
             "timeCreated": now - 86_400 * (age if written is None else written),
         }
@@ -237,10 +237,23 @@ def seed_days(world, folder, *ages, written=None):
 
 
 def test_documents_go_when_they_are_older_than_the_configuration_says(world):
-    runs, history = seed_days(world, "runs", 0, 29, 31, 400), seed_days(world, "history", 0, 31)
+    runs, history = seed_days(world, "runs", 0, 29, 31, 400), seed_days(world, "history", 0, 31, name="07.json")
+    parts = [seed_days(world, "runs", 31, name=f"dag/run/task~3.{end}")[0] for end in ("json", "underway", "shares")]
     with world.dispatcher() as dispatcher:
         dispatcher.run(0, label=LABEL)
-    assert {*runs[:2], history[0]} == {*journal(world)} & {*runs, *history}
+    assert {*runs[:2], history[0]} == {*journal(world)} & {*runs, *history, *parts}
+
+
+def test_what_others_keep_below_the_same_names_stays(world):
+    """JournalURL may be a bucket that has folders of such names."""
+    names = seed_days(world, "runs", 400, name="model.pkl") + seed_days(world, "runs", 400, name="a/b/c/d.json")
+    names += seed_days(world, "history", 400, name="part.parquet") + seed_days(world, "history/sales", 400)
+    now = world.control.now()
+    more = [f"journal/{name}" for name in ("runs/1.json", "runs/0/a/b.json", "runs/", "history/00.json")]
+    world.control.seed_objects("journal", [{"name": name, "timeCreated": now - 86_400 * 400} for name in more])
+    with world.dispatcher() as dispatcher:
+        dispatcher.run(0, label=LABEL)
+    assert {*names, *more} <= {*journal(world)}
 
 
 def test_a_document_that_was_just_written_stays_however_old_its_run_is(world):
