@@ -12,6 +12,8 @@ import pytest
 from terminal import on_a_terminal
 from world import FOLDER, TASKS, TRIGGER
 
+from bqdispatch_provider.commands.checks import CheckResult
+from bqdispatch_provider.commands.job_checks import check_jobs
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.model import Job, Outcome
@@ -322,6 +324,18 @@ def test_a_terminal_gets_no_escape_sequence_of_a_name(world, tmp_path):
         str(Outcome.ERROR): len(hostile) + 1,
         str(Outcome.UNKNOWN): len(hostile),
     }
+
+
+@pytest.mark.parametrize("said", ["-62135596800", "-1e18", "253402300799", "1e18", "nan", "inf", "x"])
+def test_a_forged_time_of_creation_holds_nothing_up(world, said):
+    name, window = world.trace(), world.window()
+    for each in (name, window):
+        world.put(each, metadata={CREATED: said})
+    with world.dispatcher() as dispatcher:
+        assert {check.result for check in check_jobs(dispatcher)} == {CheckResult.OK}
+        report = dispatcher.cycle()
+    assert report.to_dict()["Outcomes"] == {"dispatched": 2}
+    assert not any("Date header" in each for each in report.errors)
 
 
 KEYS = "ds.\x1b[201~\x15touch ran #\x0f\u202e\\'`\u00e9"
