@@ -80,6 +80,7 @@ class Draft:
     not_found: Counter[str] = field(default_factory=Counter)
     candidates: list[Candidate] = field(default_factory=list)
     quarantines: list[Quarantine] = field(default_factory=list)
+    fired: list[Key] = field(default_factory=list)
     stale: list[Key] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
@@ -125,10 +126,15 @@ class Draft:
         self.fail(item, Reason.PROTECTED, item.protected_by, problem)
 
     def quarantine(
-        self, which: StoredObject | Event, reason: str, asked: Mapping[str, Any] | None = None, undecided: bool = False
+        self,
+        which: StoredObject | Event,
+        reason: str,
+        asked: Mapping[str, Any] | None = None,
+        undecided: bool = False,
+        claimed: bool = False,
     ) -> None:
         """Quarantine an object; the parameters are those of :class:`Quarantine`."""
-        self.quarantines.append(Quarantine(*which.key, which.created, reason, asked or {}, undecided))
+        self.quarantines.append(Quarantine(*which.key, which.created, reason, asked or {}, undecided, claimed))
 
     def offer(self, candidate: Candidate) -> None:
         """Make an event a candidate, unless something other than a limit holds it back."""

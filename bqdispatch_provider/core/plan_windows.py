@@ -80,7 +80,7 @@ def _plan_due(draft: Draft, window: Window, item: Item, state: WindowState, firi
     if windows.has_returned(window, firings):
         verdict = snapshot.verdicts.get(window.key)
         if verdict is None or verdict.action is not LateAction.FIRE:
-            _plan_returned(draft, window, item, verdict)
+            _plan_returned(draft, window, item, verdict, claimed=stored.generation in firings)
             return
     event = Event(
         *window.key,
@@ -100,20 +100,37 @@ def _claimed_by_another(firing: Firing) -> str:
     )
 
 
-def _plan_returned(draft: Draft, window: Window, item: Item, verdict: Verdict | None) -> None:
-    """Decide on a returned window that is not fired."""
+def _plan_returned(draft: Draft, window: Window, item: Item, verdict: Verdict | None, *, claimed: bool) -> None:
+    """Decide on a returned window that is not fired.
+
+    :param claimed: whether a dispatcher that is gone has claimed it.
+    """
     stored = window.object
     if verdict is None or verdict.action is LateAction.WAIT:
         draft.pend(item, Reason.RETURNED, verdict.reason if verdict else "")
         draft.awaited += 1
     elif stored.protected_by:
         draft.fail_protected(item)
-    elif verdict.action is LateAction.DROP:
-        draft.stale += [window.key, *verdict.stale_locations]
+    else:
+        if verdict.action is LateAction.DROP:
+            draft.stale.append(window.key)
+        _give_up(draft, stored, verdict, claimed=claimed)
+
+
+def _give_up(draft: Draft, which: StoredObject | Event, verdict: Verdict, *, claimed: bool) -> None:
+    """Drop a returned window, or set it aside as undecided.
+
+    The ledger records a claimed one as fired. Otherwise its claim would hold a slot of a limit, and every other window
+    of its name would wait for it.
+    """
+    if verdict.action is LateAction.DROP:
+        draft.stale += verdict.stale_locations
         draft.late += 1
+        if claimed:
+            draft.fired.append(which.key)
         draft.outcomes[Outcome.IGNORED] += 1
     else:
-        draft.quarantine(stored, verdict.reason, undecided=True)
+        draft.quarantine(which, verdict.reason, undecided=True, claimed=claimed)
 
 
 def plan_abandoned(draft: Draft, firing: OpenFiring) -> None:
@@ -129,11 +146,12 @@ def plan_abandoned(draft: Draft, firing: OpenFiring) -> None:
     if had_returned and (verdict is None or verdict.action is LateAction.WAIT):
         draft.pend(item, Reason.RETURNED, verdict.reason if verdict else "")
         draft.awaited += 1
-    elif verdict is not None and verdict.action is not LateAction.FIRE:
-        problem = f"window {firing.window!r} was claimed and must not be fired: {verdict.reason}"
-        draft.fail(item, Reason.REFUSED, verdict.reason, problem)
+        return
+    event = Event(*firing.key, firing.since, claimed=True, many_folders=True)
+    if verdict is not None and verdict.action is not LateAction.FIRE:
+        _give_up(draft, event, verdict, claimed=True)
     else:
-        _fire(draft, item, Event(*firing.key, firing.since, claimed=True, many_folders=True), verdict)
+        _fire(draft, item, event, verdict)
 
 
 def _fails_as_unreadable(draft: Draft, item: Item) -> bool:

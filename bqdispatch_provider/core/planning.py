@@ -72,6 +72,7 @@ def _plan_from(draft: Draft) -> Plan:
         cleanup=replace(
             cleanup,
             quarantines=(*cleanup.quarantines, *draft.quarantines),
+            fired=(*cleanup.fired, *draft.fired),
             stale=tuple(dict.fromkeys((*draft.stale, *cleanup.stale))),
         ),
         outcomes=+draft.outcomes,

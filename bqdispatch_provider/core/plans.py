@@ -25,7 +25,7 @@ class Quarantine:
     :param asked: what was looked at to find out, for the note that is left beside it.
     :param undecided: whether it stays in the task folder, where every look names it until somebody acts; by default it
         goes to ``ErrorURL``.
-    :param dropped: whether it is a firing of which BqTail has loaded nothing.
+    :param claimed: whether it is a window that was claimed, and perhaps fired: it may be gone, so its claim is copied.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Quarantine:
     reason: str
     asked: Mapping[str, Any] = field(default_factory=dict)
     undecided: bool = False
-    dropped: bool = False
+    claimed: bool = False
 
     @property
     def key(self) -> Key:
@@ -49,7 +49,7 @@ class Cleanup:
     :param quarantines: objects to quarantine.
     :param stale: objects to delete: fired windows that were kept long enough, returned windows whose files are loaded,
         and location objects and intents that are no longer needed.
-    :param fired: windows whose loads prove that they were fired, for the ledger.
+    :param fired: windows to record as fired: their loads prove it, or they were claimed and must not be fired.
     :param gone: fired windows of which nothing is on its way any more, with the step of the last load, for the ledger.
     :param missed: names and content of windows that are made anew for a folder that their firing has missed.
     """

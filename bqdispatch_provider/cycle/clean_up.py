@@ -83,8 +83,10 @@ class CleanUp:
         events = [Event(each.name, each.generation, each.created) for each in quarantines]
         results = gate.act(lambda chosen: act([by_key[event.key] for event in chosen]), events, self._services.folder)
         recorder.record(results)
-        quarantined = (each.event.key for each in results if each.outcome is Outcome.QUARANTINED)
-        self._services.ledger.record((key, "aside") for key in quarantined if by_key[key].dropped)
+        quarantined = [each.event.key for each in results if each.outcome is Outcome.QUARANTINED]
+        # Without ``fired``, a claim whose window must not be fired would be taken over again and again.
+        for kind in ("fired", "aside"):
+            self._services.ledger.record((key, kind) for key in quarantined if by_key[key].claimed)
 
     def _restore(self, window: str, content: bytes, recorder: Recorder) -> None:
         """Restore a window that was removed, for the next look, unless another dispatcher has done so."""

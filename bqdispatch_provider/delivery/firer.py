@@ -116,7 +116,7 @@ class WindowFirer:
         """Move windows into ``undecided/`` of the task folder, each with the reason, until somebody decides.
 
         A window is undecided because firing it might load files twice; or because BqTail has dropped it, so that firing
-        it again might be in vain. A dropped one may be gone, so its claim is copied. To fire it, somebody
+        it again might be in vain. A claimed one may be gone, so its claim is copied. To fire it, somebody
         calls ``bqdispatch replay``. Not to fire it, somebody deletes the object in ``undecided/``.
 
         :param quarantines: windows in the task folder, or claimed ones that are gone; at most 100.
@@ -137,7 +137,7 @@ class WindowFirer:
 
     def _undecided_request(self, window: Quarantine) -> ComposeRequest:
         claim = ledger_entry_name(*window.key, "claim", self._config.async_task_url)
-        source, generation = (claim, ANY_GENERATION) if window.dropped else window.key
+        source, generation = (claim, ANY_GENERATION) if window.claimed else window.key
         marker = undecided_name(*window.key, self._config.async_task_url)
         return source, generation, marker, NEW, {OWNER: self._owner, REASON: window.reason}
 

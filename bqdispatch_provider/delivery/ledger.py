@@ -4,7 +4,8 @@ Each entry is an object about one generation of a window (docs/protocol.md, "The
 deleted after eight days:
 
 - ``claim``: a dispatcher has claimed the window. It is rewritten only to fence it, or to take it over.
-- ``fired``: the claim was copied into the trigger bucket, or the window was quarantined in doubt.
+- ``fired``: the claim was copied into the trigger bucket, or is not to be copied any more: the window was quarantined
+  in doubt, was dropped, or became undecided.
 - ``gone-<step>``: no object was left from which BqTail could start another load of this firing. If no load has come ten
   minutes after the entry's creation, the firing is over; without any load it was dropped. ``<step>`` is the step of its
   last load (a number in the job ID), 0 without one. A load of a later step makes the entry void.

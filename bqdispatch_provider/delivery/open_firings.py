@@ -296,7 +296,7 @@ class OpenFirings:
             f"it was fired at {fired:%Y-%m-%d %H:%M} UTC, and BqTail has submitted no load (it drops a window whose "
             "rule it does not know)"
         )
-        found.dropped.append(Quarantine(firing.window, firing.generation, fired, reason, undecided=True, dropped=True))
+        found.dropped.append(Quarantine(firing.window, firing.generation, fired, reason, undecided=True, claimed=True))
         return _State.KEPT
 
     def _visible(self, announced: Mapping[Key, OpenFiring], jobs: Collection[JobKey], found: FiringsFound) -> set[Key]:

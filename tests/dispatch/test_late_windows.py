@@ -564,6 +564,68 @@ def test_a_window_that_was_put_back_and_whose_dispatcher_died_is_fired_all_the_s
     assert world.cycle().dispatched == 1
 
 
+@pytest.fixture
+def given_up(world, rule):
+    """A window that somebody has claimed since nothing was loaded, and not fired; then its first firing loads files."""
+
+    def given_up(*uris):
+        event = rule.fired()
+        for minutes in (1, 11):
+            world.control.advance(60 * minutes)
+            world.cycle()
+        (marker,) = [name for name in world.names() if name.startswith("undecided/")]
+        world.delete(marker)
+        rule.finished()
+        rule.arrive(f"{A}/2.json")
+        with world.dispatcher(MaxConcurrentJobs=1) as dispatcher:
+
+            def die(copies, to=None):
+                raise KeyboardInterrupt
+
+            dispatcher.store.copy = die
+            with pytest.raises(KeyboardInterrupt):
+                dispatcher.cycle()
+        assert world.names(TRIGGER, "_batch_/") == []
+        rule.load(event, *uris)
+        rule.finished()
+
+    return given_up
+
+
+def leaves_nothing_behind(world):
+    """All slots of a limit are free, and no report has an error."""
+    for minutes in (5, 11, 5, 1):
+        world.control.advance(60 * minutes)
+        report = world.cycle(MaxConcurrentJobs=1)
+    assert (report.errors, report.slots) == ([], {})
+    assert [name for name in world.names() if not name.startswith("intents/")] == []
+
+
+def test_a_claimed_window_whose_file_was_loaded_meanwhile_holds_nothing_back(world, rule, given_up):
+    given_up(f"{A}/1.json", f"{A}/2.json")
+    world.control.advance(300)
+    assert world.cycle(MaxConcurrentJobs=1).late == 1
+    leaves_nothing_behind(world)
+
+
+def test_a_claimed_window_that_became_undecided_holds_nothing_back_once_it_is_replayed(world, rule, given_up):
+    given_up(f"{A}/1.json")
+    world.control.advance(300)
+    assert list(world.cycle(MaxConcurrentJobs=1).quarantined) == [world.url_of(rule.name)]
+    for minutes in (1, 11):
+        world.control.advance(60 * minutes)
+        (error,) = world.cycle(MaxConcurrentJobs=1).errors
+    assert "undecided/" in error
+    with world.dispatcher() as dispatcher:
+        decisions = Decisions(dispatcher)
+        (found,) = decisions.listing()
+        decisions.fire(found)
+    world.control.advance(5)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+    rule.load(rule.take(), f"{A}/2.json")
+    leaves_nothing_behind(world)
+
+
 def test_an_open_firing_of_no_project_counts_where_its_load_runs_once_there_is_a_limit(world):
     world.window("ds.a", content=json.dumps({"ProjectID": "other", "EventID": "1"}))
     assert world.cycle().dispatched == 1

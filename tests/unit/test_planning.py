@@ -278,8 +278,7 @@ def test_a_window_that_was_claimed_and_removed_waits_where_its_load_cannot_be_co
     [
         (None, {Outcome.PENDING: 1}),
         (Verdict(LateAction.WAIT, "a load runs"), {Outcome.PENDING: 1}),
-        (Verdict(LateAction.DROP, "loaded"), {Outcome.ERROR: 1}),
-        (Verdict(LateAction.UNDECIDED, "who knows"), {Outcome.ERROR: 1}),
+        (Verdict(LateAction.DROP, "loaded"), {Outcome.IGNORED: 1}),
         (Verdict(LateAction.FIRE, "nothing was loaded", (("x/9.loc", 5),)), {}),
     ],
 )
@@ -292,6 +291,16 @@ def test_a_window_that_had_returned_and_was_claimed_and_removed_is_judged_again(
     assert made.awaited == outcomes.get(Outcome.PENDING, 0), "a load that runs is looked at often"
     stale = [event.stale_locations for event in made.events[Lane.WINDOWS]]
     assert stale == ([] if outcomes else [(("x/9.loc", 5),)])
+    assert made.cleanup.fired == (((name.name, 1),) if verdict and verdict.action is LateAction.DROP else ())
+
+
+def test_a_window_that_was_claimed_and_removed_is_set_aside_by_its_claim_if_nobody_can_decide():
+    name, _ = window("p:ds.t")
+    ledger = {name.name: {1: firing(claimed_ago=400), 7: firing(4000)}}
+    _, made = abandoned(firings=ledger, verdicts={(name.name, 1): Verdict(LateAction.UNDECIDED, "who knows")})
+    assert (made.listed, made.outcomes, made.events[Lane.WINDOWS]) == (1, {}, ())
+    (aside,) = made.cleanup.quarantines
+    assert (aside.key, aside.reason, aside.undecided, aside.claimed) == ((name.name, 1), "who knows", True, True)
 
 
 def test_what_waits_for_a_decision_is_an_error_of_every_report():
@@ -306,7 +315,7 @@ def test_what_waits_for_a_decision_is_an_error_of_every_report():
 
 
 def test_what_was_found_out_is_told_and_what_is_to_be_put_in_order_is_handed_on():
-    dropped = Quarantine("w", 3, NOW, "dropped", undecided=True, dropped=True)
+    dropped = Quarantine("w", 3, NOW, "dropped", undecided=True, claimed=True)
     cleanup = Cleanup((dropped,), (("x", 1),), (("y", 2),), ((("z", 3), 0),))
     made = planned(findings=("a folder was missed",), cleanup=cleanup)
     assert (made.errors, made.cleanup, made.listed) == (("a folder was missed",), cleanup, 1)

@@ -87,6 +87,13 @@ class Folder:
             findings=("a folder was missed",),
         )
 
+    def left(self, action):
+        """Windows that were claimed and removed, and that a verdict is about."""
+        return {each.key for each in self.abandoned if (of := self.verdicts.get(each.key)) and of.action is action}
+
+    def is_claimed(self, name):
+        return 2 in self.firings.get(name, {})
+
     def plan(self, objects=None):
         return plan(self.snapshot(objects), self.config, NOW)
 
@@ -104,7 +111,7 @@ def folders(draw):
         put_window(draw, made, number)
     for number in range(draw(st.integers(0, 2))):
         leave_claim(draw, made, number)
-    dropped = [Quarantine(f"ds.dropped{n}_7_1.win", 3, NOW, "", undecided=True, dropped=True) for n in range(9)]
+    dropped = [Quarantine(f"ds.dropped{n}_7_1.win", 3, NOW, "", undecided=True, claimed=True) for n in range(9)]
     made.cleanup = Cleanup(
         tuple(dropped[: draw(st.integers(0, 2))]),
         tuple((f"intents/spent-{n}.json", 4) for n in range(draw(st.integers(0, 2)))),
@@ -344,8 +351,11 @@ def test_nothing_is_deleted_but_fired_windows_after_a_while_and_what_was_judged_
     assert stale.keys() == windows | beside | {name for name, _ in folder.cleanup.stale}
     for name in windows | beside:
         assert (by_name[name].generation, by_name[name].protected_by) == (stale[name], "")
-    assert made.late == len(loaded)
-    assert (made.cleanup.fired, made.cleanup.gone) == (folder.cleanup.fired, folder.cleanup.gone)
+    left = folder.left(LateAction.DROP)
+    assert made.late == len(loaded) + len(left)
+    claimed = {(name, 2) for name in loaded if folder.is_claimed(name)}
+    assert set(made.cleanup.fired) == {*folder.cleanup.fired, *claimed, *left}
+    assert made.cleanup.gone == folder.cleanup.gone
 
 
 @given(folders())
@@ -362,9 +372,12 @@ def test_windows_wait_for_a_decision_in_the_task_folder_and_no_other_object_does
         for name, verdict in folder.late.items()
         if verdict.action is LateAction.UNDECIDED and not by_name[name].protected_by
     }
+    judged |= {name for name, _ in folder.left(LateAction.UNDECIDED)}
     dropped = {each.name for each in folder.cleanup.quarantines}
     assert {each.name for each in made.cleanup.quarantines} == twins | judged | dropped
-    assert all(each.undecided and each.dropped == (each.name in dropped) for each in made.cleanup.quarantines)
+    for each in made.cleanup.quarantines:
+        assert each.undecided
+        assert each.claimed == (each.name in dropped or folder.is_claimed(each.name))
 
 
 @given(folders())
