@@ -26,12 +26,14 @@ from bqdispatch_provider.delivery.window_body import (
     parse_document,
 )
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.gcp.job_search import PARALLEL_CALLS
+from bqdispatch_provider.gcp.threads import map_in_threads
 from bqdispatch_provider.names import WindowName, in_words, shell_quoted
 
 log = logging.getLogger(__name__)
 
 MAX_JUDGED = 50
-"""Windows that are judged in a cycle; the others wait for the next one."""
+"""Windows that are judged in a cycle, side by side; the others wait for the next one."""
 
 
 def judge(source: str, locations: Mapping[Key, str], evidence: Iterable[LoadEvidence]) -> Verdict:  # noqa: PLR0911
@@ -108,18 +110,23 @@ class LateWindows:
 
         :param windows: by their key, the ``.loc`` objects beside them.
         """
-        judged = 0
-        # In another order each time, since those whose loads run for hours would keep the others waiting.
-        for key in random.sample(list(windows), len(windows)):
-            if judged == MAX_JUDGED:
-                break
+
+        def is_judged(key: Key) -> bool:
             try:
                 self.verdicts[key] = self._verdict(key, windows[key])
-                judged += 1  # one that cannot be looked up, since a project does not answer, takes no other's place
             except GOOGLE_ERRORS as error:
                 waits = f"window {key[0]!r} has returned and waits, since its earlier loads cannot be looked up"
                 self.findings.append(f"{waits}: {in_words(error)}")
                 self.verdicts[key] = Verdict(LateAction.WAIT, waits)
+                return False
+            return True
+
+        # In another order each time, since those whose loads run for hours would keep the others waiting.
+        left, free = random.sample(list(windows), len(windows)), MAX_JUDGED
+        while left and free:
+            # One that cannot be looked up, since a project does not answer, takes no other's place.
+            asked, left = left[:free], left[free:]
+            free -= sum(map_in_threads(is_judged, asked, PARALLEL_CALLS))
 
     def _verdict(self, key: Key, locations: Sequence[StoredObject]) -> Verdict:
         window, generation = key
@@ -147,18 +154,20 @@ class LateWindows:
 
         :param windows: names of the windows.
         """
-        for window in windows:
-            url = self._store.task_url(WindowName.parse(window).locations)
-            if window in self._unreadable:
-                self.findings.append(f"the files of the folders named in {url!r} wait: {self._unreadable[window]}")
-                continue
-            if not self._firings.get(window):
-                self.findings.append(
-                    f"the files of the folders named in {url!r} wait: window {window!r} is missing, and the "
-                    "ledger knows no firing of it in the last eight days. Write these files again, or delete those "
-                    "objects if the files are loaded"
-                )
-                continue
+        map_in_threads(self._check_locations, windows, PARALLEL_CALLS)
+
+    def _check_locations(self, window: str) -> None:
+        """Check the ``.loc`` objects of one window that is gone."""
+        url = self._store.task_url(WindowName.parse(window).locations)
+        if window in self._unreadable:
+            self.findings.append(f"the files of the folders named in {url!r} wait: {self._unreadable[window]}")
+        elif not self._firings.get(window):
+            self.findings.append(
+                f"the files of the folders named in {url!r} wait: window {window!r} is missing, and the "
+                "ledger knows no firing of it in the last eight days. Write these files again, or delete those "
+                "objects if the files are loaded"
+            )
+        else:
             try:
                 self._check_folders(window, self._firings[window])
             except GOOGLE_ERRORS as error:
@@ -206,19 +215,21 @@ class LateWindows:
 
         Other firings of the name have loaded the file that made the window, and some of each folder named beside it.
         """
-        for marker in self._listing.undecided:
-            window, generation = split_undecided_name(marker.name)
-            firings = self._firings.get(window, {})
-            others = {number: firing for number, firing in firings.items() if str(number) != generation}
-            try:
-                evidence = self._evidence.of_window(window, others, self._listing).values()
-                if not evidence or any(each.waits_for for each in evidence):
-                    continue
-                content = self._store.read(self._store.task_url(marker.name), MAX_WINDOW_BYTES, marker.size)
-                source = WindowBody.parse(content, self._evidence.project).source
-                loaded = loaded_files(evidence)
-                named = self._evidence.folders_in(self._listing.orphan_locations.get(window, ()))
-                if source in loaded and set(map(folder_of, loaded)).issuperset(named.values()):
-                    self.stale.append(marker.key)
-            except GOOGLE_ERRORS as error:
-                log.warning("The loads of undecided window %r cannot be looked up: %s", marker.name, in_words(error))
+        known = [each for each in self._listing.undecided if split_undecided_name(each.name)[0] in self._firings]
+        map_in_threads(self._check_undecided, known, PARALLEL_CALLS)
+
+    def _check_undecided(self, marker: StoredObject) -> None:
+        window, generation = split_undecided_name(marker.name)
+        others = {number: firing for number, firing in self._firings[window].items() if str(number) != generation}
+        try:
+            evidence = self._evidence.of_window(window, others, self._listing).values()
+            if not evidence or any(each.waits_for for each in evidence):
+                return
+            content = self._store.read(self._store.task_url(marker.name), MAX_WINDOW_BYTES, marker.size)
+            source = WindowBody.parse(content, self._evidence.project).source
+            loaded = loaded_files(evidence)
+            named = self._evidence.folders_in(self._listing.orphan_locations.get(window, ()))
+            if source in loaded and set(map(folder_of, loaded)).issuperset(named.values()):
+                self.stale.append(marker.key)
+        except GOOGLE_ERRORS as error:
+            log.warning("The loads of undecided window %r cannot be looked up: %s", marker.name, in_words(error))

@@ -1,12 +1,14 @@
 """Windows that return, and firings that load nothing: decided by what was loaded, or named until somebody acts."""
 
 import json
+import threading
 import zlib
 from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 from test_move import put_target, target
+from waiting import PATIENCE_S
 from world import TASKS, TRIGGER
 
 from bqdispatch_provider.commands.replay import Decisions
@@ -306,6 +308,33 @@ def test_windows_whose_loads_run_for_hours_keep_no_others_waiting(world, monkeyp
     for number, rule in enumerate(rules):
         rule.arrive(f"{A}/{number}.json")
     assert any(world.cycle().late for _ in range(60))
+
+
+def test_returned_windows_are_judged_side_by_side(world):
+    rules = [Rule(world, many=False) for _ in range(2)]
+    for number, rule in enumerate(rules):
+        rule.name = rule.name.replace("ds.t_", f"ds.t{number}_")
+        rule.arrive(f"{A}/{number}.json")
+    assert world.cycle().dispatched == 2
+    for fired in world.names(TRIGGER, "_batch_/"):
+        event = json.loads(world.blob(fired, TRIGGER).download_as_bytes())["EventID"]
+        world.delete(fired, TRIGGER)
+        number = fired.partition("ds.t")[2][0]
+        rules[0].load(event, f"{A}/{number}.json", dest=f"ds_t{number}")
+    world.control.advance(200)
+    world.cycle()
+    for number, rule in enumerate(rules):
+        rule.arrive(f"{A}/{number}.json")
+    both = threading.Barrier(2)
+    with world.dispatcher() as dispatcher:
+        loads = dispatcher.board.loads
+
+        def loads_of_both(*args, **more):
+            both.wait(PATIENCE_S)
+            return loads(*args, **more)
+
+        dispatcher.board.loads = loads_of_both
+        assert dispatcher.cycle().late == 2
 
 
 def test_what_cannot_be_decided_is_an_error_of_every_report_until_it_is_replayed(world, many):
