@@ -334,10 +334,13 @@ class OpenFirings:
             key
             for key, firing in announced.items()
             if key not in known
-            and (found.limited or found.listing.now - firing.since > LOAD_IS_LATE)
+            and (found.limited or found.listing.now - firing.since > LOAD_IS_LATE or found.may_be_taken_over(key))
             and found.entry(key)
         ]
-        bodies, _ = self._evidence.bodies(unread, claimed=True)
+        bodies, refused = self._evidence.bodies(unread, claimed=True)
+        for key, reason in refused.items():
+            if found.may_be_taken_over(key):
+                found.unproven[key[0]] = f"its load cannot be looked for: {reason}"
         return {**known, **{key: body.load for key, body in bodies.items() if body.load.event_id}}
 
 

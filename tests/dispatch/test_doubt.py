@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
+from google.api_core.exceptions import Forbidden
 from test_move import put_target, share_of, target
 from test_oversized import large
 from waiting import HELD_MS, PATIENCE_S, wait_until
@@ -803,6 +804,31 @@ class TestNothingDeletedIsKept:
         assert report.errors
         world.control.clear_faults()
         world.cycle()
+        assert "fired" in world.ledger(name)
+        assert world.names(TRIGGER) == []
+
+    def test_no_claim_is_taken_over_while_its_content_cannot_be_read(self, cloud, world):
+        """It tells which load to look for."""
+        world.control.reset()
+        world = World(cloud.url, world.control, {})
+        name = world.window(content='{"EventID": "4711"}')
+        self.fire_without_an_answer(world)
+        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world.control.advance(LATER)
+        with world.dispatcher() as dispatcher:
+            read = dispatcher.store.read
+
+            def refused(url, *more):
+                if "~ledger/" in url:
+                    raise Forbidden("no")
+                return read(url, *more)
+
+            dispatcher.store.read = refused
+            report = dispatcher.cycle()
+            assert (report.dispatched, world.names(TRIGGER)) == (0, [])
+            assert "its load cannot be looked for" in report.errors[0]
+            dispatcher.store.read = read
+            assert dispatcher.cycle().errors == []
         assert "fired" in world.ledger(name)
         assert world.names(TRIGGER) == []
 
