@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,8 @@ def end_run(
     earlier = journal.read_document()
     report = earlier or Report()
     dispatcher.history.mark_known(report, dispatcher.config)
+    # How often they were met stands in ``waiting.json``, too, which is added below.
+    report.waits = {name: replace(wait, times=0) for name, wait in report.waits.items()}
     task_reports = journal.task_reports() if task_reports is None else task_reports
     # ``report.parts`` has a fingerprint of each task's part that was merged before, so none is counted twice.
     news = [each for each in task_reports if not each.is_merged(report.parts.get(each.task, ""))]

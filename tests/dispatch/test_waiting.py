@@ -10,6 +10,8 @@ from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import CREATED, REASON, REPLAY
 from bqdispatch_provider.dispatcher import Dispatcher
+from bqdispatch_provider.journal import RunJournal
+from bqdispatch_provider.runs import end_run, run_cycles
 
 WAITING = f"gs://{JOURNAL}/journal/waiting.json"
 
@@ -116,6 +118,23 @@ def test_how_often_is_counted_by_cycles_in_one_run(world):
     with world.dispatcher(go_on=lambda: len(cycles) < 3) as dispatcher:
         report = dispatcher.run(time_to_live=600, progress=cycles.append, wait=lambda _: world.control.advance(2))
     assert report.to_dict()["Waiting"][name]["Times"] == 1 + len(cycles) == 4
+
+
+def test_a_run_that_is_ended_again_counts_no_cycle_twice(world):
+    """Its report was cleared: it goes on with a document that has what ``waiting.json`` has."""
+    name = world.trace(age=120)
+    refuse(world, name)
+    waiting(world)
+    path = "2026-03-05/dispatch/run/"
+    with world.dispatcher() as dispatcher:
+        journal = RunJournal(dispatcher.store, dispatcher.config, f"{path}task")
+        run_cycles(dispatcher, journal, 0, writes_performance=False)
+    for _ in range(3):
+        with world.dispatcher() as dispatcher:
+            journal = RunJournal(dispatcher.store, dispatcher.config, f"{path}report")
+            told = end_run(dispatcher, journal, lambda _: None).to_dict()["Waiting"]
+        world.control.advance(2)
+        assert (told[name]["Reason"], told[name]["Times"]) == ("refused", 1 + 1)
 
 
 def test_what_was_not_tried_again_is_told_as_before(world):
