@@ -154,6 +154,14 @@ class WindowName:
         """The folder of the ``*.loc`` objects that name the data folders of a window with many folders."""
         return f"{self._stem}/"
 
+    def is_location(self, name: str) -> bool:
+        """Tell whether an object names a data folder of this window.
+
+        :param name: path below the task folder.
+        """
+        base = name.removeprefix(self.locations)
+        return base != name and "/" not in base and base.endswith(".loc")
+
     @property
     def dest_project(self) -> str | None:
         """The destination's project; ``None`` if it names none, which means the configured project."""

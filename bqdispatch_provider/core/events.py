@@ -173,9 +173,9 @@ def _check_kind(event: Event, lane: Lane) -> None:
     if is_bookkeeping(event.name):
         raise ValueError(f"{event.name!r} is neither a trace nor a batch window")
     if lane is Lane.WINDOWS:
-        folder = WindowName.parse(event.name).locations
+        window = WindowName.parse(event.name)
         for name, _ in (*event.stale_locations, *(event.kept_locations or ())):
-            if not (name.startswith(folder) and name.endswith(".loc")):
+            if not window.is_location(name):
                 raise ValueError(f"{name!r} is no location of the batch window {event.name!r}")
     elif event.name.endswith((".win", ".wis")):
         raise ValueError(f"{event.name!r} is not a trace")

@@ -166,14 +166,16 @@ class WindowFirer:
         """
         judged = [event for event in events if event.kept_locations is not None]  # those that have returned
         results: dict[str, EventResult] = {}
-        folders = [WindowName.parse(event.name).locations for event in judged]
+        windows = [WindowName.parse(event.name) for event in judged]
+        folders = [window.locations for window in windows]
         answers = self._store.list_folders([*folders, *map(self._ledger_prefix, judged)])
-        for event, found, entries in zip(judged, answers[: len(judged)], answers[len(judged) :], strict=True):
+        by_event = zip(judged, windows, answers[: len(judged)], answers[len(judged) :], strict=True)
+        for event, window, found, entries in by_event:
             known = {*event.stale_locations, *(event.kept_locations or ())}
             if isinstance(found, Result):
                 error = f"{self._url(event.name)} waits: its .loc objects cannot be listed: {found}"
                 results[event.name] = EventResult(event, Outcome.ERROR, error)
-            elif not {each.key for each in found} <= known:
+            elif not {each.key for each in found if window.is_location(each.name)} <= known:
                 results[event.name] = EventResult(event, Outcome.PENDING)
             elif event.stale_locations and (missing := self._missing_proof(event, entries)):
                 results[event.name] = EventResult(event, Outcome.ERROR, f"{self._url(event.name)} waits: {missing}")

@@ -140,6 +140,16 @@ def test_a_late_file_of_a_new_folder_is_loaded_and_no_folder_twice(world, many):
     assert many.take() == "e2"
 
 
+@pytest.mark.parametrize("stray", ["", "note.txt", "sub/9.loc"])
+def test_what_names_no_folder_holds_no_window_back(world, many, stray):
+    """The console makes an object of a folder's name, for instance."""
+    many.fired(f"{A}/1.json")
+    many.finished()
+    world.put(f"{many.name[:-4]}/{stray}")
+    many.arrive(f"{B}/2.json")
+    assert world.cycle().dispatched == 1
+
+
 def test_an_object_of_another_form_in_the_ledger_holds_a_returned_window_back_and_no_other(world, many):
     many.fired(f"{A}/1.json")
     many.finished()
