@@ -139,7 +139,7 @@ class JobBoard:
         """Find the load of a fired window, as :func:`~bqdispatch_provider.gcp.load_jobs.find_loads` does.
 
         :raises google.api_core.exceptions.GoogleAPIError: when the project refuses, does not answer, or is not asked
-            now, since it has not answered before.
+            now, since it has not answered before; or when its list leaves out a location, and has no load.
         """
         if reason := self._backoff.paused(project):
             raise ServiceUnavailable(reason)
@@ -149,6 +149,8 @@ class JobBoard:
             raise answer
         if isinstance(answer, Exception):
             raise ServiceUnavailable(reason_of(answer)) from answer
+        if answer is None:  # no failure of the project: it has answered for its other locations
+            raise ServiceUnavailable(f"BigQuery cannot list the jobs of project {project!r} in every location now")
         return answer
 
     def recent(self, since: Mapping[str, datetime]) -> tuple[dict[str, datetime | None], dict[str, str]]:

@@ -45,7 +45,7 @@ KnownLoads = MutableMapping[JobKey, LoadJob | None]
 
 def find_loads(
     calls: JobCalls, project: str, dest: str, event_id: str, known: KnownLoads, *, since: datetime, now: datetime
-) -> list[LoadJob]:
+) -> list[LoadJob] | None:
     """Find the load of a fired window, and those that replace it after a failure.
 
     BqTail loads the files that are not corrupt again. After an internal error of BigQuery it starts again with an event
@@ -57,10 +57,12 @@ def find_loads(
     :param known: of the same window; it is added to, and what is known is not asked for again.
     :param since: time at which the window was fired.
     :param now: the storage server's time.
-    :returns: oldest first.
+    :returns: oldest first; ``None`` if none is found, and BigQuery has left out a location that is unreachable now.
     :raises google.api_core.exceptions.GoogleAPICallError: when BigQuery refuses to say.
     """
-    key = _first_key(calls, project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
+    key, is_complete = _first_key(calls, project, f"{as_job_id(dest)}--{as_job_id(event_id)}_", since, now)
+    if key is None and not is_complete:
+        return None
     first = None if key is None else known.get(key) or _load(calls, key)
     if key is None or first is None or not first.job.error:
         return [] if first is None else [first]
@@ -83,7 +85,9 @@ def find_loads(
     return sorted([first, *filter(None, loads)], key=lambda load: load.created)
 
 
-def _first_key(calls: JobCalls, project: str, stem: str, since: datetime, now: datetime) -> JobKey | None:
+def _first_key(calls: JobCalls, project: str, stem: str, since: datetime, now: datetime) -> tuple[JobKey | None, bool]:
+    """Return the first load, and whether the list was complete, so that it proves that there is none."""
+    is_complete = True
     first = re.compile(rf"{re.escape(stem)}[0-9]{{5}}_load--dispatch")
     # Nearly always it was submitted at once. Only the whole list proves that there is none.
     soon = since + _SOON
@@ -91,10 +95,11 @@ def _first_key(calls: JobCalls, project: str, stem: str, since: datetime, now: d
         if end is None and start > now:
             break
         for page in calls.pages(project, start, end):
+            is_complete = is_complete and not page.get("unreachable")
             for job_id, location, _ in listed_jobs(page):
                 if first.fullmatch(job_id):
-                    return JobKey(project, location or None, job_id)
-    return None
+                    return JobKey(project, location or None, job_id), is_complete
+    return None, is_complete
 
 
 def _load(calls: JobCalls, key: JobKey) -> LoadJob | None:

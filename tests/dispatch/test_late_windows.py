@@ -842,6 +842,23 @@ def test_a_returned_window_waits_while_jobs_cannot_be_asked_for(world, asked_onc
     assert world.cycle().late == 1
 
 
+def test_a_list_without_the_jobs_of_a_location_proves_no_load_missing(world, rule):
+    """BigQuery names it as unreachable."""
+    rule.fired(f"{A}/1.json")
+    rule.finished()
+    rule.arrive(f"{A}/1.json")
+    with world.dispatcher() as dispatcher:
+        ask = dispatcher.board.calls.ask
+        dispatcher.board.calls.ask = lambda path, query: {"unreachable": ["US"]}
+        for _ in range(3):
+            report = dispatcher.cycle()
+            assert report.dispatched == 0
+            assert "in every location" in report.errors[0]
+            world.control.advance(700)
+        dispatcher.board.calls.ask = ask
+        assert dispatcher.cycle().late == 1
+
+
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_returned_window_waits_while_its_claim_cannot_be_read(world, asked_once, rule, status):
     rule.fired(f"{A}/1.json")
