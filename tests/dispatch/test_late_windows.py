@@ -214,7 +214,7 @@ def test_it_is_fired_if_the_first_load_has_failed_for_good(world, rule):
 def test_a_failed_load_whose_trace_waits_may_be_followed_by_another(world, rule):
     event = rule.fired(f"{A}/1.json", f"{A}/0.json", error="invalid")
     rule.arrive(f"{A}/1.json")
-    world.put(f"proj:p:US/ds.t--{event}_00001_load--dispatch")
+    world.put(f"proj:p:US/ds.t--{event}_00001_load--dispatch", age=250)  # before the load, as BqTail does
     with world.dispatcher() as dispatcher:
         for _ in range(3):
             assert not dispatcher.look().plan.events["windows"]
@@ -267,7 +267,7 @@ def test_the_trace_of_a_load_that_began_again_under_another_event_is_waited_for(
     one.fired(f"{A}/1.json", error="backendError")
     one.load("another", f"{A}/1.json", step=5, error="invalid")
     one.arrive(f"{A}/1.json")
-    world.put("proj:p:US/ds.t--another_00005_load--dispatch", age=250)
+    world.put("proj:p:US/ds.t--another_00005_load--dispatch", age=30)
     assert world.cycle().outcomes["dispatched"] == 1
     waits_until_the_trace_is_taken(world)
 
