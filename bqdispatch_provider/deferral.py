@@ -22,7 +22,7 @@ def may_start_from_trigger(task: Any) -> bool:
     values = [getattr(task, each) for each in task.template_fields]
     if not starts_from_trigger() or task.on_execute_callback or any(XComArg.iter_xcom_references(values)):
         return False
-    return renders_triggers() or not any("{{" in repr(value) for value in values)
+    return renders_triggers() or not any(mark in repr(value) for value in values for mark in ("{{", "{%"))
 
 
 class _StartTriggerArgs(StartTriggerArgs):

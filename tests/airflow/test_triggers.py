@@ -395,10 +395,10 @@ def test_a_task_begins_in_the_triggerer_where_airflow_can_know_its_arguments_the
         number = BaseOperator(task_id="number")
         tasks = [
             DispatchOperator(task_id=f"dispatch_{index}", time_to_live=seconds, start_from_trigger=True)
-            for index, seconds in enumerate((30, "{{ 30 }}", number.output))
+            for index, seconds in enumerate((30, "{{ 30 }}", "{% if 1 %}30{% endif %}", number.output))
         ]
     can, renders = compat.starts_from_trigger(), compat.renders_triggers()
-    assert [task.start_from_trigger for task in tasks] == [can, can and renders, False]
+    assert [task.start_from_trigger for task in tasks] == [can, can and renders, can and renders, False]
 
 
 @pytest.mark.skipif(not compat.starts_from_trigger(), reason="this Airflow starts tasks on workers")
