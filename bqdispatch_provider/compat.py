@@ -110,9 +110,10 @@ def failed_tasks(context: Context, task_ids: Iterable[str]) -> list[str]:
     if AIRFLOW_V_3_0_PLUS:
         found = ti.get_task_states(dag_id=ti.dag_id, task_ids=wanted, run_ids=[ti.run_id])
         states = [(task, state) for of_run in found.values() for task, state in of_run.items()]
-        # A mapped task's state has the key <task ID>_<map index>.
         failed = {task for task, state in states if state in ("failed", "upstream_failed")}
-        return [each for each in wanted if any(re.fullmatch(rf"{re.escape(each)}(_[0-9]+)?", task) for task in failed)]
+        # A mapped task's state has the key <task ID>_<map index>, which may look like another task's ID.
+        mapped = {re.sub("_[0-9]+$", "", key) for key in failed.difference(wanted)}
+        return [each for each in wanted if each in failed | mapped]
     instances: Any = context["dag_run"]
     failed = {each.task_id for each in instances.get_task_instances(state=["failed", "upstream_failed"])}
     return [each for each in wanted if each in failed]

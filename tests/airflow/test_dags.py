@@ -227,6 +227,11 @@ def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, d
     assert performance(world) == written["Performance"]
 
 
+def test_failed_tasks_are_told_by_their_own_names(run, document):
+    errors = document(run("numbered"))["Errors"]
+    assert [error.partition(" has failed")[0] for error in errors] == ["the task dispatch_1", "the task lanes"]
+
+
 def test_an_event_that_cannot_be_dispatched_is_reported_and_the_run_succeeds(world, run, document):
     bad, good = world.traces(2)
     for call in ("storage.objects.copy", "storage.objects.rewrite"):

@@ -68,6 +68,12 @@ with dag_of("half_broken") as half_broken:
         ]
     )
 
+with dag_of("numbered") as numbered:
+    dispatch = DispatchOperator(task_id="dispatch", time_to_live=0)
+    broken = {"time_to_live": 0, "bqdispatch_conn_id": "missing"}
+    lanes = DispatchOperator.partial(task_id="lanes", **broken).expand(only=[{"lanes": "sql"}, {"lanes": "jobs"}])
+    reported([dispatch, DispatchOperator(task_id="dispatch_1", **broken), lanes])
+
 with dag_of("retried") as retried:
     detect = BqDispatchSensor(task_id="detect")
     reported(FailsAfterwards(task_id="dispatch", shares=detect.output, retries=1, retry_delay=timedelta(0)))
