@@ -89,7 +89,7 @@ def dispatch_dag(
         cron expression. ``default_args`` are added to three retries after a second each. Default of
         ``dagrun_timeout`` for the ways ``minute`` and ``minute_deferred``: 5 minutes if the schedule is every minute,
         otherwise a day, the longest ``TimeToLiveInMin``, and 4 minutes.
-    :raises ValueError: if ``setup``, ``way`` or an environment variable is invalid.
+    :raises ValueError: if ``setup``, ``way``, the schedule of ``events`` or an environment variable is invalid.
     """
     names = SetUp(setup)
     if way not in WAYS:

@@ -156,6 +156,9 @@ def test_what_an_event_driven_dag_runs_at_in_any_case_is_a_cron_expression(datab
     if AIRFLOW_V_3_0_PLUS:
         with pytest.raises(AirflowTimetableInvalid, match="columns"):
             dispatch_dag("acme", "events", schedule="@continuous")
+        for schedule in (None, timedelta(minutes=5)):
+            with pytest.raises(ValueError, match="expected a cron expression"):
+                dispatch_dag("acme", "events", schedule=schedule)
     else:  # where nothing watches, it is a schedule as any other
         assert dispatch_dag("acme", "events", schedule="@continuous").schedule_interval == "@continuous"
 
