@@ -184,6 +184,16 @@ def test_a_dispatch_task_that_is_cleared_alone_leaves_its_part_to_the_report(wor
     assert tasks.dispatched() == 2
 
 
+def test_a_run_that_airflow_has_ended_without_a_report_is_completed_by_clearing_its_tasks(world, tasks):
+    world.traces(3)
+    tasks.detect()
+    tasks.dispatch("dispatch_sql")
+    assert tasks.left() == ["detect.shares", "dispatch_sql.json"]
+    tasks.dispatch("dispatch_jobs")  # Airflow had skipped it
+    tasks.report()
+    assert (tasks.dispatched(), tasks.left()) == (3, ["r.json"])
+
+
 @pytest.mark.parametrize("in_triggerer", [False, True])
 def test_a_sensor_that_finds_nothing_leaves_what_others_are_dispatching_to_the_report(world, tasks, in_triggerer):
     world.traces(3)
