@@ -88,7 +88,8 @@ class BqDispatchNotifier(BaseNotifier):
         callback, or of a task that has none, that of the DAG's first task that has one (templated).
     :param slack_conn_id: ID of a connection of the Slack provider, which has to be installed. Default: the
         configuration's ``SlackCredentials`` (templated).
-    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own.
+    :param variables: values for ``${name}`` in the configuration document. They win over the connection's own. Default:
+        those of the task whose connection is taken.
     :param stuck_after: minutes after which a window is stuck that is due or claimed, and was not fired.
     """
 
@@ -121,8 +122,12 @@ class BqDispatchNotifier(BaseNotifier):
             self.log.error("Could not post to Slack: %s", in_words(error)[:_MAX_TEXT_CHARS])
 
     def _notify(self, context: Context) -> None:
-        hook = BqDispatchHook(self.bqdispatch_conn_id or _conn_id(context))
-        with hook.get_task_folder(self.variables) as folder:
+        conn_id, variables = self.bqdispatch_conn_id, self.variables
+        if not conn_id:
+            conn_id, of_task = _connection(context)
+            variables = of_task if variables is None else variables
+        hook = BqDispatchHook(conn_id)
+        with hook.get_task_folder(variables) as folder:
             notes: dict[str, int] = {}
             try:
                 alerts = list(self._newly_noted(self._alerts(context, folder), folder, notes))
@@ -202,13 +207,15 @@ class BqDispatchNotifier(BaseNotifier):
             _post_with(_token(hook, folder), message)
 
 
-def _conn_id(context: Any) -> str:
-    """Return the ID of the connection with which the context's task, or its DAG, dispatches."""
+def _connection(context: Any) -> tuple[str, Mapping[str, str] | None]:
+    """Return the ID of the connection, and the variables, with which the context's task, or its DAG, dispatches."""
     # A DAG's context may have an arbitrary task, or none.
     for task in (getattr(context.get("ti"), "task", None), *getattr(context["dag"], "tasks", ())):
         if isinstance(conn_id := getattr(task, "bqdispatch_conn_id", None), str):
-            return str(task.render_template(conn_id, context))  # a DAG's tasks are not rendered
-    return BqDispatchHook.default_conn_name
+            # A DAG's tasks are not rendered.
+            conn_id, variables = task.render_template((conn_id, getattr(task, "variables", None)), context)
+            return conn_id, variables
+    return BqDispatchHook.default_conn_name, None
 
 
 def _failure(context: Any) -> Iterator[Alert]:

@@ -222,6 +222,17 @@ def test_a_dags_tasks_may_have_their_connection_by_a_template(slack, only_acme):
     assert len(slack.messages) == 1
 
 
+@pytest.mark.parametrize(("run_id", "given"), [("secrets", None), ("other", {"folder": "secrets"})])
+def test_a_notifier_that_is_given_no_variables_has_those_of_the_tasks(slack, connect, run_id, given):
+    url = SECRET_URL.replace("/secrets/", "/${folder}/")
+    connect(SlackCredentials={**CREDENTIALS, "URL": url}, Region="europe-west1")
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as dag:
+        DispatchOperator(task_id="dispatch", variables={"folder": "{{ run_id }}"})
+    run = {"dag": dag, "run_id": run_id, "logical_date": datetime.now(UTC), "reason": "timed_out"}
+    BqDispatchNotifier("#x", variables=given).notify(run)
+    assert len(slack.messages) == 1
+
+
 @pytest.mark.parametrize(
     "broken",
     [json.dumps({"Token": f"{TOKEN}\nx"}), json.dumps({"Token": [TOKEN]}), f"{{{TOKEN}", json.dumps([TOKEN])],
