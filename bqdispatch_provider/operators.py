@@ -81,9 +81,10 @@ class DispatchOperator(BaseOperator):
         value, unless downstream tasks, asset events, ``outlets``, callbacks or ``fail_on_error`` need a worker.
         Default: the setting ``[operators] default_deferrable``.
     :param start_from_trigger: start in the triggerer too, so that a run with nothing to dispatch takes no worker; this
-        implies ``deferrable``. With shares or ``hands_over`` the task starts on a worker all the same. A deferred task
-        takes a slot of its pool only if the pool includes deferred tasks, and never if it starts in the triggerer.
-        Airflow 3.0 to 3.2 start the task on a worker all the same, and so does 2.11 if an argument is a template.
+        implies ``deferrable``. With shares or ``hands_over``, or mapped, the task starts on a worker all the same. A
+        deferred task takes a slot of its pool only if the pool includes deferred tasks; one that starts in the
+        triggerer does not wait until a slot is free. Airflow 3.0 to 3.2 start the task on a worker all the same, and so
+        does 2.11 if an argument is a template.
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the trigger failed, or with ``fail_on_error`` the report has an error.
     :raises ValueError: if ``shares`` or ``only`` is invalid.

@@ -79,9 +79,10 @@ class BqDispatchSensor(BaseSensorOperator):
         an ``on_success_callback``, an ``on_skipped_callback``, or ``soft_fail=False``. Default: the setting
         ``[operators] default_deferrable``.
     :param start_from_trigger: start in the triggerer too, so that a run with nothing to dispatch takes no worker; this
-        implies ``deferrable``. Set ``trigger_rule="none_skipped"`` on the report task then. A deferred task takes a
-        slot of its pool only if the pool includes deferred tasks, and never if it starts in the triggerer. Airflow 3.0
-        to 3.2 start the task on a worker all the same, and so does 2.11 if an argument is a template.
+        implies ``deferrable``. Set ``trigger_rule="none_skipped"`` on the report task then. A mapped task starts on a
+        worker all the same. A deferred task takes a slot of its pool only if the pool includes deferred tasks; one that
+        starts in the triggerer does not wait until a slot is free. Airflow 3.0 to 3.2 start the task on a worker all
+        the same, and so does 2.11 if an argument is a template.
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the trigger failed.
     :raises ValueError: if ``only`` is invalid.
