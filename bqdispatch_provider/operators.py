@@ -53,7 +53,8 @@ class DispatchOperator(BaseOperator):
     what has begun: at most 100 events in each of 8 threads.
 
     Returns the counts of the response document, and its URL as ``document``. In a DAG with a
-    :class:`DispatchReportOperator` this is the run's document, into which the report merges the work of all tasks.
+    :class:`DispatchReportOperator` of the same connection this is the run's document, into which the report merges the
+    work of all tasks.
     Otherwise it is the task's own. Without shares, each job that ended well then becomes an asset event of its table
     (:func:`~bqdispatch_provider.assets.table_asset`) when the task succeeds. With shares, only a report emits events.
 
@@ -280,8 +281,11 @@ class DispatchOperator(BaseOperator):
 
     @property
     def _is_reported(self) -> bool:
-        """True if a report task of this DAG merges what this task does."""
-        return any(issubclass(task.operator_class, DispatchReportOperator) for task in compat.tasks_beside(self))
+        """True if a report task of this DAG merges what this task does: one with the same connection."""
+        tasks = compat.tasks_beside(self)
+        reports = (each for each in tasks if issubclass(each.operator_class, DispatchReportOperator))
+        # A mapped report has no alias. It is refused when it runs.
+        return any(getattr(report, "_alias", self._alias) == self._alias for report in reports)
 
     @property
     def _hook(self) -> BqDispatchHook:

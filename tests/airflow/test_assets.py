@@ -1,6 +1,9 @@
 """Data-aware scheduling: which events of which assets come of what was dispatched."""
 
+import os
+
 import pytest
+from world import JOURNAL, TASKS
 
 from bqdispatch_provider import assets
 from bqdispatch_provider.assets import table_asset
@@ -85,6 +88,16 @@ def test_assets_are_told_of_whichever_way_it_runs(world, run, dag, told):
     done = run(dag)
     assert done.state == "success"
     assert len(done.asset_events()) == told
+
+
+def test_the_report_of_another_set_up_takes_nothing_over(world, connect, run, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_BQDISPATCH_ACME", os.environ["AIRFLOW_CONN_BQDISPATCH_DEFAULT"])
+    connect(world.document(AsyncTaskURL=f"gs://{TASKS}/other/Tasks", JournalURL=f"gs://{JOURNAL}/other"))
+    name = world.trace()
+    done = run("of_two_set_ups")
+    assert (done.state, len(done.asset_events())) == ("success", 1)
+    assert set(world.document_at(done.returned("dispatch_acme")["document"])["Jobs"]) == {world.url_of(name)}
+    assert done.returned("dispatch")["document"].startswith(f"gs://{JOURNAL}/other/")
 
 
 def test_a_second_try_tells_of_what_the_first_has_dispatched(world, run):

@@ -157,6 +157,10 @@ with dag_of("from_trigger") as from_trigger:
     dispatch = DispatchOperator(task_id="dispatch", shares=detect.output)
     dispatch >> DispatchReportOperator(task_id="report", trigger_rule="none_skipped")
 
+with dag_of("of_two_set_ups") as of_two_set_ups:
+    reported(DispatchOperator(task_id="dispatch", time_to_live=0))
+    DispatchOperator(task_id="dispatch_acme", time_to_live=0, bqdispatch_conn_id="bqdispatch_acme")
+
 with dag_of("no_assets") as no_assets:
     DispatchOperator(task_id="dispatch", time_to_live=0, assets=False)
 
