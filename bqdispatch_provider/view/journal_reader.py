@@ -1,11 +1,12 @@
 """Read what runs have left in the journal: the history, and the last response document.
 
-The page in Airflow is seen by many people at one time. So what was read is kept: a past hour for good, the rest for ten
-seconds.
+The page in Airflow is seen by many people at one time. So what was read is kept: an hour that nobody writes any more
+for good, the rest for ten seconds.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -77,17 +78,13 @@ class JournalReader:
         wanted = [first + number * _HOUR for number in range(int((now - first) / _HOUR) + 1)]
         with self._lock:
             asked = time.monotonic()
-            # An hour may be written until a while after it has ended.
-            missing = [
-                at
-                for at in wanted
-                if at not in self._hours or (now - at < 2 * _HOUR and asked - self._hours[at][0] >= KEPT_S)
-            ]
+            missing = [at for at in wanted if asked - self._hours.get(at, (-math.inf,))[0] >= KEPT_S]
             with ThreadPoolExecutor(_THREADS) as threads:
                 read = dict(zip(missing, threads.map(self._read_hour, missing), strict=True))
             for at, hour in read.items():
                 if isinstance(hour, Hour):
-                    self._hours[at] = asked, hour
+                    # An hour may be written until a while after it has ended.
+                    self._hours[at] = (math.inf if now - at >= 2 * _HOUR else asked), hour
                     self._failed.pop(at, None)
                 else:
                     self._failed[at] = hour

@@ -329,6 +329,24 @@ def test_one_hour_that_cannot_be_read_is_told_whatever_is_read_after_it(world):
     assert not reader.blind
 
 
+def test_an_hour_that_was_read_before_its_end_is_read_again(world, monkeypatch):
+    """Somebody has closed the page in the middle of it, and comes back in the evening."""
+    monkeypatch.setattr("bqdispatch_provider.view.journal_reader.KEPT_S", 0)
+    noon, day = datetime(2026, 1, 1, 12, tzinfo=UTC), timedelta(days=1)
+    written, reader = Hour(), JournalReader(world.client, world.config())
+    with world.dispatcher() as dispatcher:
+        for minute, later in ((10, timedelta(minutes=20)), (40, timedelta(hours=9))):
+            written.add(noon + timedelta(minutes=minute), Figures(failed=1))
+            dispatcher.store.write_json(hour_url(dispatcher.config.journal_url, noon), written.to_dict())
+            world.control.advance(1)  # a name is changed once a second
+            spans = reader.spans(noon + later - day, noon + later)
+    assert sum(figures.failed for figures in spans.values()) == 2
+    before = world.control.requests()
+    assert reader.spans(noon + later - day, noon + later) == spans
+    read = world.control.requests() - before
+    assert read == 2, "the hour that goes on, and the one before it"
+
+
 @pytest.mark.parametrize(("looked_s", "level"), [(10, "ok"), (400, "error")])
 def test_a_run_that_goes_on_for_long_is_no_silence(world, looked_s, level):
     now = datetime(2026, 1, 1, 12, tzinfo=UTC)
