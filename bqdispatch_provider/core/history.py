@@ -16,7 +16,7 @@ from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
-from bqdispatch_provider.core.model import Outcome, Reason
+from bqdispatch_provider.core.model import Lane, Outcome, Reason
 from bqdispatch_provider.core.named_events import project_at
 from bqdispatch_provider.core.report import Report, by_lane, lags, without_zeros
 from bqdispatch_provider.core.report_errors import ErrorReader
@@ -140,11 +140,11 @@ class Figures:
             lag_counts = documents.numbers(document.get("Lags", {}))
             bounds = {str(bound): index for index, bound in enumerate(LAG_BOUNDS_S)}
             return cls(
-                documents.numbers(document.get("Dispatched", {})),
+                Counter({str(Lane(lane)): n for lane, n in documents.numbers(document.get("Dispatched", {})).items()}),
                 documents.number(document.get("Failed", 0)),
                 documents.number(document.get("Quarantined", 0)),
                 documents.number(document.get("Late", 0)),
-                Counter({bounds.get(b, len(LAG_BOUNDS_S)): n for b, n in lag_counts.items()}),
+                +Counter({bounds.get(b, len(LAG_BOUNDS_S)): n for b, n in lag_counts.items()}),
                 documents.moment(document.get("Seen")),
                 {state: documents.numbers(document[state]) for state in _STATES if document.get(state)},
                 documents.numbers(document.get("Waiting", {})),

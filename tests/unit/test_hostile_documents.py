@@ -9,10 +9,13 @@ import pytest
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Share
-from bqdispatch_provider.core.history import Hour, NewFigures
+from bqdispatch_provider.core.history import Figures, Hour, NewFigures
 from bqdispatch_provider.core.model import Lane, Outcome, Reason
 from bqdispatch_provider.core.report import MAX_NAMED, Report
 from bqdispatch_provider.core.waits import Wait, waits_from_dict, waits_to_dict
+from bqdispatch_provider.page.series import Range, Selection, last_hour, looks, series, total
+from bqdispatch_provider.view.health import silent_after
+from bqdispatch_provider.view.overview import overview
 
 NOW = datetime(2026, 1, 1, 12, 7, tzinfo=UTC)
 CONFIG = DispatchConfig.from_dict({"AsyncTaskURL": "gs://ops/x", "JournalURL": "gs://ops/j", "ErrorURL": "gs://ops/e"})
@@ -36,6 +39,8 @@ ODD = [
     ["\ud800"],
     {},
     {"x": None},
+    {"x": 0},
+    {"x": 1},
     {"x": "y"},
     {"x": 1e400},
     {"x": float("nan")},
@@ -100,7 +105,8 @@ def use_report(document):
     whole.add_task(read)
     whole.add_part(read)
     whole.add_cycle(read)
-    return [whole.to_dict(), whole.in_words(), NewFigures().take(whole, CONFIG).to_dict()]
+    shown = [overview(read, CONFIG, NOW, Figures(), project=project).to_dict() for project in ("", "p")]
+    return [whole.to_dict(), whole.in_words(), NewFigures().take(whole, CONFIG).to_dict(), shown]
 
 
 def use_hour(document):
@@ -109,8 +115,15 @@ def use_hour(document):
     whole = NewFigures().take(report(), CONFIG)
     for figures in read.spans.values():
         whole.add(figures)
-    whole.lag(0.5)
-    return [read.to_dict(), whole.to_dict()]
+    hours = {NOW.replace(minute=0): read}
+    selections = [Selection(span, project) for span in Range for project in ("", "p")]
+    shown = [[series(hours, each, NOW), total(hours, each, NOW).to_dict()] for each in selections]
+    silence = silent_after(looks(hours))
+    shown += [
+        overview(report(), CONFIG, NOW, last_hour(hours, NOW), silence=silence, project=each.project).to_dict()
+        for each in selections
+    ]
+    return [read.to_dict(), whole.to_dict(), whole.lag(0.5), shown]
 
 
 def use_share(document):
