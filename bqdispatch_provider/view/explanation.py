@@ -16,18 +16,25 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.limits import LimitKey, limit_key, limits
 from bqdispatch_provider.core.listing import Trace, Window
 from bqdispatch_provider.core.model import Limit, Reason, lane_of
+from bqdispatch_provider.core.named_events import project_of
 from bqdispatch_provider.core.plan_traces import is_active
 from bqdispatch_provider.core.planning import plan
-from bqdispatch_provider.core.plans import Plan, Snapshot
-from bqdispatch_provider.core.targets import split_undecided_name
+from bqdispatch_provider.core.plans import Plan, Quarantine, Snapshot
+from bqdispatch_provider.core.targets import split_undecided_name, undecided_name
 from bqdispatch_provider.core.waits import Wait
-from bqdispatch_provider.core.windows import WindowState, state_of
+from bqdispatch_provider.core.windows import OpenFiring, WindowState, state_of
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.view.advice import ADVICE, next_step
 from bqdispatch_provider.view.suggested_commands import replay_command
 
 MAX_HOLDERS = 5
 """Events that hold slots of a limit, and are named."""
+
+_AFTER_FIRING = "Nothing to do: it is kept for MaxTriggerDelayMs, then deleted. BqTail loads its files."
+_AFTER_FIRING_BY_GO = (
+    'Nothing to do if its files were loaded. Otherwise delete the sentinel, and the next cycle fires it: "Old '
+    'sentinels" in docs/migration.md.'
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ class Explainer:
         self._refused = refused_before(self._plan, self.earlier)
         self._waits |= self._refused
         self._throttled = {event.key: limit_key(event, self.config) for _, event in self._plan.throttled}
-        self._quarantined = {(each.name, each.generation): each.reason for each in self._plan.cleanup.quarantines}
+        self._quarantined = {each.key: each for each in self._plan.cleanup.quarantines}
 
     def find(self, wanted: str) -> list[Explanation]:
         """Explain the events of the task folder that somebody asked for.
@@ -188,6 +195,9 @@ class Explainer:
         for window in listing.windows:
             if matches(wanted, window.name, window.object.name, self.config.async_task_url):
                 yield self._explain_window(window)
+        for firing in self.snapshot.abandoned:
+            if matches(wanted, WindowName.parse(firing.window), firing.window, self.config.async_task_url):
+                yield self._explain_abandoned(firing)
         for marker in listing.undecided:
             window_name, _ = split_undecided_name(marker.name)
             if wanted.removeprefix(self.config.async_task_url) in (marker.name, window_name):
@@ -211,18 +221,22 @@ class Explainer:
         details = [about_event(window.name, window.project)]
         if window.locations:
             details.append(f"It has {len(window.locations)} data folders.")
-        if state in (WindowState.FIRED, WindowState.FIRED_BY_GO):
-            return Explanation(
-                stored.name,
-                self.config.async_task_url + stored.name,
-                "was fired",
-                None,
-                tuple(details),
-                "Nothing to do: it is kept for MaxTriggerDelayMs, then deleted. BqTail loads its files.",
-            )
+        is_proven = window.key in self.snapshot.cleanup.fired and state is not WindowState.COMING_BACK
+        is_fired = is_proven or state in (WindowState.FIRED, WindowState.FIRED_BY_GO)
+        if is_fired and window.key not in self._quarantined:
+            url, step = self.config.async_task_url + stored.name, _AFTER_FIRING
+            if state is WindowState.FIRED_BY_GO:
+                details.append("The Go dispatcher's sentinel beside it says so, and proves no copy.")
+                step = _AFTER_FIRING_BY_GO
+            return Explanation(stored.name, url, "was fired", None, tuple(details), step)
         if state is WindowState.CLAIMED:
             details.append("A dispatcher has claimed it in the ledger.")
         return self._finish(window.key, window.name.end, details)
+
+    def _explain_abandoned(self, firing: OpenFiring) -> Explanation:
+        name = WindowName.parse(firing.window)
+        gone = "The window itself is gone: a dispatcher has claimed it in the ledger, and has not fired it."
+        return self._finish(firing.key, name.end, [about_event(name, project_of(name, self.config)), gone])
 
     def _finish(self, key: tuple[str, int], since: datetime, details: list[str]) -> Explanation:
         url = self.config.async_task_url + key[0]
@@ -236,17 +250,27 @@ class Explainer:
                 "Nothing to do: the next cycle dispatches it.",
             )
         if key in self._quarantined:
-            return Explanation(
-                key[0],
-                url,
-                "is quarantined next",
-                since,
-                (*details, self._quarantined[key]),
-                f"Look at the reason. Once it is in quarantine, `{replay_command(self.config, url)}` puts it back.",
-            )
+            return self._explain_quarantine(self._quarantined[key], url, since, details)
+        if key in self._plan.cleanup.stale:
+            details += [f"It has returned, and {each.reason}." for each in [self.snapshot.verdicts.get(key)] if each]
+            step = "Nothing to do: an earlier firing has loaded its file."
+            return Explanation(key[0], url, "is deleted next", since, tuple(details), step)
         if key in self._throttled:
             details += self._holders(self._throttled[key])
         return self._explain(key[0], since, details)
+
+    def _explain_quarantine(
+        self, quarantine: Quarantine, url: str, since: datetime, details: Iterable[str]
+    ) -> Explanation:
+        told = (*details, quarantine.reason)
+        if not quarantine.undecided:
+            step = f"Look at the reason. Once it is in quarantine, `{replay_command(self.config, url)}` puts it back."
+            return Explanation(quarantine.name, url, "is quarantined next", since, told, step)
+        folder = self.config.async_task_url
+        marker = undecided_name(*quarantine.key, folder)
+        wait = Wait(marker, Reason.UNDECIDED, since, quarantine.reason)
+        step = f"Once it waits as {marker}, somebody has to decide. {next_step(wait, folder + marker, self.config)}"
+        return Explanation(quarantine.name, url, "becomes undecided next", since, told, step)
 
     def _explain(self, name: str, since: datetime, details: Iterable[str]) -> Explanation:
         wait = self._waits.get(name) or Wait(name, Reason.TOO_YOUNG, since)

@@ -121,6 +121,35 @@ def test_what_is_ready_is_dispatched_next(world, config, capsys):
         assert "is dispatched next" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("written_before_s", "state", "step"),
+    [(60, "becomes undecided next", "somebody has to decide"), (-60, "was fired", '"Old sentinels" in docs/migration')],
+    ids=["it has returned", "it was fired"],
+)
+def test_a_window_beside_a_sentinel_of_the_go_dispatcher(world, config, capsys, written_before_s, state, step):
+    name = world.window(due=LATER, age=LATER)
+    world.put(name.replace(".win", ".wis"), content=".", age=LATER + written_before_s)
+    assert main(["explain", "--json", "--config", config(), name]) == 0
+    (explained,) = json.loads(capsys.readouterr().out)
+    assert explained["State"] == state
+    assert step in explained["Next"]
+    assert (world.cycle().outcomes["quarantined"] == 1) is state.startswith("becomes")
+
+
+def test_a_window_that_is_gone_and_was_not_fired_is_found(world, config, capsys):
+    """A dispatcher was killed before it could fire it from its claim."""
+    name = world.window(due=LATER, age=LATER)
+    world.claim(name, ago=1000)
+    firing = {"window": name, "generation": world.blob(name).generation, "project": "", "event": "", "many": True}
+    document = {"version": 1, "owner": "killed", "firings": [firing]}
+    world.put("intents/killed-000001-windows.json", age=1000, content=json.dumps(document))
+    world.delete(name)
+    assert main(["explain", "--config", config(), name]) == 0
+    said = capsys.readouterr().out
+    assert "is dispatched next" in said
+    assert "The window itself is gone" in said
+
+
 def test_what_was_delivered_is_found_until_bqtail_takes_it(world, config, capsys):
     name, window = world.trace(), world.window()
     world.cycle()

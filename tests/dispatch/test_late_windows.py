@@ -1,6 +1,7 @@
 """Windows that return, and firings that load nothing: decided by what was loaded, or named until somebody acts."""
 
 import json
+import shlex
 import threading
 import zlib
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from test_move import put_target, target
 from waiting import PATIENCE_S
 from world import TASKS, TRIGGER
 
+from bqdispatch_provider.commands.cli import main
 from bqdispatch_provider.commands.replay import Decisions
 from bqdispatch_provider.core.events import Event, Load, Share
 from bqdispatch_provider.core.model import Lane
@@ -18,6 +20,7 @@ from bqdispatch_provider.delivery.quarantine import ReplayError
 from bqdispatch_provider.gcp import job_calls
 from bqdispatch_provider.gcp.storage_answers import Result
 from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.view.suggested_commands import commands_in
 
 A, B, C = (f"gs://{TRIGGER}/data/{each}" for each in "abc")
 
@@ -376,6 +379,35 @@ def test_what_cannot_be_decided_is_an_error_of_every_report_until_it_is_replayed
     assert body["Source"]["URL"] == f"{B}/1.json"
     assert body["EventID"].isdecimal()
     assert body["ProcessURL"] == f"gs://j/Running/{body['EventID']}.run"
+
+
+def explained(world, capsys, config, event):
+    main(["explain", "--json", "--config", str(config()), event])
+    (found,) = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_returned_window_of_a_loaded_file_is_explained_before_it_is_deleted(world, rule, config, capsys):
+    rule.fired(f"{A}/1.json")
+    rule.finished()
+    rule.arrive(f"{A}/1.json")
+    found = explained(world, capsys, config, rule.name)
+    assert found["State"] == "is deleted next"
+    assert f"It has returned, and '{A}/1.json' was loaded." in found["Details"]
+
+
+def test_the_command_for_a_window_that_becomes_undecided_fires_it(world, many, config, capsys):
+    many.fired(f"{A}/1.json")
+    many.finished()
+    many.locate(B)
+    many.arrive(f"{A}/1.json")
+    found = explained(world, capsys, config, many.name)
+    assert found["State"] == "becomes undecided next"
+    world.cycle()
+    (marker,) = [name for name in world.names() if name.startswith("undecided/")]
+    assert f"Once it waits as {marker}, somebody has to decide." in found["Next"]
+    assert main(shlex.split(commands_in(found["Next"])[1])[1:]) == 0
+    assert "is back, and will be fired" in capsys.readouterr().out
 
 
 def test_a_replay_waits_while_a_load_may_come_and_leaves_out_what_was_loaded(world, one):
