@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 
 from google.cloud.storage import Client
@@ -13,6 +13,7 @@ from bqdispatch_provider.commands.options import connect
 from bqdispatch_provider.commands.output import FAILED, OK, print_error, printable
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.log_lines import duration
+from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.cycle.performance import earlier_waits
 from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.dispatcher import Dispatcher
@@ -39,7 +40,12 @@ def execute(options: argparse.Namespace) -> int:
             print_error(f"the task folder {config.async_task_url!r} cannot be looked at: {in_words(error)}")
             return FAILED
         earlier, problems = earlier_waits(dispatcher.store, config.journal_url)
-        found = Explainer(snapshot, config, earlier).find(options.event)
+        announced: Mapping[Key, datetime] = {}
+        try:
+            announced = dispatcher.intents.announced(snapshot.listing.intents)
+        except GOOGLE_ERRORS as error:
+            problems.append(f"the intents cannot be read, so who dispatches what is not known: {in_words(error)}")
+        found = Explainer(snapshot, config, earlier, announced).find(options.event)
         for where, elsewhere in (
             ("trigger bucket", _delivered(options.event, config, dispatcher)),
             ("quarantine", _quarantined(options.event, config, client)),

@@ -260,6 +260,15 @@ class Intents:
         self.unreadable_firings = self._unreadable_firings(read)
         return IntentsFound(of_windows, moving, self._unreadable(read), tuple(completed))
 
+    def announced(self, intents: Sequence[StoredObject]) -> dict[Key, datetime]:
+        """Return which traces dispatchers have announced and may not be through with, and when each was announced last.
+
+        :param intents: all objects of the task folder's ``intents/``, from a listing.
+        :raises google.api_core.exceptions.GoogleAPIError: if they cannot be read.
+        """
+        found = sorted(self._read_all(_uncompleted(intents)), key=lambda intent: intent.object.created)
+        return {key: intent.object.created for intent in found for key in intent.moves}
+
     def _deletable_and_unread(
         self, intents: Sequence[StoredObject], now: datetime
     ) -> tuple[list[Key], list[StoredObject]]:
@@ -309,14 +318,7 @@ class Intents:
         missing: set[Key] = set()
         while True:
             now, listed = self._store.listing(INTENTS)
-            names = {stored.name for stored in listed}
-            wanted = {
-                stored.key: stored
-                for stored in listed
-                if is_wanted(stored.name)
-                and not stored.name.endswith((COMPLETED_ENDING, WINDOWS_ENDING))
-                and f"{stored.name}{COMPLETED_ENDING}" not in names
-            }
+            wanted = {stored.key: stored for stored in _uncompleted(listed) if is_wanted(stored.name)}
             for name, _ in wanted.keys() & missing:
                 raise GoogleAPIError(f"intent {self._store.task_url(name)!r} is listed, and reading it is answered 404")
             read = self._read_all(wanted.values())
@@ -349,3 +351,15 @@ def _completed_at(intents: Iterable[StoredObject]) -> dict[str, datetime]:
     """Return when intents were marked as completed, by their names."""
     marks = (each for each in intents if each.name.endswith(COMPLETED_ENDING))
     return {each.name.removesuffix(COMPLETED_ENDING): each.created for each in marks}
+
+
+def _uncompleted(intents: Iterable[StoredObject]) -> list[StoredObject]:
+    """Return the intents of traces that nobody has marked as completed."""
+    listed = list(intents)
+    names = {stored.name for stored in listed}
+    return [
+        stored
+        for stored in listed
+        if not stored.name.endswith((COMPLETED_ENDING, WINDOWS_ENDING))
+        and f"{stored.name}{COMPLETED_ENDING}" not in names
+    ]

@@ -15,12 +15,13 @@ from typing import Any
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.limits import LimitKey, limit_key, limits
 from bqdispatch_provider.core.listing import Trace, Window
-from bqdispatch_provider.core.model import Limit, Reason, lane_of
+from bqdispatch_provider.core.model import Key, Limit, Reason, lane_of
 from bqdispatch_provider.core.named_events import project_of
 from bqdispatch_provider.core.plan_traces import is_active
 from bqdispatch_provider.core.planning import plan
 from bqdispatch_provider.core.plans import Plan, Quarantine, Snapshot
 from bqdispatch_provider.core.targets import split_undecided_name, undecided_name
+from bqdispatch_provider.core.traces import LEASE
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.core.windows import OpenFiring, WindowState, state_of
 from bqdispatch_provider.names import TraceName, WindowName
@@ -157,6 +158,16 @@ def explain_wait(wait: Wait, config: DispatchConfig, details: Iterable[str] = ()
     return Explanation(wait.name, url, f"waits: {wait.reason}", since, tuple(told), step)
 
 
+def _in_hand(name: str, since: datetime, announced: datetime, now: datetime) -> Wait:
+    """Return why a trace waits that a dispatcher has announced: it dispatches it now, or was killed."""
+    until = announced + LEASE
+    said = f"a dispatcher has announced it at {announced:%H:%M:%S} UTC"
+    if now <= until:
+        said += f"; if it does not dispatch it, another one takes it up after {until:%H:%M:%S} UTC"
+        return Wait(name, Reason.IN_HAND, since, said)
+    return Wait(name, Reason.IN_DOUBT, since, f"{said}, and has not dispatched it")
+
+
 @dataclass
 class Explainer:
     """Explains the events of one observation.
@@ -164,11 +175,13 @@ class Explainer:
     :param snapshot: what was observed.
     :param config: the limits.
     :param earlier: waits that earlier runs have counted, by name; none by default.
+    :param announced: traces that dispatchers may not be through with, each with when it was announced; none by default.
     """
 
     snapshot: Snapshot
     config: DispatchConfig
     earlier: dict[str, Wait] = field(default_factory=dict)
+    announced: Mapping[Key, datetime] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._now = self.snapshot.listing.now
@@ -241,6 +254,9 @@ class Explainer:
     def _finish(self, key: tuple[str, int], since: datetime, details: list[str]) -> Explanation:
         url = self.config.async_task_url + key[0]
         if key in self._dispatched and key[0] not in self._refused:
+            if key in self.announced:
+                wait = _in_hand(key[0], since, self.announced[key], self._now)
+                return explain_wait(wait, self.config, details)
             return Explanation(
                 key[0],
                 url,

@@ -150,6 +150,28 @@ def test_a_window_that_is_gone_and_was_not_fired_is_found(world, config, capsys)
     assert "The window itself is gone" in said
 
 
+@pytest.mark.parametrize("more", [{}, {"MaxConcurrentJobs": 5}], ids=["no limit", "limit"])
+@pytest.mark.parametrize(
+    ("ago_s", "reason", "said"),
+    [(5, Reason.IN_HAND, "another one takes it up after"), (100, Reason.IN_DOUBT, "and has not dispatched it")],
+)
+def test_a_trace_in_the_intent_of_another_dispatcher_waits_for_it(world, config, capsys, ago_s, reason, said, more):
+    name, other = world.traces(2, age=LATER)
+    document = {"version": 1, "owner": "another", "moves": [[name, world.blob(name).generation]]}
+    world.put("intents/another-000001.json", age=ago_s, content=json.dumps(document))
+    path = config(**more)
+    assert main(["explain", "--json", "--config", path, name]) == 0
+    (explained,) = json.loads(capsys.readouterr().out)
+    assert explained["State"] == f"waits: {reason}"
+    assert "a dispatcher has announced it at " in explained["Details"][-1]
+    assert said in explained["Details"][-1]
+    main(["explain", "--config", path, other])
+    assert "is dispatched next" in capsys.readouterr().out
+    world.put("intents/another-000001.json.done", age=ago_s, content="")
+    main(["explain", "--config", path, name])
+    assert f"waits: {reason}" not in capsys.readouterr().out
+
+
 def test_what_was_delivered_is_found_until_bqtail_takes_it(world, config, capsys):
     name, window = world.trace(), world.window()
     world.cycle()
