@@ -150,7 +150,7 @@ class Draft:
             # What cannot be deleted would be delivered again and again.
             self.fail_protected(item)
         elif blocked:
-            self.fail(item, Reason.IN_DOUBT, blocked, blocked)
+            self.fail(item, Reason.REFUSED, blocked, blocked)
         elif len((target := target_of(event, candidate.lane, self.config)).encode()) > MAX_OBJECT_NAME_BYTES:
             self.quarantine(event, f"its name {length_problem(target)}")
         else:

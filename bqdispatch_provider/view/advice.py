@@ -53,7 +53,7 @@ ADVICE: dict[Reason, Advice] = {
         "Nothing to do: the next cycle finds out. If it lasts, grant storage.buckets.get on the trigger bucket.",
     ),
     Reason.REFUSED: Advice(
-        "A service has refused a call that it needs.",
+        "A service has refused a call that it needs, or something that decides on it cannot be read.",
         "Read the error. If a permission may be missing, `bqdispatch smoke` tries all that are needed. Each cycle "
         "tries again.",
     ),

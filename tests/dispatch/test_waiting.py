@@ -9,9 +9,11 @@ from world import FOLDER, JOURNAL, TASKS
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import CREATED, REASON, REPLAY
+from bqdispatch_provider.core.waits import waits_from_dict
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.runs import end_run, run_cycles
+from bqdispatch_provider.view.advice import next_step
 
 WAITING = f"gs://{JOURNAL}/journal/waiting.json"
 
@@ -200,6 +202,27 @@ def test_a_delivery_in_doubt(world):
     world.put(name, age=120, metadata={CREATED: str(world.control.now() - 120)})
     world.control.add_fault("storage.objects.list", "status", status=403, bucket="p_bqtail")
     assert reason(world, name) == "delivery in doubt"
+
+
+def an_intent_of_a_newer_version(world):
+    world.put("intents/newer-000001.json", age=100, content='{"version": 2}')
+    return {}, "upgrade this dispatcher"
+
+
+def a_trigger_bucket_that_cannot_be_listed(world):
+    world.control.refuse("storage.objects.list", bucket="p_bqtail")
+    return {"MaxConcurrentJobs": 5}, "the limits cannot be counted"
+
+
+@pytest.mark.parametrize("situation", [an_intent_of_a_newer_version, a_trigger_bucket_that_cannot_be_listed])
+def test_what_is_held_back_since_something_cannot_be_read_is_in_no_doubt(world, situation):
+    """It was not tried, so nobody has to ask whether it was delivered."""
+    name = world.trace(age=120)
+    more, said = situation(world)
+    wait = waiting(world, **more)[name]
+    assert wait["Reason"] == "refused"
+    assert said in wait["Said"]
+    assert "storage.buckets.get" not in next_step(waits_from_dict({name: wait})[name], "gs://x", world.config(**more))
 
 
 def test_what_a_document_counts_is_counted_by_whoever_reads_it(world):
