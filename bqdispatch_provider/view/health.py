@@ -102,11 +102,11 @@ def health_of(
 
 
 def _of_report(report: Report, at: datetime, hour: Figures, quarantined: int) -> Health:
+    pressing = [wait for wait in report.waits.values() if wait.reason in NEEDS_ATTENTION]
     if report.errors:
         more = f" (and {len(report.errors) - 1} more)" if len(report.errors) > 1 else ""
-        step = 'See "What waits, and why" below.' if report.waits else "See the errors below."
+        step = 'See "What waits, and why" below.' if pressing else "See the errors below."
         return Health(Level.ERROR, f"Something went wrong: {report.errors[0]}{more}", step)
-    pressing = [wait for wait in report.waits.values() if wait.reason in NEEDS_ATTENTION]
     if pressing:
         first = min(pressing, key=lambda wait: wait.since)
         number = f"{counted(len(pressing), 'event')} {'waits' if len(pressing) == 1 else 'wait'}"

@@ -13,6 +13,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures, Hour, NewFigures
 from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.cycle.history import hour_url
 from bqdispatch_provider.view.advice import ADVICE
 from bqdispatch_provider.view.explanation import Explainer
@@ -429,6 +430,16 @@ def test_a_silence_is_longer_than_the_usual_gap_between_two_looks(gap_min, silen
     looks = [seen - number * every - (outage if number > 20 else timedelta()) for number in range(60)]
     health = health_of(Report(started=seen, seen=seen), now, seen, Figures(), silence=silent_after(looks))
     assert health.level == level
+
+
+@pytest.mark.parametrize(
+    ("reason", "where"), [(Reason.JOB_RUNNING, "the errors"), (Reason.REFUSED, '"What waits, and why"')]
+)
+def test_the_health_of_errors_says_where_more_is_told(reason, where):
+    now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    waits = {"x": Wait("x", reason, now - timedelta(hours=1))}
+    report = Report(started=now, seen=now, errors=["the quarantine is full"], waits=waits)
+    assert health_of(report, now, now, Figures()).next_step == f"See {where} below."
 
 
 def test_a_journal_that_cannot_be_read_is_no_silence():
