@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -97,6 +98,36 @@ def test_nothing_is_fetched_from_outside():
         assert "http://" not in text
         assert "https://" not in text
         assert "innerHTML" not in text
+
+
+TEXTS = ("text", "dim", "link", "ok", "warning", "error")
+LINES = ("grey", "first", "second", "third", "fourth")
+
+
+@pytest.mark.parametrize("theme", [":root", ':root[data-theme="dark"]'])
+def test_what_is_written_and_drawn_can_be_told_from_its_ground(theme):
+    """By the contrasts of WCAG 2.2: 4.5 for text, 3 for lines and bars."""
+    css = (STATIC / "page.css").read_text()
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", css.partition(f"{theme} {{")[2].partition("}")[0]))
+    backs = [name for name in colours if name.endswith("-back")]
+    for name in TEXTS:
+        for ground in ("page", "card", "soft", *backs):
+            assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+    for name in LINES:
+        assert contrast(colours[name], colours["card"]) >= 3, name
+    assert {*re.findall(r" color: var\(--([a-z-]+)\)", css)} <= {*TEXTS, *LINES, "page", "card"} - {"grey"}
+
+
+def contrast(one, other):
+    """Return the contrast of two colours."""
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour):
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_whoever_may_read_a_dag_of_the_history_sees_its_set_up(world, client, dispatch):
