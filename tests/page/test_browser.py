@@ -304,6 +304,24 @@ def test_a_range_and_a_project_can_be_chosen(open_page, picture):
     picture(page, "project")
 
 
+@pytest.mark.parametrize("zone", ["UTC", "America/Los_Angeles", "Asia/Kolkata"])
+def test_a_day_of_the_week_begins_where_it_begins_for_the_reader(open_page, zone):
+    page = open_page("/bqdispatch/")
+    page.evaluate("(zone) => localStorage.setItem('timezone', JSON.stringify(zone))", zone)
+    page.reload()
+    page.get_by_role("button", name="Week", exact=True).click()
+    page.get_by_text("each 3 hours").first.wait_for()
+    stamps = page.locator("#part-lag tbody th").all_text_contents()[::-1]
+    labels = page.locator("#part-lag svg > text").evaluate_all(
+        "(all) => all.map((each) => [each.textContent, each.getAttribute('x'), each.ownerSVGElement.viewBox.baseVal])"
+        ".map(([text, x, box]) => [text, Math.round((x - 36) / ((box.width - 40) / 56) - 0.5)])"
+    )
+    days = [(text, stamps[index]) for text, index in labels if not text[0].isdigit()]
+    assert len(days) >= 6
+    for text, stamp in days:
+        assert stamp.startswith(text) and int(stamp.split()[-1][:2]) < 3, (text, stamp)
+
+
 def answer_otherwise(page, change):
     """Change what the server tells of how things stand, and let the page read it."""
 

@@ -36,9 +36,10 @@ function axes(width, points, top, format, name, description) {
     svg.append(make("line", { class: "grid", x1: left, x2: width - 4, y1: at, y2: at }), make("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, format(ceiling * part)));
   }
   const every = Math.ceil(points.length / Math.max(2, Math.floor(inner / 90)));
-  const labelled = choice.range === "week" ? points.map((point, index) => [point, index]).filter(([point, index]) => index && new Date(point.at).getUTCHours() === 0) : points.map((point, index) => [point, index]).filter(([, index]) => index % every === 0);
-  for (const [point, index] of labelled) {
-    const text = choice.range === "week" ? day(new Date(point.at)).split(" ").slice(0, 2).join(" ") : clock(new Date(point.at));
+  const days = points.map((point) => day(new Date(point.at))); // those of the reader's clock
+  const isLabelled = (index) => (choice.range === "week" ? index && days[index] !== days[index - 1] : index % every === 0);
+  for (const [point, index] of points.map((point, index) => [point, index]).filter(([, index]) => isLabelled(index))) {
+    const text = choice.range === "week" ? days[index].split(" ").slice(0, 2).join(" ") : clock(new Date(point.at));
     const x = left + step * index;
     if (x + 34 < width) svg.append(make("text", { x: x + (index ? step / 2 : 0), y: height - 4, "text-anchor": index ? "middle" : "start" }, text));
   }
