@@ -24,7 +24,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright he
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"wide": (1360, 900), "narrow": (400, 860)}
-IN_DOCS = {"airflow-light", "airflow-dark", "waits-light", "waits-dark"}
+IN_DOCS = {f"{name}-{theme}" for name in ("airflow", "waits", "charts") for theme in ("light", "dark")}
 SLOW_MS = 60_000
 REDRAW = """async () => {
   const { redraw } = await import(document.querySelector("script").src);
@@ -131,15 +131,23 @@ def frame_of(page):
 
 @pytest.fixture
 def picture(request, tmp_path_factory):
-    """Takes a picture of a page, or of a part of it."""
+    """Takes a picture of a page, or of a part of it: an element, or all that lies between some."""
 
-    def take(page, name):
+    def take(page, name, *between):
+        more = {} if hasattr(page, "bounding_box") else {"full_page": True}
+        if between:
+            page.evaluate("scrollTo(0, 0)")  # a picture of the whole page begins there
+            boxes = [page.locator(each).bounding_box() for each in between]
+            left, top = (min(box[key] for box in boxes) - 8 for key in ("x", "y"))
+            right, bottom = (
+                max(box[at] + box[size] for box in boxes) + 8 for at, size in (("x", "width"), ("y", "height"))
+            )
+            more["clip"] = {"x": left, "y": top, "width": right - left, "height": bottom - top}
         folders = [Path(os.environ.get("BQDISPATCH_PICTURES", tmp_path_factory.getbasetemp() / "pictures"))]
         if request.config.getoption("--pictures") and name in IN_DOCS:
             folders.append(ROOT / "docs" / "pictures")
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            more = {} if hasattr(page, "bounding_box") else {"full_page": True}
             page.screenshot(path=folder / f"{name}.png", animations="disabled", **more)
 
     return take
@@ -154,6 +162,9 @@ def test_it_fits_light_and_dark_narrow_and_wide(open_page, picture, theme, size)
     picture(page, f"page-{theme}-{size}")
     if size == "wide":
         picture(page.locator("#part-reasons"), f"waits-{theme}")
+        page.get_by_role("button", name="Day", exact=True).click()
+        page.get_by_text("each half hour").first.wait_for()
+        picture(page, f"charts-{theme}", "#part-dispatched", "#part-lag", "#part-lanes", "#part-limits")
     assert page.evaluate("document.documentElement.dataset.theme") == theme
     assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), "it is wider than the window"
     cut = page.evaluate(

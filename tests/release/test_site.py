@@ -42,7 +42,9 @@ def test_each_page_is_gathered(gather, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("page", "picture"), [("readme", "airflow"), ("page", "airflow"), ("page", "waits")])
+@pytest.mark.parametrize(
+    ("page", "picture"), [("readme", "airflow"), ("page", "airflow"), ("page", "waits"), ("page", "charts")]
+)
 def test_a_picture_is_shown_in_light_and_in_dark(gather, tmp_path, page, picture):
     """By the classes that furo has for one theme alone, whichever theme a reader chooses there."""
     gather(tmp_path)
