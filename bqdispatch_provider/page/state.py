@@ -159,11 +159,11 @@ class SetUpState:
 
     def _overview(self, reading: SetUpReading, project: str, now: datetime) -> Overview:
         if reading.config is None:
-            health = Health(
-                Level.UNKNOWN,
-                reading.problems[0] if reading.problems else "The journal has not been read yet.",
-                "Test the connection in Airflow (Admin, Connections), or run bqdispatch smoke.",
-            )
+            said = reading.problems[0] if reading.problems else "The journal has not been read yet."
+            step = "Test the connection in Airflow (Admin, Connections), or run bqdispatch smoke."
+            if not reading.are_dags_known:
+                step = "The page asks again in a moment."
+            health = Health(Level.UNKNOWN, said, step)
             return Overview(now, None, health, {}, (), {}, (), None, problems=reading.problems)
         hour = last_hour(reading.hours, now)
         hour.projects = {each: Figures() for each in _projects(reading, now)} | hour.projects

@@ -27,8 +27,9 @@ from bqdispatch_provider.view.overview import Held
 
 log = logging.getLogger(__name__)
 
-FIRST_WAIT_S = 3.0
-"""Time that a request waits for the first reading, from when that began."""
+FIRST_WAIT_S = 0.8
+"""Time that a request waits for the first reading, from when that began. The page answers within a second; it says that
+the journal is being read, and asks again soon."""
 
 WAIT_S = 0.5
 """Time that a request waits for a later reading: what was read before can be shown."""
@@ -116,7 +117,7 @@ class Watcher:
             reading = self._reading
             late = time.monotonic() - self._began if self._is_running else 0.0
         if reading is None:
-            problem = _READING if late <= SLOW_S else _slow(late)
+            problem = _READING if late <= SLOW_S else _slow(late, "nothing has been read yet")
             return SetUpReading(datetime.now(UTC), problems=[problem], are_dags_known=False)
         problems = list(reading.problems)
         if late > SLOW_S:
@@ -216,5 +217,5 @@ class Watcher:
         return self._reader, self._config
 
 
-def _slow(seconds: float) -> str:
-    return f"Cloud Storage has not answered for {seconds:.0f} s; the page shows what was read before."
+def _slow(seconds: float, so: str = "the page shows what was read before") -> str:
+    return f"Cloud Storage has not answered for {seconds:.0f} s; {so}."

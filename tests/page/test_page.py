@@ -596,11 +596,13 @@ def test_google_that_hangs_holds_up_no_page(world, client, dispatch, monkeypatch
     try:
         first = someone.get("/api/state", params={"setup": "bqdispatch_default"}).json()
         assert "read for the first time" in first["overview"]["problems"][0]
+        assert first["overview"]["health"]["next_step"] == "The page asks again in a moment."
         monkeypatch.setattr("bqdispatch_provider.page.watcher.SLOW_S", 0.0)
 
         def is_slow():
             later = someone.get("/api/state", params={"setup": "bqdispatch_default"}).json()
-            return "Cloud Storage has not answered for" in later["overview"]["problems"][0]
+            said = later["overview"]["problems"][0]
+            return said.startswith("Cloud Storage has not answered for") and "nothing has been read yet" in said
 
         wait_until(is_slow, "the page says that Cloud Storage does not answer")
     finally:
