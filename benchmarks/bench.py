@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from marks import write
+from page_answers import page_answers
 from rich.console import Console
 from rich.table import Table
 from surroundings import BIN, stand_in
@@ -39,6 +40,9 @@ HERE = Path(__file__).parent
 LATENCIES = (0, 30)
 PEERS = {"loop": "a plain loop over the client libraries", "operators": "BigQueryHook.get_job, then GCSToGCSOperator"}
 PEER_TRACES, PEER_RUNS = 100, 3
+IN_AIRFLOW = {"start": task_start, "page": page_answers}
+"""Measurements in a real Airflow, each of which is told in a sentence."""
+
 CYCLE = """
 import json, sys
 from bqdispatch_provider.config import DispatchConfig
@@ -254,7 +258,7 @@ def summary_table(rows: Sequence[Row], more: Sequence[str]) -> str:
 def main() -> None:
     """Measure, print, and with ``--write`` write the pages."""
     parser = argparse.ArgumentParser(description="Measure how long a dispatcher takes.")
-    known = [*WORKLOADS, *PEERS, "start"]
+    known = [*WORKLOADS, *PEERS, *IN_AIRFLOW]
     parser.add_argument("names", nargs="*", metavar="workload", help=f"of {', '.join(known)}; by default all")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/README.md")
     options = parser.parse_args()
@@ -264,7 +268,6 @@ def main() -> None:
     compileall.compile_dir(HERE.parent / "bqdispatch_provider", quiet=2)
     console, notes = Console(width=None if sys.stdout.isatty() else 200), Console(stderr=True)
     rows: list[Row] = []
-    more: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
         config.write_text(json.dumps(DOCUMENT))
@@ -275,10 +278,10 @@ def main() -> None:
                         rows.append(measure(name, WORKLOADS[name], config, latency))
                     elif name in PEERS:
                         rows.append(measure_peer(name, latency))
-        if "start" in names:
-            with notes.status("the start of a task in Airflow"):
-                more.append(task_start())
-    more = [*ratios(rows), *more]
+    more = ratios(rows)
+    for name in filter(IN_AIRFLOW.__contains__, names):
+        with notes.status(f"{name}, in a real Airflow"):
+            more.append(IN_AIRFLOW[name]())
     if rows:
         console.print(table(rows))
     for each in more:
