@@ -11,7 +11,7 @@ from bqdispatch_provider.core.model import Limit, Reason, lane_of
 from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.names import WindowName, parse_event, shell_quoted
-from bqdispatch_provider.view.suggested_commands import replay_command
+from bqdispatch_provider.view.suggested_commands import replay_command, smoke_command
 
 
 class Advice(NamedTuple):
@@ -110,16 +110,17 @@ def next_step(  # noqa: PLR0911  (one per reason)
         )
     if wait.reason is Reason.LIMIT:
         return f"Nothing to do if the backlog shrinks. Otherwise raise {_limit_of(wait.name)} in the configuration."
-    if wait.reason is Reason.PROTECTED and "temporaryHold" in wait.said:
-        return _end_hold(url, "--no-temporary-hold")
-    if wait.reason is Reason.PROTECTED and "eventBasedHold" in wait.said:
-        return _end_hold(url, "--no-event-based-hold")
-    if wait.reason is Reason.PROTECTED and "retention" in wait.said:
-        return "Take the retention policy off the bucket of the task folder, or wait until it ends for this object."
+    if wait.reason is Reason.PROTECTED:
+        return _end_protection(wait.said, url)
     if wait.reason in (Reason.REFUSED, Reason.NO_ANSWER) and "permission" in wait.said:
         return (
             "Give the account that dispatches a role with this permission: docs/permissions.md says which. Each cycle "
             "tries again."
+        )
+    if wait.reason is Reason.REFUSED:
+        return (
+            f"Read the error. If a permission may be missing, `{smoke_command(config)}` tries all that are needed. "
+            "Each cycle tries again."
         )
     if wait.reason is Reason.IN_HAND:
         after = "three minutes" if wait.name.endswith(".win") else "30 s"
@@ -142,10 +143,14 @@ def next_step(  # noqa: PLR0911  (one per reason)
     return ADVICE[wait.reason].next_step
 
 
-def _end_hold(url: str, option: str) -> str:
-    return (
-        f"End the hold, and the next cycle dispatches it: `gcloud storage objects update {shell_quoted(url)} {option}`"
-    )
+def _end_protection(said: str, url: str) -> str:
+    for hold, option in (("temporaryHold", "--no-temporary-hold"), ("eventBasedHold", "--no-event-based-hold")):
+        if hold in said:
+            command = f"gcloud storage objects update {shell_quoted(url)} {option}"
+            return f"End the hold, and the next cycle dispatches it: `{command}`"
+    if "retention" in said:
+        return "Take the retention policy off the bucket of the task folder, or wait until it ends for this object."
+    return ADVICE[Reason.PROTECTED].next_step
 
 
 def _limit_of(path: str) -> Limit:

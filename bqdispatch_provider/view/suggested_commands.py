@@ -14,8 +14,20 @@ def replay_command(config: DispatchConfig, url: str) -> str:
     :param config: names the document. Of its variables, only those that it asks for are shown.
     :param url: of the object.
     """
-    variables = (f"--var={name}={config.variables[name]}" for name in sorted(config.used))
-    words = ["bqdispatch", "replay", "--config", config.url or "FILE", *variables, url]
+    return _command(config, "replay", url)
+
+
+def smoke_command(config: DispatchConfig) -> str:
+    """Return the command that checks a set-up.
+
+    :param config: as for :func:`replay_command`.
+    """
+    return _command(config, "smoke")
+
+
+def _command(config: DispatchConfig, name: str, *arguments: str) -> str:
+    variables = (f"--var={variable}={config.variables[variable]}" for variable in sorted(config.used))
+    words = ["bqdispatch", name, "--config", config.url or "FILE", *variables, *arguments]
     hint = "" if config.url else " # FILE: save the configuration document of the connection to a file, and name it"
     return f"{shell_joined(words)}{hint}"
 

@@ -40,6 +40,7 @@ EXACT_STEPS = {
     "running": "look at the job: `bq show --job --location=US p:",
     "pending": "look at the job: `bq show --job --location=US p:",
     "held": "`gcloud storage objects update {url} --no-temporary-hold`",
+    "refused": "If a permission may be missing, `bqdispatch smoke --config {config}` tries all that are needed.",
     "no_answer": "Give the account that dispatches a role with this permission",
     "not_permitted": "Give the account that dispatches a role with this permission",
     "late_twin": "See in ds.t which of its files were loaded. All: delete it, by `gcloud storage rm {url}`. Otherwise "

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from situations import LATER, hold, late_twin
+from situations import LATER, hold, late_twin, refused
 from terminal import on_a_terminal
 
 from bqdispatch_provider.core.model import Reason
@@ -38,6 +38,7 @@ def test_commands_stand_below_the_tables_each_whole_on_its_line(world, config):
     held = world.trace(dest="ds.a'b `c`", age=LATER)
     hold(world, held)
     running = world.trace(state="RUNNING", age=LATER)
+    refused(world)
     path = config()
     _, lines = shown_by("status", "--config", path)
     last = max(number for number, line in enumerate(lines) if line.startswith("└"))
@@ -48,6 +49,7 @@ def test_commands_stand_below_the_tables_each_whole_on_its_line(world, config):
     assert sorted(commands) == sorted(
         [
             [*replay, f"gs://journal/{error}"],
+            ["bqdispatch", "smoke", "--config", f"file://{path}"],
             ["gcloud", "storage", "objects", "update", world.url_of(held), "--no-temporary-hold"],
             ["bq", "show", "--job", "--location=US", f"p:{job}"],
         ]
