@@ -17,7 +17,7 @@ from google.cloud.storage import Client
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
-from bqdispatch_provider.core.history import SPAN, Figures, Hour
+from bqdispatch_provider.core.history import Figures, Hour
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.sizes import MAX_HOUR_BYTES, MIB
 from bqdispatch_provider.cycle.history import hour_url
@@ -114,9 +114,9 @@ class JournalReader:
         self.blind = self.problems["history"] if is_blind else ""
 
     def spans(self, since: datetime, now: datetime) -> dict[datetime, Figures]:
-        """Return the figures of all spans since some time, by when they begin."""
+        """Return the figures of all spans that have begun since some time, by when they begin."""
         hours = self.hours(since, now).values()
-        return {at: each for hour in hours for at, each in sorted(hour.spans.items()) if at > since - SPAN}
+        return {at: each for hour in hours for at, each in sorted(hour.spans.items()) if at > since}
 
     def report(self, now: datetime) -> Report | None:
         """Return the response document of the last run; ``None`` without one. What was read last stays on errors."""

@@ -15,6 +15,7 @@ from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.cycle.history import hour_url
+from bqdispatch_provider.page.series import last_hour
 from bqdispatch_provider.view.advice import ADVICE
 from bqdispatch_provider.view.explanation import Explainer
 from bqdispatch_provider.view.health import health_of, silent_after
@@ -398,6 +399,21 @@ def test_an_hour_that_was_read_before_its_end_is_read_again(world, monkeypatch):
     assert reader.spans(noon + later - day, noon + later) == spans
     read = world.control.requests() - before
     assert read == 2, "the hour that goes on, and the one before it"
+
+
+@pytest.mark.parametrize("second", [0, 1, 299])
+def test_the_last_hour_is_the_same_to_status_and_to_the_page(world, second):
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    now, reader = noon + timedelta(seconds=second), JournalReader(world.client, world.config())
+    with world.dispatcher() as dispatcher:
+        for begin in (noon - timedelta(hours=1), noon):
+            hour = Hour()
+            for minute in range(0, 60, 5):
+                hour.add(begin + timedelta(minutes=minute), Figures(failed=1))
+            dispatcher.store.write_json(hour_url(dispatcher.config.journal_url, begin), hour.to_dict())
+    spans = reader.spans(now - timedelta(hours=1), now)
+    of_status = sum(figures.failed for at, figures in spans.items() if at <= now)
+    assert of_status == last_hour(reader.hours(now - timedelta(hours=1), now), now).failed == 12
 
 
 @pytest.mark.parametrize(("looked_s", "level"), [(10, "ok"), (400, "error")])
