@@ -165,7 +165,8 @@ class SetUpState:
                 step = "The page asks again in a moment."
             health = Health(Level.UNKNOWN, said, step)
             return Overview(now, None, health, {}, (), {}, (), None, problems=reading.problems)
-        hour = last_hour(reading.hours, now)
+        hour, seen = last_hour(reading.hours, now), looks(reading.hours)
+        hour.seen = max(seen, default=None)  # also before that hour: without a response document nothing else tells it
         hour.projects = {each: Figures() for each in _projects(reading, now)} | hour.projects
         return overview(
             reading.report,
@@ -177,7 +178,7 @@ class SetUpState:
             pools=self._database.pools(),
             problems=reading.problems,
             blind=reading.blind,
-            silence=silent_after(looks(reading.hours)),
+            silence=silent_after(seen),
             project=project,
         )
 

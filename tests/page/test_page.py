@@ -497,6 +497,18 @@ def test_an_empty_journal_says_what_to_do(world, client, connect, known_dags):
     assert found["dags"] == ["bqdispatch"]
 
 
+def test_a_silence_of_hours_is_one_though_no_response_document_tells_when_it_began(world, client, connect, known_dags):
+    connect()
+    known_dags("bqdispatch")
+    at = datetime.fromtimestamp(world.control.now(), UTC) - timedelta(hours=3)
+    hour = Hour()
+    hour.add(at, Figures(seen=at), "bqdispatch")
+    hour_name = f"journal/history/{at:%Y-%m-%d/%H}.json"
+    world.control.seed_objects("journal", [{"name": hour_name, "content": json.dumps(hour.to_dict())}])
+    health = state(client())["overview"]["health"]
+    assert (health["level"], health["sentence"]) == ("error", "Nobody has dispatched for 3 hours.")
+
+
 def test_a_journal_that_cannot_be_read_says_what_is_missing_and_shows_nothing_else(world, client, dispatch):
     world.put("proj:p:US/ds.t--x_00001_load--dispatch.json", age=100_000)
     dispatch()
