@@ -126,14 +126,7 @@ def next_step(  # noqa: PLR0911  (one per reason)
         after = "three minutes" if wait.name.endswith(".win") else "30 s"
         return f"Nothing to do: if that one was killed, another takes it up after {after}."
     if wait.reason is Reason.NOT_FOUND:
-        look = f" To look for it yourself: `{command}`" if (command := _look_at_job(wait.name)) else ""
-        end = (
-            f"If BigQuery still does not know it at {until:%Y-%m-%d %H:%M} UTC, its trace is quarantined, and can be "
-            "put back."
-            if until is not None
-            else "It is looked for without end, since MaxUnknownJobMin is 0."
-        )
-        return f"Nothing to do yet: the job may still appear. {end}{look}"
+        return _look_for_job(wait.name, until)
     if wait.reason is Reason.UNDECIDED:
         return (
             f"See in {_table_of(wait.name)} which of its files were loaded. All: delete it, by `gcloud storage rm "
@@ -151,6 +144,15 @@ def _end_protection(said: str, url: str) -> str:
     if "retention" in said:
         return "Take the retention policy off the bucket of the task folder, or wait until it ends for this object."
     return ADVICE[Reason.PROTECTED].next_step
+
+
+def _look_for_job(path: str, until: datetime | None) -> str:
+    look = f" To look for it yourself: `{command}`" if (command := _look_at_job(path)) else ""
+    end = "It is looked for without end, since MaxUnknownJobMin is 0."
+    if until is not None:
+        then = "its trace is quarantined, and can be put back"
+        end = f"If BigQuery still does not know it at {until:%Y-%m-%d %H:%M} UTC, {then}."
+    return f"Nothing to do yet: the job may still appear. {end}{look}"
 
 
 def _limit_of(path: str) -> Limit:
