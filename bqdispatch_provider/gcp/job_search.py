@@ -230,7 +230,10 @@ class Search:
         if self._unplaced():
             return progress.pages >= MAX_PAGES
         if len(left) > MAX_LOOKUPS:
-            return False
+            # Each cycle looks up some of them, which is sooner if BigQuery does not know most of them any more. The
+            # estimate is good enough after as many pages as one cycle's look-ups take.
+            rounds = math.ceil(len(self.missing) / PARALLEL_CALLS)
+            return progress.pages * PARALLEL_CALLS >= MAX_LOOKUPS and rounds <= progress.pages_left
         calls = sum(2 if self._needs_place(key) else 1 for key in left)
         return calls <= MAX_LOOKUPS_WITHOUT_LIST or math.ceil(calls / PARALLEL_CALLS) <= progress.pages_left
 

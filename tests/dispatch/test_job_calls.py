@@ -351,6 +351,24 @@ def test_a_job_is_proven_unknown_by_looks_that_read_a_part_of_the_list_each(worl
     assert seen == [{"not_found": 1}, {"not_found": 1}, {"quarantined": 1}]
 
 
+@pytest.mark.parametrize("forgotten", [150, 1000])
+def test_many_jobs_that_bigquery_has_forgotten_make_no_look_read_half_a_year(world, monkeypatch, forgotten):
+    """As the Go dispatcher leaves them, which has asked for them for years."""
+    day = 24 * 3600
+    pages_of(world, monkeypatch, 100, since=170 * day)
+    for age in (200, 400):
+        world.traces(forgotten // 2, state=None, age=age * day)
+    old = [world.trace(age=age * day) for age in (100, 150)]
+    new = world.traces(20)
+    with world.dispatcher() as dispatcher:
+        world.control.reset_counters()
+        assert {*map(world.url_of, new)} <= dispatcher.cycle().jobs.keys()
+        assert calls(world, "list") < 20
+        assert calls(world, "get") <= 100
+        monkeypatch.setattr("bqdispatch_provider.gcp.job_search.MAX_LOOKUPS", 500)
+        wait_until(lambda: dispatcher.cycle() and not {*old} & {*world.names()}, "the others have their turn")
+
+
 def test_what_a_list_has_shown_is_looked_up_where_it_was(world):
     world.trace(state=None, root=True)
     world.jobs([f"ds_t--{world._event}_00001_load--dispatch"], "RUNNING", location="asia-northeast1")
