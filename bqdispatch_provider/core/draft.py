@@ -18,6 +18,9 @@ from bqdispatch_provider.core.targets import MAX_OBJECT_NAME_BYTES, length_probl
 from bqdispatch_provider.core.waits import MIN_REPORTED_WAIT, Wait
 from bqdispatch_provider.names import TraceName, WindowName
 
+_MAX_REPLAY_TIME = timedelta(minutes=10)
+"""An object is put back from quarantine within seconds, however often its calls are retried."""
+
 
 class Item(NamedTuple):
     """A trace or a window that a plan decides on.
@@ -109,6 +112,18 @@ class Draft:
         self.outcomes[Outcome.PENDING] += 1
         self.counts[item.project]["Pending"][item.counter] += 1
         self.wait(item, reason, said)
+
+    def pend_coming_back(self, item: Item, stored: StoredObject) -> None:
+        """Leave an item pending that somebody puts back from quarantine; it is an error if that was not finished.
+
+        :param stored: its object, which carries the mark.
+        """
+        self.pend(item, Reason.COMING_BACK)
+        if self.now - stored.created > _MAX_REPLAY_TIME:
+            self.problems.append(
+                f"{item.path!r} has been on its way back from quarantine since {stored.created:%Y-%m-%d %H:%M} UTC, so "
+                "putting it back was interrupted: do it again with `bqdispatch replay`"
+            )
 
     def fail(self, item: Item, reason: Reason, said: str, problem: str = "") -> None:
         """Hold an item back because of an error.

@@ -36,7 +36,7 @@ def plan_trace(draft: Draft, trace: Trace) -> None:
     if unread is not None or (not (job or failed or lost) and waits_too_long(trace, draft.config, draft.now)):
         draft.problems.append(_not_found(trace, unread or ""))
     if REPLAY in stored.metadata:
-        draft.pend(item, Reason.COMING_BACK)
+        draft.pend_coming_back(item, stored)
     elif job is None and failed:
         draft.fail(item, Reason.NO_ANSWER, snapshot.project_errors[trace.project])
         # Without numbers, BqTail's balancer would take the project for a free one, and send more loads there.

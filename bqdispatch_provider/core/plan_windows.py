@@ -25,7 +25,7 @@ def plan_window(draft: Draft, window: Window) -> None:
     state = windows.state_of(window, firings, now)
     until_due, until_old_enough = windows.time_until_due(window.name, now), MIN_AGE - (now - stored.created)
     if state is WindowState.COMING_BACK:
-        draft.pend(item, Reason.COMING_BACK)
+        draft.pend_coming_back(item, stored)
     elif state is WindowState.FIRED_BY_GO and window.sentinel is not None:
         _plan_fired_by_go(draft, window, window.sentinel)
     elif state is WindowState.FIRED or window.key in draft.proven:

@@ -82,7 +82,8 @@ ADVICE: dict[Reason, Advice] = {
         "Nothing to do: it is judged once these loads have ended.",
     ),
     Reason.COMING_BACK: Advice(
-        "Somebody is putting it back from quarantine.", "Nothing to do: it is dispatched once that is through."
+        "Somebody is putting it back from quarantine.",
+        "Nothing to do: it is dispatched once that is through. If it stays, put it back again.",
     ),
     Reason.OTHERS: Advice(
         "The argument `only` of this dispatcher does not match it.", "See that `only` of another task does."

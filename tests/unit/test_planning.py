@@ -510,6 +510,16 @@ def test_what_is_on_its_way_back_from_quarantine_waits():
     assert (made.outcomes, made.cleanup) == ({Outcome.PENDING: 1, Outcome.IGNORED: 1}, Cleanup())
 
 
+@pytest.mark.parametrize("name", [TraceName("p", "US", "ds.t", "1", 1, "load").name, window()[0].name])
+def test_what_stays_on_its_way_back_from_quarantine_is_an_error_that_says_what_to_do(name):
+    assert planned(stored(name, 590, metadata={REPLAY: "7"})).errors == ()
+    late = planned(stored(name, 610, metadata={REPLAY: "7"}))
+    assert late.outcomes == {Outcome.PENDING: 1}
+    (error,) = late.errors
+    assert error.startswith(f"{name!r} has been on its way back from quarantine since 2026-01-02 02:53 UTC")
+    assert error.endswith("do it again with `bqdispatch replay`")
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1024), st.integers(1, 2**63))
 def test_a_place_in_quarantine_has_room_for_every_name(name, generation):
     place = quarantine_path(NOW, name, generation, "gs://b/err/ors/")
