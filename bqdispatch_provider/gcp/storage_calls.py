@@ -107,10 +107,15 @@ class StorageCalls:
             self._clock = date.timestamp(), time.monotonic()
 
     def now(self) -> datetime:
-        """Return the server's time, to a second and never ahead."""
+        """Return the server's time, to a second and never ahead.
+
+        As long as the server has not answered it is this machine's, for reports alone: nothing can be listed then.
+        """
         if self._clock is None:
-            next(self.pages(self._bucket, {"maxResults": 1, "fields": "items(name)"}))
-        date, came = self._clock or (time.time(), time.monotonic())
+            with suppress(*GOOGLE_ERRORS):
+                next(self.pages(self._bucket, {"maxResults": 1, "fields": "items(name)"}))
+            self._clock = self._clock or (time.time(), time.monotonic())
+        date, came = self._clock
         return datetime.fromtimestamp(date + time.monotonic() - came, UTC)
 
     def run(

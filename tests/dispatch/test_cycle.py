@@ -10,6 +10,7 @@ from waiting import PATIENCE_S
 from world import FOLDER, JOURNAL, TASKS, TRIGGER
 
 from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.core.history import RunLabel
 from bqdispatch_provider.core.model import Outcome
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.storage_calls import RETRY
@@ -515,6 +516,22 @@ def test_a_cycle_that_sees_nothing_says_nothing_of_how_things_stand(world):
     assert (document["Status"], document["Cycles"]) == ("error", 2)
     assert document["Performance"]["p"]["Running"] == {"LoadJobs": 3}
     assert document["Outcomes"] == {"running": 3}
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+def test_shares_wait_by_name_while_nothing_answers(world, monkeypatch, limit):
+    """Not even the server's time is known then."""
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY", RETRY.with_timeout(0.3))
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.RETRY_FOR_S", 0.3)
+    names = world.traces(3)
+    with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+    world.control.add_fault("storage.*", "reset")
+    with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
+        document = dispatcher.run(0, first_shares=shares, label=RunLabel("dispatch")).to_dict()
+    assert document["Outcomes"] == {"pending": 3}
+    assert {*document["Waiting"]} == {*names}
+    assert "Connection aborted" in document["Error"]
 
 
 def test_performance_is_written_once_a_minute_while_a_run_goes_on(world, monkeypatch):
