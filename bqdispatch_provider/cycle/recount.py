@@ -147,7 +147,11 @@ class Recount:
         for project, error in refused.items():
             self._recorder.error(f"the jobs of project {project!r} cannot be listed, so its events wait: {error}")
         transit = find_in_transit(services)
-        listing = services.folder.listing()
+        try:
+            listing = services.folder.listing()
+        except GOOGLE_ERRORS as error:
+            where = f"the task folder {self._config.async_task_url!r}"
+            raise GoogleAPIError(f"{where} cannot be listed: {in_words(error)}") from error
         noted, problem = read_intents(services, listing, transit)
         if problem := transit.problem or problem:
             raise GoogleAPIError(problem)

@@ -532,6 +532,7 @@ def test_shares_wait_by_name_while_nothing_answers(world, monkeypatch, limit):
     assert document["Outcomes"] == {"pending": 3}
     assert {*document["Waiting"]} == {*names}
     assert "Connection aborted" in document["Error"]
+    assert f"gs://{TASKS}/{FOLDER}" in document["Error"]
 
 
 def test_performance_is_written_once_a_minute_while_a_run_goes_on(world, monkeypatch):
