@@ -62,6 +62,7 @@ class FiringsFound:
     :param ledger: what the ledger says, by the name of the window.
     :param limited: True if firings count at a limit, so that their loads must be looked up each time.
     :param unreadable: names of windows of which the ledger cannot be read: whatever it may say, their firings count.
+    :param not_taken: announced firings that BqTail has not taken; ``None`` if that was not listed, or cannot be.
     :param unlisted: firings whose load is visible, and whose trace may have been written after the listing.
     :param open: firings that count at a limit.
     :param abandoned: windows that were claimed and not fired, and are gone.
@@ -76,6 +77,7 @@ class FiringsFound:
     ledger: Mapping[str, Firings]
     limited: bool
     unreadable: set[str] = field(default_factory=set)
+    not_taken: set[Key] | None = None
     unlisted: set[Key] = field(default_factory=set)
     open: list[OpenFiring] = field(default_factory=list)
     abandoned: list[OpenFiring] = field(default_factory=list)
@@ -140,6 +142,9 @@ class OpenFirings:
         self._board = board
         self._evidence = evidence
         self._listed_at = -_LIST_INTERVAL_S
+        self._sought: set[Key] = set()
+        """Firings that BqTail has not taken for long, and whose loads were looked for once."""
+
         self._closed: set[Key] = set()
         """Firings that the last look has closed. What became of them is not asked for again."""
 
@@ -192,11 +197,11 @@ class OpenFirings:
         return found
 
     @staticmethod
-    def _late(keys: Iterable[Key], found: FiringsFound) -> list[Key]:
-        """Return the firings whose load should be visible by now."""
+    def _late(keys: Iterable[Key], found: FiringsFound, after: timedelta = LOAD_IS_LATE) -> list[Key]:
+        """Return the firings whose load should be visible by now: those that were fired longer ago than a time."""
         entries = {key: found.entry(key) for key in keys if key[0] not in found.unreadable}
         now = found.listing.now
-        return [key for key, entry in entries.items() if entry and entry.fired and now - entry.fired > LOAD_IS_LATE]
+        return [key for key, entry in entries.items() if entry and entry.fired and now - entry.fired > after]
 
     def _look_up_late(
         self, announced: Mapping[Key, OpenFiring], unseen: Set[Key], found: FiringsFound
@@ -216,18 +221,24 @@ class OpenFirings:
         left = [key for key in late if key not in self._closed and not _may_be_loaded(found.entry(key), found)]
         known = [key for key in left if self._evidence.is_over(key)]
         unknown = [key for key in left if not self._evidence.is_over(key)]
-        is_taken = False
-        try:
-            waiting = self._evidence.not_taken(unknown, found.listing) if unknown else set()
-            unknown, is_taken = [key for key in unknown if key not in waiting], True
-        except GOOGLE_ERRORS as error:
-            log.warning("What BqTail has not taken cannot be listed, so it is looked up: %s", in_words(error))
+        if unknown and found.not_taken is None:
+            found.not_taken = self._not_taken(announced, found.listing)
+        is_taken = found.not_taken is not None
+        unknown = [key for key in unknown if key not in (found.not_taken or ())]
         asked = [*known, *random.sample(unknown, min(len(unknown), MAX_LOOKED_UP))]
 
         def look_up(key: Key) -> _State:
             return self._late_state(announced[key], found, is_taken=is_taken)
 
         return states | dict(zip(asked, map_in_threads(look_up, asked, PARALLEL_CALLS), strict=True))
+
+    def _not_taken(self, announced: Collection[Key], listing: Listing) -> set[Key] | None:
+        """Return which announced firings BqTail has not taken; ``None`` if that cannot be listed."""
+        try:
+            return self._evidence.not_taken(announced, listing)
+        except GOOGLE_ERRORS as error:
+            log.warning("What BqTail has not taken cannot be listed, so it is looked up: %s", in_words(error))
+            return None
 
     @staticmethod
     def _find_unannounced(present: Collection[Key], found: FiringsFound) -> None:
@@ -312,12 +323,20 @@ class OpenFirings:
         timed_out = {key: load for key, load in unseen.items() if found.may_be_taken_over(key)}
         if unseen and (found.limited or (late and is_time) or timed_out):
             self._listed_at = time.monotonic()
-            since: dict[str, datetime] = {}
-            for key, load in unseen.items():
+            # What BqTail never takes has no load. It may lie there for days, in which there are ever more jobs.
+            old = self._late(unseen, found, MAX_FUNCTION_RUNTIME)
+            found.not_taken = self._not_taken(announced, found.listing) if old else None
+            stuck = (found.not_taken or set()).intersection(old)
+            begun: dict[Key, datetime] = {}
+            for key in unseen:
                 entry = found.entry(key)
-                begun = min(announced[key].since, entry.claimed if entry else found.listing.now)
-                since[load.project] = min(begun, since.get(load.project, found.listing.now))
-            recent, errors = self._board.recent({project: at - MIN_AGE for project, at in since.items()})
+                begun[key] = min(announced[key].since, entry.claimed if entry else found.listing.now)
+            recent, errors = self._board.recent(_since(begun, unseen, unseen.keys() - stuck))
+            if unsought := stuck - self._sought:  # unless BqTail has taken it, and could not delete it
+                fired = (entry.fired for key in unsought if (entry := found.entry(key)) and entry.fired)
+                until = max(fired) + MAX_FUNCTION_RUNTIME
+                recent |= self._board.recent(_since(begun, unseen, unsought), until)[0]
+                self._sought |= unsought
             seen |= visible_loads((), recent, event_ids)
             unlisted = visible_loads((), unlisted_jobs(recent, found.listing), event_ids)
             found.unlisted = {key for key, load in unseen.items() if _load_id(key, load) in unlisted}
@@ -360,6 +379,15 @@ def _completed(intents: Collection[Intent], closed: Collection[Key], now: dateti
         needed = {firing.key for firing in intent.firings if left.get(firing.key, name) == name}
         if old and not intent.object.protected_by and needed.issubset(closed):
             yield intent.object.key
+
+
+def _since(begun: Mapping[Key, datetime], loads: Mapping[Key, Load], keys: Iterable[Key]) -> dict[str, datetime]:
+    """Return from when on the jobs of each project have to be listed, to find the loads of some firings."""
+    since: dict[str, datetime] = {}
+    for key in keys:
+        project, at = loads[key].project, begun[key] - MIN_AGE
+        since[project] = min(at, since.get(project, at))
+    return since
 
 
 def _load_id(key: Key, load: Load) -> tuple[str, str]:

@@ -153,14 +153,17 @@ class JobBoard:
             raise ServiceUnavailable(f"BigQuery cannot list the jobs of project {project!r} in every location now")
         return answer
 
-    def recent(self, since: Mapping[str, datetime]) -> tuple[dict[str, datetime | None], dict[str, str]]:
+    def recent(
+        self, since: Mapping[str, datetime], until: datetime | None = None
+    ) -> tuple[dict[str, datetime | None], dict[str, str]]:
         """List the jobs of projects that were created since a moment.
 
         :param since: that moment, by project.
+        :param until: latest creation; by default now.
         :returns: by their IDs, when they were created, or ``None`` if they are done; and by project why its jobs cannot
             be listed.
         """
-        found, refused = self._list({project: {"since": at} for project, at in since.items()})
+        found, refused = self._list({project: {"since": at, "until": until} for project, at in since.items()})
         return {job_id: since for jobs in found.values() for job_id, since in jobs.items()}, refused
 
     def active(self, projects: Iterable[str], now: datetime) -> tuple[dict[str, set[str]], dict[str, str]]:

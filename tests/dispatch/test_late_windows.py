@@ -518,6 +518,25 @@ def test_a_project_that_does_not_answer_is_not_asked_for_the_load_of_each_firing
         world.control.clear_faults()
 
 
+@pytest.mark.parametrize("limit", [0, 5])
+def test_a_firing_that_bqtail_never_takes_does_not_make_a_look_longer_each_day(world, one, monkeypatch, limit):
+    monkeypatch.setattr("bqdispatch_provider.gcp.job_calls.PAGE_SIZE", 10)
+    one.arrive(f"{A}/1.json")
+    assert world.cycle(MaxConcurrentJobs=limit).dispatched == 1
+    for day in range(3):
+        world.control.advance(24 * 3600)
+        world.jobs([f"other-{day}-{number}" for number in range(50)], age=1)
+        world.control.reset_counters()
+        world.cycle(MaxConcurrentJobs=limit)
+        assert world.control.calls().get("bigquery.jobs.list", 0) <= 1
+    event = one.take()
+    one.load(event, f"{A}/1.json")
+    for _ in range(2):
+        world.control.advance(100)
+        world.cycle(MaxConcurrentJobs=limit)
+    assert not world.intents()
+
+
 @contextmanager
 def ledger_is_not_listed(dispatcher):
     """Refuse lists of the ledger."""
