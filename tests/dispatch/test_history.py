@@ -158,6 +158,7 @@ def test_what_cannot_be_written_follows_with_the_next_figures(world):
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", '{"Version": 99}', "[" * 10_000])
 def test_an_hour_that_cannot_be_read_stays_as_it_is(world, content, caplog):
+    world.control.advance(-world.control.now() % 3600 + 60)  # no hour begins meanwhile
     with world.dispatcher() as dispatcher:
         dispatcher.store.now()
         dispatcher.look()
