@@ -335,8 +335,9 @@ class OpenFirings:
             if unsought := stuck - self._sought:  # unless BqTail has taken it, and could not delete it
                 fired = (entry.fired for key in unsought if (entry := found.entry(key)) and entry.fired)
                 until = max(fired) + MAX_FUNCTION_RUNTIME
-                recent |= self._board.recent(_since(begun, unseen, unsought), until)[0]
-                self._sought |= unsought
+                of_stuck, refused = self._board.recent(_since(begun, unseen, unsought), until)
+                recent |= of_stuck
+                self._sought |= {key for key in unsought if unseen[key].project not in refused}
             seen |= visible_loads((), recent, event_ids)
             unlisted = visible_loads((), unlisted_jobs(recent, found.listing), event_ids)
             found.unlisted = {key for key, load in unseen.items() if _load_id(key, load) in unlisted}

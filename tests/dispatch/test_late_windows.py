@@ -537,6 +537,22 @@ def test_a_firing_that_bqtail_never_takes_does_not_make_a_look_longer_each_day(w
     assert not world.intents()
 
 
+@pytest.mark.parametrize("limit", [0, 5])
+def test_a_load_beside_a_window_that_stays_is_looked_for_until_jobs_are_listed(world, one, monkeypatch, limit):
+    monkeypatch.setattr("bqdispatch_provider.delivery.open_firings._LIST_INTERVAL_S", 0)
+    event = one.arrive(f"{A}/1.json")
+    with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
+        assert dispatcher.cycle().dispatched == 1
+        one.load(event, f"{A}/1.json")
+        world.control.advance(700)
+        world.control.add_fault("bigquery.jobs.list", "status", status=403)
+        dispatcher.cycle()
+        world.control.clear_faults()
+        dispatcher.cycle()
+    assert world.names(TRIGGER, "_batch_/")
+    assert not world.intents()
+
+
 @contextmanager
 def ledger_is_not_listed(dispatcher):
     """Refuse lists of the ledger."""
