@@ -47,7 +47,7 @@ take-over  The claim is looked up, also after a success (``firer``). Written by 
 intent     To renew it: it is looked up (``own_intents``). There: its generation is used from now on. Gone: renewed no
            more. To delete it: gone after a 404. After a 412 this dispatcher has renewed it, and the answer was lost: it
            is marked as completed. To read another's: after a 404 all are listed again, since what it left in doubt is
-           in a newer one. Still listed then: an error, and the traces wait.
+           in a newer one. Still a 404 to one that the fifth list has: an error, and the traces wait.
 =========  =============================================================================================================
 
 Some objects are left as they are if they exist already (412), since an earlier try wrote them: the note beside a

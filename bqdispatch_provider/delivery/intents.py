@@ -52,6 +52,10 @@ _MAX_WAIT_S = 5.0
 
 _POLL_INTERVAL_S = 0.3
 
+_MAX_LISTS = 5
+"""Lists of intents until all that are listed can be read. A second one nearly always does: no intent is deleted within
+a second of its creation."""
+
 _MIN_AGE_TO_DELETE = timedelta(seconds=2)
 """Age at which another dispatcher's intent may be deleted: a name may be changed once a second, and the server's clock
 is known in whole seconds."""
@@ -312,21 +316,20 @@ class Intents:
 
         :param is_wanted: tells by an intent's name whether to read it.
         :returns: the server's time of the list, and the intents.
-        :raises google.api_core.exceptions.GoogleAPIError: if one of them is listed again, although it is said to be
-            gone.
+        :raises google.api_core.exceptions.GoogleAPIError: if some of them are said to be gone, however often they are
+            listed.
         """
-        missing: set[Key] = set()
-        while True:
+        for _ in range(_MAX_LISTS):
             now, listed = self._store.listing(INTENTS)
-            wanted = {stored.key: stored for stored in _uncompleted(listed) if is_wanted(stored.name)}
-            for name, _ in wanted.keys() & missing:
-                raise GoogleAPIError(f"intent {self._store.task_url(name)!r} is listed, and reading it is answered 404")
-            read = self._read_all(wanted.values())
-            missing |= wanted.keys() - {intent.object.key for intent in read}
+            wanted = [stored for stored in _uncompleted(listed) if is_wanted(stored.name)]
+            read = self._read_all(wanted)
             # Before an intent is deleted, what it leaves in doubt is written into another one, which this list may
             # not have.
-            if missing.isdisjoint(wanted):
+            if len(read) == len(wanted):
                 return now, read
+        gone = {stored.name for stored in wanted}.difference(intent.object.name for intent in read)
+        url = self._store.task_url(min(gone))
+        raise GoogleAPIError(f"intent {url!r} is listed, and reading it is answered 404")
 
     def _read_all(self, objects: Iterable[StoredObject]) -> list[Intent]:
         """Read intents, each once; leave out those that are gone."""

@@ -176,6 +176,27 @@ def test_traces_wait_for_an_intent_that_is_listed_and_said_to_be_gone(world):
     assert world.cycle().dispatched == 1
 
 
+def test_intents_that_go_faster_than_they_are_read_are_not_listed_for_ever(world, monkeypatch):
+    name = world.trace()
+    with world.dispatcher() as dispatcher:
+        plan = dispatcher.look().plan
+        intents = [put_intent(world, name)]
+        read = dispatcher.store.read
+
+        def read_late(url, *arguments):
+            """The other dispatcher has replaced its intent meanwhile, and goes on doing so."""
+            if url.endswith(intents[-1]) and len(intents) < 50:
+                world.delete(intents[-1])
+                intents.append(put_intent(world, name, ending=f"-{len(intents)}"))
+            return read(url, *arguments)
+
+        monkeypatch.setattr(dispatcher.store, "read", read_late)
+        report = dispatcher.dispatch(plan.shares(), plan.room)
+    assert report.outcomes == {"error": 1}
+    assert len(intents) < 10
+    assert traces_of(world) == [name]
+
+
 def test_nobody_waits_for_those_that_have_been_moving_for_a_while(world):
     """They are busy, or gone: what they leave is seen in a later cycle."""
     bad, other = world.traces(2)
