@@ -43,10 +43,10 @@ class Firing:
     """The firing of one generation of a window, by the ledger.
 
     :param claimed: when it was last claimed.
-    :param fired: when its copy into the trigger bucket was proven; ``None`` before that.
+    :param fired: when its copy into the trigger bucket was proven, or it was given up; ``None`` before that.
     :param gone_at: when it was first seen that nothing of the firing is on its way any more, by the step of the last
         load that was seen then; step 0 for none.
-    :param aside: True if it was set aside as undecided, since BqTail had dropped it.
+    :param aside: True if the window became undecided after its claim: somebody has to decide.
     """
 
     claimed: datetime

@@ -9,7 +9,8 @@ deleted after eight days:
 - ``gone-<step>``: no object was left from which BqTail could start another load of this firing. If no load has come ten
   minutes after the entry's creation, the firing is over; without any load it was dropped. ``<step>`` is the step of its
   last load (a number in the job ID), 0 without one. A load of a later step makes the entry void.
-- ``aside``: BqTail has dropped the firing. It was set aside as undecided, and somebody has to decide.
+- ``aside``: the window became undecided, since BqTail has dropped the firing, or since the window had returned and
+  nothing proves what was loaded. Somebody has to decide.
 
 Entries lie in ``~ledger/``, in a folder for each minute in which windows end. A listing of the task folder leaves
 ``~ledger/`` out; only the minutes of due windows that this process does not know yet are listed. So what was fired in
