@@ -331,20 +331,20 @@ class OpenFirings:
             for key in unseen:
                 entry = found.entry(key)
                 begun[key] = min(announced[key].since, entry.claimed if entry else found.listing.now)
-            recent, errors = self._board.recent(_since(begun, unseen, unseen.keys() - stuck))
+            recent, errors, unproven = self._board.recent(_since(begun, unseen, unseen.keys() - stuck))
             if unsought := stuck - self._sought:  # unless BqTail has taken it, and could not delete it
                 fired = (entry.fired for key in unsought if (entry := found.entry(key)) and entry.fired)
                 until = max(fired) + MAX_FUNCTION_RUNTIME
-                of_stuck, refused = self._board.recent(_since(begun, unseen, unsought), until)
+                of_stuck, _, not_sought = self._board.recent(_since(begun, unseen, unsought), until)
                 recent |= of_stuck
-                self._sought |= {key for key in unsought if unseen[key].project not in refused}
+                self._sought |= {key for key in unsought if unseen[key].project not in not_sought}
             seen |= visible_loads((), recent, event_ids)
             unlisted = visible_loads((), unlisted_jobs(recent, found.listing), event_ids)
             found.unlisted = {key for key, load in unseen.items() if _load_id(key, load) in unlisted}
             found.errors |= errors
             for (window, _), load in timed_out.items():
-                if load.project in errors:
-                    found.unproven[window] = f"its load cannot be looked for: {errors[load.project]}"
+                if load.project in unproven:
+                    found.unproven[window] = f"its load cannot be looked for: {unproven[load.project]}"
         return {key for key, load in loads.items() if _load_id(key, load) in seen}
 
     def _loads(self, announced: Mapping[Key, OpenFiring], found: FiringsFound) -> dict[Key, Load]:

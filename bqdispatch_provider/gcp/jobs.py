@@ -150,21 +150,22 @@ class JobBoard:
         if isinstance(answer, Exception):
             raise ServiceUnavailable(reason_of(answer)) from answer
         if answer is None:  # no failure of the project: it has answered for its other locations
-            raise ServiceUnavailable(f"BigQuery cannot list the jobs of project {project!r} in every location now")
+            raise ServiceUnavailable(_without_location(project))
         return answer
 
     def recent(
         self, since: Mapping[str, datetime], until: datetime | None = None
-    ) -> tuple[dict[str, datetime | None], dict[str, str]]:
+    ) -> tuple[dict[str, datetime | None], dict[str, str], dict[str, str]]:
         """List the jobs of projects that were created since a moment.
 
         :param since: that moment, by project.
         :param until: latest creation; by default now.
-        :returns: by their IDs, when they were created, or ``None`` if they are done; and by project why its jobs cannot
-            be listed.
+        :returns: by their IDs, when they were created, or ``None`` if they are done; by project why its jobs cannot be
+            listed; and by project why its list, or the lack of one, proves no job missing.
         """
-        found, refused = self._list({project: {"since": at, "until": until} for project, at in since.items()})
-        return {job_id: since for jobs in found.values() for job_id, since in jobs.items()}, refused
+        found, refused, partial = self._list({project: {"since": at, "until": until} for project, at in since.items()})
+        jobs = {job_id: since for jobs in found.values() for job_id, since in jobs.items()}
+        return jobs, refused, {**partial, **refused}
 
     def active(self, projects: Iterable[str], now: datetime) -> tuple[dict[str, set[str]], dict[str, str]]:
         """List the jobs of projects that are pending or running.
@@ -173,17 +174,25 @@ class JobBoard:
         :returns: by project their IDs, and by project why they cannot be listed.
         """
         query = {"since": now - _MAX_JOB_AGE, "stateFilter": ["pending", "running"]}
-        found, refused = self._list(dict.fromkeys(projects, query))
+        found, refused, _ = self._list(dict.fromkeys(projects, query))
         return {project: set(jobs) for project, jobs in found.items()}, refused
 
     def _list(
         self, queries: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[dict[str, dict[str, datetime | None]], dict[str, str]]:
-        """List jobs by their IDs, with the creation of those that are active; no project waits for another one."""
+    ) -> tuple[dict[str, dict[str, datetime | None]], dict[str, str], dict[str, str]]:
+        """List jobs by their IDs, with the creation of those that are active; no project waits for another one.
+
+        :returns: the jobs by project; by project why it refuses; and by project why its list leaves out a location.
+        """
+        partial: dict[str, str] = {}
 
         def listed(project: str, query: Mapping[str, Any]) -> dict[str, datetime | None]:
-            pages = self.calls.pages(project, **query)
-            return {job_id: active_since(job) for page in pages for job_id, _, job in listed_jobs(page)}
+            jobs: dict[str, datetime | None] = {}
+            for page in self.calls.pages(project, **query):
+                jobs |= {job_id: active_since(job) for job_id, _, job in listed_jobs(page)}
+                if page.get("unreachable"):
+                    partial[project] = _without_location(project)
+            return jobs
 
         refused = {project: reason for project in queries if (reason := self._backoff.paused(project))}
         asked = {
@@ -194,4 +203,8 @@ class JobBoard:
         answers = self._answers(asked)
         found = {project: jobs for project, jobs in answers.items() if isinstance(jobs, dict)}
         refused |= {project: reason_of(error) for project, error in answers.items() if isinstance(error, Exception)}
-        return found, refused
+        return found, refused, {project: partial[project] for project in found if project in partial}
+
+
+def _without_location(project: str) -> str:
+    return f"BigQuery cannot list the jobs of project {project!r} in every location now"

@@ -227,7 +227,7 @@ def test_recent_jobs_are_everybodys_since_a_moment(bigquery):
     for traces in (old, mine):
         bigquery.jobs(traces)
     bigquery.jobs(theirs, userEmail="bqtail@example.com")
-    recent, refused = bigquery.board.recent({"p": datetime.now(UTC) - timedelta(minutes=5)})
+    recent, refused, _ = bigquery.board.recent({"p": datetime.now(UTC) - timedelta(minutes=5)})
     assert (recent.keys(), refused) == ({trace.name.job_id for trace in [*mine, *theirs]}, {})
 
 
@@ -235,7 +235,7 @@ def test_recent_jobs_tell_their_creation_unless_they_are_done(bigquery):
     done, running = bigquery.traces(1), bigquery.traces(1, age=30)
     bigquery.jobs(done)
     bigquery.jobs(running, "RUNNING")
-    recent, _ = bigquery.board.recent({"p": datetime.now(UTC) - timedelta(minutes=5)})
+    recent, _, _ = bigquery.board.recent({"p": datetime.now(UTC) - timedelta(minutes=5)})
     since = recent.pop(running[0].name.job_id)
     assert abs(since - running[0].object.created) < timedelta(seconds=5)
     assert recent == {done[0].name.job_id: None}

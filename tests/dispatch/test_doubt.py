@@ -853,6 +853,26 @@ class TestNothingDeletedIsKept:
         assert "fired" in world.ledger(name)
         assert world.names(TRIGGER) == []
 
+    @pytest.mark.parametrize("limit", [0, 5])
+    def test_no_claim_is_taken_over_while_a_location_cannot_be_listed(self, cloud, world, limit):
+        """Its load may run there."""
+        world.control.reset()
+        world = World(cloud.url, world.control, {"MaxConcurrentJobs": limit})
+        name = world.window(content='{"EventID": "4711"}')
+        self.fire_without_an_answer(world)
+        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world.control.advance(LATER)
+        with world.dispatcher() as dispatcher:
+            ask = dispatcher.board.calls.ask
+            dispatcher.board.calls.ask = lambda path, query: {"unreachable": ["US"]}
+            report = dispatcher.cycle()
+            assert (report.dispatched, world.names(TRIGGER)) == (0, [])
+            assert "its load cannot be looked for" in report.errors[0]
+            dispatcher.board.calls.ask = ask
+            assert dispatcher.cycle().errors == []
+        assert "fired" in world.ledger(name)
+        assert world.names(TRIGGER) == []
+
     def test_a_window_in_quarantine_is_not_set_aside_once_more_as_dropped(self, cloud, world):
         world.control.reset()
         world = World(cloud.url, world.control, {})
