@@ -128,6 +128,14 @@ def listed_jobs(page: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str
             yield reference["jobId"], str(reference.get("location") or ""), listed
 
 
+def is_whole(page: Mapping[str, Any]) -> bool:
+    """Tell whether a page of a list has all jobs that belong there, so that it proves others missing.
+
+    False if BigQuery has left out a location that is unreachable now, or has answered in another form.
+    """
+    return not page.get("unreachable") and isinstance(page.get("jobs", []), list)
+
+
 def part_of(whole: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Return an object within an answer; an empty one if it is missing."""
     part = whole.get(name)

@@ -17,7 +17,7 @@ from google.api_core.exceptions import ServiceUnavailable
 from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import Job, JobKey
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.gcp.job_answers import JobStates, NoAnswer, active_since, listed_jobs, reason_of
+from bqdispatch_provider.gcp.job_answers import JobStates, NoAnswer, active_since, is_whole, listed_jobs, reason_of
 from bqdispatch_provider.gcp.job_calls import JobCalls
 from bqdispatch_provider.gcp.job_search import Memory
 from bqdispatch_provider.gcp.load_jobs import KnownLoads, LoadJob, find_loads
@@ -190,7 +190,7 @@ class JobBoard:
             jobs: dict[str, datetime | None] = {}
             for page in self.calls.pages(project, **query):
                 jobs |= {job_id: active_since(job) for job_id, _, job in listed_jobs(page)}
-                if page.get("unreachable"):
+                if not is_whole(page):
                     partial[project] = _without_location(project)
             return jobs
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from google.api_core.exceptions import BadGateway, NotFound
 
 from bqdispatch_provider.core.model import Job, JobKey
-from bqdispatch_provider.gcp.job_answers import UnreadableJob, listed_jobs, moment_of, part_of, read_job
+from bqdispatch_provider.gcp.job_answers import UnreadableJob, is_whole, listed_jobs, moment_of, part_of, read_job
 from bqdispatch_provider.gcp.job_calls import JobCalls
 from bqdispatch_provider.gcp.job_search import CLOCK_MARGIN, PARALLEL_CALLS
 from bqdispatch_provider.gcp.threads import map_in_threads
@@ -95,7 +95,7 @@ def _first_key(calls: JobCalls, project: str, stem: str, since: datetime, now: d
         if end is None and start > now:
             break
         for page in calls.pages(project, start, end):
-            is_complete = is_complete and not page.get("unreachable")
+            is_complete = is_complete and is_whole(page)
             for job_id, location, _ in listed_jobs(page):
                 if first.fullmatch(job_id):
                     return JobKey(project, location or None, job_id), is_complete

@@ -13,7 +13,15 @@ from google.api_core.exceptions import NotFound
 from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import JobKey
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.gcp.job_answers import JobStates, UnreadableJob, listed_jobs, moment_of, read_job, reason_of
+from bqdispatch_provider.gcp.job_answers import (
+    JobStates,
+    UnreadableJob,
+    is_whole,
+    listed_jobs,
+    moment_of,
+    read_job,
+    reason_of,
+)
 from bqdispatch_provider.gcp.job_calls import JobCalls
 from bqdispatch_provider.gcp.job_search import PARALLEL_CALLS, ListProgress, Memory, Search
 from bqdispatch_provider.gcp.threads import map_in_threads
@@ -77,7 +85,7 @@ class ProjectSearch:
         refusal: Exception | None = None
         try:
             for page in self._calls.pages(self._project, progress.since, progress.until):
-                if page.get("unreachable") or not isinstance(page.get("jobs", []), list):
+                if not is_whole(page):
                     search.all_locations = False
                 for job_id, location, listed in listed_jobs(page):
                     # A job that cannot be read stays missing, and is looked up.

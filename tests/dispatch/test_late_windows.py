@@ -909,14 +909,15 @@ def test_a_returned_window_waits_while_jobs_cannot_be_asked_for(world, asked_onc
     assert world.cycle().late == 1
 
 
-def test_a_list_without_the_jobs_of_a_location_proves_no_load_missing(world, rule):
-    """BigQuery names it as unreachable."""
+@pytest.mark.parametrize("answer", [{"unreachable": ["US"]}, {"jobs": "none"}])
+def test_a_list_that_is_not_whole_proves_no_load_missing(world, rule, answer):
+    """BigQuery names a location as unreachable, or the answer has another form."""
     rule.fired(f"{A}/1.json")
     rule.finished()
     rule.arrive(f"{A}/1.json")
     with world.dispatcher() as dispatcher:
         ask = dispatcher.board.calls.ask
-        dispatcher.board.calls.ask = lambda path, query: {"unreachable": ["US"]}
+        dispatcher.board.calls.ask = lambda path, query: answer
         for _ in range(3):
             report = dispatcher.cycle()
             assert report.dispatched == 0
