@@ -124,6 +124,8 @@ class Access:
         :param where: words of a command for the place, which is the last one.
         """
         in_use = {self._account, *(each.account for each in self._others)}
+        if "" in in_use:  # an unknown account may be any of these
+            return
         *commands, place = where
         for account in sorted({self._former[0], self._former[-1]} - in_use):
             for role, condition in bound_roles(policy, account):

@@ -440,6 +440,16 @@ def test_a_right_that_a_set_up_with_another_google_connection_may_need_is_left(c
     assert ["gs://acme-ops", account, f"{ROLE}/bqdispatchFolders", None] in cloud_project.bindings
 
 
+def test_the_environments_account_may_be_that_of_another_google_connection(deployed):
+    """Nobody can see which account that one works as: so nobody is told to take these roles away."""
+    config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
+    other = deployed.deploy("--setup=acme", "--no-rights", "--gcp-conn-id=google_acme", config=config)
+    assert other.returncode == 0, other.stderr
+    done = deployed.deploy(f"--impersonation-chain={DISPATCHER}")
+    assert done.returncode == 0, done.stderr
+    assert "still has" not in done.stderr
+
+
 def test_the_answer_is_what_terraforms_data_source_takes(cloud_project):
     answer = cloud_project.rights()
     assert answer.keys() == {"roles", "buckets", "projects", "acts_as", "account"}
