@@ -175,6 +175,16 @@ def test_a_trace_in_the_intent_of_another_dispatcher_waits_for_it(world, config,
     assert f"waits: {reason}" not in capsys.readouterr().out
 
 
+def test_an_intent_that_may_not_be_read_is_told_and_all_else_is_explained(world, config, capsys):
+    name = world.trace(age=LATER)
+    world.put("intents/another-000001.json", age=5, content="{}")
+    world.control.add_fault("storage.objects.get", "status", status=403, name="*another-000001.json")
+    assert main(["explain", "--config", config(), name]) == 0
+    said = capsys.readouterr()
+    assert "the intents cannot be read, so who dispatches what is not known" in said.err
+    assert "is dispatched next" in said.out
+
+
 def test_what_was_delivered_is_found_until_bqtail_takes_it(world, config, capsys):
     name, window = world.trace(), world.window()
     world.cycle()
