@@ -416,7 +416,7 @@ def test_a_task_begins_in_the_triggerer_where_airflow_can_know_its_arguments_the
     ],
 )
 def test_a_task_that_begins_in_the_triggerer_ends_on_a_worker_where_one_that_is_deferred_does(
-    arguments, after, expected
+    database, arguments, after, expected
 ):
     with DAG("ends", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
         task = DispatchOperator(task_id="dispatch", start_from_trigger=True, **arguments)
