@@ -727,6 +727,15 @@ class TestNothingDeletedIsKept:
         assert len(world.names(TRIGGER)) == 1
         assert traces_of(world) == []
 
+    def loaded_without_an_answer(self, cloud, world, **config):
+        """A window whose firing was not answered, and which BqTail has loaded, in buckets that keep nothing."""
+        world.control.reset()
+        world = World(cloud.url, world.control, config)
+        name = world.window(content='{"EventID": "4711"}')
+        assert self.fire_without_an_answer(world).outcomes == {"pending": 1}
+        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        return world, name
+
     @staticmethod
     def fire_without_an_answer(world, **more):
         """A firing that BqTail takes at once, and of which nobody is told."""
@@ -786,11 +795,7 @@ class TestNothingDeletedIsKept:
 
     def test_a_window_whose_load_is_there_was_fired(self, cloud, world):
         """Its second delivery would load nothing, and might delete files that the first has not loaded."""
-        world.control.reset()
-        world = World(cloud.url, world.control, {})
-        name = world.window(content='{"EventID": "4711"}')
-        assert self.fire_without_an_answer(world).outcomes == {"pending": 1}
-        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world, name = self.loaded_without_an_answer(cloud, world)
         world.control.advance(LATER)
         assert world.cycle().dispatched == 0
         assert world.names(TRIGGER) == []
@@ -798,11 +803,7 @@ class TestNothingDeletedIsKept:
 
     def test_the_load_is_looked_for_at_the_moment_of_the_take_over(self, cloud, world, clock_stands_still):
         """A process that has seen it a moment ago, when the claim was too young, does not remember that."""
-        world.control.reset()
-        world = World(cloud.url, world.control, {})
-        name = world.window(content='{"EventID": "4711"}')
-        self.fire_without_an_answer(world)
-        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world, name = self.loaded_without_an_answer(cloud, world)
         world.control.advance(LATER - 15)
         with world.dispatcher() as dispatcher:
             assert dispatcher.cycle().outcomes["pending"] == 1
@@ -813,11 +814,7 @@ class TestNothingDeletedIsKept:
 
     @pytest.mark.parametrize("call", ["bigquery.jobs.list", "storage.objects.get"])
     def test_no_claim_is_taken_over_while_its_load_cannot_be_looked_for(self, cloud, world, call):
-        world.control.reset()
-        world = World(cloud.url, world.control, {})
-        name = world.window(content='{"EventID": "4711"}')
-        self.fire_without_an_answer(world)
-        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world, name = self.loaded_without_an_answer(cloud, world)
         world.control.advance(LATER)
         world.control.add_fault(call, "status", status=403, **({"name": "*intents/*"} if "storage" in call else {}))
         report = world.cycle()
@@ -830,11 +827,7 @@ class TestNothingDeletedIsKept:
 
     def test_no_claim_is_taken_over_while_its_content_cannot_be_read(self, cloud, world):
         """It tells which load to look for."""
-        world.control.reset()
-        world = World(cloud.url, world.control, {})
-        name = world.window(content='{"EventID": "4711"}')
-        self.fire_without_an_answer(world)
-        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world, name = self.loaded_without_an_answer(cloud, world)
         world.control.advance(LATER)
         with world.dispatcher() as dispatcher:
             read = dispatcher.store.read
@@ -856,11 +849,7 @@ class TestNothingDeletedIsKept:
     @pytest.mark.parametrize("limit", [0, 5])
     def test_no_claim_is_taken_over_while_a_location_cannot_be_listed(self, cloud, world, limit):
         """Its load may run there."""
-        world.control.reset()
-        world = World(cloud.url, world.control, {"MaxConcurrentJobs": limit})
-        name = world.window(content='{"EventID": "4711"}')
-        self.fire_without_an_answer(world)
-        world.jobs(["ds_t--4711_00001_load--dispatch"], age=-1)
+        world, name = self.loaded_without_an_answer(cloud, world, MaxConcurrentJobs=limit)
         world.control.advance(LATER)
         with world.dispatcher() as dispatcher:
             ask = dispatcher.board.calls.ask
