@@ -150,15 +150,16 @@ def delete_old_entries(objects: int, firings: int) -> Cost:
 
 
 def history(*, first: bool = False) -> Cost:
-    """Write the figures of a run into the history, and see whether old documents were looked for within an hour.
+    """Write the figures of a run into the history, and see what BqTail has not taken, of traces and of windows.
+
+    It also asks whether old documents were looked for within an hour.
 
     :param first: whether it is the first run of an hour: it finds no document, and looks for old ones.
     """
     cost = Cost()
     cost.add("storage.objects.get", 2 if first else 3)
     cost.add("storage.objects.insert", 2 if first else 1)
-    if first:
-        cost.add("storage.objects.list", 2)
+    cost.add("storage.objects.list", 4 if first else 2)
     return cost
 
 

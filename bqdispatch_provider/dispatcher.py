@@ -23,6 +23,7 @@ from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.cycle.clean_up import CleanUp
 from bqdispatch_provider.cycle.dispatching import Dispatching, dispatch_plan, select_events
 from bqdispatch_provider.cycle.history import HistoryWriter
+from bqdispatch_provider.cycle.not_taken import NotTaken
 from bqdispatch_provider.cycle.observation import Observation, Observer
 from bqdispatch_provider.cycle.performance import PerformanceWriter
 from bqdispatch_provider.cycle.retention import Retention
@@ -81,6 +82,7 @@ class Dispatcher:
         self._logged_errors: set[str] = set()
         self._performance = PerformanceWriter()
         self.history = HistoryWriter()
+        self._not_taken = NotTaken()
         self._threads = Threads(THREADS, "bqdispatch")
         self._readers = Threads(READERS, "bqdispatch-read")
         for used in (self._client._http, self.session):
@@ -331,11 +333,14 @@ class Dispatcher:
     def write_performance(self, report: Report, label: RunLabel | None = None) -> None:
         """Write ``performance.json`` for BqTail's balancer, and ``waiting.json`` if events wait in trouble.
 
-        With a label, also write the history, and delete what is old in the journal.
+        With a label, also see whether BqTail takes what is delivered, write the history, and delete what is old in the
+        journal.
 
-        :param report: of the run so far.
+        :param report: of the run so far; what went wrong is added.
         :param label: of the run; ``None`` to leave the history as it is.
         """
+        if label is not None:
+            self._not_taken.check(report, self._services)
         self._performance.write(report, self._services)
         if label is not None:
             self.history.write(report, self.store, self.config, label)

@@ -18,6 +18,7 @@ from bqdispatch_provider.commands.output import FAILED, OK, print_commands, prin
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.log_lines import duration
+from bqdispatch_provider.cycle.not_taken import not_taken
 from bqdispatch_provider.cycle.performance import earlier_waits
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -92,13 +93,18 @@ def _look(dispatcher: Dispatcher, reader: JournalReader) -> Iterator[Overview | 
             yield f"the task folder {config.async_task_url!r} cannot be listed: {in_words(error)}"
             continue
         report, (earlier, problem) = seen.report, earlier_waits(store, config.journal_url)
+        untaken, unknown = not_taken(store, config)
+        if untaken:
+            report.add_error(untaken)
         report.waits |= refused_before(seen.plan, earlier)
         now = store.now()
         hour = Figures()
         for figures in reader.spans(now - timedelta(hours=1), now).values():
             hour.add(figures)
         held = reader.quarantine()
-        yield overview(report, config, now, hour, held, problems=[*problem, *reader.problems.values()])
+        yield overview(
+            report, config, now, hour, held, problems=[*problem, *filter(None, [unknown]), *reader.problems.values()]
+        )
 
 
 def _print(seen: Overview) -> None:

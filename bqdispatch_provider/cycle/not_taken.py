@@ -1,0 +1,59 @@
+"""Say so if BqTail takes nothing: what was delivered and lies in the trigger bucket becomes no job."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.windows import MAX_FUNCTION_RUNTIME
+from bqdispatch_provider.cycle.services import Services
+from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
+from bqdispatch_provider.gcp.storage import TaskStore
+from bqdispatch_provider.names import counted, in_words
+
+
+class NotTaken:
+    """Looks for what BqTail has not taken, at most once in the runtime of a function."""
+
+    def __init__(self) -> None:
+        self._next = -math.inf
+
+    def check(self, report: Report, services: Services) -> None:
+        """Look if it is time to, and add to the report what is wrong.
+
+        :param report: of the run so far.
+        :param services: services of the task folder.
+        """
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + MAX_FUNCTION_RUNTIME.total_seconds()
+        for said in filter(None, not_taken(services.store, services.config)):
+            services.recorder(report).error(said)
+
+
+def not_taken(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
+    """Find what was delivered longer ago than a function of BqTail runs.
+
+    It takes a list request for traces, and one for windows.
+
+    :param store: reaches the trigger bucket.
+    :param config: names it.
+    :returns: what BqTail has not taken, and why that is not known, a sentence each; empty if all is well.
+    """
+    prefixes = dict.fromkeys((config.post_job_prefix[1:], config.batch_prefix[1:]))
+    try:
+        listed = [(prefix, each) for prefix in prefixes for each in store.trigger.in_transit(prefix)]
+    except GOOGLE_ERRORS as error:
+        return "", f"whether BqTail takes what is delivered is not known: {in_words(error)}"
+    before = store.now() - MAX_FUNCTION_RUNTIME
+    old = sorted((each.created, f"{prefix}{each.name}") for prefix, each in listed if each.created < before)
+    if not old:
+        return "", ""
+    since, name = old[0]
+    return (
+        f"BqTail has not taken {counted(len(old), 'object')} for more than ten minutes, the first of them "
+        f"{f'gs://{config.trigger_bucket}/{name}'!r} since {since:%Y-%m-%d %H:%M} UTC: see whether its function runs "
+        "and watches this bucket"
+    ), ""
