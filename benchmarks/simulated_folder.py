@@ -23,8 +23,8 @@ from bqdispatch_provider.core.polling import MIN_INTERVAL_S
 from bqdispatch_provider.core.windows import DUE_AFTER
 from bqdispatch_provider.cycle.clean_up import LEDGER_INTERVAL, MAX_LEDGER_PAGES
 from bqdispatch_provider.cycle.dispatching import MAX_TRACES_PER_ROUND
-from bqdispatch_provider.delivery.open_firings import _LIST_INTERVAL_S
 from bqdispatch_provider.delivery.own_intents import MAX_EVENTS_PER_INTENT
+from bqdispatch_provider.delivery.visible_loads import LIST_INTERVAL_S
 from bqdispatch_provider.dispatcher import READERS, THREADS, TIME_TO_LIVE_MARGIN_S
 from bqdispatch_provider.gcp.gcs_batch import BATCH_SIZE
 from bqdispatch_provider.gcp.job_calls import MAX_CALLS_PER_S
@@ -105,7 +105,7 @@ class Folder:
         self.lags: Counter[int] = Counter()
         self.looks: list[float] = []
         self.caught_up = self._windows_cleaned_at = self._ledger_cleaned_at = 0.0
-        self._jobs_listed_at = -_LIST_INTERVAL_S
+        self._jobs_listed_at = -LIST_INTERVAL_S
         self._old = 0
         """Firings to remove from the ledger."""
         self._begun = 0
@@ -182,7 +182,7 @@ class Folder:
         asked = cost.look(objects, self.traces, setup.projects)
         pages = asked.requests["storage.objects.list"]
         jobs = asked.requests.total() - pages
-        if self._begun and now - self._jobs_listed_at >= _LIST_INTERVAL_S:
+        if self._begun and now - self._jobs_listed_at >= LIST_INTERVAL_S:
             asked.add("bigquery.jobs.list", setup.projects)
             self._jobs_listed_at = now
             jobs += setup.projects

@@ -34,9 +34,9 @@ from bqdispatch_provider.core.windows import (
 from bqdispatch_provider.cycle.services import Services
 from bqdispatch_provider.cycle.task_folder import is_fired
 from bqdispatch_provider.cycle.underway import InTransit, find_in_transit, read_intents
+from bqdispatch_provider.delivery.firings_found import FiringsFound
 from bqdispatch_provider.delivery.intents import IntentsFound
 from bqdispatch_provider.delivery.late_windows import MAX_JUDGED, LateWindows
-from bqdispatch_provider.delivery.open_firings import FiringsFound
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.job_answers import JobStates
 from bqdispatch_provider.gcp.objects import ObjectTooLarge

@@ -9,7 +9,7 @@
   BqTail writes a ``.loc`` object for each folder, the first included. By these objects such a window is known. A
   ``.loc`` object is *stale* if an earlier firing has loaded its folder.
 - Fired windows are remembered in the ``ledger``, where their claims lie. Firings whose load is not visible yet, neither
-  by its trace nor in BigQuery's list of jobs, count at the limits (``open_firings``).
+  by its trace nor in BigQuery's list of jobs (``visible_loads``), count at the limits (``open_firings``).
 - BqTail deletes no window from the task folder. The firer deletes a window of many folders before it fires it. The
   clean-up of a cycle deletes a window of one folder once it was kept for ``MaxTriggerDelayMs`` (a setting, by default
   two minutes) after its firing. Until then the ledger keeps it from being fired again.

@@ -539,7 +539,7 @@ def test_a_firing_that_bqtail_never_takes_does_not_make_a_look_longer_each_day(w
 
 @pytest.mark.parametrize("limit", [0, 5])
 def test_a_load_beside_a_window_that_stays_is_looked_for_until_jobs_are_listed(world, one, monkeypatch, limit):
-    monkeypatch.setattr("bqdispatch_provider.delivery.open_firings._LIST_INTERVAL_S", 0)
+    monkeypatch.setattr("bqdispatch_provider.delivery.visible_loads.LIST_INTERVAL_S", 0)
     event = one.arrive(f"{A}/1.json")
     with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
         assert dispatcher.cycle().dispatched == 1

@@ -469,3 +469,17 @@ def test_a_firing_that_is_not_looked_up_takes_a_place(world, monkeypatch):
             assert dispatcher.cycle().dispatched == 0
         world.control.advance(700)
         assert [dispatcher.cycle().dispatched for _ in range(4)] == [1, 1, 1, 0]
+
+
+def test_what_bqtail_has_not_taken_is_asked_for_once_in_a_look_even_if_it_cannot_be_listed(world):
+    world.window(content='{"EventID": "1"}')
+    with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
+        assert dispatcher.cycle().dispatched == 1
+        world.control.advance(700)
+        asked = []
+        for times in (0, None):  # it may be listed; it may not
+            world.control.add_fault("storage.objects.list", "status", bucket=TRIGGER, status=403, times=times)
+            world.control.reset_counters()
+            dispatcher.look()
+            asked.append(world.control.calls()["storage.objects.list"])
+    assert asked[0] == asked[1]
