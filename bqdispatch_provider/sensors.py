@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
 
@@ -15,6 +17,7 @@ from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipExceptio
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.log_lines import ChangeLogger, summary_line, throttle_lines
 from bqdispatch_provider.core.model import Lane
+from bqdispatch_provider.core.polling import AdaptivePolling
 from bqdispatch_provider.core.pools import is_too_small, slots_of
 from bqdispatch_provider.deferral import (
     longest_deferral,
@@ -34,21 +37,27 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from bqdispatch_provider.config import DispatchConfig
+    from bqdispatch_provider.core.plans import Plan
     from bqdispatch_provider.dispatcher import Dispatcher
 
 _TRIGGERER_DELAY = timedelta(minutes=1)
 """Added to what the scheduler allows a deferred sensor: triggers start late if the triggerer is busy."""
 
 
-class _Opened(NamedTuple):
+@dataclass
+class _Opened:
     """Objects that the polls of one try share.
 
     :param dispatcher: keeps what it has read from poll to poll.
     :param change_logger: logs what has changed since the poll before.
+    :param polling: gives the pauses between polls.
+    :param plan: of the last poll.
     """
 
     dispatcher: Dispatcher
     change_logger: ChangeLogger
+    polling: AdaptivePolling
+    plan: Plan | None = None
 
 
 class BqDispatchSensor(BaseSensorOperator):
@@ -69,8 +78,9 @@ class BqDispatchSensor(BaseSensorOperator):
     :param only: filter of events, as lists by key: ``lanes`` (``sql``, ``jobs``, ``windows``), ``projects``,
         ``destinations`` (table patterns, such as ``sales.*``), ``actions`` and ``event_ids``. An event has to match
         every key that is given. Default: all events (templated).
-    :param poke_interval: seconds, or a timedelta, between two polls. If deferred, it is the longest pause: pauses start
-        at one second again after each change.
+    :param poke_interval: the longest pause between two polls, in seconds or as a timedelta. Pauses start at one second
+        again after each change, but with ``exponential_backoff``, and with ``mode="reschedule"``, where each is as
+        long.
     :param timeout: seconds, or a timedelta, to wait for something to dispatch.
     :param soft_fail: skip the task if nothing came within ``timeout``; with ``False`` it fails. An error fails it in
         both cases.
@@ -161,20 +171,29 @@ class BqDispatchSensor(BaseSensorOperator):
 
         :param context: the task's.
         """
-        with self._open() as (dispatcher, change_logger):
-            return self._poll(context, dispatcher, change_logger)
+        with self._open() as opened:
+            return self._poll(context, opened)
 
-    def _poll(self, context: Context, dispatcher: Dispatcher, change_logger: ChangeLogger) -> PokeReturnValue:
+    def _poll(self, context: Context, opened: _Opened) -> PokeReturnValue:
+        dispatcher = opened.dispatcher
         config, store = dispatcher.config, dispatcher.store
         seen = dispatcher.look()
+        opened.plan = seen.plan
         shares = seen.plan.shares()
         number = sum(len(share.events) for share in shares)
-        change_logger.log_if_changed([summary_line(seen.report, number), *throttle_lines(seen.report, config)])
+        lines = [summary_line(seen.report, number), *throttle_lines(seen.report, config)]
+        opened.change_logger.log_if_changed(lines)
         if not shares:
             return PokeReturnValue(is_done=False)
         first = store.task_url(shares[0].events[0].name)
         links.keep(self, context, {links.TaskFolderLink: links.folder_page(first)})
         return PokeReturnValue(is_done=True, xcom_value=hand_on(shares, RunJournal(store, config, context), config))
+
+    def _get_next_poke_interval(self, *args: Any) -> float:
+        """Return the seconds until the next poll, as Airflow's sensor asks for them after each."""
+        if self._opened is None or self.reschedule or self.exponential_backoff:
+            return super()._get_next_poke_interval(*args)
+        return self._opened.polling.next_interval(self._opened.plan, time.monotonic())
 
     def _wait_in_triggerer(self, context: Context, until: datetime) -> NoReturn:
         began = until - timedelta(seconds=self.timeout)
@@ -207,7 +226,8 @@ class BqDispatchSensor(BaseSensorOperator):
         hook = BqDispatchHook(self.bqdispatch_conn_id)
         with hook.get_dispatcher(variables=self.variables, only=self.only) as dispatcher:
             self._warn_of_slots(dispatcher.config)
-            self._opened = _Opened(dispatcher, ChangeLogger(self.log))
+            polling = AdaptivePolling.up_to(self.poke_interval)
+            self._opened = _Opened(dispatcher, ChangeLogger(self.log), polling)
             try:
                 yield self._opened
             finally:

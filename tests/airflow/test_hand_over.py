@@ -12,6 +12,7 @@ from world import JOURNAL
 from bqdispatch_provider import compat
 from bqdispatch_provider.compat import AirflowSkipException
 from bqdispatch_provider.core.log_lines import share_summary
+from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.factory import dispatch_dag
 from bqdispatch_provider.gcp.threads import StopRequest
 from bqdispatch_provider.hooks import BqDispatchHook
@@ -121,6 +122,31 @@ def test_a_busy_run_ends_before_its_time_out_whatever_the_configuration_says(
 
 def test_the_time_out_of_a_run_is_that_of_the_options(database):
     assert dispatch_dag(dagrun_timeout=None).dagrun_timeout is None
+
+
+@pytest.mark.parametrize("more", [{}, {"exponential_backoff": True}])
+def test_a_sensor_on_a_worker_polls_soon_while_something_happens(world, connect, monkeypatch, more):
+    """Its pauses grow while nothing changes, as in the triggerer, unless Airflow's own backoff is asked for."""
+    polls, pauses, look = [], [], Dispatcher.look
+
+    def looking(dispatcher):
+        polls.append(dispatcher)
+        if len(polls) == 3:
+            world.trace()
+        return look(dispatcher)
+
+    monkeypatch.setattr(Dispatcher, "look", looking)
+    pause = BqDispatchSensor._get_next_poke_interval
+    monkeypatch.setattr(BqDispatchSensor, "_get_next_poke_interval", lambda *each: pauses.append(pause(*each)) or 0.01)
+    world.trace(state="RUNNING")
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="detect", map_index=-1, xcom_push=lambda **_: None)
+    due = datetime.now(UTC)
+    context = {"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "logical_date": due, "dag_run": None, "ti": ti}
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        detect = BqDispatchSensor(task_id="detect", timeout=PATIENCE_S, poke_interval=40, **more)
+    (share,) = detect.execute(context)
+    assert (share["events"], len(polls), len(set(polls))) == (1, 3, 1)
+    assert pauses == [1, 1] if not more else min(pauses) >= 20
 
 
 @pytest.mark.parametrize("left", [PATIENCE_S, -1])
