@@ -32,7 +32,7 @@ from bqdispatch_provider.core.targets import (
     is_shortened,
     parse_quarantine_path,
 )
-from bqdispatch_provider.delivery.quarantine_notes import NOTE_ENDING, Note, NoteCache, parse_note, unreadable
+from bqdispatch_provider.delivery.quarantine_notes import FOREIGN, NOTE_ENDING, Note, NoteCache, parse_note, unreadable
 from bqdispatch_provider.gcp.objects import ObjectTooLarge
 from bqdispatch_provider.gcp.rate_limit import SAME_NAME_S
 from bqdispatch_provider.gcp.storage import TaskStore
@@ -136,7 +136,7 @@ class QuarantineStore:
         paths = {name if parse_quarantine_path(name) else name.removesuffix(NOTE_ENDING) for name in by_path}
         parsed = {path: parts for path in sorted(paths) if (parts := parse_quarantine_path(path))}
         keys = {path: by_path[path + NOTE_ENDING].key if path + NOTE_ENDING in by_path else None for path in parsed}
-        missing = notes.missing(keys.values(), self._tasks.task_url(""))
+        missing = notes.missing(keys.values())
         with Threads(_THREADS) as threads:
             sizes = [by_path[name].size for name, _ in missing]
             read = dict(zip(missing, threads.map(self._read_note, missing, sizes), strict=True))
@@ -179,11 +179,11 @@ class QuarantineStore:
         """
         name, since, reason = parsed.name, parsed.day, _NO_NOTE if key is None else _UNREAD
         note = notes.get(key) if key is not None else None
+        if note is FOREIGN:
+            return None
         if note is not None:
-            folder = self._tasks.task_url("")
-            if note.url and not note.url.startswith(folder):
-                return None
-            name, since, reason = note.url.removeprefix(folder) or name, note.since or since, note.reason
+            name = note.url.removeprefix(self._tasks.task_url("")) or name
+            since, reason = note.since or since, note.reason
         if not (_is_event(name) or is_shortened(name)):
             return None
         url, is_read = self._quarantine.task_url(path), key is None or note is not None

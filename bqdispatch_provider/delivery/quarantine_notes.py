@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.targets import parse_quarantine_path, quarantine_path
 
 NOTE_ENDING = ".json"
 """End of the name of a note, after the name of its object."""
+
+MAX_REASON_LENGTH = 4096
+"""Characters of a reason that are shown: a reason of ours names an object or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +22,17 @@ class Note:
     """A note.
 
     :param url: the object's URL in the task folder; empty if the note cannot be read.
-    :param since: creation of the object there (aware); ``None`` if the note cannot be read, or is about an object of
-        another task folder.
-    :param reason: why the object was quarantined, or why the note cannot be read; empty if the note is about another
-        task folder.
+    :param since: creation of the object there (aware); ``None`` if the note cannot be read.
+    :param reason: why the object was quarantined, or why the note cannot be read.
     """
 
-    url: str
-    since: datetime | None
-    reason: str
+    url: str = ""
+    since: datetime | None = None
+    reason: str = ""
+
+
+FOREIGN = Note()
+"""Stands for each note about an object of another task folder."""
 
 
 def parse_note(content: bytes, path: str, folder_url: str, error_url: str) -> Note:
@@ -35,20 +40,20 @@ def parse_note(content: bytes, path: str, folder_url: str, error_url: str) -> No
 
     :param content: of the note.
     :param path: path of its object below ``ErrorURL``.
-    :param folder_url: URL of the task folder. If the note is about another task folder, the path is not checked.
+    :param folder_url: URL of the task folder.
     :param error_url: ``ErrorURL``.
     """
     try:
-        note = json.loads(content)
+        note = documents.parse(content)
         url = note["URL"]
         if not url.startswith(folder_url):
-            return Note(url, None, "")
+            return FOREIGN
         name = url.removeprefix(folder_url)
         created = datetime.fromisoformat(note["Since"]).astimezone(UTC)
         parsed = parse_quarantine_path(path)
         if parsed is None or quarantine_path(created, name, parsed.generation, error_url) != path:
             raise ValueError(f"it is about {name!r}")
-        return Note(url, created, str(note["Reason"]))
+        return Note(url, created, str(note["Reason"])[:MAX_REASON_LENGTH])
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return unreadable(error)
 
@@ -58,7 +63,7 @@ def unreadable(error: Exception) -> Note:
 
     :param error: why it cannot be read.
     """
-    return Note("", None, f"its note cannot be read: {type(error).__name__}: {error}")
+    return Note(reason=f"its note cannot be read: {type(error).__name__}: {error}")
 
 
 class NoteCache:
@@ -82,11 +87,10 @@ class NoteCache:
         """Keep notes."""
         self._notes |= notes
 
-    def missing(self, keys: Iterable[Key | None], folder_url: str) -> list[Key]:
+    def missing(self, keys: Iterable[Key | None]) -> list[Key]:
         """Return the notes to read, and forget those that are gone.
 
         :param keys: of all notes, in the order in which they are wanted; ``None`` for an object without one.
-        :param folder_url: of the task folder; objects of another one are not counted.
         """
         keys = list(keys)
         self._notes = {key: self._notes[key] for key in keys if key is not None and key in self._notes}
@@ -96,7 +100,7 @@ class NoteCache:
             if self._wanted is not None and counted >= self._wanted:
                 break
             note = self._notes.get(key) if key is not None else None
-            counted += note is None or not note.url or note.url.startswith(folder_url)
+            counted += note is not FOREIGN
             if key is not None and note is None:
                 missing.append(key)
         return missing
