@@ -31,7 +31,10 @@ def fetch(url: str, storage_client: Client | None, roots: tuple[str, ...] | None
     :param roots: folders whose files may be read; ``None`` for all.
     :raises ConfigError: when the URL is refused, or the document cannot be read.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # it has a host in brackets, which is none
+        parts = urlsplit("")
     if parts.scheme not in ("gs", "file") or (parts.scheme == "gs" and not GS_URL.fullmatch(url)):
         raise ConfigError([f"the document's URL is {shown(url)}; expected gs://bucket/object or file:///path"])
     try:

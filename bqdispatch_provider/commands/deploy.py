@@ -7,9 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from bqdispatch_provider import __version__
 from bqdispatch_provider.commands.access import Access
@@ -24,6 +22,7 @@ from bqdispatch_provider.commands.packages import Wheel
 from bqdispatch_provider.commands.pools import expected_pools
 from bqdispatch_provider.commands.rights import Rights, required_rights
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.config_source import fetch, read_json
 from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
 from bqdispatch_provider.core.connection import UpdatedConnection, accounts_of
 from bqdispatch_provider.names import in_one_line
@@ -136,7 +135,7 @@ def _extra(options: argparse.Namespace, config: DispatchConfig) -> dict[str, Any
     url = str(config.url)
     # A document on this machine cannot be read there.
     extra: dict[str, Any] = (
-        {"config_url": url} if url.startswith("gs://") else {"config": json.loads(_path(options.config).read_text())}
+        {"config_url": url} if url.startswith("gs://") else {"config": read_json(fetch(url, None, None), url)}
     )
     given = {
         "variables": dict(config.variables) or None,
@@ -144,10 +143,6 @@ def _extra(options: argparse.Namespace, config: DispatchConfig) -> dict[str, Any
         "impersonation_chain": options.impersonation_chain,
     }
     return extra | {key: value for key, value in given.items() if value is not None}
-
-
-def _path(given: str) -> Path:
-    return Path(unquote(urlsplit(given).path)) if "://" in given else Path(given)
 
 
 def _rights(options: argparse.Namespace, config: DispatchConfig, chain: Sequence[str]) -> Rights:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.config_errors import ConfigError
+from bqdispatch_provider.config_errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
@@ -51,13 +51,24 @@ def config_from_environment(options: argparse.Namespace) -> DispatchConfig:
         config = read_config(options, given)
     project = next((name for variable in _PROJECT_VARIABLES if (name := os.environ.get(variable))), None)
     region = os.environ.get("FUNCTION_REGION")
-    timeout_min = float(os.environ.get("FUNCTION_TIMEOUT_SEC") or "inf") / 60
     return replace(
         config,
         project_id=config.project_id or project,
         region=region if region and config.region == DispatchConfig.region else config.region,
-        time_to_live_in_min=min(config.time_to_live_in_min, timeout_min),
+        time_to_live_in_min=min(config.time_to_live_in_min, _function_timeout_s() / 60),
     )
+
+
+def _function_timeout_s() -> float:
+    """Return the time-out of the cloud function, in seconds; infinite outside of one.
+
+    :raises ConfigError: when it is no time.
+    """
+    given = os.environ.get("FUNCTION_TIMEOUT_SEC") or "inf"
+    with suppress(ValueError):
+        if (seconds := float(given)) > 0:
+            return seconds
+    raise ConfigError([f"FUNCTION_TIMEOUT_SEC is {shown(given)}; expected a number of seconds above 0"])
 
 
 def read_variables(options: argparse.Namespace) -> dict[str, str]:

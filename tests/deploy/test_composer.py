@@ -139,6 +139,18 @@ def test_a_document_on_this_machine_goes_into_the_connection(cloud_project, tmp_
     assert config.error_url == "gs://acme-errors/x/"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_document_on_this_machine_is_read_by_the_rules_of_all_documents(cloud_project, tmp_path, encoding):
+    path = tmp_path / "dispatch.json"
+    path.write_text(json.dumps(DOCUMENT | {"PerformanceFile": "\xe9"}, ensure_ascii=False), encoding=encoding)
+    done = cloud_project.deploy(config=path)
+    if encoding == "latin-1":
+        assert (done.returncode, "is no JSON (it is no text)" in done.stderr) == (2, True)
+    else:
+        assert done.returncode == 0, done.stderr
+        assert cloud_project.connection["extra"]["config"]["PerformanceFile"] == "\xe9"
+
+
 def test_a_variable_may_hold_whatever_stands_between_variables_elsewhere(cloud_project):
     for value in ("|~#@!", "|0|1|2|", '"|0', "a,b^c=d|"):
         done = cloud_project.deploy("--var", f"x={value}")

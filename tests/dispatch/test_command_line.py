@@ -326,6 +326,22 @@ def test_without_a_configuration_it_takes_the_go_services_environment(world, con
     assert len(world.names(TRIGGER)) == 1
 
 
+@pytest.mark.parametrize("given", ["abc", "nan", "-1"])
+def test_a_time_out_of_the_go_service_that_is_none_is_one_line(world, given):
+    done = bqdispatch("run", "--once", CONFIG=json.dumps(world.document()), FUNCTION_TIMEOUT_SEC=given)
+    assert done.returncode == 2
+    assert f"FUNCTION_TIMEOUT_SEC is '{given}'; expected a number of seconds above 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("url", ["gs://[x/y", "http://[::1", "file://[x"])
+def test_a_url_with_a_bracket_is_one_line(url):
+    done = bqdispatch("run", "--once", "--config", url)
+    assert done.returncode == 2
+    assert f"the document's URL is '{url}'; expected gs://bucket/object or file:///path" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_with_no_configuration_at_all_it_says_where_it_has_looked():
     done = bqdispatch("run", CONFIG="")
     assert done.returncode == 2
