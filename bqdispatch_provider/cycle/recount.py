@@ -143,7 +143,7 @@ class Recount:
         # First the jobs, which may take long; then the trigger bucket and the folder. What is submitted in between has
         # a trace that is young, by the time before.
         began = services.store.now()
-        active, refused = services.board.active(projects, began)
+        active, refused, partial = services.board.active(projects, began)
         for project, error in refused.items():
             self._recorder.error(f"the jobs of project {project!r} cannot be listed, so its events wait: {error}")
         transit = find_in_transit(services)
@@ -157,7 +157,7 @@ class Recount:
             raise GoogleAPIError(problem)
         traces = [trace for trace in listing.traces if trace.project in projects]
         running = {trace.job for trace in listing.traces if trace.name.job_id in active.get(trace.project, ())}
-        jobs = running | self._about_to_run(traces, began, running)
+        jobs = running | self._may_run(traces, began, running, partial)
         slots = Slots(self._config)
         slots.count_traces(trace for trace in traces if trace.job in jobs)
         slots.count_moved(transit.names | noted.moving, listing.traces)
@@ -170,23 +170,26 @@ class Recount:
                 slots.fill((project, limit))
             self._slots.taken[project, limit] += slots.taken[project, limit]
 
-    def _about_to_run(self, traces: Iterable[Trace], began: datetime, running: Collection[JobKey]) -> set[JobKey]:
-        """Return the jobs of young traces that are not done, and were not listed as running: they may be submitted.
+    def _may_run(
+        self, traces: Iterable[Trace], began: datetime, running: Collection[JobKey], partial: Collection[str]
+    ) -> set[JobKey]:
+        """Return the jobs that are not done, and were not listed as running: those of young traces may be submitted.
 
         They are looked up, which takes a request for each, or a list: a list of active jobs does not tell a job that is
         done from one that is about to appear.
 
         :param began: the storage server's time before the active jobs were listed.
+        :param partial: projects whose list leaves out a location, in which the jobs of older traces may run, too.
         """
-        young = [
+        unlisted = [
             trace
             for trace in traces
-            if began - trace.object.created < SUBMISSION_TIME
+            if (began - trace.object.created < SUBMISSION_TIME or trace.project in partial)
             and trace.job not in running
             and trace.object.key not in self._handed_on
         ]
-        done = self._services.board.look(young).done if young else {}
-        return {trace.job for trace in young if trace.job not in done}
+        done = self._services.board.look(unlisted).done if unlisted else {}
+        return {trace.job for trace in unlisted if trace.job not in done}
 
     def _open_firings(self, listing: Listing, noted: IntentsFound, jobs: Collection[JobKey]) -> list[OpenFiring]:
         services = self._services

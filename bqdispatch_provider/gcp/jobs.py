@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -167,15 +167,18 @@ class JobBoard:
         jobs = {job_id: since for jobs in found.values() for job_id, since in jobs.items()}
         return jobs, refused, {**partial, **refused}
 
-    def active(self, projects: Iterable[str], now: datetime) -> tuple[dict[str, set[str]], dict[str, str]]:
+    def active(
+        self, projects: Iterable[str], now: datetime
+    ) -> tuple[dict[str, set[str]], dict[str, str], Collection[str]]:
         """List the jobs of projects that are pending or running.
 
         :param now: the storage server's time.
-        :returns: by project their IDs, and by project why they cannot be listed.
+        :returns: by project their IDs; by project why they cannot be listed; and the projects whose lists leave out a
+            location, in which more may run.
         """
         query = {"since": now - _MAX_JOB_AGE, "stateFilter": ["pending", "running"]}
-        found, refused, _ = self._list(dict.fromkeys(projects, query))
-        return {project: set(jobs) for project, jobs in found.items()}, refused
+        found, refused, partial = self._list(dict.fromkeys(projects, query))
+        return {project: set(jobs) for project, jobs in found.items()}, refused, partial.keys()
 
     def _list(
         self, queries: Mapping[str, Mapping[str, Any]]

@@ -483,3 +483,27 @@ def test_what_bqtail_has_not_taken_is_asked_for_once_in_a_look_even_if_it_cannot
             dispatcher.look()
             asked.append(world.control.calls()["storage.objects.list"])
     assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("limit", ["MaxConcurrentJobs", "MaxConcurrentSQL"])
+def test_a_job_where_bigquery_cannot_list_takes_its_place_when_the_limits_are_counted_again(world, limit):
+    kind = "query" if limit == "MaxConcurrentSQL" else "load"
+    world.trace(kind)
+    with world.dispatcher(**{limit: 1}) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+    running = world.trace(kind, state="RUNNING", region="asia-east1", age=3600)
+    with world.dispatcher(**{limit: 1}) as late:
+        ask, listed = late.board.calls.ask, []
+
+        def without_a_location(path, query):
+            answer = ask(path, query)
+            if "jobs" in answer:
+                jobs = [job for job in answer["jobs"] if job["jobReference"]["location"] != "asia-east1"]
+                listed.append(path)
+                return {**answer, "jobs": jobs, "unreachable": ["asia-east1"]}
+            return answer
+
+        late.board.calls.ask = without_a_location
+        assert late.dispatch(shares).outcomes == {"throttled": 1}
+        assert listed
+    assert running in world.names()
