@@ -218,6 +218,12 @@ def row(way: Way, measured: Measured) -> str:
     return f"| {way.title} | {number} | {times} | {measured.started} | {measured.cpu:.1f} |"
 
 
+def known_rows() -> dict[str, str]:
+    """Return the rows that the page has, by the names of their ways: those that are not measured again stay."""
+    lines = PAGE.read_text().splitlines()
+    return {name: line for name, way in WAYS.items() for line in lines if line.startswith(f"| {way.title} | ")}
+
+
 def subscribe(url: str, control: StandInControl) -> None:
     """Publish the end of each job, as BigQuery's audit logs do."""
     for path, body in ((TOPIC, {}), (SUBSCRIPTION, {"topic": TOPIC})):
@@ -229,15 +235,16 @@ def main() -> None:
     """Measure, print, and with ``--write`` write the page."""
     parser = argparse.ArgumentParser(description="Measure how soon an event is dispatched, and what idling costs.")
     parser.add_argument("ways", nargs="*", metavar="way", help=f"of {', '.join(WAYS)}; by default all")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/latency.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into the table of docs/latency.md")
     options = parser.parse_args()
     if unknown := set(options.ways) - set(WAYS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; expected some of {', '.join(WAYS)}")
-    lines = [
+    head = [
         "| way to run | events | p50, s | p95, s | p99, s | asset event p50, s | p95, s "
         "| worker processes in an idle minute | CPU s in it |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    measured: dict[str, str] = {}
     document = DOCUMENT | {"MaxConcurrentSQL": LIMIT, "MaxConcurrentJobs": LIMIT}
     pushed = {"config": document, "subscription": SUBSCRIPTION}
     environment = {
@@ -254,12 +261,13 @@ def main() -> None:
         wait_for_dags(live)
         for name in options.ways or WAYS:
             before = starts(live)
-            lines.append(row(WAYS[name], measure(live, url, control, WAYS[name])))
-            print(lines[-1], flush=True)
+            measured[name] = row(WAYS[name], measure(live, url, control, WAYS[name]))
+            print(measured[name], flush=True)
             if name == "minute" and starts(live) == before:
                 raise RuntimeError(f"no process was counted, so the log must have changed its words: {live.log}")
     if options.write:
-        write(PAGE, "latency", "\n".join(lines))
+        rows = known_rows() | measured
+        write(PAGE, "latency", "\n".join([*head, *(rows[name] for name in WAYS if name in rows)]))
 
 
 if __name__ == "__main__":
