@@ -8,7 +8,6 @@ prints.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,7 @@ from bqdispatch_provider.config_errors import ConfigError
 from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
 from bqdispatch_provider.core.connection import UpdatedConnection, stored_extra, updated_connection
 from bqdispatch_provider.core.setups import SetUp
+from bqdispatch_provider.names import shell_joined
 
 _MIN_AIRFLOW = (2, 11)
 _IMAGE = re.compile(r"composer-(?P<composer>\d+)[^ ]*-airflow-(?P<airflow>\d+\.\d+(\.\d+)?)")
@@ -100,7 +100,7 @@ class Environment:
         if described is None:
             raise DeployError(
                 f"there is no environment {name!r} in {location!r}; to list those that exist: "
-                f"`gcloud composer environments list --locations={location}`"
+                f"`{shell_joined(['gcloud', 'composer', 'environments', 'list', f'--locations={location}'])}`"
             )
         return cls._from_description(described)
 
@@ -218,7 +218,7 @@ class Composer:
                 f"{name} {error}, so what it holds besides the configuration is unknown: set it, by "
                 '--update-env-variables, to {"conn_type": "bqdispatch", "extra": {…}} with what has to stay '
                 "(gcp_conn_id, impersonation_chain, subscription, quota_project_id), and deploy again; if nothing has "
-                f"to stay, remove it by `{shlex.join(self._update(f'--remove-env-variables={name}'))}`"
+                f"to stay, remove it by `{shell_joined(self._update(f'--remove-env-variables={name}'))}`"
             ) from None
 
     def variables(self, config: DispatchConfig, connection: UpdatedConnection) -> Step:
@@ -259,7 +259,7 @@ class Composer:
         )
         if not secrets:
             return step
-        return replace(step, typed=shlex.join(self._set_variables({**changed, name: connection.shown}, removed)))
+        return replace(step, typed=shell_joined(self._set_variables({**changed, name: connection.shown}, removed)))
 
     def pools(self, pools: Mapping[str, Pool]) -> Iterator[Step]:
         """Yield the steps that set the pools.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.composer import Composer, Environment, OtherSetUp
 from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step
 from bqdispatch_provider.commands.options import read_config
-from bqdispatch_provider.commands.output import FAILED, OK, print_error
+from bqdispatch_provider.commands.output import FAILED, OK
 from bqdispatch_provider.commands.package_index import PackageIndex, check_own_index, find_wheel
 from bqdispatch_provider.commands.packages import Wheel
 from bqdispatch_provider.commands.pools import expected_pools
@@ -25,7 +24,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_source import fetch, read_json
 from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
 from bqdispatch_provider.core.connection import UpdatedConnection, accounts_of
-from bqdispatch_provider.names import in_one_line
+from bqdispatch_provider.names import in_one_line, shell_joined
 
 
 def composer(options: argparse.Namespace) -> int:
@@ -52,7 +51,7 @@ def composer(options: argparse.Namespace) -> int:
             if not step.done:
                 gcloud.run(step)
     except DeployError as error:
-        print_error(error)
+        print(in_one_line(str(error)), file=sys.stderr)  # its commands are pasted
         return FAILED
     if not options.dry_run:
         account = account or "ACCOUNT"  # that of another connection, which nobody can see from here
@@ -69,7 +68,7 @@ def _smoke(options: argparse.Namespace) -> str:
     """Return the command that checks what was deployed."""
     more = [f"--var={each}" for each in options.var]
     more += [f"--setup={options.setup.name}"] if options.setup.name else []
-    return shlex.join(["bqdispatch", "smoke", "--config", options.config, *more])
+    return shell_joined(["bqdispatch", "smoke", "--config", options.config, *more])
 
 
 def rights(options: argparse.Namespace) -> int:

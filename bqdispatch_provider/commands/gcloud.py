@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bqdispatch_provider.commands.rights import Condition
-from bqdispatch_provider.names import in_one_line
+from bqdispatch_provider.names import in_one_line, shell_joined
 
 _NOT_FOUND = re.compile(r"not[ _]found|\b404\b|does not exist", re.IGNORECASE)
 _HOW_TO_INSTALL = {
@@ -63,9 +62,9 @@ class Step:
 
     def as_typed(self) -> str:
         """Return the command for a shell."""
-        stdin = f"printf %s {shlex.quote(self.stdin)} | " if self.stdin else ""
+        stdin = f"{printf_command(self.stdin)} | " if self.stdin else ""
         token = 'UV_PUBLISH_PASSWORD="$(gcloud auth print-access-token)" ' if self.needs_token else ""
-        return self.typed or stdin + token + shlex.join(self.command)
+        return self.typed or stdin + token + shell_joined(self.command)
 
     def as_comment(self) -> str:
         """Return the title and what changes, as comments for a shell."""
@@ -107,7 +106,7 @@ class Gcloud:
         try:
             return json.loads(printed)
         except ValueError as error:
-            raise DeployError(f"`{shlex.join(['gcloud', *arguments])}` printed no JSON: {error}") from error
+            raise DeployError(f"`{shell_joined(['gcloud', *arguments])}` printed no JSON: {error}") from error
 
     def output(self, *arguments: str) -> bytes:
         """Return what gcloud prints.
@@ -119,7 +118,7 @@ class Gcloud:
         if ended.returncode:
             error = _error_text(ended)
             kind = _NotFound if _NOT_FOUND.search(error) else DeployError
-            raise kind(f"`{shlex.join(command)}` failed: {error}")
+            raise kind(f"`{shell_joined(command)}` failed: {error}")
         return ended.stdout
 
     def iam_policy(self, *arguments: str) -> Mapping[str, Any]:
@@ -164,6 +163,15 @@ def escaped_list(items: Sequence[str]) -> str:
     delimiters = chain(["|"], (f"|{number}|" for number in count()))
     delimiter = next(each for each in delimiters if each.join(items).split(each) == list(items))
     return f"^{delimiter}^{delimiter.join(items)}"
+
+
+def printf_command(text: str) -> str:
+    """Return a shell's command that prints a text. Lines that end as usual are words, so that any shell takes it.
+
+    :param text: not empty.
+    """
+    *lines, rest = text.split("\n")
+    return shell_joined(["printf", "%s", text] if rest else ["printf", "%s\\n", *lines])
 
 
 def _find_program(name: str) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from bqdispatch_provider.commands.composer import Environment
-from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, bound_roles, member_of
+from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, bound_roles, member_of, printf_command
 from bqdispatch_provider.commands.packages import MAX_PIP_CONF_BYTES, PACKAGE, PipConf, Wheel
+from bqdispatch_provider.names import shell_joined, shell_quoted
 
 REPOSITORY, PROXY, INDEX = "bqdispatch", "bqdispatch-pypi", "bqdispatch-index"
 """Repositories of Artifact Registry: one for the wheel, a proxy of PyPI, and an index of both."""
@@ -66,7 +66,7 @@ class PackageIndex:
         if not secrets:
             return step
         (credentials,) = secrets
-        typed = shlex.join([*command, self._wheel.url.replace(credentials, "…")])
+        typed = shell_joined([*command, self._wheel.url.replace(credentials, "…")])
         return replace(step, typed=typed, notes=["where it says … below, put in the credentials before you type this"])
 
     def _repository(self, name: str, purpose: str) -> Step:
@@ -159,10 +159,10 @@ class PackageIndex:
         if not text:
             return step
         # The text may hold passwords, so a dry run edits what is there.
-        cat = shlex.join(["gcloud", "storage", "cat", url])
+        cat = shell_joined(["gcloud", "storage", "cat", url])
         script = f'{{ print }} NR == {after} {{ printf "%s", {json.dumps(added)} }}'
-        typed = f"{cat} | awk {shlex.quote(script)}" if after else f"{{ {cat}; printf %s {shlex.quote(added)}; }}"
-        return replace(step, typed=f"{typed} | {shlex.join(command)}", secrets=conf.secrets)
+        typed = f"{cat} | awk {shell_quoted(script)}" if after else f"{{ {cat}; {printf_command(added)}; }}"
+        return replace(step, typed=f"{typed} | {shell_joined(command)}", secrets=conf.secrets)
 
 
 def check_own_index(gcloud: Gcloud, environment: Environment) -> None:

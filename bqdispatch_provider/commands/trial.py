@@ -8,7 +8,6 @@ delete it there. No job is submitted: the trace is of a finished job of BigQuery
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -26,7 +25,7 @@ from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.rate_limit import SAME_NAME_S
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.gcp.storage_calls import split_folder_url
-from bqdispatch_provider.names import WindowName, counted, in_words
+from bqdispatch_provider.names import WindowName, counted, in_words, shell_joined
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ class Trial:
             return Check("a trace", self._home, CheckResult.NOT_CHECKED, finding)
         job_id = f"bqdispatch_smoke--{int(self._id, 16)}_00001_query--dispatch"
         where = (f"--project_id={self._config.project_id}", f"--location={self._location}")
-        command = shlex.join(["bq", "query", *where, f"--job_id={job_id}", "SELECT 1"])
+        command = shell_joined(["bq", "query", *where, f"--job_id={job_id}", "SELECT 1"])
         finding = (
             f"no finished job whose ID has BqTail's form found in {', '.join(self._finished)}; to try a trace too, "
             "submit one"
