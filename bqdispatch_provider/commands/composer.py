@@ -276,9 +276,10 @@ class Composer:
         """Return the step that copies the DAG file."""
         hint = "you need roles/composer.user, and storage.objects.create on the environment's bucket"
         url, text = f"{self.environment.bucket}/dags/{self._setup.dag_id}.py", self._setup.dag_source
-        there = self.gcloud.describe("storage", "objects", "describe", url)
-        known = self.gcloud.output("storage", "cat", url).decode(errors="replace") if there else ""
-        done = _UP_TO_DATE if known.strip() == text.strip() else ""
+        there, wanted = self.gcloud.describe("storage", "objects", "describe", url) or {}, text.encode()
+        # Whatever has another size is not read.
+        same = int(there.get("size") or 0) == len(wanted) and self.gcloud.output("storage", "cat", url) == wanted
+        done = _UP_TO_DATE if same else ""
         return Step("DAG file", ["gcloud", "storage", "cp", "-", url], hint, done, stdin=text)
 
     def _set_variables(self, changed: Mapping[str, str], removed: Sequence[str]) -> list[str]:

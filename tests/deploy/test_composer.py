@@ -115,6 +115,17 @@ def test_a_role_that_has_other_permissions_is_brought_up_to_date(deployed):
     assert "deleted" not in deployed.roles[role]
 
 
+@pytest.mark.parametrize(("change", "is_read"), [(lambda text: text * 1000, False), (str.swapcase, True)])
+def test_another_dag_file_is_written_over_and_read_only_if_it_has_the_same_size(deployed, change, is_read):
+    url, objects = f"{BUCKET}/dags/bqdispatch.py", deployed.objects
+    text = objects[url]["text"]
+    objects[url]["text"] = change(text)
+    deployed.set(objects=objects)
+    assert deployed.deploy().returncode == 0
+    assert deployed.objects[url]["text"] == text
+    assert (["gcloud", "storage", "cat", url] in deployed.calls) is is_read
+
+
 def test_a_second_set_up_stands_beside_the_first(deployed):
     before = deployed.variables
     config = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/${whose}/Tasks/"}, "acme.json")
