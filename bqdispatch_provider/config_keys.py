@@ -25,7 +25,9 @@ GS_URL = re.compile(rf"gs://{_BUCKET}(/[^/\r\n]+)*/?")
 """``gs://bucket/path``, with or without a slash at its end."""
 
 _KMS_KEY = re.compile(r"[^\s/]+(/[^\s/]+)+")
-_PROJECT = r"([a-z0-9.-]+:)?[A-Za-z0-9_-]+"
+_PROJECT = r"([a-z0-9][a-z0-9.-]*:)?[A-Za-z0-9_][A-Za-z0-9_-]*"
+"""Without a dash at its beginning, which would be that of an option of gcloud."""
+
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _MAX_NUMBER = 10_000_000_000
 _MAX_TEXT_CHARS = 10_000

@@ -23,7 +23,8 @@ OTHER_KEYS = ("variables", "gcp_conn_id", "impersonation_chain", "quota_project_
 _OLD_PREFIX = "extra__bqdispatch__"
 """Forms of older versions of Airflow began the name of each field with this, and connections may have it still."""
 
-_ACCOUNT = re.compile(r"[\w.-]+@[\w.-]+")
+_ACCOUNT = re.compile(r"\w[\w.-]*@[\w.-]+")
+"""Of a service account. One that begins with a dash would be an option of gcloud."""
 
 _SHOWN_KEYS = ("config_url", "gcp_conn_id", "impersonation_chain", "quota_project_id", "subscription")
 """Keys whose values a message may show. Documents and variables are long, and may hold anything."""

@@ -74,6 +74,8 @@ def test_terraform_grants_what_the_command_grants(cloud_project, tmp_path, case)
         {"ErrorURL": "gs://acme-ops/BqTail/Tasks/errors"},
         {"TriggerBucket": "acme ops"},
         {"ProjectID": "acme-ops --role=roles/owner"},
+        {"ProjectID": "--log-http"},
+        {"ProjectID": "acme.example:-ops"},
     ],
 )
 def test_a_document_that_no_dispatcher_accepts_grants_nothing(cloud_project, tmp_path, document):
@@ -240,7 +242,7 @@ def test_the_rights_of_an_account_that_another_set_up_uses_are_not_named(deploye
     assert "still" not in done.stderr
 
 
-@pytest.mark.parametrize("chain", ["dispatcher", "a@acme,,b@acme", '["a@acme", "b@acme"]', "a@acme b@acme"])
+@pytest.mark.parametrize("chain", ["dispatcher", "a@acme,,b@acme", '["a@acme", "b@acme"]', "a@acme b@acme", "-x@acme"])
 def test_a_chain_that_is_none_is_refused_before_anything_is_changed(cloud_project, chain):
     for done in (
         cloud_project.deploy(f"--impersonation-chain={chain}"),
@@ -251,6 +253,16 @@ def test_a_chain_that_is_none_is_refused_before_anything_is_changed(cloud_projec
         assert (done.returncode, done.stdout) == (2, "")
         assert "expected addresses of service accounts" in done.stderr
     assert cloud_project.changes() == []
+
+
+def test_an_account_that_gcloud_would_take_for_an_option_is_refused_in_a_connection_too(deployed):
+    extra = deployed.connection["extra"] | {"impersonation_chain": "-x@acme"}
+    deployed.set_connection({"conn_type": "bqdispatch", "extra": extra})
+    done = deployed.deploy()
+    assert (done.returncode, deployed.changes()) == (2, [])
+    assert "connection 'bqdispatch_default'" in done.stderr
+    assert "impersonation_chain is '-x@acme'; expected addresses of service accounts" in done.stderr
+    assert deployed.deploy(f"--impersonation-chain={DISPATCHER}").returncode == 0
 
 
 def test_what_the_environments_account_is_left_with_is_named(deployed):

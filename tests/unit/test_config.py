@@ -195,6 +195,7 @@ def test_a_misspelt_key_is_a_warning(caplog):
         {"AsyncTaskURL": "gs://ops/\ud800"},
         {"JournalURL": "gs://ops//x"},
         {"ProjectID": "a b/c?"},
+        {"ProjectID": "--log-http"},
         {"MaxTriggerDelayMs": 10**20},
         {"MaxUnknownJobMin": -1},
         {"MaxUnknownJobMin": 1.5},
