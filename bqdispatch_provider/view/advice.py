@@ -162,9 +162,12 @@ def _limit_of(path: str) -> Limit:
 
 
 def _look_at_job(path: str) -> str:
-    """Return the command that shows the job of a trace; empty if its name does not say where the job is."""
+    """Return the command that shows the job of a trace; empty if its name does not say where the job is.
+
+    A project that begins with a dash is none, and would be an option of bq.
+    """
     name = parse_event(path)
-    if isinstance(name, WindowName) or not name.project:
+    if isinstance(name, WindowName) or not name.project or name.project.startswith("-"):
         return ""
     location = f"--location={shell_quoted(name.region)} " if name.region else ""
     return f"bq show --job {location}{shell_quoted(f'{name.project}:{name.job_id}')}"

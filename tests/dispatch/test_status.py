@@ -120,6 +120,13 @@ def test_a_table_with_backticks_is_no_command(world):
     assert commands_in(said) == [f"gcloud storage rm {shlex.quote(url)}", replay_command(world.config(), url)]
 
 
+def test_a_project_that_bq_would_take_for_an_option_is_in_no_command(world):
+    name = "proj:--apilog=owned:US/ds.t--77_00001_load--dispatch"
+    for reason in (Reason.NOT_FOUND, Reason.JOB_RUNNING):
+        wait = Wait(name, reason, datetime(2026, 1, 1, tzinfo=UTC))
+        assert commands_in(next_step(wait, world.url_of(name), world.config())) == []
+
+
 def test_top_draws_until_ctrl_c(world, config):
     world.trace(state="RUNNING", age=LATER)
     code, shown, said = on_a_terminal(
