@@ -11,7 +11,7 @@ from bqdispatch_provider.core.model import Limit, Reason, lane_of
 from bqdispatch_provider.core.targets import split_undecided_name
 from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.names import WindowName, parse_event, shell_quoted
-from bqdispatch_provider.view.suggested_commands import replay_command, smoke_command
+from bqdispatch_provider.view.suggested_commands import gcloud_command, replay_command, smoke_command
 
 
 class Advice(NamedTuple):
@@ -130,9 +130,10 @@ def next_step(  # noqa: PLR0911  (one per reason)
         return _look_for_job(wait.name, until)
     if wait.reason is Reason.UNDECIDED:
         return (
-            f"See in {_table_of(wait.name)} which of its files were loaded. All: delete it, by `gcloud storage rm "
-            f"{shell_quoted(url)}`. Otherwise fire it, by `{replay_command(config, url)}`: folders that are known to "
-            "be loaded are left out. But if its own file was not loaded, all of that file's folder may be loaded again."
+            f"See in {_table_of(wait.name)} which of its files were loaded. All: delete it, by "
+            f"`{gcloud_command('rm', url)}`. Otherwise fire it, by `{replay_command(config, url)}`: folders that are "
+            "known to be loaded are left out. But if its own file was not loaded, all of that file's folder may be "
+            "loaded again."
         )
     return ADVICE[wait.reason].next_step
 
@@ -140,7 +141,7 @@ def next_step(  # noqa: PLR0911  (one per reason)
 def _end_protection(said: str, url: str) -> str:
     for hold, option in (("temporaryHold", "--no-temporary-hold"), ("eventBasedHold", "--no-event-based-hold")):
         if hold in said:
-            command = f"gcloud storage objects update {shell_quoted(url)} {option}"
+            command = gcloud_command("objects update", url, option)
             return f"End the hold, and the next cycle dispatches it: `{command}`"
     if "retention" in said:
         return "Take the retention policy off the bucket of the task folder, or wait until it ends for this object."

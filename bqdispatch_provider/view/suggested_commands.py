@@ -25,6 +25,17 @@ def smoke_command(config: DispatchConfig) -> str:
     return _command(config, "smoke")
 
 
+def gcloud_command(verb: str, url: str, *options: str) -> str:
+    """Return a command for one object: what gcloud takes for wildcards may stand in its name.
+
+    :param verb: of ``gcloud storage``.
+    :param url: of the object.
+    :param options: further words.
+    """
+    alone = re.sub(r"[*?\[]", r"[\g<0>]", url)  # (gcloud, "URI wildcards")
+    return shell_joined(["gcloud", "storage", *verb.split(), alone, *options])
+
+
 def _command(config: DispatchConfig, name: str, *arguments: str) -> str:
     variables = (f"--var={variable}={config.variables[variable]}" for variable in sorted(config.used))
     words = ["bqdispatch", name, "--config", config.url or "FILE", *variables, *arguments]

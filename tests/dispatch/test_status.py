@@ -136,3 +136,14 @@ def test_top_draws_until_ctrl_c(world, config):
     assert b"job running" in shown
     assert b"\x1b[?1049l" in shown.rpartition(b"Lanes")[2]  # the terminal is as it was before
     assert b"Traceback" not in shown + said
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "verb"),
+    [(Reason.UNDECIDED, "", "rm"), (Reason.PROTECTED, "it has a temporaryHold", "objects update")],
+)
+def test_a_name_with_wildcards_of_gcloud_names_one_object(world, reason, said, verb):
+    wait = Wait("undecided/**_h[a]?_1.win.7", reason, datetime(2026, 1, 1, tzinfo=UTC), said)
+    step = next_step(wait, f"gs://ops/tasks/{wait.name}", world.config())
+    (command,) = [each for each in commands_in(step) if each.startswith("gcloud ")]
+    assert f"gcloud storage {verb} 'gs://ops/tasks/undecided/[*][*]_h[[]a][?]_1.win.7'" in command
