@@ -212,7 +212,11 @@ def _add_composer_options(composer: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="Google Cloud connection whose credentials are used; '' removes it; by default it stays as it is",
     )
-    composer.add_argument("--no-rights", action="store_true", help="leave roles and their bindings to Terraform")
+    composer.add_argument(
+        "--no-rights",
+        action="store_true",
+        help="leave roles and their bindings to Terraform, which then takes by_prefix and job_projects",
+    )
     _add_account(composer, "; '' removes them; by default they stay as they are")
 
 

@@ -15,7 +15,7 @@ from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.composer import Composer, Environment, OtherSetUp
 from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step
 from bqdispatch_provider.commands.options import read_config
-from bqdispatch_provider.commands.output import FAILED, OK
+from bqdispatch_provider.commands.output import CANNOT_START, FAILED, OK, print_error
 from bqdispatch_provider.commands.package_index import PackageIndex, check_own_index, find_wheel
 from bqdispatch_provider.commands.packages import Wheel
 from bqdispatch_provider.commands.pools import expected_pools
@@ -31,8 +31,14 @@ def composer(options: argparse.Namespace) -> int:
     """Set everything up in an environment of Cloud Composer, or print the commands.
 
     :param options: of the command line.
-    :returns: the exit code: 1 when a step failed.
+    :returns: the exit code: 1 when a step failed, 2 when options contradict each other.
     """
+    if options.no_rights and (options.by_prefix or options.job_project):
+        print_error(
+            "--no-rights leaves all roles to Terraform, so --by-prefix and --job-project would do nothing: give "
+            "Terraform by_prefix and job_projects instead, or leave --no-rights out"
+        )
+        return CANNOT_START
     config = read_config(options)
     try:
         wheel = None if options.published else find_wheel(options.wheel)

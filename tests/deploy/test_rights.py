@@ -167,6 +167,14 @@ def test_rights_that_terraform_keeps_are_left_to_it(cloud_project):
     assert [binding[0] for binding in cloud_project.bindings] == ["bqdispatch-index"]
 
 
+@pytest.mark.parametrize("option", ["--by-prefix", "--job-project=acme-shop"])
+def test_an_option_that_is_terraforms_alone_is_refused(cloud_project, option):
+    done = cloud_project.deploy("--no-rights", "--dry-run", option)
+    assert (done.returncode, done.stdout, cloud_project.calls) == (2, "", [])
+    assert "give Terraform by_prefix and job_projects instead" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # Another account than the environment's
 
 
