@@ -1,6 +1,7 @@
 """Steps that grant the account its roles: custom roles, their bindings, and the bindings that these replace.
 
-The account is the environment's, or the one that the connection impersonates.
+The account is the environment's, or the one that the connection impersonates. That of another Google Cloud connection
+is unknown: then the commands are shown, and nothing is granted to anybody in its place.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ from bqdispatch_provider.commands.rights import (
     Rights,
     condition_title,
 )
+from bqdispatch_provider.connection_extra import GCP_CONN_ID
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.names import shell_joined
+
+UNKNOWN_ACCOUNT = "ACCOUNT"
+"""Stands in a command for an account that nobody can see from here."""
 
 _GRANTED = "already granted"
 _GOOGLES = "other DAGs may need this role of Google's; if none does"
@@ -38,6 +43,7 @@ class Access:
     :param environment: the environment, whose account it is without impersonation.
     :param others: the other set-ups of the environment.
     :param former: the accounts that the set-up impersonated before.
+    :param gcp_conn_id: the set-up's Google Cloud connection.
     """
 
     def __init__(
@@ -49,14 +55,20 @@ class Access:
         *,
         others: Sequence[OtherSetUp],
         former: Sequence[str],
+        gcp_conn_id: str,
     ) -> None:
         self._gcloud, self._rights, self._setup, self._others = gcloud, rights, setup, others
-        self._chain = (environment.account, *rights.chain)
+        self._gcp_conn_id = gcp_conn_id
+        self._chain = (environment.account if gcp_conn_id == GCP_CONN_ID else UNKNOWN_ACCOUNT, *rights.chain)
         self._former = (environment.account, *former)
         self._account = self._chain[-1]
 
     def steps(self) -> Iterator[Step]:
         """Yield the steps. Each looks at what exists once those before it are done."""
+        if self._chain[0] == UNKNOWN_ACCOUNT:
+            what = f"let it act as {self._chain[1]}" if self._rights.chain else "grant it its roles"
+            done = f"its account is unknown here, so {what} yourself, as it says below"
+            yield Step(f"connection {self._gcp_conn_id}", (), done=done)
         yield from self._impersonation()
         yield from self._roles()
         for bucket in dict.fromkeys(each.bucket for each in self._rights.grants if each.bucket):
@@ -93,7 +105,7 @@ class Access:
         wanted = [each for each in self._rights.grants if each.bucket == bucket]
         for grant in wanted:
             command = [*commands, "add-iam-policy-binding", url, *self._binding(grant.role, grant.condition)]
-            done = _GRANTED if (grant.role, grant.condition) in bound else ""
+            done = _GRANTED if (grant.role, grant.condition) in bound else self._left_to_people(command)
             yield Step(f"the account's role on {url}", command, hint, done, notes=[grant.note] if grant.note else [])
         for role, condition, kept in self._superseded(bound, wanted):
             command = [*commands, "remove-iam-policy-binding", url, *self._binding(role, condition)]
@@ -110,7 +122,7 @@ class Access:
         policy = self._gcloud.iam_policy("projects", "get-iam-policy", project)
         command = ["gcloud", "projects", "add-iam-policy-binding", project, *self._binding(role, None)]
         hint = f"you need roles/resourcemanager.projectIamAdmin in {project!r}"
-        done = _GRANTED if (role, None) in bound_roles(policy, self._account) else ""
+        done = _GRANTED if (role, None) in bound_roles(policy, self._account) else self._left_to_people(command)
         yield Step(f"the account's role on jobs of {project}", command, hint, done)
         yield from self._of_former(policy, {role}, "gcloud", "projects", project)
 
@@ -123,16 +135,16 @@ class Access:
         :param roles: those that a set-up may have had there.
         :param where: words of a command for the place, which is the last one.
         """
-        in_use = {self._account, *(each.account for each in self._others)}
-        if "" in in_use:  # an unknown account may be any of these
-            return
         *commands, place = where
-        for account in sorted({self._former[0], self._former[-1]} - in_use):
-            for role, condition in bound_roles(policy, account):
-                if role in roles:
+        unknown = self._account == UNKNOWN_ACCOUNT
+        for account in sorted({self._former[0], self._former[-1]} - {self._account}):
+            bound = bound_roles(policy, account)
+            for role, condition in bound:
+                if role in roles and not self._needing(account, place, bound, role, condition):
                     binding = self._binding(role, condition, account)
                     command = shell_joined([*commands, "remove-iam-policy-binding", place, *binding])
                     unless = _GOOGLES if role in (READER, VIEWER) else "remove it if nothing else uses that account"
+                    unless += f", and {self._gcp_conn_id} has another account" if unknown else ""
                     yield Step(
                         f"{account} still has {role.rpartition('/')[2]} on {place}", (), done=f"{unless}: {command}"
                     )
@@ -140,13 +152,17 @@ class Access:
     def _impersonation(self) -> Iterator[Step]:
         """Yield the steps that let each account of the chain act as the next one."""
         commands = ["gcloud", "iam", "service-accounts"]
+        policies = {}
         for by, account in pairwise(self._chain):
-            bound = bound_roles(self._gcloud.iam_policy(*commands[1:], "get-iam-policy", account), by)
+            policies[account] = self._gcloud.iam_policy(*commands[1:], "get-iam-policy", account)
+            bound = bound_roles(policies[account], by)
             command = [*commands, "add-iam-policy-binding", account, *self._binding(ACTS_AS, None, by)]
             hint = f"the account has to exist, and you need roles/iam.serviceAccountAdmin on {account}"
-            done = _GRANTED if (ACTS_AS, None) in bound else ""
+            done = _GRANTED if (ACTS_AS, None) in bound else self._left_to_people(command, by)
             yield Step(f"let {by} act as {account}", command, hint, done)
         for by, account in sorted({*pairwise(self._former)} - {*pairwise(self._chain)}):
+            if account in policies and (ACTS_AS, None) not in bound_roles(policies[account], by):
+                continue
             command = [*commands, "remove-iam-policy-binding", account, *self._binding(ACTS_AS, None, by)]
             done = f"remove that if nothing else needs it: {shell_joined(command)}"
             yield Step(f"{by} may still act as {account}", (), done=done)
@@ -160,20 +176,52 @@ class Access:
         """
         conditions = [each.condition for each in wanted if each.condition]
         undone = {each.without for each in wanted if each.condition}
-        bucket, titles = wanted[0].bucket or "", {condition.title for _, condition in bound if condition}
+        place = f"gs://{wanted[0].bucket}"
         for role, condition in bound:
             if condition is not None and condition.title == condition_title(self._setup.dag_id):
                 if condition not in conditions:
                     yield role, condition, ""
             elif condition is None and role in undone:
-                needed = ", ".join(
-                    each.conn_id
-                    for each in self._others
-                    if each.account in (self._account, "")
-                    and condition_title(each.dag_id) not in titles
-                    and each.may_need(bucket, role)
-                )
+                needed = self._needing(self._account, place, bound, role, None)
                 yield role, None, needed and f"not yet: {needed} may need it, until deployed with --by-prefix too"
+
+    def _needing(
+        self,
+        account: str,
+        place: str,
+        bound: Sequence[tuple[str, Condition | None]],
+        role: str,
+        condition: Condition | None,
+    ) -> str:
+        """Return the other set-ups that may need a binding, by their connections. An unknown account may be any.
+
+        :param account: the one that is bound.
+        :param place: a project, or a bucket as ``gs://…``.
+        :param bound: all that it has there.
+        :param role: of the binding.
+        :param condition: of the binding.
+        """
+        titles = {each.title for _, each in bound if each}
+        needing = []
+        for each in self._others:
+            title = condition_title(each.dag_id)
+            # The projects of its --job-project are unknown.
+            unlimited = title not in titles and (
+                not place.startswith("gs://") or each.may_need(place.removeprefix("gs://"), role)
+            )
+            if each.account in (account, "") and (condition.title == title if condition else unlimited):
+                needing.append(each.conn_id)
+        return ", ".join(needing)
+
+    def _left_to_people(self, command: Sequence[str], account: str | None = None) -> str:
+        """Return what people have to do for a binding of an unknown account; empty if the account is known.
+
+        :param command: that binds it.
+        :param account: the one that is bound; by default the one that has the roles.
+        """
+        if (account or self._account) != UNKNOWN_ACCOUNT:
+            return ""
+        return f"fill in the account of {self._gcp_conn_id} for {UNKNOWN_ACCOUNT}: {shell_joined(command)}"
 
     def _binding(self, role: str, condition: Condition | None, account: str | None = None) -> list[str]:
         """Return options of gcloud for a binding, of the account by default."""

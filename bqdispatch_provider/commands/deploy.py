@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.commands.access import Access
+from bqdispatch_provider.commands.access import UNKNOWN_ACCOUNT, Access
 from bqdispatch_provider.commands.agreement import check_other_set_ups
 from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.composer import Composer, Environment, OtherSetUp
@@ -22,7 +22,7 @@ from bqdispatch_provider.commands.pools import expected_pools
 from bqdispatch_provider.commands.rights import Rights, required_rights
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_source import fetch, read_json
-from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
+from bqdispatch_provider.connection_extra import ConnectionExtra
 from bqdispatch_provider.core.connection import UpdatedConnection, accounts_of
 from bqdispatch_provider.names import in_one_line, shell_joined
 
@@ -60,7 +60,7 @@ def composer(options: argparse.Namespace) -> int:
         print(in_one_line(str(error)), file=sys.stderr)  # its commands are pasted
         return FAILED
     if not options.dry_run:
-        account = account or "ACCOUNT"  # that of another connection, which nobody can see from here
+        account = account or UNKNOWN_ACCOUNT  # that of another connection, which nobody can see from here
         print(
             f"Done. Now check it as the account {account}: `gcloud auth application-default login "
             f"--impersonate-service-account={account}`, then `{_smoke(options)}`. Then switch the DAG "
@@ -107,13 +107,16 @@ def _steps(
     yield from _agreement(config, others)
     yield target.check_airflow()
     if not options.no_rights:
-        chain = extra.impersonation_chain or []
-        if extra.gcp_conn_id != GCP_CONN_ID:
-            what = f"let that account act as {chain[0]}" if chain else "grant these roles to that account"
-            done = f"if it uses another account than {environment.account}, {what} yourself"
-            yield Step(f"connection {extra.gcp_conn_id}", (), done=done)
-        rights = _rights(options, config, chain)
-        yield from Access(gcloud, rights, options.setup, environment, others=others, former=connection.former).steps()
+        rights = _rights(options, config, extra.impersonation_chain or [])
+        yield from Access(
+            gcloud,
+            rights,
+            options.setup,
+            environment,
+            others=others,
+            former=connection.former,
+            gcp_conn_id=extra.gcp_conn_id,
+        ).steps()
     if wheel:
         yield from PackageIndex(gcloud, wheel, environment, dry_run=options.dry_run).steps()
     yield target.package(wheel.version if wheel else __version__)

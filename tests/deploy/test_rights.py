@@ -293,12 +293,43 @@ def test_a_condition_that_somebody_has_written_is_told_in_one_line(deployed):
     assert words[-2].endswith("title=theirs\x1b[2J|0|expression=true ||\nfalse\u202e")
 
 
-def test_a_connection_that_may_work_as_another_account_is_named(cloud_project):
-    assert (
-        "connection google_acme … if it uses another account than"
-        in cloud_project.deploy("--gcp-conn-id=google_acme").stderr
+def test_no_account_is_granted_anything_in_place_of_one_that_nobody_can_see_from_here(cloud_project):
+    done = cloud_project.deploy("--gcp-conn-id=google_acme")
+    assert done.returncode == 0, done.stderr
+    assert grants(cloud_project) == {}
+    assert len(cloud_project.roles) == len(ROLES)  # the commands below need them
+    assert "connection google_acme … its account is unknown here, so grant it its roles yourself" in done.stderr
+    said = re.findall(r"fill in the account of google_acme for ACCOUNT: gcloud (.*)", done.stderr)
+    assert len(said) == len(NEEDED)
+    for command in said:
+        filled = command.replace("ACCOUNT", "acme@acme.iam.gserviceaccount.com")
+        subprocess.run(["sh", "-c", f"gcloud {filled}"], env=cloud_project.shell, check=True)
+    assert grants(cloud_project) == {"acme@acme.iam.gserviceaccount.com": NEEDED}
+    assert "unknown here" not in cloud_project.deploy("--gcp-conn-id=google_cloud_default").stderr
+
+
+def test_a_chain_that_begins_with_such_an_account_is_left_to_people_at_its_first_link(cloud_project):
+    done = cloud_project.deploy("--gcp-conn-id=google_acme", f"--impersonation-chain={BETWEEN},{DISPATCHER}")
+    assert done.returncode == 0, done.stderr
+    assert grants(cloud_project) == {DISPATCHER: NEEDED, BETWEEN: {(DISPATCHER, CREATOR)}}
+    assert f"its account is unknown here, so let it act as {BETWEEN} yourself" in done.stderr
+    (command,) = re.findall(r"fill in the account of google_acme for ACCOUNT: (.*)", done.stderr)
+    assert command.startswith(f"gcloud iam service-accounts add-iam-policy-binding {BETWEEN} --member=serviceAccount:A")
+    assert "may still act" not in cloud_project.deploy().stderr
+
+
+def test_what_the_environments_account_is_left_with_beside_a_google_connection_is_named(deployed):
+    """The environment's account is another set-up's too, which needs none of these buckets."""
+    places = {key: f"gs://acme-own/{key}" for key in ("AsyncTaskURL", "JournalURL", "ErrorURL")}
+    config = deployed.replace_document(DOCUMENT | places, "acme.json")
+    assert deployed.deploy("--setup=acme", config=config).returncode == 0
+    done = deployed.deploy("--setup=acme", "--gcp-conn-id=google_acme", config=config)
+    assert done.returncode == 0, done.stderr
+    (line,) = re.findall(rf"{COMPOSER} still has (.*)", done.stderr)
+    assert line.startswith(
+        "bqdispatchFolders on gs://acme-own … remove it if nothing else uses that account, and google_acme has another "
+        f"account: gcloud storage buckets remove-iam-policy-binding gs://acme-own --member={ACCOUNT}"
     )
-    assert "uses another account than" not in cloud_project.deploy("--gcp-conn-id=google_cloud_default").stderr
 
 
 # Other set-ups of the environment
