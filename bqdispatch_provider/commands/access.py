@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from bqdispatch_provider.commands.composer import Environment, OtherSetUp
-from bqdispatch_provider.commands.gcloud import Gcloud, Step, bound_roles, escaped_list, member_of
+from bqdispatch_provider.commands.gcloud import DeployError, Gcloud, Step, bound_roles, escaped_list, member_of
 from bqdispatch_provider.commands.rights import (
     ACTS_AS,
     READER,
@@ -22,10 +22,12 @@ from bqdispatch_provider.commands.rights import (
     Grant,
     Rights,
     condition_title,
+    required_rights,
 )
+from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.connection_extra import GCP_CONN_ID
 from bqdispatch_provider.core.setups import SetUp
-from bqdispatch_provider.names import shell_joined
+from bqdispatch_provider.names import in_words, shell_joined
 
 UNKNOWN_ACCOUNT = "ACCOUNT"
 """Stands in a command for an account that nobody can see from here."""
@@ -61,6 +63,7 @@ class Access:
         self._gcp_conn_id = gcp_conn_id
         self._chain = (environment.account if gcp_conn_id == GCP_CONN_ID else UNKNOWN_ACCOUNT, *rights.chain)
         self._former = (environment.account, *former)
+        self._project = environment.project
         self._account = self._chain[-1]
 
     def steps(self) -> Iterator[Step]:
@@ -76,6 +79,56 @@ class Access:
         for grant in self._rights.grants:
             if grant.project:
                 yield from self._on_jobs(grant.role, grant.project)
+
+    def left_behind(self, former: DispatchConfig | Exception | None) -> Iterator[Step]:
+        """Yield the steps for what the set-up's former configuration took and the new one does not.
+
+        The set-up works with the former one until its connection is set, so these steps come after that. Its own
+        conditions are removed. Other bindings may be in use elsewhere, so they are named.
+
+        :param former: as the existing connection says, or why it is unknown; ``None`` without a connection.
+        """
+        if former is None:
+            return
+        wanted = {(each.place, role) for each in self._rights.grants for role in (each.role, each.without)}
+        places: dict[str, set[str]] = {}
+        if isinstance(former, Exception):
+            yield Step("the former configuration", (), done=f"not compared, since it is unknown: {in_words(former)}")
+        else:
+            for each in required_rights(former, self._setup).grants:
+                if (each.place, each.role) not in wanted:
+                    places.setdefault(each.place, set()).add(each.role)
+        for place, roles in places.items():
+            yield from self._left_behind_on(place, roles, is_gone=place not in dict(wanted))
+        query = ["gcloud", "asset", "search-all-iam-policies", f"--scope=projects/{self._project}"]
+        done = "unknown, if a document was overwritten or a --job-project left out; to list all roles of the account: "
+        done += shell_joined([*query, f"--query=policy:{self._account}"])
+        yield Step("what earlier deployments granted elsewhere", (), done=done)
+
+    def _left_behind_on(self, place: str, roles: Collection[str], *, is_gone: bool) -> Iterator[Step]:
+        """Yield the steps for one place of the former configuration.
+
+        :param place: a project, or a bucket as ``gs://…``.
+        :param roles: those that the new configuration does not take there.
+        :param is_gone: the new configuration takes no role there.
+        """
+        commands = ["gcloud", "storage", "buckets"] if place.startswith("gs://") else ["gcloud", "projects"]
+        try:
+            policy = self._gcloud.iam_policy(*commands[1:], "get-iam-policy", place)
+        except DeployError as error:
+            yield Step(f"the account's former roles on {place}", (), done=f"unknown: {error}")
+            return
+        bound = bound_roles(policy, self._account)
+        for role, condition in bound:
+            command = [*commands, "remove-iam-policy-binding", place, *self._binding(role, condition)]
+            title = f"the account's {role.rpartition('/')[2]} on {place}, which the configuration no longer names"
+            if condition and condition.title == condition_title(self._setup.dag_id) and is_gone:
+                hint = f"you need storage.buckets.setIamPolicy on {place}; run it yourself, for it is not tried again"
+                yield Step(f"remove {title}", command, hint)
+            elif condition is None and role in roles and not self._needing(self._account, place, bound, role, None):
+                unless = _GOOGLES if role == READER else "remove it if nothing else needs it"
+                yield Step(title, (), done=f"{unless}: {shell_joined(command)}")
+        yield from self._of_former(policy, {*roles, VIEWER} if is_gone else roles, *commands, place)
 
     def _roles(self) -> Iterator[Step]:
         several = len({project for project, _ in self._rights.roles}) > 1

@@ -146,20 +146,35 @@ class Environment:
         found = []
         for name, value in sorted(self.variables.items()):
             conn_id = match[1].lower() if (match := _CONNECTION.fullmatch(name)) else setup.conn_id
-            if conn_id == setup.conn_id:
-                continue
-            account = ""
-            config: DispatchConfig | Exception
-            try:
-                if (stored := stored_extra(value)) is None:
-                    continue
-                extra = ConnectionExtra(conn_id, stored)
-                account = self.account_of(extra)
-                config = extra.config(None, lambda: None).for_project(self.project)
-            except (ConfigError, ValueError) as error:
-                config = error
-            found.append(OtherSetUp(conn_id, account, config))
+            if conn_id != setup.conn_id and (other := self._set_up(conn_id, value)):
+                found.append(other)
         return found
+
+    def former_config(self, setup: SetUp) -> DispatchConfig | Exception | None:
+        """Return the configuration that a set-up has by its existing connection, or why that is unknown.
+
+        :param setup: the one that is deployed.
+        :returns: ``None`` without a connection.
+        """
+        former = self._set_up(setup.conn_id, self.variables.get(setup.conn_variable, ""))
+        return former.config if former else None
+
+    def _set_up(self, conn_id: str, value: str) -> OtherSetUp | None:
+        """Read a set-up's connection; ``None`` if it is of another type.
+
+        :param value: of its environment variable.
+        """
+        account = ""
+        config: DispatchConfig | Exception
+        try:
+            if (stored := stored_extra(value)) is None:
+                return None
+            extra = ConnectionExtra(conn_id, stored)
+            account = self.account_of(extra)
+            config = extra.config(None, lambda: None).for_project(self.project)
+        except (ConfigError, ValueError) as error:
+            config = error
+        return OtherSetUp(conn_id, account, config)
 
     @property
     def where(self) -> list[str]:

@@ -106,21 +106,23 @@ def _steps(
     others = environment.other_set_ups(options.setup)
     yield from _agreement(config, others)
     yield target.check_airflow()
+    access = Access(
+        gcloud,
+        _rights(options, config, extra.impersonation_chain or []),
+        options.setup,
+        environment,
+        others=others,
+        former=connection.former,
+        gcp_conn_id=extra.gcp_conn_id,
+    )
     if not options.no_rights:
-        rights = _rights(options, config, extra.impersonation_chain or [])
-        yield from Access(
-            gcloud,
-            rights,
-            options.setup,
-            environment,
-            others=others,
-            former=connection.former,
-            gcp_conn_id=extra.gcp_conn_id,
-        ).steps()
+        yield from access.steps()
     if wheel:
         yield from PackageIndex(gcloud, wheel, environment, dry_run=options.dry_run).steps()
     yield target.package(wheel.version if wheel else __version__)
     yield target.variables(config, connection)
+    if not options.no_rights:
+        yield from access.left_behind(environment.former_config(options.setup))
     yield from target.pools(expected_pools(config, options.setup))
     yield target.dag()
 

@@ -91,6 +91,11 @@ class Grant:
     without: str = ""
     note: str = ""
 
+    @property
+    def place(self) -> str:
+        """The bucket as ``gs://…``, or the project."""
+        return f"gs://{self.bucket}" if self.bucket else str(self.project)
+
 
 @dataclass(frozen=True)
 class Rights:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from clouds import README
+from clouds import DOCUMENT, README
 from marks import write
 from terraform import Terraform
 
@@ -79,6 +79,16 @@ BY_HAND = {
     ),
 }
 
+MOVED = {key: DOCUMENT[key].replace("gs://acme-ops/", "gs://acme-two/") for key in ("AsyncTaskURL", "JournalURL")}
+OF_RIGHTS = {
+    "the document was overwritten by one that names another bucket": (False, lambda cloud: cloud.document(**MOVED)),
+    "by prefix, another document names another bucket": (
+        True,
+        lambda cloud: cloud.replace_document(DOCUMENT | MOVED, "moved.json"),
+    ),
+}
+"""Whether the account is limited by prefix, and a change, which gives the document's URL if that is another one."""
+
 
 def parts(cloud):
     """Return what a deployment changes, by part; who wrote an object how often does not matter."""
@@ -92,17 +102,17 @@ def parts(cloud):
     }
 
 
-def deployed_once(cloud, means, made):
+def deployed_once(cloud, means, made, *, by_prefix=False, **config):
     """Deploy; gives what it changed, and how it ended.
 
     :param made: what Terraform knows to have made.
     """
     before = parts(cloud)
     if means == "the command":
-        done = cloud.deploy()
+        done = cloud.deploy(*["--by-prefix"] * by_prefix, **config)
     else:
         made.apply()
-        done = cloud.deploy("--no-rights")
+        done = cloud.deploy("--no-rights", **config)
     after = parts(cloud)
     changed = ", ".join(word for name, word in CHANGED.items() if before[name] != after[name])
     if done.returncode:
@@ -110,6 +120,34 @@ def deployed_once(cloud, means, made):
         assert not changed
         return "refused", after
     return "all" if len(changed.split(", ")) == len(CHANGED) else changed or "nothing", after
+
+
+def sorted_json(value):
+    return json.dumps(value, sort_keys=True)
+
+
+def of_rights(cloud, new, folder):
+    """Yield the rows of changes after which one of both ways may leave more rights than the other."""
+    for what, (by_prefix, change) in OF_RIGHTS.items():
+        cells, ends = [], []
+        for means in MEANS:
+            cloud.set(**new)
+            cloud.document()
+            made = Terraform(cloud, folder / f"{what}, {means}", by_prefix=by_prefix)
+            deployed_once(cloud, means, made, by_prefix=by_prefix)
+            config = {"config": url} if (url := change(cloud)) else {}
+            made = Terraform(cloud, folder / f"{what}, {means}", by_prefix=by_prefix, **config)
+            first, _ = deployed_once(cloud, means, made, by_prefix=by_prefix, **config)
+            second, end = deployed_once(cloud, means, made, by_prefix=by_prefix, **config)
+            assert second == "nothing"
+            cells.append(f"{first}, {second}")
+            ends.append(end)
+        command, terraform = (set(map(sorted_json, json.loads(end.pop("bindings")))) for end in ends)
+        assert ends[0] == ends[1]
+        left = {"the command": command - terraform, "Terraform": terraform - command}
+        assert all(len(found) <= 1 for found in left.values())
+        said = " and ".join(f"{means} leaves a binding" for means, found in left.items() if found)
+        yield f"| {what} | {' | '.join(cells)} | {said or 'the same'} |"
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +187,7 @@ def test_the_first_time_brings_it_about_and_the_second_changes_nothing(cloud_pro
         assert all(each[1] in ("nothing", "refused") for each in by.values())
         cells = [f"{by[means][0]}, {by[means][1]}" for means in MEANS]
         lines.append(f"| {what} | {' | '.join(cells)} | {'the same' if same else 'as it was'} |")
-    table = "\n".join(lines)
+    table = "\n".join([*lines, *of_rights(cloud_project, new, tmp_path)])
     if page:
         write(page, "deployments", table)
     else:
