@@ -79,6 +79,12 @@ BY_HAND = {
     ),
 }
 
+
+def widen(bindings):
+    (condition,) = [condition for place, _, _, condition in bindings if place == "gs://acme-ops"]
+    condition["expression"] = "true"
+
+
 MOVED = {key: DOCUMENT[key].replace("gs://acme-ops/", "gs://acme-two/") for key in ("AsyncTaskURL", "JournalURL")}
 OF_RIGHTS = {
     "the document was overwritten by one that names another bucket": (False, lambda cloud: cloud.document(**MOVED)),
@@ -86,6 +92,7 @@ OF_RIGHTS = {
         True,
         lambda cloud: cloud.replace_document(DOCUMENT | MOVED, "moved.json"),
     ),
+    "by prefix, a condition was widened": (True, edited("bindings", widen)),
 }
 """Whether the account is limited by prefix, and a change, which gives the document's URL if that is another one."""
 

@@ -118,6 +118,22 @@ def test_terraform_follows_the_configuration(cloud_project, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
+def test_a_condition_that_was_widened_by_hand_is_left_by_terraform_and_removed_by_the_command(cloud_project, tmp_path):
+    made = Terraform(cloud_project, tmp_path / "terraform", by_prefix=True)
+    made.apply()
+    wanted = cloud_project.bindings
+    widened = [[*each[:3], each[3] and {**each[3], "expression": "true"}] for each in wanted]
+    cloud_project.set(bindings=widened)
+    made.apply()
+    assert "No changes." in made.plan()
+    assert all(each in cloud_project.bindings for each in widened)  # so the account is not limited
+    assert cloud_project.deploy("--by-prefix").returncode == 0
+    by_place = sorted(each for each in cloud_project.bindings if each[0] != "bqdispatch-index")
+    assert by_place == sorted(wanted)
+    assert "No changes." in made.plan()
+
+
+@pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here")
 def test_a_role_that_was_deleted_is_named_with_the_command_that_brings_it_back(cloud_project, tmp_path):
     made = Terraform(cloud_project, tmp_path / "terraform")
     made.apply()
