@@ -39,6 +39,8 @@ class TriggerBucket:
     def in_transit(self, prefix: str) -> list[StoredObject]:
         """List the deliveries of a prefix that BqTail has not consumed: one request per 1,000 objects.
 
+        An object that stands for a folder, as the console makes them, is no delivery.
+
         :param prefix: a folder with its slash, or what names begin with.
         :returns: the objects, with names behind the prefix.
         :raises google.api_core.exceptions.GoogleAPIError: when they cannot be listed, or are too many.
@@ -48,7 +50,8 @@ class TriggerBucket:
         for number, page in enumerate(self._calls.pages(self._bucket, query)):
             if number == _MAX_TRANSIT_PAGES:  # the young ones, which count, may lie behind
                 raise GoogleAPIError(f"more than {1000 * number:,} objects lie there that BqTail has not consumed")
-            found += [stored_object(item, len(prefix)) for item in page.get("items", ())]
+            items = (item for item in page.get("items", ()) if not item["name"].endswith("/"))
+            found += [stored_object(item, len(prefix)) for item in items]
         return found
 
     def versions(self, prefixes: Sequence[str]) -> list[list[StoredObject] | Result]:

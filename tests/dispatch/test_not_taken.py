@@ -51,6 +51,15 @@ def test_the_first_of_many_is_named(world):
     assert world.blob(first, TRIGGER).time_created.strftime("since %Y-%m-%d %H:%M UTC") in said
 
 
+def test_a_folder_that_somebody_has_made_there_is_no_delivery(world, limits):
+    """The console makes an empty object for each, which nobody ever takes."""
+    for folder in ("_bqjob_/", "_bqjob_/2026-01-01_00/", "_batch_/"):
+        world.client.bucket(TRIGGER).blob(folder).upload_from_string(b"")
+    assert run(world, **limits).errors == []
+    world.control.advance(700)
+    assert run(world, **limits).errors == []
+
+
 def test_a_lasting_run_asks_once_in_ten_minutes(world, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(watched.time, "monotonic", lambda: now)
