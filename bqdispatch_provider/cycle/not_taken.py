@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from datetime import datetime
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.report import Report
@@ -36,24 +37,31 @@ class NotTaken:
 def not_taken(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
     """Find what was delivered longer ago than a function of BqTail runs.
 
-    It takes a list request for traces, and one for windows.
+    It takes a list request for traces, and one for windows. Only while more than 1,000 younger objects lie there, it
+    takes more.
 
     :param store: reaches the trigger bucket.
     :param config: names it.
     :returns: what BqTail has not taken, and why that is not known, a sentence each; empty if all is well.
     """
-    prefixes = dict.fromkeys((config.post_job_prefix[1:], config.batch_prefix[1:]))
-    try:
-        listed = [(prefix, each) for prefix in prefixes for each in store.trigger.in_transit(prefix)]
-    except GOOGLE_ERRORS as error:
-        return "", f"whether BqTail takes what is delivered is not known: {in_words(error)}"
     before = store.now() - MAX_FUNCTION_RUNTIME
-    old = sorted((each.created, f"{prefix}{each.name}") for prefix, each in listed if each.created < before)
+    old: list[tuple[datetime, str]] = []
+    are_all = True
+    for prefix in (config.post_job_prefix[1:], config.batch_prefix[1:]):
+        try:
+            found, has_more = store.trigger.older_than(prefix, before)
+        except GOOGLE_ERRORS as error:
+            return "", f"whether BqTail takes what is delivered is not known: {in_words(error)}"
+        old += [(each.created, f"{prefix}{each.name}") for each in found]
+        are_all = are_all and not has_more
     if not old:
         return "", ""
-    since, name = old[0]
+    since, name = min(old)
+    number, which = counted(len(old), "object"), "the first of them"
+    if not are_all:
+        number, which = f"at least {number}", "one of them"
     return (
-        f"BqTail has not taken {counted(len(old), 'object')} for more than ten minutes, the first of them "
+        f"BqTail has not taken {number} for more than ten minutes, {which} "
         f"{f'gs://{config.trigger_bucket}/{name}'!r} since {since:%Y-%m-%d %H:%M} UTC: see whether its function runs "
         "and watches this bucket"
     ), ""

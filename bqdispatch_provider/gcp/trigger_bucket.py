@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,20 +39,38 @@ class TriggerBucket:
     def in_transit(self, prefix: str) -> list[StoredObject]:
         """List the deliveries of a prefix that BqTail has not consumed: one request per 1,000 objects.
 
-        An object that stands for a folder, as the console makes them, is no delivery.
-
         :param prefix: a folder with its slash, or what names begin with.
         :returns: the objects, with names behind the prefix.
         :raises google.api_core.exceptions.GoogleAPIError: when they cannot be listed, or are too many.
         """
+        return [each for page, _ in self._in_transit(prefix) for each in page]
+
+    def older_than(self, prefix: str, moment: datetime) -> tuple[list[StoredObject], bool]:
+        """List deliveries that BqTail has not consumed since a moment, as far as the first page that has some.
+
+        Traces lie by the hour of their creation, so that is the first page of all if BqTail takes nothing.
+
+        :param prefix: a folder with its slash.
+        :param moment: the time (aware).
+        :returns: the objects, with names behind the prefix, and whether there may be more.
+        :raises google.api_core.exceptions.GoogleAPIError: when they cannot be listed, or there are too many others.
+        """
+        for page, has_next in self._in_transit(prefix):
+            if old := [each for each in page if each.created < moment]:
+                return old, has_next
+        return [], False
+
+    def _in_transit(self, prefix: str) -> Iterator[tuple[list[StoredObject], bool]]:
+        """Yield the deliveries page by page, each with whether another page follows.
+
+        An object that stands for a folder, as the console makes them, is no delivery.
+        """
         query = {"prefix": prefix, "fields": "items(name,generation,timeCreated),nextPageToken"}
-        found: list[StoredObject] = []
         for number, page in enumerate(self._calls.pages(self._bucket, query)):
             if number == _MAX_TRANSIT_PAGES:  # the young ones, which count, may lie behind
                 raise GoogleAPIError(f"more than {1000 * number:,} objects lie there that BqTail has not consumed")
             items = (item for item in page.get("items", ()) if not item["name"].endswith("/"))
-            found += [stored_object(item, len(prefix)) for item in items]
-        return found
+            yield [stored_object(item, len(prefix)) for item in items], "nextPageToken" in page
 
     def versions(self, prefixes: Sequence[str]) -> list[list[StoredObject] | Result]:
         """List all versions of objects: live, noncurrent and soft-deleted ones.

@@ -60,6 +60,24 @@ def test_a_folder_that_somebody_has_made_there_is_no_delivery(world, limits):
     assert run(world, **limits).errors == []
 
 
+def test_of_very_many_the_first_page_is_enough(world, config, capsys, monkeypatch):
+    """They are more every minute while BqTail takes nothing: to list them all would take ever longer, and then fail."""
+    monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.PAGE_SIZE", 2)
+    monkeypatch.setattr("bqdispatch_provider.gcp.trigger_bucket._MAX_TRANSIT_PAGES", 2)
+    world.traces(5)
+    run(world)
+    world.control.advance(700)
+    (said,) = run(world).errors
+    assert said.startswith("BqTail has not taken at least 2 objects for more than ten minutes, one of them ")
+    with world.dispatcher() as dispatcher:
+        dispatcher.store.now()
+        world.control.reset_counters()
+        assert watched.not_taken(dispatcher.store, dispatcher.config) == (said, "")
+        assert world.control.calls() == {"storage.objects.list": 2}
+    assert main(["status", "--json", "--config", str(config())]) == 1
+    assert json.loads(capsys.readouterr().out)["errors"] == [said]
+
+
 def test_a_lasting_run_asks_once_in_ten_minutes(world, monkeypatch):
     now = 1000.0
     monkeypatch.setattr(watched.time, "monotonic", lambda: now)
