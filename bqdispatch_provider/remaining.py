@@ -57,12 +57,15 @@ def remaining_urls(folder: TaskFolder, only: EventFilter) -> Iterator[str]:
 def delivered(store: ObjectStore, config: DispatchConfig) -> Iterator[tuple[str, TraceName | WindowName | None]]:
     """Find what was delivered to the trigger bucket, and BqTail has not taken yet.
 
+    An object that stands for a folder, as the console makes them, is no delivery.
+
     :returns: the URL of each object, and the name of the event; ``None`` if that is invalid.
     """
     for prefix in (config.post_job_prefix, config.batch_prefix):
         target = f"gs://{config.trigger_bucket}{prefix}"
         for url in store.list_urls(target):
-            yield url, _parse_delivered(url.removeprefix(target), batch=prefix == config.batch_prefix)
+            if not url.endswith("/"):
+                yield url, _parse_delivered(url.removeprefix(target), batch=prefix == config.batch_prefix)
 
 
 def first_remaining(

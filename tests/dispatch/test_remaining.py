@@ -148,6 +148,13 @@ def test_what_was_delivered_under_a_name_that_cannot_be_read_is_left_of_everythi
     assert seen(world) == ["sales"]
 
 
+def test_a_folder_that_somebody_has_made_there_is_not_waited_for(world):
+    """The console makes an empty object for each, which nobody ever takes."""
+    for folder in ("_bqjob_/", "_bqjob_/2026-01-01_10/", "_batch_/"):
+        world.client.bucket(TRIGGER).blob(folder).upload_from_string(b"")
+    assert seen(world) == []
+
+
 def test_a_window_is_a_load_to_come_and_has_no_event_id(world):
     window = world.window("sales.orders")
     assert seen(world, EventFilter(actions=("load",))) == [window]
