@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,7 @@ class Access:
         self._gcp_conn_id = gcp_conn_id
         self._chain = (environment.account if gcp_conn_id == GCP_CONN_ID else UNKNOWN_ACCOUNT, *rights.chain)
         self._former = (environment.account, *former)
-        self._project = environment.project
+        self._environment = environment
         self._account = self._chain[-1]
 
     def steps(self) -> Iterator[Step]:
@@ -84,7 +85,8 @@ class Access:
         """Yield the steps for what the set-up's former configuration took and the new one does not.
 
         The set-up works with the former one until its connection is set, so these steps come after that. Its own
-        conditions are removed. Other bindings may be in use elsewhere, so they are named.
+        conditions are removed, unless another environment may use them. Other bindings may be in use elsewhere, so they
+        are named.
 
         :param former: as the existing connection says, or why it is unknown; ``None`` without a connection.
         """
@@ -100,7 +102,7 @@ class Access:
                     places.setdefault(each.place, set()).add(each.role)
         for place, roles in places.items():
             yield from self._left_behind_on(place, roles, is_gone=place not in dict(wanted))
-        query = ["gcloud", "asset", "search-all-iam-policies", f"--scope=projects/{self._project}"]
+        query = ["gcloud", "asset", "search-all-iam-policies", f"--scope=projects/{self._environment.project}"]
         done = "unknown, if a document was overwritten or a --job-project left out; to list all roles of the account: "
         done += shell_joined([*query, f"--query=policy:{self._account}"])
         yield Step("what earlier deployments granted elsewhere", (), done=done)
@@ -124,11 +126,34 @@ class Access:
             title = f"the account's {role.rpartition('/')[2]} on {place}, which the configuration no longer names"
             if condition and condition.title == condition_title(self._setup.dag_id) and is_gone:
                 hint = f"you need storage.buckets.setIamPolicy on {place}; run it yourself, for it is not tried again"
-                yield Step(f"remove {title}", command, hint)
+                if users := self._other_users:
+                    done = f"{users}; remove it if nothing else needs it: {shell_joined(command)}"
+                    yield Step(title, (), done=done)
+                else:
+                    yield Step(f"remove {title}", command, hint)
             elif condition is None and role in roles and not self._needing(self._account, place, bound, role, None):
                 unless = _GOOGLES if role == READER else "remove it if nothing else needs it"
                 yield Step(title, (), done=f"{unless}: {shell_joined(command)}")
         yield from self._of_former(policy, {*roles, VIEWER} if is_gone else roles, *commands, place)
+
+    @cached_property
+    def _other_users(self) -> str:
+        """The environments of the region that may use this set-up's conditions, in words; empty if none may.
+
+        A set-up of the same name knows them by the same title, and its account may be the same.
+        """
+        environment, variable = self._environment, self._setup.conn_variable
+        where = [f"--locations={environment.location}", f"--project={environment.project}"]
+        try:
+            listed = self._gcloud.describe("composer", "environments", "list", *where) or ()
+        except DeployError as error:
+            return f"whether another environment uses it is unknown: {error}"
+        variables = {
+            each["name"].rpartition("/")[2]: each.get("config", {}).get("softwareConfig", {}).get("envVariables", {})
+            for each in listed
+        }
+        users = [name for name, known in variables.items() if name != environment.name and variable in known]
+        return f"environment {', '.join(users)} has a set-up of this name, which may use it" if users else ""
 
     def _roles(self) -> Iterator[Step]:
         several = len({project for project, _ in self._rights.roles}) > 1

@@ -136,6 +136,16 @@ def describe(state, options, given, name):
     }
 
 
+def list_environments(state, options, given):
+    """Those of a region: the one that is deployed to, and others that a test has put beside it."""
+    own = describe(state, {"location": options["locations"]}, given, state["environment"])
+    others = [
+        {**own, "name": own["name"].rpartition("/")[0] + f"/{name}", "config": {"softwareConfig": software}}
+        for name, software in state.get("neighbours", {}).items()
+    ]
+    return [own, *others]
+
+
 def update(state, options, given, name):
     before = json.dumps([state["packages"], state["variables"]])
     if "update-pypi-package" in options:
@@ -262,6 +272,7 @@ def copy(state, options, given, url):
 BIND = "member role condition"
 COMMANDS = {
     r"composer environments describe (\S+)": (describe, "location"),
+    r"composer environments list": (list_environments, "locations"),
     r"composer environments update (\S+)": (
         update,
         "location update-pypi-package update-env-variables remove-env-variables",

@@ -36,6 +36,24 @@ def test_a_condition_of_its_own_is_removed_once_the_connection_names_the_new_doc
     assert cloud_project.state() == before
 
 
+@pytest.mark.parametrize("case", ["a set-up of the name", "another set-up", "no list"])
+def test_a_condition_that_an_environment_beside_it_may_use_is_named(cloud_project, moved, case):
+    """As that which takes the place of this one, and which the same account and the same folders were given."""
+    assert cloud_project.deploy("--by-prefix").returncode == 0
+    variables = {} if case == "another set-up" else cloud_project.variables
+    refuse = {"composer environments list": "PERMISSION_DENIED"} if case == "no list" else {}
+    cloud_project.set(neighbours={"ops-3": {"envVariables": variables}, "new": {}}, refuse=refuse)
+    done = cloud_project.deploy("--by-prefix", config=moved)
+    assert done.returncode == 0, done.stderr
+    assert len(on(cloud_project, "gs://acme-ops")) == (case != "another set-up")
+    said = [line for line in done.stderr.splitlines() if "remove-iam-policy-binding gs://acme-ops " in line]
+    if case != "another set-up":
+        (line,) = said
+        assert ("environment ops-3 has" if case != "no list" else "PERMISSION_DENIED") in line
+        subprocess.run(["sh", "-c", line[line.index("gcloud storage") :]], env=cloud_project.shell, check=True)
+        assert on(cloud_project, "gs://acme-ops") == []
+
+
 def test_what_has_no_condition_is_named_with_the_command_that_takes_it_away(cloud_project, moved):
     assert cloud_project.deploy().returncode == 0
     done = cloud_project.deploy(config=moved)
