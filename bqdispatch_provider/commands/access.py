@@ -123,7 +123,7 @@ class Access:
         bound = bound_roles(policy, self._account)
         for role, condition in bound:
             command = [*commands, "remove-iam-policy-binding", place, *self._binding(role, condition)]
-            title = f"the account's {role.rpartition('/')[2]} on {place}, which the configuration no longer names"
+            title = f"the account's {role.rpartition('/')[2]} on {place}, which the configuration no longer needs"
             if condition and condition.title == condition_title(self._setup.dag_id) and is_gone:
                 hint = f"you need storage.buckets.setIamPolicy on {place}; run it yourself, for it is not tried again"
                 if users := self._other_users:

@@ -59,7 +59,7 @@ def test_what_has_no_condition_is_named_with_the_command_that_takes_it_away(clou
     done = cloud_project.deploy(config=moved)
     assert done.returncode == 0, done.stderr
     assert len(on(cloud_project, "gs://acme-ops")) == 1
-    (line,) = [line for line in done.stderr.splitlines() if "no longer names" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "no longer needs" in line]
     said, _, command = line.partition(": ")
     assert "bqdispatchFolders on gs://acme-ops" in said
     assert said.endswith("remove it if nothing else needs it")
@@ -84,7 +84,7 @@ def test_a_dry_run_of_it_is_a_script_that_a_shell_takes(cloud_project, moved):
 def test_what_another_set_up_needs_there_is_not_named(deployed, moved):
     other = deployed.replace_document(DOCUMENT | {"AsyncTaskURL": "gs://acme-ops/acme/Tasks/"}, "acme.json")
     assert deployed.deploy("--setup=acme", config=other).returncode == 0
-    assert "no longer names" not in deployed.deploy(config=moved).stderr
+    assert "no longer needs" not in deployed.deploy(config=moved).stderr
 
 
 def test_a_former_account_is_named_on_a_former_bucket(deployed, moved):
@@ -111,6 +111,8 @@ def test_variables_that_changed_are_another_configuration(cloud_project, by_pref
     assert cloud_project.deploy("--var=p=acme-one", *more, config=config).returncode == 0
     done = cloud_project.deploy("--var=p=acme-two", *more, config=config)
     assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "remove-iam-policy-binding gs://acme-ops " in line]
+    assert ["no longer needs" in line for line in lines] == [True] * (not by_prefix)  # the bucket is named still
     said = "gcloud projects remove-iam-policy-binding acme-one"
     assert f"{said} --member={ACCOUNT} --role=projects/acme-one/roles/bqdispatchJobs --condition=None" in done.stderr
     assert len(on(cloud_project, "gs://acme-one-e")) == (not by_prefix)
@@ -137,7 +139,7 @@ def test_what_a_document_named_before_it_was_overwritten_is_said_to_be_unknown(c
     cloud_project.document(**MOVED)
     done = cloud_project.deploy()
     assert done.returncode == 0, done.stderr
-    assert "no longer names" not in done.stderr
+    assert "no longer needs" not in done.stderr
     (line,) = [
         line
         for line in done.stderr.splitlines()
@@ -150,5 +152,5 @@ def test_what_a_document_named_before_it_was_overwritten_is_said_to_be_unknown(c
 def test_rights_that_terraform_keeps_are_not_looked_at(deployed, moved):
     done = deployed.deploy("--no-rights", config=moved)
     assert done.returncode == 0
-    assert "no longer names" not in done.stderr
+    assert "no longer needs" not in done.stderr
     assert "earlier deployments" not in done.stderr
