@@ -79,8 +79,8 @@ class BqDispatchSensor(BaseSensorOperator):
         ``destinations`` (table patterns, such as ``sales.*``), ``actions`` and ``event_ids``. An event has to match
         every key that is given. Default: all events (templated).
     :param poke_interval: the longest pause between two polls, in seconds or as a timedelta. Pauses start at one second
-        again after each change, but with ``exponential_backoff``, and with ``mode="reschedule"``, where each is as
-        long.
+        again after each change. With ``mode="reschedule"`` every pause is as long, and with ``exponential_backoff``
+        pauses are Airflow's.
     :param timeout: seconds, or a timedelta, to wait for something to dispatch.
     :param soft_fail: skip the task if nothing came within ``timeout``; with ``False`` it fails. An error fails it in
         both cases.
