@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
-from datetime import timedelta
 
 from google.cloud.storage import Client
 
 from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.windows import MAX_FUNCTION_RUNTIME
 from bqdispatch_provider.gcp import permissions
 from bqdispatch_provider.gcp.bucket_settings import cannot_be_checked
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.gcp.storage_answers import Result
 from bqdispatch_provider.names import counted, in_words
-
-MAX_UNCONSUMED_AGE = timedelta(minutes=15)
-"""BqTail does not consume a delivered object that is older: its functions live for nine minutes at most."""
 
 
 class BucketChecks:
@@ -145,18 +141,17 @@ class BucketChecks:
         }.items():
             url = f"gs://{self._config.trigger_bucket}{prefix}"
             try:
-                with closing(TaskStore(self._client, url, self._config.trigger_bucket or "")) as store:
-                    now, objects = store.listing()
+                old, has_more = self._store.trigger.older_than(prefix[1:], self._store.now() - MAX_FUNCTION_RUNTIME)
             except GOOGLE_ERRORS as error:
                 yield Check(what, url, CheckResult.NOT_CHECKED, f"cannot be listed: {in_words(error)}")
                 continue
-            old = [each for each in objects if now - each.created > MAX_UNCONSUMED_AGE]
             if not old:
                 yield Check(what, url, CheckResult.OK, "no delivered object has waited for long")
                 continue
             oldest = min(old, key=lambda each: each.created)
             finding = (
-                f"{counted(len(old), 'object')} older than {MAX_UNCONSUMED_AGE.seconds // 60} minutes, the oldest "
+                f"{'at least ' if has_more else ''}{counted(len(old), 'object')} older than "
+                f"{MAX_FUNCTION_RUNTIME.seconds // 60} minutes, {'one' if has_more else 'the oldest'} "
                 f"since {oldest.created:%Y-%m-%d %H:%M} UTC ({oldest.name!r}): see that {key} {prefix!r} is "
                 "BqTail's too, and that its function runs without errors"
             )

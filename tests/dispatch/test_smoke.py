@@ -161,6 +161,27 @@ def test_a_broken_set_up_is_found_and_named(world, look, broken):
     assert said in next(found[each] for each in sorted(what))
 
 
+def folders_of_the_console(world):
+    created = world.control.now() - 3600
+    folders = ("_bqjob_/", "_bqjob_/2026-01-01_00/", "_batch_/")
+    world.control.seed_objects(TRIGGER, [{"name": name, "timeCreated": created} for name in folders])
+
+
+def test_a_folder_that_somebody_has_made_there_waits_for_nobody(world, look):
+    world.trace()
+    assert findings(look(folders_of_the_console)) == {}
+
+
+@pytest.mark.parametrize("minutes", [9, 11])
+def test_what_bqtail_has_not_taken_is_found_when_each_run_says_so(world, look, minutes):
+    world.trace()
+    created = world.control.now() - minutes * 60
+    found = findings(
+        look(lambda world: world.control.seed_objects(TRIGGER, [{"name": "_batch_/x", "timeCreated": created}]))
+    )
+    assert ("BqTail consumes" in found) is (minutes == 11)
+
+
 @pytest.mark.parametrize(
     ("key", "theirs"),
     [
