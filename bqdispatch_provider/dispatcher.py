@@ -339,10 +339,9 @@ class Dispatcher:
         :param report: of the run so far; what went wrong is added.
         :param label: of the run; ``None`` to leave the history as it is.
         """
-        if label is not None:
-            self._not_taken.check(report, self._services)
         self._performance.write(report, self._services)
         if label is not None:
+            self._not_taken.check(report, self._services)
             self.history.write(report, self.store, self.config, label)
             self._retention.run()
 

@@ -92,6 +92,19 @@ def test_a_lasting_run_asks_once_in_ten_minutes(world, monkeypatch):
     assert [each - asked[1] for each in asked[1:]] == [0, 0, 2, 0]
 
 
+def test_bqtails_balancer_does_not_wait_for_it(world, monkeypatch):
+    """To list the trigger bucket may take half a minute of retries."""
+    written = []
+
+    def looked(store, config):
+        written.append(store.generation(f"{config.journal_url}performance.json"))
+        return "", ""
+
+    monkeypatch.setattr(watched, "not_taken", looked)
+    run(world)
+    assert written[0] is not None
+
+
 def test_a_list_that_is_refused_is_an_error_and_the_run_goes_on(world):
     world.trace()
     world.control.add_fault("storage.objects.list", "status", bucket=TRIGGER, status=403)
