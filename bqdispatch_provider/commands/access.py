@@ -66,9 +66,10 @@ class Access:
         self._former = (environment.account, *former)
         self._environment = environment
         self._account = self._chain[-1]
+        self._superseded_steps: list[Step] = []
 
     def steps(self) -> Iterator[Step]:
-        """Yield the steps. Each looks at what exists once those before it are done."""
+        """Yield the steps that grant the roles. Each looks at what exists once those before it are done."""
         if self._chain[0] == UNKNOWN_ACCOUNT:
             what = f"let it act as {self._chain[1]}" if self._rights.chain else "grant it its roles"
             done = f"its account is unknown here, so {what} yourself, as it says below"
@@ -82,14 +83,15 @@ class Access:
                 yield from self._on_jobs(grant.role, grant.project)
 
     def left_behind(self, former: DispatchConfig | Exception | None) -> Iterator[Step]:
-        """Yield the steps for what the set-up's former configuration took and the new one does not.
+        """Yield the steps for what earlier deployments granted, and the configuration does not need.
 
-        The set-up works with the former one until its connection is set, so these steps come after that. Its own
-        conditions are removed, unless another environment may use them. Other bindings may be in use elsewhere, so they
-        are named.
+        The set-up works with its former configuration until its connection is set, so these steps come after that. Its
+        own conditions are removed, unless another environment may use them. Other bindings may be in use elsewhere, so
+        they are named.
 
         :param former: as the existing connection says, or why it is unknown; ``None`` without a connection.
         """
+        yield from self._superseded_steps
         if former is None:
             return
         wanted = {(each.place, role) for each in self._rights.grants for role in (each.role, each.without)}
@@ -189,10 +191,10 @@ class Access:
             command = [*commands, "remove-iam-policy-binding", url, *self._binding(role, condition)]
             which = "with an older condition" if condition else "without a condition"
             title = f"the account's {role.rpartition('/')[2]} {which} on {url}"
+            step = Step(f"remove {title}", command, hint, kept)
             if role == READER:
-                yield Step(title, command, done=f"{_GOOGLES}: {shell_joined(command)}")
-            else:
-                yield Step(f"remove {title}", command, hint, kept)
+                step = Step(title, command, done=f"{_GOOGLES}: {shell_joined(command)}")
+            self._superseded_steps.append(step)
         roles = {READER, VIEWER, *(each.role for each in wanted)}
         yield from self._of_former(policy, roles, *commands, url)
 
