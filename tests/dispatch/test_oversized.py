@@ -141,7 +141,7 @@ def test_a_deep_note_is_the_reason_that_is_shown(world):
     quarantined(world, "[" * 100_000)
     with QuarantineStore(world.client, world.config().for_project("p")) as store:
         (found,) = store.listing()
-    assert "its note cannot be read: RecursionError" in found.reason
+    assert "its note cannot be read: ValueError: it is nested too deeply" in found.reason
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, large(sizes.MAX_HOUR_BYTES)], ids=["deep", "large"])
