@@ -63,7 +63,7 @@ def unreadable(error: Exception) -> Note:
 
     :param error: why it cannot be read.
     """
-    return Note(reason=f"its note cannot be read: {type(error).__name__}: {error}")
+    return Note(reason=f"its note cannot be read: {type(error).__name__}: {error}"[:MAX_REASON_LENGTH])
 
 
 class NoteCache:

@@ -631,13 +631,13 @@ def test_notes_of_another_task_folder_take_no_place(world):
         assert found == (names, names, 0)
 
 
-def quarantined_with(world, reason):
+def quarantined_with(world, **more):
     """Return what a listing says of an object whose note somebody has forged."""
     world.trace(state=None, age=OLD)
     world.cycle()
     world.control.advance(1)
     note = world.names(JOURNAL, "errors/")[1]
-    forged = world.document_at(f"gs://{JOURNAL}/{note}") | {"Reason": reason}
+    forged = world.document_at(f"gs://{JOURNAL}/{note}") | more
     world.client.bucket(JOURNAL).blob(note).upload_from_string(json.dumps(forged))
     with store(world) as quarantine:
         (found,) = quarantine.listing()
@@ -646,7 +646,11 @@ def quarantined_with(world, reason):
 
 @pytest.mark.parametrize("reason", ["broken \ud800", float("inf"), "x" * 200_000])
 def test_the_reason_of_a_forged_note_can_be_written_and_shown(world, reason):
-    assert len(json.dumps(quarantined_with(world, reason).reason, ensure_ascii=False).encode()) < 5000
+    assert len(json.dumps(quarantined_with(world, Reason=reason).reason, ensure_ascii=False).encode()) < 5000
+
+
+def test_a_note_about_a_long_name_is_said_in_few_words(world):
+    assert len(quarantined_with(world, URL=world.url_of("x" * 200_000)).reason) < 5000
 
 
 def test_a_note_that_could_not_be_read_is_read_again(world):
