@@ -95,6 +95,7 @@ class Access:
         if former is None:
             return
         wanted = {(each.place, role) for each in self._rights.grants for role in (each.role, each.without)}
+        kept = {place for place, _ in wanted}
         places: dict[str, set[str]] = {}
         if isinstance(former, Exception):
             yield Step("the former configuration", (), done=f"not compared, since it is unknown: {in_words(former)}")
@@ -103,7 +104,7 @@ class Access:
                 if (each.place, each.role) not in wanted:
                     places.setdefault(each.place, set()).add(each.role)
         for place, roles in places.items():
-            yield from self._left_behind_on(place, roles, is_gone=place not in dict(wanted))
+            yield from self._left_behind_on(place, roles, is_gone=place not in kept)
         query = ["gcloud", "asset", "search-all-iam-policies", f"--scope=projects/{self._environment.project}"]
         done = "unknown, if a document was overwritten or a --job-project left out; to list all roles of the account: "
         done += shell_joined([*query, f"--query=policy:{self._account}"])

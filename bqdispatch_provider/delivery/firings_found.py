@@ -1,4 +1,4 @@
-"""What one look finds out about open firings (:mod:`~bqdispatch_provider.delivery.open_firings`)."""
+"""Findings of one look at open firings (:mod:`~bqdispatch_provider.delivery.open_firings`)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ OF_RIGHTS = {
     ),
     "by prefix, a condition was widened": (True, edited("bindings", widen)),
 }
-"""Whether the account is limited by prefix, and a change, which gives the document's URL if that is another one."""
+"""Changes by name: if the account is limited by prefix, and what gives the document's URL if that is another one."""
 
 
 def parts(cloud):

@@ -1,4 +1,4 @@
-"""What the account is left with once a set-up's configuration names other places: removed, or named."""
+"""Rights that the account is left with once a set-up's configuration names other places: removed, or named."""
 
 import subprocess
 
