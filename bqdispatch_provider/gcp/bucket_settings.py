@@ -6,11 +6,13 @@ Each finding is one sentence: what is set, what it does to the dispatcher, and w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from bqdispatch_provider.core.windows import ENTRY_RETENTION
 from bqdispatch_provider.gcp.storage_calls import split_folder_url
 
 if TYPE_CHECKING:
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
 FIELDS = "retentionPolicy,defaultEventBasedHold,lifecycle,versioning,softDeletePolicy,storageClass"
 """Fields of a bucket's resource that :class:`BucketSettings` needs (Cloud Storage, "Buckets")."""
 
-LEDGER_DAYS = 8
+LEDGER_DAYS = ENTRY_RETENTION.days
 """Days that an entry of the ledger of fired windows must stay in the task folder."""
 
 DELIVERY_DAYS = 1
 """Days that a delivered object must stay in the trigger bucket: BqTail consumes it within minutes."""
 
-_FOLDER_ENDINGS = (".win", ".wis", ".loc", ".json", ".done", ".claim", ".fired", ".gone", "--dispatch")
+_FOLDER_ENDINGS = (
+    *(".win", ".wis", ".loc", "--dispatch"),  # BqTail's and the Go dispatcher's
+    *(".json", ".done", ".claim", ".fired", ".aside", ".gone-0", ".0"),  # ours, a number at the end as 0
+)
 _DELIVERED_ENDINGS = (".win", ".json")
 _NONCURRENT_CONDITIONS = ("daysSinceNoncurrentTime", "noncurrentTimeBefore", "numNewerVersions")
 _CUSTOM_TIME_CONDITIONS = ("daysSinceCustomTime", "customTimeBefore")
@@ -165,7 +170,9 @@ class BucketSettings:
         if prefixes and not any(each.startswith(prefix) or prefix.startswith(each) for each in prefixes):
             return False
         return not suffixes or any(
-            ending.endswith(each) or each.endswith(ending) for each in suffixes for ending in endings
+            ending.endswith(each) or each.endswith(ending)
+            for each in (re.sub(r"[0-9]+\Z", "0", suffix) for suffix in suffixes)
+            for ending in endings
         )
 
 
