@@ -1,4 +1,4 @@
-# `make help` lists what people do here. Needs Python 3.11 or later and make; everything else comes by itself.
+# `make help` lists what people do here. Needs Python 3.11 (`make PYTHON=…` names another) and make; everything else comes by itself.
 PYTHON ?= python3.11
 BIN := .venv/bin
 # As pip is set up, behind a company's mirror too.

@@ -72,10 +72,10 @@ def dispatch_dag(
         ``bqdispatch_acme_jobs``. Default: ``bqdispatch``, ``bqdispatch_default``, ``bqdispatch_sql`` and
         ``bqdispatch_jobs``.
     :param way: how the DAG runs. ``minute``: a run every minute, on workers, in pools that mirror the limits.
-        ``minute_deferred``: the same in the triggerer. ``deferred``: one task in the triggerer, the fastest and
-        cheapest way. ``events``: one task whenever there is something to dispatch. On Airflow 2, which has no asset
-        watchers, it runs every minute. A run of the first two dispatches for a minute if the schedule is every minute,
-        whatever the configuration says, and otherwise for its ``TimeToLiveInMin``.
+        ``minute_deferred``: the same in the triggerer. ``deferred``: one task in the triggerer, which needs neither
+        pools nor, while it dispatches, a worker. ``events``: one task whenever there is something to dispatch. On
+        Airflow 2, which has no asset watchers, it runs every minute. A run of the first two dispatches for a minute if
+        the schedule is every minute, whatever the configuration says, and otherwise for its ``TimeToLiveInMin``.
     :param sql_slots: slots of the pool for query events that a task takes. Set it to ``MaxConcurrentSQL``: then the
         slots taken are the limit, and one of two runs waits for the other. Default: the environment variable
         ``BQDISPATCH_SQL_SLOTS`` (``BQDISPATCH_ACME_SQL_SLOTS`` for a set-up with a name), or 1.
