@@ -224,7 +224,10 @@ class Dispatcher:
                 self._given_config = changed
                 log.info("The configuration has changed; going on with the new one")
         except ConfigError as error:
-            self._services.recorder(report).error(f"the changed configuration is ignored: {error}")
+            self._services.recorder(report).error(
+                f"the changed configuration {self._given_config.url!r} is ignored, and the former one stays in use: "
+                f"{'; '.join(error.findings)}"
+            )
 
     def cycle(self) -> Report:
         """Observe, plan and act once.

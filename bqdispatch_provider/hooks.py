@@ -41,6 +41,19 @@ class DispatchError(RuntimeError):
     """A task that could not do its work, or not all of it."""
 
 
+def trigger_failed(doing: str, conn_id: str, event: Mapping[str, Any]) -> DispatchError:
+    """Return the error of a task whose trigger has failed.
+
+    :param doing: what the trigger did, in the past tense.
+    :param conn_id: ID of its connection.
+    :param event: what it has said.
+    """
+    return DispatchError(
+        f"the trigger with connection {conn_id!r} failed while it {doing}: {event['message']}; the traceback stands "
+        "above in this log"
+    )
+
+
 class BqDispatchHook(BaseHook):
     """A connection of type ``bqdispatch``, and a dispatcher with its configuration and credentials.
 
@@ -290,7 +303,7 @@ def _read_everything(dispatcher: Dispatcher, subscription: Subscription | None) 
         elif check.can_reach(name):
             notes.append(f"; {cannot_be_checked(name, found)}")
     problems += [
-        f"{in_one_line(key)} is no key of the configuration, so it says nothing; {meant} is one"
+        f"{in_one_line(key)} is no key of the configuration and is ignored; did you mean {meant}?"
         for key, meant in config.misspelt.items()
     ]
     projects = sorted({config.project_id or "", *_projects(tasks, store.task_url(""))})

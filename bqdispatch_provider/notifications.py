@@ -119,7 +119,11 @@ class BqDispatchNotifier(BaseNotifier):
         try:
             self._notify(context)
         except Exception as error:  # without the traceback, whose frames may contain the token
-            self.log.error("Could not post to Slack: %s", in_words(error)[:_MAX_TEXT_CHARS])
+            self.log.error(
+                "Could not post to Slack channel %r; the next run tries again: %s",
+                self.channel,
+                in_words(error)[:_MAX_TEXT_CHARS],
+            )
 
     def _notify(self, context: Context) -> None:
         conn_id, variables = self.bqdispatch_conn_id, self.variables
@@ -310,4 +314,7 @@ def _post_with(token: str, message: Mapping[str, Any]) -> None:
     answer.raise_for_status()
     said = answer.json()
     if not said.get("ok"):
-        raise SlackError(f"Slack answered {in_one_line(str(said.get('error')))[:100]!r}")
+        raise SlackError(
+            f"Slack refused the message with {in_one_line(str(said.get('error')))[:100]!r}: check that the token "
+            "is valid and has chat:write, and that the app is a member of the channel"
+        )

@@ -20,7 +20,7 @@ from bqdispatch_provider.deferral import (
     set_start_trigger,
 )
 from bqdispatch_provider.gcp.threads import StopRequest
-from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
+from bqdispatch_provider.hooks import BqDispatchHook, DispatchError, trigger_failed
 from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import counted
@@ -164,12 +164,12 @@ class DispatchOperator(BaseOperator):
         if isinstance(event, str):  # dag.test() resumes a task that its trigger has ended
             return None
         if event["status"] == "error":
-            raise DispatchError(f"the trigger failed while it dispatched events: {event['message']}")
+            raise trigger_failed("dispatched events", self.bqdispatch_conn_id, event)
         with self._hook.get_task_folder(self.variables) as folder:
             journal = RunJournal(folder.store, folder.config, context)
             report = journal.read_document(journal.task_url)
             if report is None:
-                raise DispatchError(f"the trigger's document {journal.task_url} does not exist any more")
+                raise DispatchError(f"the trigger's document {journal.task_url} is missing: clear the task to go on")
             return self._complete(context, folder.config, report, journal)
 
     @cached_property

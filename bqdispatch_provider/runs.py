@@ -252,7 +252,7 @@ def _try_to_write(write: Callable[[], object]) -> bool:
     try:
         write()
     except GOOGLE_ERRORS as error:
-        log.warning("Journal cannot be written, trying again after the next cycle: %s", in_words(error))
+        log.warning("The journal cannot be written; the next cycle tries again: %s", in_words(error))
         return False
     return True
 

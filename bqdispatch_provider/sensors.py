@@ -25,7 +25,7 @@ from bqdispatch_provider.deferral import (
     may_start_from_trigger,
     set_start_trigger,
 )
-from bqdispatch_provider.hooks import BqDispatchHook, DispatchError
+from bqdispatch_provider.hooks import BqDispatchHook, trigger_failed
 from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import in_one_line
@@ -151,7 +151,7 @@ class BqDispatchSensor(BaseSensorOperator):
         if isinstance(event, str):  # dag.test() resumes a task that its trigger has ended
             raise AirflowSkipException(message)
         if event["status"] == "error":
-            raise DispatchError(f"the trigger failed while it waited for events: {event['message']}")
+            raise trigger_failed("waited for events", self.bqdispatch_conn_id, event)
         with self._open() as opened:
             polled = self.poke(context)
             if polled.is_done:
@@ -350,7 +350,7 @@ class BqDispatchDoneSensor(BaseSensorOperator):
         :param event: from :class:`BqDispatchDoneTrigger`.
         """
         if event["status"] == "error":
-            raise DispatchError(f"the trigger failed while it waited for BqTail: {event['message']}")
+            raise trigger_failed("waited for BqTail", self.bqdispatch_conn_id, event)
         if event["status"] == "left":
             message = f"BqTail has not finished {event['message']} after {self.timeout:g} s"
             raise AirflowSkipException(message) if self.soft_fail else AirflowSensorTimeout(message)

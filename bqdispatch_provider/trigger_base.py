@@ -106,7 +106,7 @@ class DispatcherTrigger(BaseTrigger):
             async with self._in_thread(open_with) as run:
                 return await run(call)
         except Exception as error:
-            self.log.exception("The trigger has failed")
+            self.log.exception("%s of connection %r has failed", type(self).__name__, self.bqdispatch_conn_id)
             return trigger_event("error", message=error_message(error))
 
     def _goes_on(self) -> bool:

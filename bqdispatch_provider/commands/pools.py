@@ -259,7 +259,10 @@ class RemotePools:
                 return f"{self._url}/api/{version}"
             if answer.status_code != 404:
                 raise AirflowError(f"{self._url} answered with {answer.status_code} when asked for its version")
-        raise AirflowError(f"{self._url} is not the address of an Airflow: it has neither /api/v2 nor /api/v1")
+        raise AirflowError(
+            f"{self._url} is not the address of an Airflow: it has neither /api/v2 nor /api/v1; check --url, and that "
+            "Airflow's API server runs"
+        )
 
     def _send(self, method: str, url: str, body: Any = None) -> tuple[requests.Response, Any]:
         """Send a request.

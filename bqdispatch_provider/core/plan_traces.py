@@ -75,7 +75,7 @@ def _not_found(trace: Trace, said: str) -> str:
     """
     key, since = trace.job, trace.object.created.isoformat(timespec="seconds")
     where = f"location {key.location!r}" if key.location else "any location"
-    said = said or "not found, which does not prove that BigQuery does not know it"
+    said = said or "not found yet; if that lasts, see whether the trace names the right project and location"
     return (
         f"trace {trace.object.name!r} has waited since {since} for job {key.job_id!r} of project {key.project!r}, "
         f"{where}: {said}"

@@ -34,8 +34,9 @@ class ObjectTooLarge(GoogleAPIError, ValueError):  # type: ignore[misc]  # the l
     """
 
     def __init__(self, url: str, max_bytes: int) -> None:
-        what_to_do = f"look at {url!r}, and move it away"
-        super().__init__(f"it is larger than {max_bytes:,} bytes, as nothing is that belongs there: {what_to_do}")
+        super().__init__(
+            f"it is larger than {max_bytes:,} bytes, the limit for its kind: see who wrote {url!r}, and move it away"
+        )
 
 
 class ObjectStore:

@@ -669,7 +669,7 @@ def test_of_what_is_larger_than_allowed_no_more_than_a_piece_is_read(storage, st
     store.write(url, b"x" * 3_000_000)
     write = objects._LimitedBuffer.write
     monkeypatch.setattr(objects._LimitedBuffer, "write", lambda to, part: read.append(len(part)) or write(to, part))
-    with pytest.raises(objects.ObjectTooLarge, match=f"it is larger than 1,000 bytes, .* look at '{url}'"):
+    with pytest.raises(objects.ObjectTooLarge, match=f"it is larger than 1,000 bytes, .* see who wrote '{url}'"):
         store.read(url, 1000)
     assert sum(read) <= 1000 + 64 * 1024
     assert len(store.read(url, 3_000_000)) == 3_000_000

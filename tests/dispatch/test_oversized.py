@@ -45,7 +45,7 @@ def test_the_job_of_an_oversized_trace_is_looked_for_in_the_list(world, read):
         assert report.to_dict()["Outcomes"] == {"dispatched": 2}
         (error,) = report.errors
         assert f"trace {name!r} was not read: it is larger than 8,388,608 bytes" in error
-        assert f"look at {world.url_of(name)!r}" in error
+        assert f"see who wrote {world.url_of(name)!r}" in error
         assert dispatcher.cycle().errors == []
     assert list(read) == [world.url_of(good)]
 
