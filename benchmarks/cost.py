@@ -169,9 +169,9 @@ def journal(tasks: int) -> Cost:
     :param tasks: those that dispatch something, each once.
     """
     cost = Cost()
-    cost.add("storage.objects.list")
+    cost.add("storage.objects.list", tasks + 1)
     cost.add("storage.objects.insert", 2 * tasks + 3)
-    cost.add("storage.objects.get", 4 * tasks + 1)
+    cost.add("storage.objects.get", 2 * tasks + 1)
     cost.add("storage.objects.get")  # when the ledger was cleaned last
     cost.add("storage.objects.delete", 2 * tasks + 1)
     return cost

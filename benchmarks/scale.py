@@ -24,8 +24,9 @@ from bqdispatch_provider.names import counted
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 OBJECT_KIB, SOFT_DELETE_DAYS, GIB_HOUR_DOLLARS = 4, 7, 0.000027397
 """KiB of a trace or window, days for which a bucket keeps deleted objects, and dollars for a GiB for an hour."""
-BASE_MB, OBJECT_KB, JOB_KB = 66, 1.2, 0.45
-"""Memory of a process, of an object in its folder, and of a job."""
+BASE_MB, OBJECT_KB, JOB_KB, NAME_KB = 66, 1.2, 0.45, 1.17
+"""Memory of a process, of an object in its folder, of a job, and of an event that a run's document names while it is
+written."""
 
 DAY_S = 86_400
 
@@ -55,7 +56,7 @@ def figures(setup: Setup, dispatchers: int = 1) -> list[str]:
     deleted = folder.cost.calls["storage.objects.delete"] / days + events  # BqTail deletes what it has consumed
     remembered = 2 * folder.windows_a_second * dispatchers * ENTRY_RETENTION.total_seconds()
     kept = (deleted * SOFT_DELETE_DAYS + remembered) * OBJECT_KIB / 2**20 * 24 * GIB_HOUR_DOLLARS
-    memory = BASE_MB + (folder.objects * OBJECT_KB + folder.traces * JOB_KB) / 1000
+    memory = BASE_MB + (folder.objects * OBJECT_KB + folder.traces * JOB_KB + folder.named * NAME_KB) / 1000
     shown = [f"{folder.objects:,}", f"{max(folder.looks):.0f} s"]
     if folder.falls_behind:
         return [*shown, "falls behind", *("-",) * 7]

@@ -1,17 +1,21 @@
 """The journal of a DAG run: what its tasks leave for each other, and for the report.
 
 A task that dispatches writes its document as ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>/<task_id>.json`` (of a
-mapped task ``<task_id>~<map_index>.json``). Beside it, it writes a checkpoint before each cycle: what it is about to
-dispatch. A sensor leaves its shares there. The report merges all of them into
-``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json`` and removes them. Any of these tasks may be tried again, or
-cleared, at any time.
+mapped task ``<task_id>~<map_index>.json``), once a minute and at its end. Before each cycle it writes a checkpoint
+beside it, ``<task_id>@<process>.underway``: what it has done since, and is about to do. A sensor leaves its shares
+there. The report merges all of them into ``<JournalURL>/runs/<YYYY-MM-DD>/<dag_id>/<run_id>.json`` and removes them.
+
+Any of these tasks may be tried again, or cleared, or marked, at any time, while an earlier try of it still lives. So
+each process counts for itself: a document names the sums of each (``Parts``), and whoever merges two documents replaces
+the sums of those that both have. No document is replaced but in the generation that was read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bqdispatch_provider import compat
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Share
-from bqdispatch_provider.core.report import Report
+from bqdispatch_provider.core.process_sums import parse_sums
+from bqdispatch_provider.core.report import MAX_NAMED, Report
 from bqdispatch_provider.core.sizes import MAX_RUN_DOCUMENT_BYTES
+from bqdispatch_provider.core.targets import shortened
 from bqdispatch_provider.names import JournalName
 
 if TYPE_CHECKING:
@@ -37,32 +43,42 @@ _ESCAPED = re.compile(r"[%/#?*\[\]\x00-\x1f\x7f]")
 """Characters that are awkward in the name of an object (Cloud Storage, "Object names")."""
 
 _MAX_SEGMENT_BYTES = 250
-_HASH_CHARS = 16
 _DOCUMENT, _CHECKPOINT, _SHARES = ".json", ".underway", ".shares"
 """Endings of the objects that a task leaves."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a task is about to dispatch, for whoever goes on after it is killed.
+    """Everything of a process that the task's document does not have yet, for whoever goes on after it is killed.
 
+    :param process: ID of the process.
     :param began: when the task's run began.
     :param attempt: try number of the task.
-    :param dispatched: how many events its document reports so far.
+    :param sums: what it has done, as :func:`~bqdispatch_provider.core.process_sums.sums_of` returns it.
+    :param done: names what it has done since the document was written.
     :param shares: events of the cycle that it has begun.
     """
 
+    process: str
     began: datetime
     attempt: int
-    dispatched: int
+    sums: Counter[str]
+    done: Report
     shares: tuple[Share, ...]
+
+    def is_news(self, report: Report) -> bool:
+        """Tell whether a report lacks what it says."""
+        cycles = self.sums["Cycles"] + bool(self.shares)
+        return report.parts.get(self.process, Counter())["Cycles"] < cycles
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is written to the journal."""
         return {
+            "Process": self.process,
             "Began": self.began.timestamp(),
             "Try": self.attempt,
-            "Dispatched": self.dispatched,
+            "Sums": self.sums,
+            "Done": self.done.to_dict(),
             "Shares": [share.to_dict() for share in self.shares],
         }
 
@@ -73,11 +89,18 @@ class Checkpoint:
         :raises ValueError: when it is something else.
         """
         try:
-            began = datetime.fromtimestamp(float(document["Began"]), UTC)
-            shares = tuple(Share.from_dict(share) for share in document["Shares"])
-            return cls(began, int(document["Try"]), int(document["Dispatched"]), shares)
+            return cls(
+                documents.text(document["Process"]),
+                datetime.fromtimestamp(float(document["Began"]), UTC),
+                int(document["Try"]),
+                parse_sums(document["Sums"]),
+                Report.from_dict(document["Done"]),
+                tuple(Share.from_dict(share) for share in document["Shares"]),
+            )
         except (KeyError, TypeError, AttributeError, OverflowError, OSError) as error:
-            raise ValueError(f"expected Began, Try, Dispatched and Shares, found {str(document)[:200]!r}") from error
+            raise ValueError(
+                f"expected Process, Began, Try, Sums, Done and Shares, found {str(document)[:200]!r}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -85,31 +108,22 @@ class TaskReport:
     """Everything that a task of the run has left in the journal.
 
     :param task: ID of the task, of a mapped task with its number.
-    :param report: what it did, as far as its document says.
-    :param checkpoint: what it was about to dispatch; ``None`` once its document says what became of that.
-    :param fingerprint: hashes of both, the document's first.
-    :param urls: URLs of its objects, a sensor's shares among them.
+    :param url: URL of its document, which may be missing.
+    :param report: what it did, as far as that says.
+    :param checkpoints: what its processes have done besides; empty once its document says that.
+    :param generations: of its objects by their URLs, a sensor's shares among them.
     """
 
     task: str
+    url: str
     report: Report
-    checkpoint: Checkpoint | None
-    fingerprint: str
-    urls: tuple[str, ...]
+    checkpoints: tuple[Checkpoint, ...]
+    generations: Mapping[str, int]
 
-    def is_merged(self, known: str) -> bool:
-        """Tell whether a run's document has all of it. Its checkpoint may have been removed since.
-
-        :param known: the fingerprint that the run's document has for the task; empty without one.
-        """
-        return known == self.fingerprint or (self.checkpoint is None and self.has_merged_document(known))
-
-    def has_merged_document(self, known: str) -> bool:
-        """Tell whether a run's document has what the task's document says: then only the checkpoint is new.
-
-        :param known: as above.
-        """
-        return known[:_HASH_CHARS] == self.fingerprint[:_HASH_CHARS]
+    def is_merged(self, report: Report) -> bool:
+        """Tell whether a report has all of it."""
+        has_document = all(report.parts.get(process) == sums for process, sums in self.report.parts.items())
+        return has_document and not any(each.is_news(report) for each in self.checkpoints)
 
 
 def journal_path(context: Context) -> str:
@@ -138,6 +152,8 @@ class RunJournal:
     :param store: which reads and writes the journal.
     :param config: names the journal (``JournalURL``).
     :param task: context of the running task, or its path (:func:`journal_path`).
+
+    ``process`` is an ID of this process of the task.
     """
 
     def __init__(self, store: TaskStore, config: DispatchConfig, task: Context | str) -> None:
@@ -146,17 +162,30 @@ class RunJournal:
         self.dag_id = path.split("/")[1]
         task_url = f"{config.journal_url}{JournalName.RUNS}{path}"
         self._run_url, _, self.task = task_url.rpartition("/")
-        self._checkpoint_url = f"{task_url}{_CHECKPOINT}"
+        self.process = uuid.uuid4().hex[:12]
         self._shares_url = f"{task_url}{_SHARES}"
         self.task_url = f"{task_url}{_DOCUMENT}"
         self.document_url = f"{self._run_url}{_DOCUMENT}"
 
-    def write_document(self, report: Report, url: str | None = None) -> None:
+    def write_document(self, report: Report, replaces: int, url: str | None = None) -> int:
         """Write a response document.
 
+        :param replaces: generation of the document that it replaces, 0 for none.
         :param url: where to; by default the document of the whole run.
+        :returns: its generation.
+        :raises google.api_core.exceptions.PreconditionFailed: when another process has written it meanwhile.
         """
-        self._store.write_json(url or self.document_url, report.to_dict())
+        indent = None if sum(report.named()) > MAX_NAMED else 1  # nobody reads a longer one without a tool
+        return self._store.write_json(url or self.document_url, report.to_dict(), replaces=replaces, indent=indent)
+
+    def read_run(self) -> tuple[Report | None, int]:
+        """Read the document of the run, to replace it.
+
+        :returns: the report, ``None`` if it is missing, and its generation.
+        :raises ValueError: when the object is something else.
+        """
+        generation = self._store.generation(self.document_url)
+        return (None, 0) if generation is None else (self.read_document(), generation)
 
     def read_document(self, url: str | None = None) -> Report | None:
         """Read a response document.
@@ -190,60 +219,74 @@ class RunJournal:
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write what the running task is about to dispatch."""
-        self._store.write_json(self._checkpoint_url, checkpoint.to_dict())
-
-    def own_report(self) -> TaskReport:
-        """Read what earlier tries of the running task have left, unless the run's document has all of it.
-
-        :raises ValueError: when an object is something else.
-        """
-        own = self._task_report(self.task, {_DOCUMENT: self.task_url, _CHECKPOINT: self._checkpoint_url})
-        if own.checkpoint is not None or own.report.cycles:
-            run = self.read_document()
-            if run is None or not own.is_merged(run.parts.get(self.task, "")):
-                return own
-        return TaskReport(self.task, Report(), None, "", ())
+        self._store.write_json(self._checkpoint_url(self.process), checkpoint.to_dict())
 
     def remove_checkpoint(self) -> None:
-        """Remove the checkpoint, once the document says what became of it."""
-        self._store.remove(self._checkpoint_url)
+        """Remove the checkpoint of this process, once the document says what became of it."""
+        self._store.remove(self._checkpoint_url(self.process))
 
-    def task_reports(self) -> list[TaskReport]:
-        """Read what the tasks of the run have left.
+    def remove_checkpoints(self, left: TaskReport) -> None:
+        """Remove the checkpoints of other processes, once the document has what they say.
+
+        :param left: from :meth:`own_report`. A checkpoint that was written again since stays.
+        """
+        for each in left.checkpoints:
+            url = self._checkpoint_url(each.process)
+            self._store.remove(url, left.generations.get(url))
+
+    def _checkpoint_url(self, process: str) -> str:
+        return f"{self.task_url.removesuffix(_DOCUMENT)}@{process}{_CHECKPOINT}"
+
+    def own_report(self) -> TaskReport:
+        """Read what earlier and other processes of the running task have left.
 
         :raises ValueError: when an object is something else.
         """
-        urls: dict[str, dict[str, str]] = {}
-        for url in self._store.list_urls(f"{self._run_url}/"):
-            task, dot, ending = url.removeprefix(f"{self._run_url}/").rpartition(".")
-            if (ending := f"{dot}{ending}") not in (_DOCUMENT, _CHECKPOINT, _SHARES):
-                raise ValueError(f"{url!r} does not belong in the journal of a run: remove it and try again")
-            urls.setdefault(task, {})[ending] = url
-        return [self._task_report(task, of_task) for task, of_task in urls.items()]
+        return next(iter(self.task_reports(self.task)), TaskReport(self.task, self.task_url, Report(), (), {}))
 
-    def _task_report(self, task: str, urls: Mapping[str, str]) -> TaskReport:
-        contents = {ending: self._read(url) or b"" for ending, url in urls.items() if ending != _SHARES}
-        document, checkpoint = contents.get(_DOCUMENT), contents.get(_CHECKPOINT)
+    def task_reports(self, task: str | None = None) -> list[TaskReport]:
+        """Read what the tasks of the run have left.
+
+        :param task: the only one; by default all.
+        :raises ValueError: when an object is something else.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for url, _, generation in self._store.list_created(f"{self._run_url}/"):
+            name, dot, ending = url.removeprefix(f"{self._run_url}/").rpartition(".")
+            if f"{dot}{ending}" not in (_DOCUMENT, _CHECKPOINT, _SHARES):
+                raise ValueError(f"{url!r} does not belong in the journal of a run: remove it and try again")
+            found.setdefault(name.partition("@")[0], {})[url] = generation
+        return [self._task_report(each, of_task) for each, of_task in found.items() if task in (None, each)]
+
+    def _task_report(self, task: str, generations: Mapping[str, int]) -> TaskReport:
+        # Its document last: whoever writes it and then removes the checkpoint leaves one of the two to be read.
+        read = {url: self._read(url) for url in sorted(generations, reverse=True) if not url.endswith(_SHARES)}
+        reports = [
+            _parse(Report.from_dict, each, url) for url, each in read.items() if each and url.endswith(_DOCUMENT)
+        ]
         return TaskReport(
             task,
-            _parse(Report.from_dict, document, urls[_DOCUMENT]) if document else Report(),
-            _parse(Checkpoint.from_dict, checkpoint, urls[_CHECKPOINT]) if checkpoint else None,
-            "".join(_hash(contents.get(ending, b"")) for ending in (_DOCUMENT, _CHECKPOINT)),
-            tuple(urls.values()),
+            f"{self._run_url}/{task}{_DOCUMENT}",
+            reports[0] if reports else Report(),
+            tuple(
+                _parse(Checkpoint.from_dict, each, url)
+                for url, each in read.items()
+                if each and url.endswith(_CHECKPOINT)
+            ),
+            generations,
         )
 
     def remove(self, task_reports: Iterable[TaskReport], *, with_shares: bool) -> None:
-        """Remove what the tasks of the run have left, once the run's document has all of it.
+        """Remove what tasks have left, once a document has all of it. What was written again meanwhile stays.
 
         :param task_reports: from :meth:`task_reports`.
         :param with_shares: whether the sensors' shares are removed, too.
         """
-        # Checkpoints first: one without its document would look like that of a task whose work is in no document.
-        urls = [url for each in task_reports for url in each.urls]
-        for url in sorted(urls, key=lambda url: not url.endswith(_CHECKPOINT)):
-            if with_shares or not url.endswith(_SHARES):
-                self._store.remove(url)
-                log.debug("Removed %s", url)
+        for each in task_reports:
+            for url, generation in each.generations.items():
+                if with_shares or not url.endswith(_SHARES):
+                    self._store.remove(url, generation)
+                    log.debug("Removed %s", url)
 
     def _read(self, url: str) -> bytes | None:
         from google.api_core.exceptions import NotFound  # noqa: PLC0415  (importing this module costs nothing)
@@ -273,12 +316,4 @@ def _shares_of(document: Any) -> list[Share]:
 
 def _path_segment(text: str) -> str:
     """Return an ID as one segment of an object's name: IDs are untrusted text, with slashes and of any length."""
-    name = _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", text)
-    if len(name.encode()) <= _MAX_SEGMENT_BYTES:
-        return name
-    start = name.encode()[: _MAX_SEGMENT_BYTES - _HASH_CHARS - 1].decode(errors="ignore")
-    return f"{start}~{_hash(text.encode())}"
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_HASH_CHARS]
+    return shortened(_ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", text), _MAX_SEGMENT_BYTES)

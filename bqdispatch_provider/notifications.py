@@ -170,7 +170,7 @@ class BqDispatchNotifier(BaseNotifier):
         if not any(report for report, _ in documents):
             documents = [(journal.read_document(), journal.document_url)]
         if of_dag:  # a DAG's context has an arbitrary task, so read the documents of all
-            documents += [(part.report, part.urls[0]) for part in journal.task_reports()]
+            documents += [(part.report, part.url) for part in journal.task_reports()]
         reports = [(report, url) for report, url in documents if report is not None]
         for report, url in reports:
             yield from _alerts_of(report, url)

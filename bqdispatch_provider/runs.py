@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.polling import AdaptivePolling
+from bqdispatch_provider.core.process_sums import sums_of
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.journal import Checkpoint, RunJournal, TaskReport
 from bqdispatch_provider.names import counted, in_words
@@ -41,11 +43,11 @@ def run_cycles(
     send_metrics: Callable[[Report], None] = lambda _: None,
     writes_performance: bool = True,
 ) -> Report:
-    """Run cycles, and write the task's document after each one that has dispatched something, and once a minute.
+    """Run cycles, and write the task's document once a minute and at the end.
 
     What an earlier try of the task has dispatched stays in the document, even if that try was killed before it wrote
-    it: a checkpoint says what each cycle is about to dispatch, if it could be written. Of these events those count as
-    dispatched that are gone (traces), or that the ledger says were fired (windows).
+    it: a checkpoint says what was done since, and what a cycle is about to dispatch, if it could be written. Of the
+    latter events those count as dispatched that are gone (traces), or that the ledger says were fired (windows).
 
     :param journal: journal of the running task.
     :param time_to_live: how long new cycles are begun, in seconds since the task began; one cycle is run in any case;
@@ -86,76 +88,107 @@ def run_cycles(
 
 
 class _TaskDocument:
-    """The document of a task, and its checkpoint, over all tries of the task.
+    """The document of a task, over all tries of the task, and the checkpoint of this process.
 
     :param attempt: try number of the task.
     :param began: when the task began, if it is known.
     """
 
     def __init__(self, dispatcher: Dispatcher, journal: RunJournal, attempt: int, began: datetime | None) -> None:
-        self._journal = journal
-        self._attempt = attempt
-        own = journal.own_report()
-        self._earlier, checkpoint = own.report, own.checkpoint
-        self._remember(self._earlier)
-        self._unreported: tuple[Share, ...] = ()
-        """Everything that was begun since the document was written last."""
+        self._dispatcher, self._journal, self._attempt = dispatcher, journal, attempt
+        self._read(Report())
+        same = [each.began for each in self._left.checkpoints if each.attempt == attempt]
+        self.began = began or min(same, default=datetime.now(UTC))
+        self._written = time.monotonic()
+        self._report = Report()
+        """Everything that this process has done until its last cycle; others add to it."""
 
-        if self._earlier.attempt != attempt:
-            self._earlier.errors = []  # this try reports anew what still fails
-        if checkpoint is not None:
-            began = began or (checkpoint.began if checkpoint.attempt == attempt else None)
-            self._unreported = _add_since_checkpoint(dispatcher, self._earlier, checkpoint)
-        self.began = began or datetime.now(UTC)
+        self._dispatched = 0
+        self._begun: tuple[Share, ...] = ()
+        """Everything that the cycle has begun."""
 
-    def write_checkpoint(self, shares: Sequence[Share]) -> None:
-        """Write what is about to be dispatched, beside what was begun before and is not in the document yet."""
-        if shares:
-            self._write_checkpoint((*self._unreported, *shares))
+        self._known = Counter[str](), (0, 0, 0), list(self._earlier.errors)
+        """Sums of this process, numbers of names, and errors that the document has."""
 
-    def update(self, report: Report) -> None:
-        """Write the document if more was dispatched, or a minute after it was written last.
+        self._has_checkpoint = False
+
+    def _read(self, report: Report) -> None:
+        """Read what other processes of the task have left, to go on with it.
 
         :param report: what this process has done so far.
         """
-        whole = self._with_earlier(report)
-        has_dispatched = whole.dispatched != self._dispatched
-        if self._unreported and not has_dispatched:  # others may dispatch these: a later try must not take them
-            self._write_checkpoint(())
+        self._left = self._journal.own_report()
+        self._earlier, self._generation = self._left.report, self._left.generations.get(self._journal.task_url, 0)
+        if self._earlier.attempt < self._attempt:
+            self._earlier.errors = []  # this try reports anew what still fails
+        _add_checkpoints(self._dispatcher, self._earlier, self._left.checkpoints, report)
+
+    def write_checkpoint(self, shares: Sequence[Share]) -> None:
+        """Write what this cycle is about to dispatch, and what was done since the document was written."""
+        if shares:
+            self._write_checkpoint((*self._begun, *shares))
+
+    def update(self, report: Report) -> None:
+        """Write the document if it is a minute old.
+
+        :param report: what this process has done so far.
+        """
+        left = sum(len(share.events) for share in self._begun) - (report.dispatched - self._dispatched)
+        self._report, self._dispatched, self._begun = report, report.dispatched, ()
         is_old = time.monotonic() - self._written >= _DOCUMENT_INTERVAL_S
-        if not (has_dispatched or is_old):
-            return
-        if _try_to_write(lambda: self._journal.write_document(whole, self._journal.task_url)):
-            self._unreported = ()
-            self._remember(whole)
+        # Others may dispatch what was left: a later try must not take it for this one's.
+        if not (is_old and _try_to_write(lambda: self._write(report))) and left > 0:
+            self._write_checkpoint(())
 
     def complete(self, report: Report) -> Report:
         """Write the document for the last time, and return what it says.
 
         :param report: what this process has done.
         """
-        whole = self._with_earlier(report)
-        if (whole.cycles, whole.errors) != (self._cycles, self._errors):
-            self._journal.write_document(whole, self._journal.task_url)
-        self._journal.remove_checkpoint()
-        return whole
+        sums, _, errors = self._known
+        whole = self._write(report) if (report.cycles, report.errors) != (sums["Cycles"], errors) else None
+        if self._has_checkpoint:
+            self._journal.remove_checkpoint()
+        return whole or self._with_earlier(report)
 
-    def _write_checkpoint(self, unreported: tuple[Share, ...]) -> None:
-        self._unreported = unreported
-        checkpoint = Checkpoint(self.began, self._attempt, self._dispatched, unreported)
+    def _write_checkpoint(self, begun: tuple[Share, ...]) -> None:
+        self._begun = begun
+        self._has_checkpoint = True
+        _, named, _ = self._known
+        done = self._report.since(named)
+        checkpoint = Checkpoint(self._journal.process, self.began, self._attempt, sums_of(self._report), done, begun)
         _try_to_write(lambda: self._journal.write_checkpoint(checkpoint))
 
-    def _remember(self, written: Report) -> None:
-        """Remember what the document has, and when it was written."""
+    def _write(self, report: Report) -> Report:
+        """Write the document in the generation that was read, and return what it says.
+
+        It has another generation if another process of the task has written it, and none if the run's document has it.
+        """
+        from google.api_core.exceptions import PreconditionFailed  # noqa: PLC0415  (DAG files import this module)
+
+        for is_last in (False, False, True):
+            whole = self._with_earlier(report)
+            try:
+                self._generation = self._journal.write_document(whole, self._generation, self._journal.task_url)
+                break
+            except PreconditionFailed:
+                if is_last:
+                    raise
+                self._read(report)
+        self._journal.remove_checkpoints(self._left)
+        self._left = replace(self._left, checkpoints=())
         self._written = time.monotonic()
-        self._dispatched, self._cycles, self._errors = written.dispatched, written.cycles, list(written.errors)
+        self._known = sums_of(report), report.named(), list(report.errors)
+        return whole
 
     def _with_earlier(self, report: Report) -> Report:
-        whole = report
+        process = self._journal.process
         if self._earlier.cycles:
             whole = Report.from_dict(self._earlier.to_dict())
-            whole.add_cycle(report)
-        whole.attempt = self._attempt
+            whole.continue_with(process, report)
+        else:
+            whole = replace(report, parts={process: sums_of(report)})
+        whole.attempt = max(self._attempt, self._earlier.attempt)
         return whole
 
 
@@ -197,26 +230,18 @@ def end_run(
     :param task_reports: what the tasks have left. Default: read from the journal.
     :returns: the run's report, as its document has it.
     """
-    earlier = journal.read_document()
+    from google.api_core.exceptions import PreconditionFailed  # noqa: PLC0415  (DAG files import this module)
+
+    # Before the document, which then has what another process removes meanwhile.
+    task_reports = journal.task_reports() if task_reports is None else task_reports
+    earlier, generation = journal.read_run()
     report = earlier or Report()
     dispatcher.history.mark_known(report, dispatcher.config)
-    # How often they were met stands in ``waiting.json``, too, which is added below.
-    report.waits = {name: replace(wait, times=0) for name, wait in report.waits.items()}
-    task_reports = journal.task_reports() if task_reports is None else task_reports
-    # ``report.parts`` has a fingerprint of each task's part that was merged before, so none is counted twice.
-    news = [each for each in task_reports if not each.is_merged(report.parts.get(each.task, ""))]
-    if news:
-        report.errors = []  # all of them, since an error does not say whose it is
-    for each in news:
-        new = Report() if each.has_merged_document(report.parts.get(each.task, "")) else each.report
-        if each.checkpoint is not None:
-            _add_since_checkpoint(dispatcher, new, each.checkpoint)
-        report.add_task(new)
+    report = _merged(dispatcher, report, task_reports)
     last = dispatcher.observe_and_clean_up()
     for failure in failures:
         last.add_error(failure)
-    report.add_cycle(last)
-    report.parts = {each.task: each.fingerprint for each in task_reports}
+    report.continue_with(journal.process, last)
     if report.started is not None:
         if earlier is None:
             report.time_taken_ms = round((dispatcher.store.now() - report.started).total_seconds() * 1000)
@@ -224,25 +249,57 @@ def end_run(
         dispatcher.write_performance(report, _label(journal, journal.document_url))
         last.errors += report.errors[known:]
         last.performance_written = report.performance_written
-    journal.write_document(report)
+    try:
+        journal.write_document(report, generation)
+    except PreconditionFailed:  # another report of the run lives, or the answer to a first try was lost
+        earlier, generation = journal.read_run()
+        report = _merged(dispatcher, earlier or Report(), task_reports)
+        report.continue_with(journal.process, last)
+        journal.write_document(report, generation)
     journal.remove(task_reports, with_shares=not failures)
     send_metrics(last)
     return report
 
 
-def _add_since_checkpoint(dispatcher: Dispatcher, report: Report, checkpoint: Checkpoint) -> tuple[Share, ...]:
-    """Add to a killed task's report what it has dispatched since its checkpoint.
+def _merged(dispatcher: Dispatcher, report: Report, task_reports: Sequence[TaskReport]) -> Report:
+    """Return the report of a run with what its tasks have left.
 
-    :param report: as the task has left it. If its number of dispatched events differs from the checkpoint's, it is
-        newer, and has these events already.
-    :returns: the shares whose events were looked for.
+    :param report: of the run before. Errors are those of the tasks that have left something new.
     """
-    if checkpoint.dispatched != report.dispatched:
-        return ()
-    since = dispatcher.find_dispatched(checkpoint.shares)
-    report.add_part(since)
-    log.info("A killed task had dispatched %s since its last report", counted(since.dispatched, "event"))
-    return checkpoint.shares
+    # How often they were met stands in ``waiting.json``, too, which is added later.
+    report.waits = {name: replace(wait, times=0) for name, wait in report.waits.items()}
+    news = [each for each in task_reports if not each.is_merged(report)]
+    if news:
+        report.errors = []  # all of them, since an error does not say whose it is
+    for each in news:
+        report.merge(each.report)
+    for each in news:
+        _add_checkpoints(dispatcher, report, each.checkpoints)
+    return report
+
+
+def _add_checkpoints(
+    dispatcher: Dispatcher, report: Report, checkpoints: Sequence[Checkpoint], *others: Report
+) -> None:
+    """Add what killed processes have done since the document was written.
+
+    :param checkpoints: theirs. Those that are no news are passed over.
+    :param others: reports of what others have dispatched.
+    """
+    for checkpoint in checkpoints:
+        if not checkpoint.is_news(report):
+            continue
+        urls = {url for each in (report, *others, checkpoint.done) for url in (*each.jobs, *each.batched)}
+        begun = [
+            replace(share, events=tuple(e for e in share.events if dispatcher.store.task_url(e.name) not in urls))
+            for share in checkpoint.shares
+        ]
+        since = dispatcher.find_dispatched(begun) if any(share.events for share in begun) else Report()
+        log.info("A killed task had dispatched %s in its last cycle", counted(since.dispatched, "event"))
+        since.cycles = int(bool(begun))  # the one that it had begun
+        since.parts = {checkpoint.process: checkpoint.sums + sums_of(since)}
+        report.merge(checkpoint.done)
+        report.merge(since)
 
 
 def _try_to_write(write: Callable[[], object]) -> bool:

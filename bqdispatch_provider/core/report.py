@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.model import BATCH_JOBS, Counts, Lane, Outcome, Reason, no_counts
 from bqdispatch_provider.core.plans import Plan
+from bqdispatch_provider.core.process_sums import FINAL, add_sums, parse_sums, sums_of
 from bqdispatch_provider.core.waits import Wait, add_waits, most_pressing, time_to_text, waits_from_dict, waits_to_dict
 from bqdispatch_provider.names import in_one_line
 
@@ -20,9 +22,6 @@ MAX_NAMED = 1000
 
 _GAUGES = ("Running", "Pending", "Throttled")
 _COUNTED = ("Running", "Pending", "Dispatched", "Throttled")
-_FINAL = (Outcome.DISPATCHED, Outcome.QUARANTINED)
-"""Outcomes that add up over cycles: no later cycle lists the object again."""
-
 _FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "Jobs": ("jobs", documents.objects_of_texts),
     "Batched": ("batched", documents.texts),
@@ -58,7 +57,8 @@ class Report:
         is not seen yet, and by what is about to be dispatched.
     :param late: number of returned windows that were removed, since their files were loaded.
     :param performance_written: when this process wrote ``performance.json``; it does not go into the document.
-    :param parts: documents that were merged into this one, with their fingerprints.
+    :param parts: what each process of the run has added to the sums, by its ID. Two documents of one run can so be
+        merged, whichever processes they know in common.
     :param attempt: try number of the task whose report it is; 0 in the report of a run.
     """
 
@@ -87,7 +87,7 @@ class Report:
     slots: dict[str, Counter[str]] = field(default_factory=dict)
     late: int = 0
     performance_written: datetime | None = None
-    parts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Counter[str]] = field(default_factory=dict)
     attempt: int = 0
     seen: datetime | None = None
 
@@ -156,15 +156,54 @@ class Report:
         self.not_due_count += part.not_due_count
         self._add_results(part, _COUNTED)
 
-    def add_task(self, task: Report) -> None:
-        """Add what another task of the run did, but not how things stood for it: a later look tells that."""
-        self.started = _earlier(self.started, task.started)
-        self._add_done(task)
+    def named(self) -> tuple[int, int, int]:
+        """Return how many traces and windows it names as dispatched, and how many objects as quarantined."""
+        return len(self.jobs), len(self.batched), len(self.quarantined)
+
+    def since(self, named: tuple[int, int, int]) -> Report:
+        """Return this report with the names alone that were added since.
+
+        :param named: what :meth:`named` returned then.
+        """
+        jobs, batched, quarantined = named
+        return replace(
+            self,
+            jobs=dict(islice(self.jobs.items(), jobs, None)),
+            batched=dict(islice(self.batched.items(), batched, None)),
+            quarantined=dict(islice(self.quarantined.items(), quarantined, None)),
+        )
+
+    def merge(self, other: Report) -> None:
+        """Add what other processes of the run did, but not how things stood for them: a later look tells that.
+
+        :param other: names them in its parts. What this report has of one of them is replaced.
+        """
+        for process, sums in other.parts.items():
+            self._replace_part(process, sums)
+        self.started = _earlier(self.started, other.started)
+        add_waits(self.waits, other.waits)
+        self._add_names(other)
+
+    def continue_with(self, process: str, report: Report) -> None:
+        """Add what a process has done, and how things stand now.
+
+        :param process: its ID. What this report has of it is replaced.
+        :param report: of the process alone.
+        """
+        self._replace_part(process, Counter())
+        self.add_cycle(report)
+        self.parts[process] = sums_of(report)
+
+    def _replace_part(self, process: str, sums: Counter[str]) -> None:
+        change = Counter(sums)
+        change.subtract(self.parts.get(process, Counter()))
+        self.parts[process] = sums
+        add_sums(self, change)
 
     def _add_done(self, other: Report) -> None:
         """Add what was done, but not how things stood."""
         self.cycles += other.cycles
-        for outcome in _FINAL:
+        for outcome in FINAL:
             self.outcomes[outcome] += other.outcomes[outcome]
         add_waits(self.waits, other.waits)
         self._add_results(other, ("Dispatched",))
@@ -181,7 +220,7 @@ class Report:
         self.cycles += later.cycles
         self.started = self.started or later.started
         self.seen = later.seen or later.started or self.seen
-        final = Counter({outcome: self.outcomes[outcome] for outcome in _FINAL})
+        final = Counter({outcome: self.outcomes[outcome] for outcome in FINAL})
         self.time_taken_ms += later.time_taken_ms
         self.listed = final.total() + later.listed
         self.outcomes = final + later.outcomes
@@ -197,17 +236,20 @@ class Report:
         self._add_results(later, _COUNTED)
 
     def _add_results(self, other: Report, gauges: Iterable[str]) -> None:
+        self._add_names(other)
+        self.late += other.late
+        self.get_count += other.get_count
+        self.list_ms += other.list_ms
+        self._add_counts(other.counts, gauges)
+
+    def _add_names(self, other: Report) -> None:
         self.jobs.update(other.jobs)
         self.batched.update(other.batched)
         self.quarantined.update(other.quarantined)
         self.unknown.update(other.unknown)
         self.regions.update(other.regions)
-        self.late += other.late
-        self.get_count += other.get_count
-        self.list_ms += other.list_ms
         for message in other.errors:
             self.add_error(message)
-        self._add_counts(other.counts, gauges)
 
     def _add_counts(self, counts: Mapping[str, Mapping[str, Mapping[str, int]]], gauges: Iterable[str]) -> None:
         for project, theirs in counts.items():
@@ -279,7 +321,7 @@ class Report:
                 slots={each: documents.numbers(taken) for each, taken in document.get("Slots", {}).items()},
                 waits=waits_from_dict(document.get("Waiting", {})),
                 oldest=documents.moment(document.get("Oldest")),
-                parts=documents.texts(document.get("Parts", {})),
+                parts={process: parse_sums(part) for process, part in document.get("Parts", {}).items()},
                 attempt=documents.number(document.get("Try", 0)),
             )
             waiting = documents.numbers(document.get("WaitingCount", {}))

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from sys import intern
 
 from bqdispatch_provider.core import log_lines
 from bqdispatch_provider.core.events import Event
@@ -129,20 +130,21 @@ class Recorder:
     def _job(self, event: Event, url: str) -> dict[str, str]:
         """Return the entry of a dispatched trace in the response (docs/protocol.md, "The response of a run")."""
         trace = TraceName.parse(event.name)
+        # A run has hundreds of thousands of these: values that many share are one object each.
         job = {
-            "Project": limit_key(event, self._folder.config)[0],
-            "Region": trace.region or event.location,
+            "Project": intern(limit_key(event, self._folder.config)[0]),
+            "Region": intern(trace.region or event.location),
             "ID": trace.job_id,
             "URL": url,
             "Status": "DONE",
-            "DispatchTime": self._folder.store.now().isoformat(timespec="milliseconds"),
+            "DispatchTime": intern(self._folder.store.now().isoformat(timespec="milliseconds")),
         }
         if event.ended is not None:
             job["EndTime"] = event.ended.isoformat(timespec="milliseconds")
         if event.error:
             job["Error"] = event.error
         if event.table:
-            job["Table"] = event.table
+            job["Table"] = intern(event.table)
         return job
 
 

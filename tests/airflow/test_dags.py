@@ -277,7 +277,7 @@ def test_a_second_try_of_a_dispatch_task_adds_to_the_first(world, run, document)
 
 def test_without_the_journal_nothing_is_moved(world, run):
     names = world.traces(2)
-    world.control.add_fault("storage.objects.get", "status", status=403, name="*dispatch.json")
+    world.control.add_fault("storage.objects.list", "status", status=403, bucket=JOURNAL)
     done = run("twice")
     assert (done.state, done.states["dispatch"]) == ("failed", "failed")
     assert world.names() == sorted(names)

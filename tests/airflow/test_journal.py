@@ -1,9 +1,11 @@
 """Where the tasks of a run leave their parts: names are untrusted, and no two tasks may meet in one."""
 
+from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
+from google.api_core.exceptions import PreconditionFailed
 from world import JOURNAL
 
 from bqdispatch_provider.core.events import Event, Share
@@ -60,16 +62,17 @@ def left_in(journal):
 
 def test_the_longest_ids_fit_in_an_objects_name(dispatcher):
     journal = journal_of(dispatcher, task_id="é" * 250, run_id="é" * 250, dag_id="é" * 250)
-    journal.write_document(Report(), journal.task_url)
+    journal.write_document(Report(), 0, journal.task_url)
     assert len(journal.task_reports()) == 1
 
 
 def test_what_a_task_has_left_is_read_as_it_was_written(dispatcher):
     journal = journal_of(dispatcher, "t", 4)
-    journal.write_document(Report(listed=3), journal.task_url)
-    journal.write_checkpoint(Checkpoint(AT, 2, 7, ()))
+    journal.write_document(Report(listed=3), 0, journal.task_url)
+    checkpoint = Checkpoint(journal.process, AT, 2, Counter(Cycles=7), Report(listed=2), ())
+    journal.write_checkpoint(checkpoint)
     part = left_in(journal_of(dispatcher))["t~4"]
-    assert (part.report.listed, part.checkpoint) == (3, Checkpoint(AT, 2, 7, ()))
+    assert (part.report.listed, part.checkpoints) == (3, (checkpoint,))
 
 
 def test_what_a_sensor_has_found_is_read_in_the_same_run_alone(dispatcher):
@@ -79,7 +82,7 @@ def test_what_a_sensor_has_found_is_read_in_the_same_run_alone(dispatcher):
     assert journal_of(dispatcher, "dispatch").read_shares(url.replace("detect", "gone")) is None
     with pytest.raises(ValueError, match="is not in the journal of this run"):
         journal_of(dispatcher, run_id="r2").read_shares(url)
-    assert left_in(journal_of(dispatcher))["detect"].urls == (url,)
+    assert list(left_in(journal_of(dispatcher))["detect"].generations) == [url]
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '[{"lane": "sql"}]', "nothing", "[" * 100_000])
@@ -93,36 +96,53 @@ def test_what_is_no_share_is_refused(world, dispatcher, content):
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"Began": 1e400}', "nothing", "[" * 100_000])
 def test_what_says_nothing_of_what_is_under_way_is_named(world, dispatcher, content):
-    world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/t.underway").upload_from_string(content)
+    world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/t@0.underway").upload_from_string(content)
     for read in (journal_of(dispatcher).task_reports, journal_of(dispatcher).own_report):
-        with pytest.raises(ValueError, match=r"d/r/t\.underway' is damaged or something else; remove"):
+        with pytest.raises(ValueError, match=r"d/r/t@0\.underway' is damaged or something else; remove"):
             read()
 
 
 def test_parts_of_a_mapped_task_have_its_number(dispatcher):
     for index in range(3):
         journal = journal_of(dispatcher, "t", index)
-        journal.write_document(Report(), journal.task_url)
+        journal.write_document(Report(), 0, journal.task_url)
     assert left_in(journal).keys() == {"t~0", "t~1", "t~2"}
 
 
 def test_the_parts_of_a_run_are_its_own(dispatcher):
     first, other = journal_of(dispatcher, run_id="r"), journal_of(dispatcher, run_id="r2")
     for journal in (first, other):
-        journal.write_document(Report(), journal.task_url)
+        journal.write_document(Report(), 0, journal.task_url)
     first.remove(first.task_reports(), with_shares=True)
     assert (len(first.task_reports()), len(other.task_reports())) == (0, 1)
 
 
-def test_a_part_that_is_written_again_has_another_fingerprint(dispatcher):
+def test_what_a_task_writes_again_is_news_and_is_not_removed(dispatcher):
+    journal, run = journal_of(dispatcher), Report()
+    generation = 0
+    for cycles in (1, 2):
+        written = Report(cycles=cycles)
+        written.continue_with(journal.process, Report(cycles=cycles))
+        (before,) = journal.task_reports() or [None]
+        generation = journal.write_document(written, generation, journal.task_url)
+        (part,) = journal.task_reports()
+        assert not part.is_merged(run)
+        run.merge(part.report)
+        assert part.is_merged(run)
+    journal.remove([before], with_shares=True)
+    assert journal.task_reports() == [part]
+    journal.write_checkpoint(Checkpoint(journal.process, AT, 1, Counter(Cycles=2), Report(), ()))
+    assert journal.own_report().is_merged(run)
+    journal.write_checkpoint(Checkpoint(journal.process, AT, 1, Counter(Cycles=3), Report(), ()))
+    assert not journal.own_report().is_merged(run)
+
+
+def test_a_document_that_somebody_else_has_replaced_is_not_overwritten(dispatcher):
     journal = journal_of(dispatcher)
-    seen = set()
-    for dispatched in range(2):
-        journal.write_document(Report(listed=dispatched), journal.task_url)
-        seen.add(left_in(journal)["t"].fingerprint)
-    journal.write_checkpoint(Checkpoint(AT, 1, 0, ()))
-    seen.add(left_in(journal)["t"].fingerprint)
-    assert len(seen) == 3
+    generation = journal.write_document(Report(), 0, journal.task_url)
+    journal.write_document(Report(listed=1), generation, journal.task_url)
+    with pytest.raises(PreconditionFailed):
+        journal.write_document(Report(listed=2), generation, journal.task_url)
 
 
 def test_something_else_among_the_parts_is_named(world, dispatcher):

@@ -374,11 +374,11 @@ def test_a_report_that_fails_while_it_removes_what_it_has_added_adds_it_once(wor
         tasks.dispatch()
     removed, remove = [], ObjectStore.remove
 
-    def remove_one(store, url):
+    def remove_one(store, url, *generation):
         if any(each.endswith((".json", ".underway")) for each in removed):
             raise KeyboardInterrupt
         removed.append(url)
-        remove(store, url)
+        remove(store, url, *generation)
 
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
         killed.setattr(ObjectStore, "remove", remove_one)
@@ -408,6 +408,100 @@ def test_errors_stay_in_the_document_while_the_same_try_goes_on_elsewhere(world,
     assert tasks.dispatch(attempt=attempt).errors == ([error] if kept else [])
     tasks.report()
     assert tasks.document()["Errors"] == ([error] if kept else [])
+
+
+@pytest.mark.parametrize("interval", [0.0, 60.0], ids=["document", "checkpoint"])
+def test_a_report_that_runs_while_a_task_goes_on_counts_nothing_twice(world, tasks, monkeypatch, interval):
+    """A task that is marked as done learns of it seconds later, and the report begins at once."""
+    monkeypatch.setattr("bqdispatch_provider.runs._DOCUMENT_INTERVAL_S", interval)
+    world.traces(3)
+    tasks.detect()
+    pauses = []
+
+    def pause(_):
+        pauses.append(tasks.report() and tasks.dispatched())
+        world.trace()
+
+    tasks.dispatch(seconds=PATIENCE_S, wait=pause, go_on=lambda: len(pauses) < 3)
+    tasks.report()
+    assert (pauses, tasks.dispatched(), tasks.left()) == ([3, 4, 5], 5, ["r.json"])
+
+
+@pytest.mark.parametrize("interval", [0.0, 60.0], ids=["document", "checkpoint"])
+def test_a_try_that_begins_while_an_earlier_one_lives_loses_none_of_its_events(world, tasks, monkeypatch, interval):
+    """A worker that is lost is not always dead: its task goes on for a while."""
+    monkeypatch.setattr("bqdispatch_provider.runs._DOCUMENT_INTERVAL_S", interval)
+    world.traces(3)
+    tasks.detect()
+    pauses = []
+
+    def pause(_):
+        world.trace()
+        if not pauses:
+            tasks.shares = None
+            assert tasks.dispatch(attempt=2).dispatched == 4
+            world.traces(2)
+        pauses.append(0)
+
+    first = tasks.dispatch(seconds=PATIENCE_S, wait=pause, go_on=lambda: len(pauses) < 2, attempt=1)
+    assert first.dispatched == len(first.jobs) == 6
+    tasks.report()
+    assert (tasks.dispatched(), tasks.left()) == (6, ["r.json"])
+
+
+def test_a_document_that_another_try_wrote_just_now_is_added_to(world, tasks, monkeypatch):
+    world.traces(3)
+    tasks.detect()
+    write, others = RunJournal.write_document, []
+
+    def write_after_another(journal, *document):
+        if not others:
+            others.append(0)
+            world.traces(2)
+            tasks.shares = None
+            others.append(tasks.dispatch(attempt=2).dispatched)
+        return write(journal, *document)
+
+    with monkeypatch.context() as slowed:
+        slowed.setattr(RunJournal, "write_document", write_after_another)
+        report = tasks.dispatch()
+    assert (others, report.dispatched) == ([0, 5], 5)
+    tasks.report()
+    assert (tasks.dispatched(), tasks.left()) == (5, ["r.json"])
+
+
+def test_two_reports_of_a_run_at_the_same_time_count_nothing_twice(world, tasks, monkeypatch):
+    world.traces(3)
+    tasks.detect()
+    tasks.dispatch()
+    write, others = RunJournal.write_document, []
+
+    def write_after_another(journal, *document):
+        if not others:
+            others.append(0)
+            tasks.report()
+        return write(journal, *document)
+
+    monkeypatch.setattr(RunJournal, "write_document", write_after_another)
+    tasks.report()
+    assert (others, tasks.dispatched(), tasks.left()) == ([0], 3, ["r.json"])
+
+
+def test_a_task_writes_one_small_object_for_each_cycle_and_its_document_at_the_end(world, tasks, monkeypatch):
+    """A document grows with the task: written after each cycle, a long task would write ever longer."""
+    written = []
+    for name in ("write_document", "write_checkpoint"):
+        write = getattr(RunJournal, name)
+        monkeypatch.setattr(
+            RunJournal, name, lambda *given, name=name, write=write: written.append(name) or write(*given)
+        )
+    tasks.shares, cycles = None, []
+
+    def pause(_):
+        cycles.append(world.trace())
+
+    tasks.dispatch(seconds=PATIENCE_S, wait=pause, go_on=lambda: len(cycles) < 4)
+    assert written == ["write_checkpoint"] * 3 + ["write_document"]
 
 
 def raises(error):
