@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.providers.common.compat.sdk import PokeReturnValue
 
 from bqdispatch_provider import compat, links
 from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipException, conf
@@ -30,6 +30,7 @@ from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import in_one_line
 from bqdispatch_provider.runs import end_idle_run
+from bqdispatch_provider.sensor_base import WaitingSensor
 from bqdispatch_provider.shares import hand_on
 from bqdispatch_provider.triggers import BqDispatchDoneTrigger, BqDispatchTrigger
 
@@ -60,7 +61,7 @@ class _Opened:
     plan: Plan | None = None
 
 
-class BqDispatchSensor(BaseSensorOperator):
+class BqDispatchSensor(WaitingSensor):
     """A sensor that waits until traces or windows can be dispatched, and returns them as shares.
 
     A share holds events of one lane, as many as the limits allow. The events themselves are written to the journal. The
@@ -83,7 +84,7 @@ class BqDispatchSensor(BaseSensorOperator):
         pauses are Airflow's.
     :param timeout: seconds, or a timedelta, to wait for something to dispatch.
     :param soft_fail: skip the task if nothing came within ``timeout``; with ``False`` it fails. An error fails it in
-        both cases.
+        both cases, and so does its ``execution_timeout``, or a triggerer that does not run.
     :param mode: ``poke`` or ``reschedule``, as for every sensor. Ignored if deferred.
     :param deferrable: wait in the triggerer, without a worker. A task for which nothing came ends there, unless it has
         an ``on_success_callback``, an ``on_skipped_callback``, or ``soft_fail=False``. Default: the setting
@@ -132,7 +133,7 @@ class BqDispatchSensor(BaseSensorOperator):
         with self._open() as opened:
             if not self.deferrable:
                 try:
-                    return super().execute(context)
+                    return self.poke_until_done(context)
                 except (AirflowSkipException, AirflowSensorTimeout):
                     self._end_run(context, opened.dispatcher)
                     raise
@@ -273,7 +274,7 @@ def _known_lanes(task: Any) -> set[str]:
     return set(names) if all(each in tuple(Lane) for each in names) else set()
 
 
-class BqDispatchDoneSensor(BaseSensorOperator):
+class BqDispatchDoneSensor(WaitingSensor):
     """A sensor that waits until BqTail has finished some events: none of them waits, runs, or is still to be consumed.
 
     Then their jobs have ended, and the last post action has been triggered, for all files that BqTail knows of. The
@@ -295,7 +296,8 @@ class BqDispatchDoneSensor(BaseSensorOperator):
         consuming an event to submitting the next job.
     :param poke_interval: seconds, or a timedelta, between two polls while events are seen.
     :param timeout: seconds, or a timedelta, after which the task fails if an event is not finished. With ``soft_fail``
-        it is skipped instead. Default: the setting ``[sensors] default_timeout``, a week.
+        it is skipped instead; an error, its ``execution_timeout``, or a triggerer that does not run fails it even then.
+        Default: the setting ``[sensors] default_timeout``, a week.
     :param mode: ``poke`` or ``reschedule``, as for every sensor. Ignored if deferred.
     :param deferrable: wait in the triggerer, without a worker. Default: the setting ``[operators] default_deferrable``.
     :raises AirflowSensorTimeout: if an event is not finished after ``timeout``.
@@ -341,7 +343,7 @@ class BqDispatchDoneSensor(BaseSensorOperator):
                 method_name="execute_complete",
                 timeout=timedelta(seconds=self.timeout + self.settle_time) + _TRIGGERER_DELAY,
             )
-        return super().execute(context)
+        return self.poke_until_done(context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> None:
         """Succeed, be skipped or fail, as the trigger's event says.
