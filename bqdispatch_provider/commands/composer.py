@@ -8,7 +8,7 @@ prints.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError
 from bqdispatch_provider.connection_extra import GCP_CONN_ID, ConnectionExtra
 from bqdispatch_provider.core.connection import UpdatedConnection, stored_extra, updated_connection
+from bqdispatch_provider.core.pools import is_too_small
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.names import shell_joined
 
@@ -276,16 +277,24 @@ class Composer:
             return step
         return replace(step, typed=shell_joined(self._set_variables({**changed, name: connection.shown}, removed)))
 
-    def pools(self, pools: Mapping[str, Pool]) -> Iterator[Step]:
-        """Yield the steps that set the pools.
+    def pools(self, pools: Mapping[str, Pool]) -> tuple[list[Step], list[Step]]:
+        """Return the steps that set the pools: those before the variables, and those after them.
 
-        :param pools: by name.
+        Airflow never runs a task that takes more slots than its pool has. So a pool gets more slots before the
+        variable, and fewer after it. Then a deployment may stop anywhere.
+
+        :param pools: by name, in the order of the variables.
         """
-        for name, pool in pools.items():
+        before: list[Step] = []
+        after: list[Step] = []
+        for (name, pool), variable in zip(pools.items(), self._setup.slot_variables, strict=True):
             deferred = ["--include-deferred"] if pool["include_deferred"] else []
             values = [*deferred, name, str(pool["slots"]), pool["description"]]
             command = self._airflow("pools", "set", "--", *values)
-            yield Step(f"pool {name}", command, "see the message of Airflow above")
+            taken = self.environment.variables.get(variable, "")
+            shrinks = taken.isdecimal() and is_too_small(pool["slots"], int(taken))
+            (after if shrinks else before).append(Step(f"pool {name}", command, "see the message of Airflow above"))
+        return before, after
 
     def dag(self) -> Step:
         """Return the step that copies the DAG file."""

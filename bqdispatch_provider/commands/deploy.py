@@ -120,10 +120,12 @@ def _steps(
     if wheel:
         yield from PackageIndex(gcloud, wheel, environment, dry_run=options.dry_run).steps()
     yield target.package(wheel.version if wheel else __version__)
+    before, after = target.pools(expected_pools(config, options.setup))
+    yield from before
     yield target.variables(config, connection)
     if not options.no_rights:
         yield from access.left_behind(environment.former_config(options.setup))
-    yield from target.pools(expected_pools(config, options.setup))
+    yield from after
     yield target.dag()
 
 

@@ -101,6 +101,21 @@ def test_a_limit_that_is_gone_takes_its_variable_along(deployed):
     assert deployed.variables["BQDISPATCH_JOBS_SLOTS"] == "7"
 
 
+@pytest.mark.parametrize("limit", [60, 20, 0])
+@pytest.mark.parametrize("refused", ["pools set -- --include-deferred bqdispatch_sql", "environments update"])
+def test_no_task_takes_more_slots_than_its_pool_has_wherever_a_deployment_stops(deployed, limit, refused):
+    """Airflow never runs such a task."""
+    deployed.document(MaxConcurrentSQL=limit)
+    deployed.set(refuse={refused: "UNAVAILABLE: try again"})
+    assert deployed.deploy().returncode == 1
+    slots = deployed.pools["bqdispatch_sql"]["slots"]
+    assert slots == -1 or slots >= int(deployed.variables.get("BQDISPATCH_SQL_SLOTS", 1))
+    deployed.set(refuse={})
+    assert deployed.deploy().returncode == 0
+    assert deployed.pools["bqdispatch_sql"]["slots"] == (limit or -1)
+    assert deployed.variables.get("BQDISPATCH_SQL_SLOTS", "0") == str(limit)
+
+
 def test_a_limit_that_is_gone_alone_is_a_change_that_composer_takes(deployed):
     deployed.document(MaxConcurrentSQL=0)
     assert deployed.deploy().returncode == 0
