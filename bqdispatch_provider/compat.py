@@ -140,21 +140,23 @@ async def extra_of(conn_id: str) -> Mapping[str, Any]:
 
 
 def form_widgets(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a connection's form for Airflow 2. Airflow 3 reads the provider's metadata.
+    """Return the fields of a connection's form before Airflow 3.2, which reads the provider's metadata.
 
     :param fields: ``conn-fields`` of the metadata.
     """
-    from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415  (Airflow 2 only)
+    # Airflow 3.0 and 3.1 replace these modules, which they lack.
+    from flask_appbuilder import fieldwidgets  # type: ignore[import-not-found]  # noqa: PLC0415
     from flask_babel import lazy_gettext  # type: ignore[import-not-found]  # noqa: PLC0415
     from wtforms import StringField  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    return {
-        name: StringField(
-            lazy_gettext(field["label"]),
-            widget=getattr(fieldwidgets, f"BS3Text{'Area' if 'format' in field['schema'] else ''}FieldWidget")(),
-        )
-        for name, field in fields.items()
-    }
+    widgets = {}
+    for name, field in fields.items():
+        has_lines = "format" in field["schema"]
+        widget = getattr(fieldwidgets, f"BS3Text{'Area' if has_lines else ''}FieldWidget")()
+        widgets[name] = StringField(lazy_gettext(field["label"]), widget=widget)
+        if has_lines and hasattr(widgets[name], "param"):  # Airflow 3 looks at no widget
+            widgets[name].param.schema |= field["schema"]
+    return widgets
 
 
 def make_known(alias: str) -> None:

@@ -244,7 +244,7 @@ class BqDispatchHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the fields of the connection's form for Airflow 2. Airflow 3 reads the provider's metadata."""
+        """Return the fields of the connection's form before Airflow 3.2, which reads the provider's metadata."""
         return compat.form_widgets(connection_fields())
 
     @classmethod
