@@ -213,8 +213,9 @@ class BqDispatchNotifier(BaseNotifier):
 
 def _connection(context: Any) -> tuple[str, Mapping[str, str] | None]:
     """Return the ID of the connection, and the variables, with which the context's task, or its DAG, dispatches."""
-    # A DAG's context may have an arbitrary task, or none.
-    for task in (getattr(context.get("ti"), "task", None), *getattr(context["dag"], "tasks", ())):
+    # A DAG's context may have a task, but an arbitrary one.
+    own = [] if "reason" in context else [context["ti"].task]
+    for task in (*own, *getattr(context["dag"], "tasks", ())):
         if isinstance(conn_id := getattr(task, "bqdispatch_conn_id", None), str):
             # A DAG's tasks are not rendered.
             conn_id, variables = task.render_template((conn_id, getattr(task, "variables", None)), context)

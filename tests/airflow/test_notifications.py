@@ -203,12 +203,16 @@ def test_a_task_of_a_set_up_tells_by_its_own_connection(world, run, slack, only_
     assert len(slack.messages) == 1
 
 
-@pytest.mark.parametrize("beside", ["nothing", "another task"])
-def test_a_dag_of_a_set_up_tells_by_its_tasks_connection(slack, only_acme, beside):
+@pytest.mark.parametrize(
+    "ended_last",
+    [None, BaseOperator(task_id="other"), DispatchOperator(task_id="other", bqdispatch_conn_id="bqdispatch_missing")],
+)
+def test_a_dag_of_a_set_up_tells_by_its_first_tasks_connection(slack, only_acme, ended_last):
+    """Airflow gives a DAG's callback one of the run's tasks: the last one in the database, or the last to end."""
     dag = dispatch_dag("acme")
     run = {"dag": dag, "run_id": "r", "logical_date": datetime.now(UTC), "reason": "timed_out"}
-    if beside == "another task":
-        run["ti"] = SimpleNamespace(task=BaseOperator(task_id="other"), task_id="other")
+    if ended_last:
+        run["ti"] = SimpleNamespace(task=ended_last, task_id="other")
     BqDispatchNotifier("#x").notify(run)
     (message,) = slack.messages
     assert "a run of the DAG bqdispatch_acme has failed: timed_out" in message["text"]
