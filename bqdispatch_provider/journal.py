@@ -18,7 +18,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bqdispatch_provider import compat
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _ESCAPED = re.compile(r"[%/#?*\[\]\x00-\x1f\x7f]")
 """Characters that are awkward in the name of an object (Cloud Storage, "Object names")."""
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?([+-]\d\d:\d\d|Z)?")
 _MAX_SEGMENT_BYTES = 250
 _DOCUMENT, _CHECKPOINT, _SHARES = ".json", ".underway", ".shares"
 """Endings of the objects that a task leaves."""
@@ -134,16 +135,33 @@ def journal_path(context: Context) -> str:
     ti = context["ti"]
     # The ID of a task holds no tilde, so a mapped task shares its path with no other task.
     mapped = "" if ti.map_index is None or ti.map_index < 0 else f"~{ti.map_index}"
-    return f"{run_journal_path(context)}{_path_segment(ti.task_id)}{mapped}"
+    return f"{run_journal_paths(context)[0]}{_path_segment(ti.task_id)}{mapped}"
 
 
-def run_journal_path(context: Context) -> str:
-    """Return the path of a run's objects below ``<JournalURL>/runs/``, with a slash at the end.
+def run_journal_paths(context: Context) -> list[str]:
+    """Return the paths of a run's objects below ``<JournalURL>/runs/``, with a slash at the end.
+
+    There is one path if the run's date is known. Since Airflow 3.2 the callback of a DAG does not know it if no task
+    of the run has succeeded. Then the run's ID tells when the run was due, or else it is due now; its logical date, by
+    which the journal goes, may be a day earlier.
 
     :param context: context of a task, or of a DAG's callback, which may have no task.
     """
-    day = (compat.date_of(context) or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d")
-    return f"{day}/{_path_segment(context['dag'].dag_id)}/{_path_segment(context['run_id'])}/"
+    date = compat.date_of(context)
+    due = date or _date_in(context["run_id"]) or datetime.now(UTC)
+    days = (due,) if date else (due, due - timedelta(days=1))
+    run = f"{_path_segment(context['dag'].dag_id)}/{_path_segment(context['run_id'])}/"
+    return [f"{day.astimezone(UTC):%Y-%m-%d}/{run}" for day in days]
+
+
+def _date_in(run_id: str) -> datetime | None:
+    """Return the date in the ID that Airflow gives a run, such as ``scheduled__2026-01-01T00:00:00+00:00``."""
+    found = _DATE.search(run_id)
+    try:
+        date = datetime.fromisoformat(found[0]) if found else None
+    except ValueError:
+        return None
+    return date if date is None or date.tzinfo else date.replace(tzinfo=UTC)
 
 
 class RunJournal:

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import BaseNotifier
 from bqdispatch_provider.compat import mask, slack_client
 from bqdispatch_provider.core.windows import is_due
 from bqdispatch_provider.hooks import BqDispatchHook
-from bqdispatch_provider.journal import RunJournal, run_journal_path
+from bqdispatch_provider.journal import RunJournal, run_journal_paths
 from bqdispatch_provider.names import JournalName, counted, in_one_line, in_words
 
 if TYPE_CHECKING:
@@ -163,14 +163,18 @@ class BqDispatchNotifier(BaseNotifier):
                 break
 
     def _alerts(self, context: Context, folder: TaskFolder) -> Iterator[Alert]:
-        of_dag = "reason" in context
         store, config = folder.store, folder.config
-        journal = RunJournal(store, config, run_journal_path(context) if of_dag else context)
-        documents = [] if of_dag else [(journal.read_document(journal.task_url), journal.task_url)]
-        if not any(report for report, _ in documents):
-            documents = [(journal.read_document(), journal.document_url)]
-        if of_dag:  # a DAG's context has an arbitrary task, so read the documents of all
-            documents += [(part.report, part.url) for part in journal.task_reports()]
+        documents: list[tuple[Report | None, str]] = []
+        if "reason" in context:  # a DAG's context has an arbitrary task, so read the documents of all
+            for path in run_journal_paths(context):
+                journal = RunJournal(store, config, path)
+                documents += [(journal.read_document(), journal.document_url)]
+                documents += [(part.report, part.url) for part in journal.task_reports()]
+        else:
+            journal = RunJournal(store, config, context)
+            documents = [(journal.read_document(journal.task_url), journal.task_url)]
+            if not documents[0][0]:
+                documents = [(journal.read_document(), journal.document_url)]
         reports = [(report, url) for report, url in documents if report is not None]
         for report, url in reports:
             yield from _alerts_of(report, url)

@@ -16,8 +16,10 @@ from slack import StandInSlack
 from world import JOURNAL, TASKS
 
 from bqdispatch_provider import notifications
+from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.factory import dispatch_dag
 from bqdispatch_provider.gcp.storage import TaskStore
+from bqdispatch_provider.journal import RunJournal, run_journal_paths
 from bqdispatch_provider.notifications import BqDispatchNotifier
 from bqdispatch_provider.operators import DispatchOperator
 
@@ -85,6 +87,32 @@ def test_a_stuck_window_of_an_idle_run_is_told_by_the_dags_callback(world, slack
     (message,) = slack.messages
     assert message["text"].startswith("BqTail dispatch: bqdispatch, run r")
     assert ("stuck window" in message["text"], name in message["text"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("run_id", "logical_date"),
+    [
+        ("scheduled__2026-01-02T00:00:00+00:00", datetime(2026, 1, 2, tzinfo=UTC)),
+        ("scheduled__2026-01-02T00:00:00+00:00", datetime(2026, 1, 1, tzinfo=UTC)),  # the start of its data interval
+        ("asset_triggered__2026-01-02T01:30:00.123456+02:00_x7Gh", datetime(2026, 1, 1, 23, 30, tzinfo=UTC)),
+        ("manual__2026-01-02T10:00:00", datetime(2026, 1, 2, 10, tzinfo=UTC)),
+        ("manual__2026-99-02T10:00:00", datetime.now(UTC)),
+        ("mine", datetime.now(UTC)),
+        ("mine", datetime.now(UTC) - timedelta(days=1)),
+    ],
+)
+def test_what_an_idle_runs_document_says_is_told_by_the_dags_callback_which_has_no_date(
+    world, slack, run_id, logical_date
+):
+    dag = dispatch_dag()
+    journal_of_run = run_journal_paths({"dag": dag, "run_id": run_id, "logical_date": logical_date})
+    with world.dispatcher() as dispatcher:
+        for path in journal_of_run:
+            report = Report(errors=["the account may not list gs://tasks"])
+            RunJournal(dispatcher.store, dispatcher.config, f"{path}detect").write_document(report)
+    BqDispatchNotifier("#data-ops")({"dag": dag, "run_id": run_id, "reason": "success"})
+    (message,) = slack.messages
+    assert "the account may not list gs://tasks" in message["text"]
 
 
 def test_a_cause_is_told_once_an_hour_whichever_task_meets_it(world, run, slack):
