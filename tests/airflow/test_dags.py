@@ -209,6 +209,16 @@ def test_an_operator_that_nobody_waits_for_ends_in_the_triggerer_and_returns_not
     assert (done.state, done.returned("dispatch"), world.names()) == ("success", None, [])
 
 
+@pytest.mark.parametrize("dag_id", ["used", "used_deferred"])
+def test_a_task_that_follows_gets_the_counts_wherever_they_were_dispatched(world, run, dag_id):
+    """Airflow 3 gives it a trigger's return value as JSON text, so a worker ends the task."""
+    world.traces(2)
+    done = run(dag_id)
+    returned = done.returned("dispatch")
+    assert returned["Dispatched"] == done.returned("count") == {"LoadJobs": 2}
+    assert returned["document"].endswith(f"/{dag_id}/{done.run_id}/dispatch.json")
+
+
 def test_a_dispatch_task_that_failed_is_reported_and_the_run_fails(world, run, document):
     world.traces(3)
     query, window = world.trace("query"), world.window()

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from airflow.exceptions import AirflowTaskTimeout
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, task
 
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
 from bqdispatch_provider.sensors import BqDispatchSensor
@@ -30,6 +30,11 @@ class TimesOut(DispatchOperator):
 
 def dag_of(dag_id):
     return DAG(dag_id, schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False)
+
+
+@task
+def count(returned):
+    return returned["Dispatched"]
 
 
 def reported(dispatch):
@@ -145,6 +150,12 @@ with dag_of("alone_deferred") as alone_deferred:
 
 with dag_of("alone_deferred_without_assets") as alone_deferred_without_assets:
     DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True, assets=False)
+
+with dag_of("used") as used:
+    count(DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=False).output)
+
+with dag_of("used_deferred") as used_deferred:
+    count(DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True, assets=False).output)
 
 with dag_of("alone_deferred_fails_on_error") as alone_deferred_fails_on_error:
     DispatchOperator(task_id="dispatch", time_to_live=0, deferrable=True, fail_on_error=True)
