@@ -26,7 +26,7 @@ def returned_in(live, run):
     return found
 
 
-@pytest.mark.parametrize("dag_id", ["by_hand", "logs_on_worker", "logs_on_triggerer"])
+@pytest.mark.parametrize("dag_id", ["by_hand", "logs_on_worker", "logs_on_triggerer", "used_on_triggerer"])
 def test_a_scheduler_and_a_trial_return_the_same(live, world, unpaused, wait_until, dag_id):
     world.traces(2)
     with unpaused(dag_id):

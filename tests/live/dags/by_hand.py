@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from airflow.providers.common.compat.sdk import DAG
+from airflow.providers.common.compat.sdk import DAG, task
 
 from bqdispatch_provider.notifications import BqDispatchNotifier
 from bqdispatch_provider.operators import DispatchOperator, DispatchReportOperator
@@ -11,6 +11,11 @@ from bqdispatch_provider.sensors import BqDispatchSensor
 
 def dag_of(dag_id, **more):
     return DAG(dag_id, schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False, **more)
+
+
+@task
+def count(returned):
+    return returned["Dispatched"]
 
 
 notifier = BqDispatchNotifier("#data-ops", slack_conn_id="slack_ops")
@@ -25,6 +30,9 @@ with dag_of("changing") as changing:
 for where in ("worker", "triggerer"):
     with dag_of(f"logs_on_{where}"):
         DispatchOperator(task_id="dispatch", time_to_live=0, assets=False, deferrable=where == "triggerer")
+
+with dag_of("used_on_triggerer") as used_on_triggerer:
+    count(DispatchOperator(task_id="dispatch", time_to_live=0, assets=False, deferrable=True).output)
 
 with dag_of("tells_of_success") as tells_of_success:
     DispatchOperator(task_id="dispatch", only={"lanes": ["sql"]}, time_to_live=0, on_success_callback=notifier)
