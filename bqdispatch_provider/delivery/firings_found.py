@@ -64,7 +64,7 @@ class FiringsFound:
     :param dropped: firings without a load, to be marked as undecided.
     :param fired: windows whose loads prove that they were fired, though the ledger does not say so.
     :param gone: firings of which nothing is on its way any more, each with the step of its last load, to be recorded.
-    :param completed_intents: intents, at least a minute old, whose firings are all closed or left in another intent.
+    :param completed_intents: intents, old enough to be deleted, whose firings are all closed or left in another intent.
     :param errors: by project, why its jobs cannot be listed.
     """
 

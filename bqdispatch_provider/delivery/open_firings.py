@@ -22,7 +22,7 @@ from bqdispatch_provider.core.plans import Quarantine
 from bqdispatch_provider.core.windows import MAX_FUNCTION_RUNTIME, Firing, Firings, OpenFiring
 from bqdispatch_provider.delivery.evidence import Evidence, gone_steps, loaded_files
 from bqdispatch_provider.delivery.firings_found import FiringsFound, NotTakenFirings
-from bqdispatch_provider.delivery.intent_objects import Intent, firings_left
+from bqdispatch_provider.delivery.intent_objects import KEEP_COMPLETED_S, Intent, firings_left
 from bqdispatch_provider.delivery.visible_loads import VisibleLoads
 from bqdispatch_provider.delivery.window_body import WindowBody
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -34,7 +34,11 @@ from bqdispatch_provider.names import in_words
 log = logging.getLogger(__name__)
 
 _KEEP_INTENT = timedelta(minutes=1)
-"""Least time that an intent of windows stays: a dispatcher that looked at the jobs before must still find it."""
+"""Least age at which an intent of windows is deleted if they do not count at a limit."""
+
+_KEEP_COUNTED_INTENT = timedelta(seconds=KEEP_COMPLETED_S)
+"""Least age at which it is deleted if they do: whoever has looked before it was written, and goes on from that look,
+must find it."""
 
 MAX_LOOKED_UP = 50
 """Late firings whose loads are looked up in a look; the others stay open, and wait for the next one."""
@@ -110,7 +114,8 @@ class OpenFirings:
                     found.abandoned.append(firing)
         if limited:
             found.open = [self._with_project(firing, found) for firing in found.open]
-        found.completed_intents = list(_completed(intents, closed, listing.now))
+        min_age = _KEEP_COUNTED_INTENT if limited else _KEEP_INTENT
+        found.completed_intents = list(_completed(intents, closed, listing.now, min_age))
         self._find_unannounced(present, found)
         self._closed = closed
         return found
@@ -219,14 +224,17 @@ def _may_be_loaded(entry: Firing | None, found: FiringsFound) -> bool:
     return entry is not None and any(found.listing.now - at <= MAX_FUNCTION_RUNTIME for at in entry.gone_at.values())
 
 
-def _completed(intents: Collection[Intent], closed: Collection[Key], now: datetime) -> Iterator[Key]:
+def _completed(
+    intents: Collection[Intent], closed: Collection[Key], now: datetime, min_age: timedelta
+) -> Iterator[Key]:
     """Yield the intents that nobody needs any more.
 
     :param closed: the firings that are closed.
+    :param min_age: age that they must have passed.
     """
     left = firings_left(intents)
     for intent in intents:
-        name, old = intent.object.name, now - intent.object.created > _KEEP_INTENT
+        name, old = intent.object.name, now - intent.object.created > min_age
         needed = {firing.key for firing in intent.firings if left.get(firing.key, name) == name}
         if old and not intent.object.protected_by and needed.issubset(closed):
             yield intent.object.key

@@ -258,7 +258,7 @@ def test_what_fires_is_written_down_until_its_load_is_seen(world):
             "event": "4711",
             "many": False,
         }
-        world.control.advance(90)
+        world.control.advance(130)
         dispatcher.cycle()
         assert world.intents() == [intent]
         world.jobs(["ds_t--4711_00001_load--dispatch"], "RUNNING", age=15)

@@ -6,6 +6,7 @@ from test_doubt import LAST, put_intent
 from world import FOLDER, TASKS, TRIGGER
 
 from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.delivery.intent_objects import KEEP_COMPLETED_S
 from bqdispatch_provider.dispatcher import Dispatcher
 
 LIMITED = {"MaxConcurrentJobs": 3}
@@ -507,3 +508,24 @@ def test_a_job_where_bigquery_cannot_list_takes_its_place_when_the_limits_are_co
         assert late.dispatch(shares).outcomes == {"throttled": 1}
         assert listed
     assert running in world.names()
+
+
+def test_a_firing_that_is_over_soon_counts_for_whoever_has_looked_before_it(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.delivery.intents._MAX_LOOK_AGE_S", KEEP_COMPLETED_S)
+    world.window("ds.a", content='{"EventID": "1"}')
+    world.window("ds.b", content='{"EventID": "2"}')
+    with dispatcher_of(world, "ds.b", MaxConcurrentJobs=1) as slow:
+        announce = slow.own_intents.announce_firings
+
+        def announce_late(events):
+            with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as other:
+                assert other.cycle().dispatched == 1
+                world.consume()
+                world.put("proj:p:US/ds.a--1_00001_load--dispatch", age=0)
+                world.jobs(["ds_a--1_00001_load--dispatch"], "RUNNING", age=0)
+                world.control.advance(65)
+                other.cycle()
+            return announce(events)
+
+        slow.own_intents.announce_firings = announce_late
+        assert slow.cycle().outcomes == {"throttled": 1, "pending": 1}

@@ -22,8 +22,9 @@ class World(NamedTuple):
 
     :param windows: by window, how far it is.
     :param owners: by window, who claimed it; -1 for nobody.
-    :param intents: of each its owner, its window, and the dispatchers that planned before it was written and are not
-        through with that plan: an intent is older than any plan that is still carried out before it is deleted.
+    :param intents: of each its owner, its window, and the dispatchers that looked before it was written and still go by
+        that look. It is not deleted as long as there is one: a look is too old to go by before such an intent is old
+        enough to be deleted.
     :param limit: how many loads may run at once.
     """
 
@@ -42,15 +43,17 @@ class Limits:
     :param limit: how many loads may run at once.
     :param lowered: what the limit is set to while dispatchers run.
     :param stopped: whether a dispatcher may be taken for dead that is only stopped: no dispatcher can help it.
+    :param ages: whether a look may get too old to go by.
     :param without: guards that are taken out: ``look again`` (at intents, after one's own is written), ``younger`` (an
-        intent may be deleted as soon as its load is seen), ``unclaimed`` (what was never claimed stops to count),
+        intent may be deleted as soon as its load is seen), ``count again`` (whose look is too old counts once more),
+        ``unclaimed`` (what was never claimed stops to count),
         ``open`` (what was fired counts until its load is seen), ``listed`` (a load that was submitted after the folder
         was listed counts by its firing).
     """
 
-    def __init__(self, windows=2, limit=1, lowered=0, deaths=1, stopped=False, without=()):
+    def __init__(self, windows=2, limit=1, lowered=0, deaths=1, stopped=False, ages=True, without=()):
         self.number, self.limit, self.lowered = windows, limit, lowered
-        self.deaths, self.stopped, self.without = deaths, stopped, frozenset(without)
+        self.deaths, self.stopped, self.ages, self.without = deaths, stopped, ages, frozenset(without)
 
     def start(self):
         return World((WAITS,) * self.number, (-1,) * self.number, frozenset(), self.limit, (IDLE, IDLE), self.deaths)
@@ -92,7 +95,7 @@ class Limits:
 
     def _at(self, w, which, at, window=0, seen=frozenset()):
         intents = w.intents
-        if at in ("idle", "claim"):  # its plan is over, or was found to be good
+        if at in ("idle", "claim", "aged"):  # its plan is over, was found to be good, or is too old to go by
             intents = frozenset((owner, number, planning - {which}) for owner, number, planning in intents)
         me = IDLE if at == "idle" else (at, window, seen)
         return w._replace(dispatchers=put(w.dispatchers, which, me), intents=intents)
@@ -121,9 +124,17 @@ class Limits:
                 after = self._at(w, which, "listed", 0, self._seen(w, counted))
                 yield self._look(which, "list", f"{sorted(counted)} are open", after)
         for intent in w.intents:
-            if w.windows[intent[1]] in (RUNNING, OVER) and (not intent[2] or "younger" in self.without):
+            if w.windows[intent[1]] in (RUNNING, OVER) and not self._is_kept(w, intent):
                 after = w._replace(intents=w.intents - {intent})
                 yield self._look(which, "delete intent", f"load {intent[1]} is seen", after)
+
+    def _is_kept(self, w, intent):
+        """Return whether an intent is younger than a look by which a dispatcher may still go."""
+        if "younger" in self.without:
+            return False
+        if "count again" in self.without:
+            return any(w.dispatchers[which][0] != "announced" for which in intent[2])
+        return bool(intent[2])
 
     def _seen(self, w, counted):
         """Return what a list of the folder shows: open firings, traces, and which loads were submitted before."""
@@ -131,7 +142,7 @@ class Limits:
         submitted = frozenset(window for window, state in enumerate(w.windows) if state in (RUNNING, OVER))
         return (counted, traces, submitted)
 
-    def _listed(self, w, which, me):
+    def _listed(self, w, which, me, then="planning"):
         """Jobs are looked at after traces and intents. Of jobs that are not done only those of listed traces count.
 
         A job that is seen closes its firing, unless it may have been submitted after the list.
@@ -141,7 +152,7 @@ class Limits:
         done = {window for window, state in enumerate(w.windows) if state == OVER}
         closed = seen if "listed" in self.without else seen & (submitted | traces | done)
         active = (counted - closed) | (traces - done)
-        yield self._look(which, "list jobs", "", self._at(w, which, "planning", 0, active))
+        yield self._look(which, "list jobs", "", self._at(w, which, then, me[1], active))
 
     def _planning(self, w, which, me):
         free = False
@@ -162,7 +173,7 @@ class Limits:
         planning = frozenset(
             number
             for number, (at, *_) in enumerate(w.dispatchers)
-            if number != which and at in ("listed", "planning", "planned", "announced")
+            if number != which and at in ("listed", "planning", "planned", "announced", "listed anew")
         )
         after = w._replace(intents=w.intents | {(which, me[1], planning)})
         then = "claim" if "look again" in self.without else "announced"
@@ -170,6 +181,9 @@ class Limits:
 
     def _announced(self, w, which, me):
         _, window, seen = me
+        if self.ages:
+            aged = self._at(w, which, "aged", window)
+            yield Step("fate", f"the look of D{which} gets old", "", aged, hoped=False)
         new = frozenset(each for each in w.intents if each[:2] != (which, window) and which in each[2])
         # What was open or running at the look is counted as it was then; what came since is in a new intent.
         for counted in self._open(w, new):
@@ -177,6 +191,15 @@ class Limits:
                 yield self._look(which, "list intents", "free", self._at(w, which, "claim", window))
             else:
                 yield self._look(which, "list intents", "full", self._at(w, which, "withdraw", window))
+
+    def _aged(self, w, which, me):
+        """Count again. The dispatcher's own intent is among those that it reads, and takes no slot from it."""
+        for counted in self._open(w, w.intents):
+            after = self._at(w, which, "listed anew", me[1], self._seen(w, counted))
+            yield self._look(which, "list again", f"{sorted(counted)} are open", after)
+
+    def _listed_anew(self, w, which, me):
+        yield from self._listed(w, which, me, then="announced")
 
     def _withdraw(self, w, which, me):
         intents = frozenset(each for each in w.intents if each[:2] != (which, me[1]))

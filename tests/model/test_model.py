@@ -87,8 +87,8 @@ MORE_WINDOWS = {
 LIMITS = {"two windows": {"windows": 2}}
 MORE_LIMITS = {
     "two windows, two deaths": {"windows": 2, "deaths": 2},
-    "three windows": {"windows": 3},
-    "lowered": {"windows": 2, "limit": 2, "lowered": 1, "deaths": 2},
+    "three windows": {"windows": 3, "ages": False},
+    "lowered": {"windows": 2, "limit": 2, "lowered": 1, "deaths": 2, "ages": False},
 }
 
 
@@ -195,7 +195,7 @@ def test_no_limit_is_passed_and_none_waits_for_ever(settings):
     holds(Limits(**settings))
 
 
-@pytest.mark.parametrize("guard", ["look again", "younger", "unclaimed", "open", "listed"])
+@pytest.mark.parametrize("guard", ["look again", "younger", "count again", "unclaimed", "open", "listed"])
 def test_each_guard_of_limits_is_needed(guard):
     finds(Limits(deaths=2, without=[guard]))
 
