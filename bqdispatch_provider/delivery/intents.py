@@ -299,7 +299,11 @@ class Intents:
         return completed, unknown
 
     def _moving(self, intents: Sequence[StoredObject], now: datetime, since: datetime) -> list[StoredObject]:
-        """Return other dispatchers' intents that were not completed at a time; none if nothing is limited."""
+        """Return other dispatchers' intents that were neither completed nor abandoned; none if nothing is limited.
+
+        :param since: the time for which that is asked: to list the trigger bucket since may have taken longer than a
+            lease.
+        """
         completed_at = _completed_at(intents)
         return [
             stored
@@ -307,8 +311,8 @@ class Intents:
             if self._own.limited
             and not stored.name.endswith((COMPLETED_ENDING, LEFT_ENDING, WINDOWS_ENDING))
             and not self._own.wrote(stored)
-            and now - stored.created < LEASE
             and completed_at.get(stored.name, now) >= since
+            and (stored.name in completed_at or since - stored.created < LEASE)
         ]
 
     def _uncompleted(self, is_wanted: Callable[[str], bool]) -> tuple[datetime, list[Intent]]:

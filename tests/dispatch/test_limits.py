@@ -6,6 +6,7 @@ from test_doubt import LAST, put_intent
 from world import FOLDER, TASKS, TRIGGER
 
 from bqdispatch_provider.core.events import EventFilter
+from bqdispatch_provider.cycle.underway import find_in_transit
 from bqdispatch_provider.delivery.intent_objects import KEEP_COMPLETED_S
 from bqdispatch_provider.dispatcher import Dispatcher
 
@@ -529,3 +530,26 @@ def test_a_firing_that_is_over_soon_counts_for_whoever_has_looked_before_it(worl
 
         slow.own_intents.announce_firings = announce_late
         assert slow.cycle().outcomes == {"throttled": 1, "pending": 1}
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_what_others_move_while_the_trigger_bucket_is_listed_for_long_takes_a_place(world, monkeypatch, completed):
+    mine = world.trace(dest="ds.a")
+    theirs = world.trace(dest="ds.b")
+
+    def find_for_long(services):
+        monkeypatch.setattr("bqdispatch_provider.cycle.observation.find_in_transit", find_in_transit)
+        found = find_in_transit(services)
+        if completed:
+            with dispatcher_of(world, "ds.b", MaxConcurrentJobs=1) as other:
+                assert other.cycle().dispatched == 1
+        else:  # its dispatcher was killed between the move and the completion
+            put_intent(world, theirs, owner=LAST)
+            world.delete(theirs)
+        world.control.advance(33)
+        return found
+
+    monkeypatch.setattr("bqdispatch_provider.cycle.observation.find_in_transit", find_for_long)
+    with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as slow:
+        assert slow.cycle().dispatched == 0
+    assert mine in world.names()
