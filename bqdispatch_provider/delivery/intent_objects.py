@@ -37,9 +37,9 @@ COMPLETED_ENDING = ".done"
 """End of the name of the object that says that the intent beside it is completed."""
 
 KEEP_COMPLETED_S = 120.0
-"""Seconds for which an intent stays if there is a limit, so that dispatchers still see it: one of moves from its
-completion, one of windows at least from its creation. A dispatcher whose look is older than this counts the limits
-again before it dispatches."""
+"""Seconds for which an intent stays if there is a limit, so that dispatchers still see it: from its completion,
+or if nobody completes it at least from its creation. A dispatcher whose look is older than this counts the limits again
+before it dispatches."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,9 @@ class Intents:
         completed += [
             intent.object.key
             for intent in read
-            if not (intent.problem or intent.firings or intent.object.protected_by) and intent.moves.isdisjoint(present)
+            if not (intent.problem or intent.firings or intent.object.protected_by)
+            and intent.moves.isdisjoint(present)
+            and now - intent.object.created > self._min_age_to_delete
         ]
         self._known = {key: intent for key, intent in self._known.items() if key[0] in names}
         of_windows = tuple(intent for intent in read if intent.firings)
@@ -280,12 +282,11 @@ class Intents:
         names = {stored.name for stored in intents}
         completed: list[Key] = []
         unknown: list[StoredObject] = []
-        min_age = timedelta(seconds=KEEP_COMPLETED_S) if self._own.limited else _MIN_AGE_TO_DELETE
         completed_at = _completed_at(intents)
         for stored in intents:
             key = stored.key
             since = max(stored.created, completed_at.get(stored.name, stored.created))
-            deletable = now - since > min_age and not stored.protected_by
+            deletable = now - since > self._min_age_to_delete and not stored.protected_by
             abandoned = now - stored.created > LEASE
             if stored.name.endswith(COMPLETED_ENDING):
                 # This mark is deleted after its intent: an intent alone would look like that of a dispatcher that died.
@@ -297,6 +298,10 @@ class Intents:
             elif key not in self._own.completed and (abandoned or stored.name.endswith(WINDOWS_ENDING)):
                 unknown.append(stored)
         return completed, unknown
+
+    @property
+    def _min_age_to_delete(self) -> timedelta:
+        return timedelta(seconds=KEEP_COMPLETED_S) if self._own.limited else _MIN_AGE_TO_DELETE
 
     def _moving(self, intents: Sequence[StoredObject], now: datetime, since: datetime) -> list[StoredObject]:
         """Return other dispatchers' intents that were neither completed nor abandoned; none if nothing is limited.

@@ -553,3 +553,25 @@ def test_what_others_move_while_the_trigger_bucket_is_listed_for_long_takes_a_pl
     with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as slow:
         assert slow.cycle().dispatched == 0
     assert mine in world.names()
+
+
+def test_what_a_dispatcher_has_moved_before_it_was_killed_counts_for_whoever_has_looked_before_it(world, monkeypatch):
+    monkeypatch.setattr("bqdispatch_provider.delivery.intents._MAX_LOOK_AGE_S", KEEP_COMPLETED_S)
+    mine, theirs = world.trace(dest="ds.a"), world.trace(dest="ds.b")
+    with dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as slow:
+        announce = slow.own_intents.announce
+
+        def announce_late(events):
+            put_intent(world, theirs, owner=LAST)
+            world.delete(theirs)
+            world.control.advance(60)
+            with dispatcher_of(world, "ds.b", MaxConcurrentJobs=1) as another:
+                another.cycle()
+            return announce(events)
+
+        slow.own_intents.announce = announce_late
+        assert slow.cycle().outcomes["throttled"] == 1
+    assert mine in world.names()
+    world.control.advance(KEEP_COMPLETED_S)
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
+    assert not any("-000001.json" in name and LAST in name for name in world.intents())
