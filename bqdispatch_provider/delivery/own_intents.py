@@ -4,7 +4,7 @@ A move takes two calls, and BqTail deletes what it was given, so the buckets alo
 begun when it died. Therefore it first writes down in an intent which events it will dispatch. A completed intent is
 deleted, but no sooner than a second after it was written: Cloud Storage takes one change a second of one name. A
 dispatcher that ends earlier marks it as completed instead, and a later one deletes both objects. If there is a limit, a
-completed intent of moves is marked at once and stays for two minutes, since it counts.
+completed intent is marked at once, and stays for two minutes, since it counts.
 """
 
 from __future__ import annotations
@@ -183,14 +183,15 @@ class OwnIntents:
                 for intent in intents:
                     self._moving.pop(intent.object.name, None)  # not renewed: nobody is moving these traces any more
                 return
-        self.complete(intents)
-        if mark or self.limited:
-            self._mark_completed()
+        self.complete(intents, mark=mark)
 
-    def complete(self, intents: Iterable[Intent]) -> None:
+    def complete(self, intents: Iterable[Intent], *, mark: bool = False) -> None:
         """Complete intents: delete those that are old enough, and the others later.
 
+        If there is a limit, the others are marked at once: until then they take slots of other dispatchers.
+
         :param intents: of this dispatcher.
+        :param mark: as in :meth:`withdraw`; False by default.
         """
         for intent in intents:
             name = intent.object.name
@@ -198,6 +199,8 @@ class OwnIntents:
             written_at = self._written_at.pop(name, time.monotonic())
             self.completed[key] = time.monotonic() if self.limited else written_at
         self.delete_completed()
+        if mark or self.limited:
+            self._mark_completed()
 
     def delete_completed(self) -> None:
         """Delete completed intents that are old enough."""

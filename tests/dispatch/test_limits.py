@@ -575,3 +575,24 @@ def test_what_a_dispatcher_has_moved_before_it_was_killed_counts_for_whoever_has
     world.control.advance(KEEP_COMPLETED_S)
     assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
     assert not any("-000001.json" in name and LAST in name for name in world.intents())
+
+
+def test_a_window_that_was_announced_and_left_takes_no_place(world):
+    world.window("ds.a", content='{"EventID": "1"}')
+    world.window("ds.b", content='{"EventID": "2"}')
+    with (
+        dispatcher_of(world, "ds.a", MaxConcurrentJobs=1) as first,
+        dispatcher_of(world, "ds.b", MaxConcurrentJobs=1) as second,
+    ):
+        sight, announce = second.look(), first.own_intents.announce_firings
+
+        def announce_at_the_same_time(events):
+            first.own_intents.announce_firings = announce
+            written = announce(events)
+            assert second.dispatch(sight.plan.shares(), sight.plan.room).outcomes == {"throttled": 1}
+            return written
+
+        first.own_intents.announce_firings = announce_at_the_same_time
+        assert first.cycle().outcomes["throttled"] == 1
+        world.control.advance(3)
+        assert second.cycle().dispatched == 1
