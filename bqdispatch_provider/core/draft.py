@@ -88,7 +88,7 @@ class Draft:
     problems: list[str] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
     awaited: int = 0
-    late: int = 0
+    late: list[Key] = field(default_factory=list)
     not_due: list[WindowName] = field(default_factory=list)
     due_in: list[timedelta] = field(default_factory=list)
     due_windows: list[tuple[Key, datetime]] = field(default_factory=list)

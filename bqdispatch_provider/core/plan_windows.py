@@ -125,7 +125,7 @@ def _give_up(draft: Draft, which: StoredObject | Event, verdict: Verdict, *, cla
     """
     if verdict.action is LateAction.DROP:
         draft.stale += verdict.stale_locations
-        draft.late += 1
+        draft.late.append(which.key)
         if claimed:
             draft.fired.append(which.key)
         draft.outcomes[Outcome.IGNORED] += 1

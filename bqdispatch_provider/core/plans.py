@@ -52,6 +52,8 @@ class Cleanup:
     :param fired: windows to record as fired: their loads prove it, or they were claimed and must not be fired.
     :param gone: fired windows of which nothing is on its way any more, with the step of the last load, for the ledger.
     :param missed: names and content of windows that are made anew for a folder that their firing has missed.
+    :param late: returned windows that are dropped, since their files were loaded. They are in ``fired`` if they were
+        claimed, otherwise in ``stale``.
     """
 
     quarantines: tuple[Quarantine, ...] = ()
@@ -59,6 +61,7 @@ class Cleanup:
     fired: tuple[Key, ...] = ()
     gone: tuple[tuple[Key, int], ...] = ()
     missed: tuple[tuple[str, bytes], ...] = ()
+    late: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,6 @@ class Plan:
         its end; ``None`` if none does.
     :param awaited: number of objects that wait for a job that runs, or is about to.
     :param due_in: time until the first object is due that waits for nothing but time; ``None`` without one.
-    :param late: number of returned windows that are removed, since their files were loaded before.
     :param throttled: events that only a limit holds back, with their lanes, in the order in which they are to go.
     :param waits: events that wait, but for those that wait for less than :data:`MIN_REPORTED_WAIT`.
     :param not_due: names of the windows whose end has not come, the soonest first.
@@ -140,7 +142,6 @@ class Plan:
     oldest: datetime | None = None
     awaited: int = 0
     due_in: timedelta | None = None
-    late: int = 0
     throttled: tuple[tuple[Lane, Event], ...] = ()
     waits: tuple[Wait, ...] = ()
     not_due: tuple[str, ...] = ()

@@ -55,7 +55,7 @@ class Report:
     :param not_due_count: number of all of them.
     :param slots: slots of each project that are taken, by limit: by active jobs, by what was dispatched and whose job
         is not seen yet, and by what is about to be dispatched.
-    :param late: number of returned windows that were removed, since their files were loaded.
+    :param late: number of returned windows that were removed here, since their files were loaded.
     :param performance_written: when this process wrote ``performance.json``; it does not go into the document.
     :param parts: what each process of the run has added to the sums, by its ID. Two documents of one run can so be
         merged, whichever processes they know in common.
@@ -102,7 +102,6 @@ class Report:
             traces=Counter(plan.projects),
             not_found=Counter(plan.not_found),
             oldest=plan.oldest,
-            late=plan.late,
             not_due=list(plan.not_due[:MAX_NAMED]),
             not_due_count=len(plan.not_due),
             waits={each.name: each for each in plan.waits},

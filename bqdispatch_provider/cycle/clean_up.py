@@ -57,14 +57,16 @@ class CleanUp:
         # Another process may have fired the windows that are deleted here.
         ledger.used = ledger.used or any(name.endswith(".win") for name, _ in cleanup.stale)
         asking = services.threads.submit(self._clean_since)
-        ledger.record((key, "fired") for key in cleanup.fired)
+        fired = ledger.record((key, "fired") for key in cleanup.fired)
         ledger.record((key, f"gone-{step:05}") for key, step in cleanup.gone)
         for window, content in cleanup.missed:
             self._restore(window, content, recorder)
-        deleted = services.store.delete(cleanup.stale) if cleanup.stale else ()
-        for (name, _), result in zip(cleanup.stale, deleted, strict=True):
+        deleted = dict(zip(cleanup.stale, services.store.delete(cleanup.stale) if cleanup.stale else (), strict=True))
+        for (name, _), result in deleted.items():
             if result.failed:
                 recorder.error(f"{services.folder.url(name)} is no longer needed, but was not deleted: {result}")
+        for key in cleanup.late:  # each is counted by one of the dispatchers that drop it
+            recorder.report.late += key in fired if key in cleanup.fired else deleted[key].ok
         try:
             self._delete_old_entries(asking.result())
         except GOOGLE_ERRORS as error:

@@ -186,20 +186,24 @@ class Ledger:
         claim = self._store.get(self._entry(key, "claim"))
         return claim is not None and REPLAYED in claim.metadata
 
-    def record(self, entries: Iterable[tuple[Key, str]]) -> None:
+    def record(self, entries: Iterable[tuple[Key, str]]) -> set[Key]:
         """Write entries about claimed windows.
 
         A later look writes what failed. Until then the event waits; without ``fired``, its claim may be taken over.
 
         :param entries: the key of each window, and the kind of the entry: ``fired``, ``gone-<step>`` or ``aside``.
+        :returns: the windows of which an entry was written that did not exist.
         """
+        entries = list(entries)
         requests: list[ComposeRequest] = [
             (self._entry(key, "claim"), ANY_GENERATION, self._entry(key, kind), NEW, {OWNER: self._owner})
             for key, kind in entries
         ]
-        for request, result in zip(requests, self._store.compose_with_metadata(requests), strict=True):
+        results = self._store.compose_with_metadata(requests)
+        for request, result in zip(requests, results, strict=True):
             if result.failed:
                 log.warning("Ledger entry %r was not written: %s", self._store.task_url(request[2]), result)
+        return {key for (key, _), result in zip(entries, results, strict=True) if result.ok}
 
     def _entry(self, key: Key, kind: str) -> str:
         return ledger_entry_name(*key, kind, self._task_url)

@@ -133,6 +133,27 @@ def test_the_late_event_of_a_loaded_file_is_counted_and_loads_nothing(world, rul
     assert world.names(TRIGGER, "_batch_/") == []
 
 
+def test_each_late_window_is_counted_once_by_whoever_deletes_it(world, rule):
+    rule.fired(f"{A}/1.json")
+    rule.finished()
+    rule.arrive(f"{A}/1.json")
+    world.control.add_fault("storage.objects.delete", "status", status=403, name="*.win")
+    report = world.cycle()
+    assert (report.late, len(report.errors)) == (0, 1)
+    world.control.clear_faults()
+    with world.dispatcher() as one, world.dispatcher() as other:
+        plans = [each.look().plan.cleanup for each in (one, other)]
+        assert [one.clean_up(plans[0]).late, other.clean_up(plans[1]).late] == [1, 0]
+
+
+def test_each_claimed_late_window_is_counted_once(world, rule, given_up):
+    given_up(f"{A}/1.json", f"{A}/2.json")
+    world.control.advance(300)
+    with world.dispatcher() as one, world.dispatcher() as other:
+        plans = [each.look().plan.cleanup for each in (one, other)]
+        assert [one.clean_up(plans[0]).late, other.clean_up(plans[1]).late] == [1, 0]
+
+
 def test_a_late_file_of_a_new_folder_is_loaded_and_no_folder_twice(world, many):
     many.fired(f"{A}/1.json")
     many.finished()

@@ -152,8 +152,8 @@ def test_a_returned_window_whose_file_was_loaded_is_removed_with_what_names_its_
     name, _ = window()
     stale = (f"{name.locations}9.loc", 5)
     back, made = returned(Verdict(LateAction.DROP, "loaded", (stale,)), stored(stale[0], generation=5))
-    assert made.cleanup == Cleanup(stale=((back.name, 2), stale))
-    assert (made.outcomes, made.late) == ({Outcome.IGNORED: 2}, 1)
+    assert made.cleanup == Cleanup(stale=((back.name, 2), stale), late=((back.name, 2),))
+    assert made.outcomes == {Outcome.IGNORED: 2}
 
 
 def test_a_returned_window_whose_files_were_not_loaded_is_fired_once_stale_names_are_gone():

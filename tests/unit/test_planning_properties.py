@@ -352,7 +352,7 @@ def test_nothing_is_deleted_but_fired_windows_after_a_while_and_what_was_judged_
     for name in windows | beside:
         assert (by_name[name].generation, by_name[name].protected_by) == (stale[name], "")
     left = folder.left(LateAction.DROP)
-    assert made.late == len(loaded) + len(left)
+    assert set(made.cleanup.late) == {*((name, by_name[name].generation) for name in loaded), *left}
     claimed = {(name, 2) for name in loaded if folder.is_claimed(name)}
     assert set(made.cleanup.fired) == {*folder.cleanup.fired, *claimed, *left}
     assert made.cleanup.gone == folder.cleanup.gone
