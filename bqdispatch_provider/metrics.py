@@ -61,8 +61,8 @@ class Metrics:
             self._timing("cycle_time", timedelta(milliseconds=taken_ms / cycles))
         self._time_taken_ms = report.time_taken_ms
         self._counters(report)
-        if report.started is not None:
-            self._gauges(report, report.started)
+        if (seen := report.seen or report.started) is not None:
+            self._gauges(report, seen)
         if report.performance_written is not None and report.performance_written != self._balanced:
             self._balanced = report.performance_written
             self._gauge("performance_written", report.performance_written.timestamp())
@@ -79,8 +79,8 @@ class Metrics:
         for lag in _sample(new):
             self._timing("lag", timedelta(seconds=lag))
 
-    def _gauges(self, report: Report, started: datetime) -> None:
-        self._gauge("oldest_trace", (started - report.oldest).total_seconds() if report.oldest else 0.0)
+    def _gauges(self, report: Report, seen: datetime) -> None:
+        self._gauge("oldest_event", (seen - report.oldest).total_seconds() if report.oldest else 0.0)
         self._gauge("unknown", report.outcomes[Outcome.UNKNOWN])
         waiting = report.waits_by_reason()
         # A gauge keeps its value, also that of an earlier process: a reason for which nothing waits is set to 0.

@@ -1,6 +1,7 @@
 """What reaches a StatsD server, and that docs/metrics.md lists it."""
 
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_all_that_is_sent_is_listed_and_all_that_is_listed_is_sent(world, run, s
     assert said["running.p.sql"] == said["pending.p.sql"] == 1
     assert (said["running.p.jobs"], said["waiting.job_running"] >= 1) == (2, True)
     assert (said["not_found.p"], said["cycles"], said["throttled.p.jobs"]) == (1, 1, 0)
-    assert 115 < said["oldest_trace"] <= world.control.now() - oldest
+    assert 115 < said["oldest_event"] <= world.control.now() - oldest
     assert len([name for name, _, _ in sent if name.endswith(".lag")]) == 2
 
 
@@ -104,7 +105,7 @@ def test_a_gauge_is_0_in_the_report_in_which_the_last_trace_goes(world, run, sta
     world.trace()
     run("alone")
     said = values(statsd.ours())
-    assert (said["running.p.jobs"], said["oldest_trace"], said["dispatched.p.jobs"]) == (0, 0, 1)
+    assert (said["running.p.jobs"], said["oldest_event"], said["dispatched.p.jobs"]) == (0, 0, 1)
     assert said["waiting.job_running"] == 0
 
 
@@ -122,6 +123,15 @@ def test_a_report_that_grows_is_told_once(statsd):
     assert [value for name, value, _ in statsd.ours() if name.endswith(("cycles", "lag"))] == [2, 4000]
     sending.send(report)
     assert [name for name, _, _ in statsd.ours() if name.endswith(("cycles", "lag", "cycle_time"))] == []
+
+
+def test_the_age_of_the_oldest_event_counts_until_the_last_look(statsd):
+    began = datetime(2024, 1, 1, tzinfo=UTC)
+    report = Report(cycles=1, started=began, seen=began, oldest=began - timedelta(hours=1))
+    later = began + timedelta(minutes=30)
+    report.add_cycle(Report(cycles=1, started=later, seen=later, oldest=later - timedelta(minutes=1)))
+    Metrics("bqdispatch_default").send(report)
+    assert values(statsd.ours())["oldest_event"] == 60
 
 
 def test_of_many_lags_some_are_sent_the_longest_among_them(statsd, monkeypatch):

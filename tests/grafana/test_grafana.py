@@ -134,7 +134,7 @@ def test_what_a_dispatcher_sends_arrives_with_its_labels(prometheus):
         f'bqdispatch_throttled{{{of}, project="{DATA}", lane="windows"}}': 0,
         f'bqdispatch_not_found{{{of}, project="{DATA}"}}': NOT_FOUND,
         f"bqdispatch_unknown{{{of}}}": UNKNOWN,
-        f"bqdispatch_oldest_trace{{{of}}}": OLDEST_S,
+        f"bqdispatch_oldest_event{{{of}}}": OLDEST_S,
     }.items():
         assert [found for _, found in prometheus.query(selector)] == [value], selector
     reasons = {labels["reason"] for labels, _ in prometheus.query("bqdispatch_waiting")}
