@@ -10,6 +10,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.names import in_words
 
 _COMMON_KEYS = {
+    "ProjectID": "project_id",
     "AsyncTaskURL": "async_task_url",
     "TriggerBucket": "trigger_bucket",
     "PostJobPrefix": "post_job_prefix",
@@ -28,7 +29,10 @@ def check_bqtail(config: DispatchConfig, bqtail: DispatchConfig) -> Iterator[Che
     for key, attribute in _COMMON_KEYS.items():
         mine, other = (str(getattr(each, attribute)) for each in (config, theirs))
         result, finding = CheckResult.OK, mine
-        if mine != other:
+        if key == "ProjectID" and not bqtail.project_id:
+            result = CheckResult.NOT_CHECKED
+            finding = f"is missing there, so BqTail takes its function's own project: see that this is {mine!r}"
+        elif mine != other:
             result, finding = CheckResult.FAILED, f"is {mine!r} here and {other!r} there: give the same in both"
             if key == "JournalURL":
                 result = CheckResult.WARNING

@@ -199,6 +199,21 @@ def test_what_differs_from_bqtails_configuration_is_named(world, look, key, thei
     assert theirs in found[f"{key} of both"]
 
 
+def test_a_project_that_is_not_bqtails_is_named(world, look):
+    """The limits and the evidence of loads go by it."""
+    world.trace()
+    found = findings(look(bqtail={"ProjectID": "another", "TriggerBucket": "p_bqtail"}, TriggerBucket="p_bqtail"))
+    assert found == {"ProjectID of both": "is 'p' here and 'another' there: give the same in both"}
+
+
+def test_a_project_that_bqtails_configuration_does_not_name_is_not_compared(world, look):
+    """BqTail takes its function's own then, which nothing tells here."""
+    world.trace()
+    checks = look(bqtail={"ProjectID": ""})
+    assert findings(checks) == {}
+    assert "'p'" in findings(checks, CheckResult.NOT_CHECKED)["ProjectID of both"]
+
+
 DOCUMENT = f"gs://{JOURNAL}/config/dispatch.json"
 
 
