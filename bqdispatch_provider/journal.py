@@ -271,10 +271,12 @@ class RunJournal:
         found: dict[str, dict[str, int]] = {}
         for url, _, generation in self._store.list_created(f"{self._run_url}/"):
             name, dot, ending = url.removeprefix(f"{self._run_url}/").rpartition(".")
+            if task not in (None, name.partition("@")[0]):
+                continue
             if f"{dot}{ending}" not in (_DOCUMENT, _CHECKPOINT, _SHARES):
                 raise ValueError(f"{url!r} does not belong in the journal of a run: remove it and try again")
             found.setdefault(name.partition("@")[0], {})[url] = generation
-        return [self._task_report(each, of_task) for each, of_task in found.items() if task in (None, each)]
+        return [self._task_report(each, of_task) for each, of_task in found.items()]
 
     def _task_report(self, task: str, generations: Mapping[str, int]) -> TaskReport:
         # Its document last: whoever writes it and then removes the checkpoint leaves one of the two to be read.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import JobKey
 from bqdispatch_provider.core.sizes import MAX_ID_CHARS
@@ -54,7 +54,7 @@ def job_in_content(trace: Trace, content: bytes) -> JobKey | None:
     :returns: ``None`` if the content does not say.
     """
     try:
-        reference = json.loads(content)["Job"]["jobReference"]
+        reference = documents.loads(content)["Job"]["jobReference"]
         project, location, job_id = (reference[key] for key in ("projectId", "location", "jobId"))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None

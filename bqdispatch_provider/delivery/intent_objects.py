@@ -8,12 +8,12 @@ is completed. An intent that cannot be read holds back everything older, since i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Event
 from bqdispatch_provider.core.listing import StoredObject
 from bqdispatch_provider.core.model import Key
@@ -94,7 +94,7 @@ def parse_intent(stored: StoredObject, content: bytes) -> Intent:
     """
     is_known = False
     try:
-        document = json.loads(content)
+        document = documents.loads(content)
         if document["version"] != VERSION:
             raise ValueError(f"its version is {document['version']!r}; this dispatcher knows {VERSION}")
         is_known = True

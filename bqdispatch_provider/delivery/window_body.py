@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Load
 from bqdispatch_provider.core.model import Key
 from bqdispatch_provider.core.sizes import MAX_ID_CHARS
@@ -38,7 +39,7 @@ class WindowBody:
         :param project: project of loads for which the content names none.
         """
         try:
-            document = json.loads(content)
+            document = documents.loads(content)
             source = document.get("Source") or {}
             event_id, url = document.get("EventID"), source.get("URL")
             named = document.get("ProjectID")
@@ -79,7 +80,7 @@ def parse_document(content: bytes) -> dict[str, Any] | None:
     :param content: as it is stored.
     """
     try:
-        document = json.loads(content)
+        document = documents.loads(content)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None

@@ -149,3 +149,4 @@ def test_something_else_among_the_parts_is_named(world, dispatcher):
     world.client.bucket(JOURNAL).blob("journal/runs/2026-03-01/d/r/notes.txt").upload_from_string("notes")
     with pytest.raises(ValueError, match=r"d/r/notes\.txt' does not belong in the journal of a run"):
         journal_of(dispatcher).task_reports()
+    assert journal_of(dispatcher).own_report().generations == {}, "no task of the run is kept from dispatching"

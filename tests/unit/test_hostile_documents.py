@@ -1,7 +1,9 @@
 """A document that anybody may have written is refused by its reader, or can be used to the end."""
 
 import copy
+import gc
 import json
+import sys
 from datetime import UTC, datetime
 
 import pytest
@@ -11,6 +13,7 @@ from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Share
 from bqdispatch_provider.core.history import Figures, Hour, NewFigures
 from bqdispatch_provider.core.model import Lane, Outcome, Reason
+from bqdispatch_provider.core.process_sums import sums_of
 from bqdispatch_provider.core.report import MAX_NAMED, Report
 from bqdispatch_provider.core.waits import Wait, waits_from_dict, waits_to_dict
 from bqdispatch_provider.page.series import Range, Selection, last_hour, looks, series, total
@@ -55,7 +58,7 @@ def report():
     job |= {"EndTime": NOW.isoformat(), "DispatchTime": NOW.isoformat()}
     made = Report(NOW, 1, 1, 3, jobs={"gs://x/y": job}, batched={"gs://x/w": "t"}, errors=["it"], oldest=NOW)
     made.outcomes[Outcome.DISPATCHED] = 2
-    made.quarantined, made.unknown, made.parts = {"gs://x/z": "why"}, {"a": "b"}, {"t": "f"}
+    made.quarantined, made.unknown, made.parts = {"gs://x/z": "why"}, {"a": "b"}, {"t": sums_of(made)}
     made.waits = {"n": Wait("n", Reason.REFUSED, NOW, "said", 2)}
     made.regions["p"], made.traces["p"], made.not_found["p"] = "US", 1, 1
     for gauge in ("Running", "Pending", "Dispatched", "Throttled"):
@@ -102,7 +105,8 @@ def variants(document):
 def use_report(document):
     read = Report.from_dict(document)
     whole = report()
-    whole.add_task(read)
+    whole.merge(read)
+    whole.continue_with("t", read)
     whole.add_part(read)
     whole.add_cycle(read)
     shown = [overview(read, CONFIG, NOW, Figures(), project=project).to_dict() for project in ("", "p")]
@@ -190,3 +194,32 @@ def test_beyond_the_errors_that_are_named_none_is_searched_for():
     for number in range(20_000):
         made.add_error(f"error {number}")
     assert (len(made.errors), made.errors.searches) == (MAX_NAMED, MAX_NAMED)
+
+
+def test_no_finalizer_fails_deep_inside_a_nested_document(monkeypatch):
+    """Python collects garbage whenever it has made so many objects, also where hardly any stack is left."""
+
+    class Cyclic:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            sum_to(200)
+
+    def sum_to(number):
+        return number + sum_to(number - 1) if number else 0
+
+    failed, threshold = [], gc.get_threshold()
+    monkeypatch.setattr(sys, "unraisablehook", failed.append)
+    gc.collect()
+    try:
+        for after in range(500, 1000, 50):
+            Cyclic()
+            gc.set_threshold(after, 1, 1)
+            with pytest.raises(RecursionError):
+                documents.loads("[" * 100_000)
+            gc.set_threshold(*threshold)
+            gc.collect()
+    finally:
+        gc.set_threshold(*threshold)
+    assert (failed, gc.isenabled()) == ([], True)
