@@ -9,13 +9,14 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bqdispatch_provider.core.events import Share
+from bqdispatch_provider.core.model import Outcome
 from bqdispatch_provider.core.polling import AdaptivePolling
-from bqdispatch_provider.core.process_sums import sums_of
+from bqdispatch_provider.core.process_sums import FINAL, sums_of
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.journal import Checkpoint, RunJournal, TaskReport
 from bqdispatch_provider.names import counted, in_words
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bqdispatch_provider.core.history import RunLabel
     from bqdispatch_provider.dispatcher import Dispatcher
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _DOCUMENT_INTERVAL_S = 60.0
@@ -87,12 +89,26 @@ def run_cycles(
     return document.complete(report)
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Everything of a process that the document of its task has."""
+
+    sums: Counter[str]
+    named: tuple[int, int, int]
+    errors: list[str]
+    time_taken_ms: int
+
+
 class _TaskDocument:
     """The document of a task, over all tries of the task, and the checkpoint of this process.
 
     :param attempt: try number of the task.
     :param began: when the task began, if it is known.
     """
+
+    _left: TaskReport
+    _earlier: Report
+    _generation: int
 
     def __init__(self, dispatcher: Dispatcher, journal: RunJournal, attempt: int, began: datetime | None) -> None:
         self._dispatcher, self._journal, self._attempt = dispatcher, journal, attempt
@@ -103,13 +119,13 @@ class _TaskDocument:
         self._report = Report()
         """Everything that this process has done until its last cycle; others add to it."""
 
-        self._dispatched = 0
+        self._final = Counter[Outcome]()
+        """How many events it has dispatched, and objects quarantined, until then."""
+
         self._begun: tuple[Share, ...] = ()
         """Everything that the cycle has begun."""
 
-        self._known = Counter[str](), (0, 0, 0), list(self._earlier.errors)
-        """Sums of this process, numbers of names, and errors that the document has."""
-
+        self._known = _Known(Counter(), (0, 0, 0), list(self._earlier.errors), 0)
         self._has_checkpoint = False
 
     def _read(self, report: Report) -> None:
@@ -117,27 +133,35 @@ class _TaskDocument:
 
         :param report: what this process has done so far.
         """
-        self._left = self._journal.own_report()
-        self._earlier, self._generation = self._left.report, self._left.generations.get(self._journal.task_url, 0)
-        if self._earlier.attempt < self._attempt:
-            self._earlier.errors = []  # this try reports anew what still fails
-        _add_checkpoints(self._dispatcher, self._earlier, self._left.checkpoints, report)
+        left = self._journal.own_report()
+        if left.report.attempt < self._attempt:
+            left.report.errors = []  # this try reports anew what still fails
+        if self._journal.process in left.report.parts:  # written by this process
+            left.report.time_taken_ms -= self._known.time_taken_ms
+            left.report.waits = {name: replace(wait, times=0) for name, wait in left.report.waits.items()}
+        others = tuple(each for each in left.checkpoints if each.process != self._journal.process)
+        _add_checkpoints(self._dispatcher, left.report, others, report)
+        # Last, since any of the above may fail, and is done again then.
+        self._left, self._earlier = replace(left, checkpoints=others), left.report
+        self._generation = left.generations.get(self._journal.task_url, 0)
 
     def write_checkpoint(self, shares: Sequence[Share]) -> None:
         """Write what this cycle is about to dispatch, and what was done since the document was written."""
         if shares:
-            self._write_checkpoint((*self._begun, *shares))
+            self._write_checkpoint(tuple(shares))
 
     def update(self, report: Report) -> None:
         """Write the document if it is a minute old.
 
         :param report: what this process has done so far.
         """
-        left = sum(len(share.events) for share in self._begun) - (report.dispatched - self._dispatched)
-        self._report, self._dispatched, self._begun = report, report.dispatched, ()
+        done = Counter({outcome: report.outcomes[outcome] for outcome in FINAL}) - self._final
+        begun = sum(len(share.events) for share in self._begun)
+        self._report, self._final, self._begun = report, self._final + done, ()
         is_old = time.monotonic() - self._written >= _DOCUMENT_INTERVAL_S
         # Others may dispatch what was left: a later try must not take it for this one's.
-        if not (is_old and _try_to_write(lambda: self._write(report))) and left > 0:
+        has_more = done[Outcome.DISPATCHED] < begun or done[Outcome.QUARANTINED]
+        if not (is_old and _try_to_write(lambda: self._write(report))) and has_more:
             self._write_checkpoint(())
 
     def complete(self, report: Report) -> Report:
@@ -145,8 +169,8 @@ class _TaskDocument:
 
         :param report: what this process has done.
         """
-        sums, _, errors = self._known
-        whole = self._write(report) if (report.cycles, report.errors) != (sums["Cycles"], errors) else None
+        is_known = (report.cycles, report.errors) == (self._known.sums["Cycles"], self._known.errors)
+        whole = None if is_known else self._write(report)
         if self._has_checkpoint:
             self._journal.remove_checkpoint()
         return whole or self._with_earlier(report)
@@ -154,8 +178,7 @@ class _TaskDocument:
     def _write_checkpoint(self, begun: tuple[Share, ...]) -> None:
         self._begun = begun
         self._has_checkpoint = True
-        _, named, _ = self._known
-        done = self._report.since(named)
+        done = self._report.since(self._known.named)
         checkpoint = Checkpoint(self._journal.process, self.began, self._attempt, sums_of(self._report), done, begun)
         _try_to_write(lambda: self._journal.write_checkpoint(checkpoint))
 
@@ -164,21 +187,19 @@ class _TaskDocument:
 
         It has another generation if another process of the task has written it, and none if the run's document has it.
         """
-        from google.api_core.exceptions import PreconditionFailed  # noqa: PLC0415  (DAG files import this module)
 
-        for is_last in (False, False, True):
+        def write() -> Report:
             whole = self._with_earlier(report)
-            try:
-                self._generation = self._journal.write_document(whole, self._generation, self._journal.task_url)
-                break
-            except PreconditionFailed:
-                if is_last:
-                    raise
-                self._read(report)
+            self._generation = self._journal.write_document(whole, self._generation, self._journal.task_url)
+            return whole
+
+        whole = _until_undisturbed(write, lambda: self._read(report))
+        self._known = _Known(sums_of(report), report.named(), list(report.errors), report.time_taken_ms)
+        self._written = time.monotonic()
+        if any(each.attempt == self._attempt for each in self._left.checkpoints) and not self._has_checkpoint:
+            self._write_checkpoint(())  # which says when this try began
         self._journal.remove_checkpoints(self._left)
         self._left = replace(self._left, checkpoints=())
-        self._written = time.monotonic()
-        self._known = sums_of(report), report.named(), list(report.errors)
         return whole
 
     def _with_earlier(self, report: Report) -> Report:
@@ -230,8 +251,6 @@ def end_run(
     :param task_reports: what the tasks have left. Default: read from the journal.
     :returns: the run's report, as its document has it.
     """
-    from google.api_core.exceptions import PreconditionFailed  # noqa: PLC0415  (DAG files import this module)
-
     # Before the document, which then has what another process removes meanwhile.
     task_reports = journal.task_reports() if task_reports is None else task_reports
     earlier, generation = journal.read_run()
@@ -249,13 +268,16 @@ def end_run(
         dispatcher.write_performance(report, _label(journal, journal.document_url))
         last.errors += report.errors[known:]
         last.performance_written = report.performance_written
-    try:
-        journal.write_document(report, generation)
-    except PreconditionFailed:  # another report of the run lives, or the answer to a first try was lost
-        earlier, generation = journal.read_run()
-        report = _merged(dispatcher, earlier or Report(), task_reports)
+    waits = report.earlier_waits
+
+    def read() -> None:
+        nonlocal report, generation
+        run, generation = journal.read_run()
+        report = _merged(dispatcher, run or Report(), task_reports)
         report.continue_with(journal.process, last)
-        journal.write_document(report, generation)
+        report.earlier_waits = waits
+
+    _until_undisturbed(lambda: journal.write_document(report, generation), read)
     journal.remove(task_reports, with_shares=not failures)
     send_metrics(last)
     return report
@@ -300,6 +322,30 @@ def _add_checkpoints(
         since.parts = {checkpoint.process: checkpoint.sums + sums_of(since)}
         report.merge(checkpoint.done)
         report.merge(since)
+
+
+def _until_undisturbed(write: Callable[[], T], read: Callable[[], object]) -> T:
+    """Write a document, and read it anew and try again as long as somebody else has written it meanwhile.
+
+    :param write: writes it in the generation that was read.
+    :param read: reads it, and adds what is new.
+    :raises google.api_core.exceptions.PreconditionFailed: after half a minute.
+    """
+    from google.api_core.exceptions import PreconditionFailed  # noqa: PLC0415  (DAG files import this module)
+    from google.api_core.retry import Retry, if_exception_type  # noqa: PLC0415
+
+    tries = 0
+
+    def try_once() -> T:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            read()
+        return write()
+
+    retry = Retry(if_exception_type(PreconditionFailed), initial=0.1, maximum=2.0, timeout=30.0)
+    result: T = retry(try_once)()
+    return result
 
 
 def _try_to_write(write: Callable[[], object]) -> bool:

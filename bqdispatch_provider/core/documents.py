@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,13 +28,31 @@ def loads(content: str | bytes, **how: Any) -> Any:
     :raises ValueError: when it is no JSON.
     :raises RecursionError: when it is nested too deeply.
     """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
+    with _collector_paused:
         return json.loads(content, **how)
-    finally:
-        if collects:
-            gc.enable()
+
+
+class _CollectorPaused:
+    """A pause of the garbage collector, which several threads may make at the same time."""
+
+    def __init__(self) -> None:
+        self._lock, self._number, self._was_enabled = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._number += 1
+            if self._number == 1:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._number -= 1
+            if not self._number and self._was_enabled:
+                gc.enable()
+
+
+_collector_paused = _CollectorPaused()
 
 
 def parse(content: bytes) -> Any:

@@ -175,10 +175,11 @@ class Report:
     def merge(self, other: Report) -> None:
         """Add what other processes of the run did, but not how things stood for them: a later look tells that.
 
-        :param other: names them in its parts. What this report has of one of them is replaced.
+        :param other: names them in its parts. What this report has of one of them is replaced, unless that is newer.
         """
         for process, sums in other.parts.items():
-            self._replace_part(process, sums)
+            if sums["Cycles"] >= self.parts.get(process, Counter())["Cycles"]:
+                self._replace_part(process, sums)
         self.started = _earlier(self.started, other.started)
         add_waits(self.waits, other.waits)
         self._add_names(other)

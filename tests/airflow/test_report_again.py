@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 from airflow.triggers.base import TaskSkippedEvent
-from google.api_core.exceptions import Forbidden
+from google.api_core.exceptions import Forbidden, ServiceUnavailable
 from waiting import PATIENCE_S
 from world import FOLDER, JOURNAL, TASKS
 
@@ -485,6 +485,84 @@ def test_two_reports_of_a_run_at_the_same_time_count_nothing_twice(world, tasks,
     monkeypatch.setattr(RunJournal, "write_document", write_after_another)
     tasks.report()
     assert (others, tasks.dispatched(), tasks.left()) == ([0], 3, ["r.json"])
+
+
+def test_a_report_that_is_repeated_keeps_what_a_killed_task_had_dispatched_last(world, tasks, monkeypatch):
+    """Its document is older than its checkpoint then."""
+    monkeypatch.setattr("bqdispatch_provider.runs._DOCUMENT_INTERVAL_S", 0.0)
+    world.traces(3)
+    tasks.detect()
+    pauses = []
+
+    def pause(_):
+        if pauses:
+            raise KeyboardInterrupt
+        pauses.append(world.traces(2))
+        monkeypatch.setattr("bqdispatch_provider.runs._DOCUMENT_INTERVAL_S", 60.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        tasks.dispatch(seconds=PATIENCE_S, wait=pause)
+    world.control.add_fault("storage.objects.delete", "status", status=403, name="*dispatch*")
+    with pytest.raises(Forbidden):
+        tasks.report()
+    world.control.clear_faults()
+    assert tasks.dispatched() == 5
+    tasks.report()
+    assert (tasks.dispatched(), tasks.left()) == (5, ["r.json"])
+
+
+def test_many_sensors_that_find_nothing_at_the_same_time_are_all_skipped(world, tasks, monkeypatch):
+    """Each time that one of them is about to write the document of the run, another one has."""
+    write, others = RunJournal.write_document, []
+
+    def write_after_another(journal, *document):
+        if journal.task == "detect" and len(others) < 3:
+            others.append(0)
+            tasks.find_nothing(f"detect_{len(others)}")
+        return write(journal, *document)
+
+    monkeypatch.setattr(RunJournal, "write_document", write_after_another)
+    tasks.find_nothing("detect")
+    assert (len(others), tasks.document()["Status"], tasks.left()) == (3, "ok", ["r.json"])
+
+
+def test_what_another_try_had_begun_is_kept_until_the_document_has_it(world, tasks, monkeypatch):
+    """The document was replaced, and what that try had dispatched cannot be looked up the first time."""
+    world.traces(3)
+    tasks.detect()
+    pauses = []
+
+    def pause(_):
+        pauses.append(0)
+        monkeypatch.setattr("bqdispatch_provider.runs._DOCUMENT_INTERVAL_S", 0.0)
+        if len(pauses) == 1:
+            world.traces(2)
+            tasks.shares = None
+            tasks.dispatch(attempt=2)
+            world.traces(2)
+            with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+                killed.setattr(RunJournal, "write_document", raises(KeyboardInterrupt))
+                tasks.dispatch(attempt=3)
+            world.trace()
+            find = Dispatcher.find_dispatched
+            fails = iter([raises(ServiceUnavailable("down"))])
+            monkeypatch.setattr(Dispatcher, "find_dispatched", lambda *given: next(fails, lambda: find(*given))())
+
+    tasks.dispatch(seconds=PATIENCE_S, wait=pause, go_on=lambda: len(pauses) < 3)
+    tasks.report()
+    assert (tasks.dispatched(), tasks.left()) == (8, ["r.json"])
+
+
+def test_what_a_killed_task_had_set_aside_is_told(world, tasks):
+    name = world.window()
+    world.cycle()
+    world.put(name, age=10)
+    tasks.shares = None
+    with pytest.raises(KeyboardInterrupt):
+        tasks.dispatch(seconds=600, wait=raises(KeyboardInterrupt))
+    with pytest.raises(AirflowFailException):
+        tasks.report(failed=["dispatch"])
+    assert [each for each in tasks.document()["Quarantined"] if each.endswith(name)]
 
 
 def test_a_task_writes_one_small_object_for_each_cycle_and_its_document_at_the_end(world, tasks, monkeypatch):

@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -223,3 +224,14 @@ def test_no_finalizer_fails_deep_inside_a_nested_document(monkeypatch):
     finally:
         gc.set_threshold(*threshold)
     assert (failed, gc.isenabled()) == ([], True)
+
+
+def test_the_collector_goes_on_when_the_last_of_several_threads_has_read_its_document():
+    content = json.dumps([[]] * 2000)
+
+    def read(_):
+        assert documents.loads(content)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(read, range(400)))
+    assert gc.isenabled()
