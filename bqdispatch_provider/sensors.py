@@ -20,6 +20,7 @@ from bqdispatch_provider.core.model import Lane
 from bqdispatch_provider.core.polling import AdaptivePolling
 from bqdispatch_provider.core.pools import is_too_small, slots_of
 from bqdispatch_provider.deferral import (
+    WaitingSensor,
     longest_deferral,
     may_end_in_triggerer,
     may_start_from_trigger,
@@ -30,7 +31,6 @@ from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import in_one_line
 from bqdispatch_provider.runs import end_idle_run
-from bqdispatch_provider.sensor_base import WaitingSensor
 from bqdispatch_provider.shares import hand_on
 from bqdispatch_provider.triggers import BqDispatchDoneTrigger, BqDispatchTrigger
 

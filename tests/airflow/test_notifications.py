@@ -109,7 +109,7 @@ def test_what_an_idle_runs_document_says_is_told_by_the_dags_callback_which_has_
     with world.dispatcher() as dispatcher:
         for path in journal_of_run:
             report = Report(errors=["the account may not list gs://tasks"])
-            RunJournal(dispatcher.store, dispatcher.config, f"{path}detect").write_document(report)
+            RunJournal(dispatcher.store, dispatcher.config, f"{path}detect").write_document(report, 0)
     BqDispatchNotifier("#data-ops")({"dag": dag, "run_id": run_id, "reason": "success"})
     (message,) = slack.messages
     assert "the account may not list gs://tasks" in message["text"]
