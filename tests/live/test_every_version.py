@@ -24,26 +24,13 @@ pytestmark = pytest.mark.skipif(BINARIES is None, reason="there is no PostgreSQL
 LIMIT = 1000
 """Never reached. With a limit each task takes all slots of its pool, so that of the next run waits for it."""
 DAGS = """# Airflow reads a file that has this word alone
-from datetime import UTC, datetime
-
-from airflow.providers.common.compat.sdk import DAG, task
-
 from bqdispatch_provider.factory import dispatch_dag
-from bqdispatch_provider.operators import DispatchOperator
 
 minute = dispatch_dag(dag_id="minute")
 minute_deferred = dispatch_dag(way="minute_deferred", dag_id="minute_deferred")
 idle = dispatch_dag(way="minute_deferred", dag_id="idle")
 deferred = dispatch_dag(way="deferred", dag_id="deferred")
 deferred.get_task("dispatch").time_to_live = 5
-
-@task
-def count(returned):
-    return returned["Dispatched"]
-
-with DAG("used", schedule="@continuous", start_date=datetime(2024, 1, 1, tzinfo=UTC), catchup=False, max_active_runs=1):
-    dispatch = DispatchOperator(task_id="dispatch", time_to_live=5, deferrable=True, assets=False, retries=3)
-    count(dispatch.output)
 """
 MINUTE = timedelta(minutes=1)
 ALIVE = ("running", "deferred")
@@ -194,19 +181,3 @@ def test_a_task_alone_in_the_triggerer_dispatches(world, rows, switched_on):
         found = [each for each in written(world, "deferred", "*/dispatch.json") if each["Dispatched"]]
     assert [(sum(each["Dispatched"].values()), each["Status"]) for each in found] == [(1, "ok")]
     assert len(world.names(TRIGGER)) == 1
-
-
-def test_a_task_that_follows_a_deferred_one_gets_its_counts(world, rows, switched_on):
-    """As `dag.test()` has it: tests/airflow/test_dags.py."""
-
-    def returned(task_id):
-        found = rows("select value from xcom where dag_id = 'used' and task_id = %s and key = 'return_value'", task_id)
-        # Airflow 2 has JSON as bytes.
-        values = [value if isinstance(value, dict) else json.loads(bytes(value)) for (value,) in found]
-        return [value for value in values if value.get("Dispatched", value)]
-
-    world.trace()
-    with switched_on("used"):
-        wait_until(lambda: nothing_failed(rows, "used") and returned("count"), "it is told")
-    (dispatch,) = returned("dispatch")
-    assert returned("count") == [dispatch["Dispatched"]] == [{"LoadJobs": 1}]
