@@ -120,7 +120,7 @@ class _TaskDocument:
         """Everything that this process has done until its last cycle; others add to it."""
 
         self._final = Counter[Outcome]()
-        """How many events it has dispatched, and objects quarantined, until then."""
+        """Numbers of events that it has dispatched, and of objects that it has quarantined, until then."""
 
         self._begun: tuple[Share, ...] = ()
         """Everything that the cycle has begun."""

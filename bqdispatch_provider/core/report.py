@@ -202,11 +202,9 @@ class Report:
 
     def _add_done(self, other: Report) -> None:
         """Add what was done, but not how things stood."""
-        self.cycles += other.cycles
-        for outcome in FINAL:
-            self.outcomes[outcome] += other.outcomes[outcome]
+        add_sums(self, sums_of(other))
         add_waits(self.waits, other.waits)
-        self._add_results(other, ("Dispatched",))
+        self._add_names(other)
 
     def add_cycle(self, later: Report) -> None:
         """Go on with a later cycle of the same run: results add up, gauges are the later cycle's.
