@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
 from bqdispatch_provider.compat import conf, emitted, make_known, triggering_events
+from bqdispatch_provider.core.targets import shortened
 from bqdispatch_provider.names import TableName, TraceName, in_one_line
 
 if TYPE_CHECKING:
@@ -187,6 +187,4 @@ def _uri(table: TableName) -> str:
     """
     parts = (table.project or "", table.dataset, table.table)
     uri = "x-bqtail://" + "/".join(quote(part, safe="") for part in parts)
-    if len(uri) <= _MAX_URI_CHARS:
-        return uri
-    return f"{uri[: _MAX_URI_CHARS - 17]}~{hashlib.sha256(uri.encode()).hexdigest()[:16]}"
+    return shortened(uri, _MAX_URI_CHARS)  # quoted, so a character is a byte
