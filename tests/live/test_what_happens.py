@@ -83,8 +83,8 @@ def test_a_task_that_is_marked_while_it_runs_finishes_what_it_has_begun_and_the_
         world.consume()
 
 
-@pytest.mark.parametrize("act", ["success", "failed"])
-def test_a_deferred_task_that_is_marked_finishes_what_it_has_begun_and_the_next_run_does_the_rest(
+@pytest.mark.parametrize("act", ["success", "failed", "cleared"])
+def test_a_deferred_task_that_is_marked_or_cleared_finishes_what_it_has_begun_and_the_next_does_the_rest(
     live, world, wait_until, unpaused, ended, act
 ):
     def trigger_of(run):
@@ -103,7 +103,10 @@ def test_a_deferred_task_that_is_marked_finishes_what_it_has_begun_and_the_next_
         wait_until(lambda: world.names(TRIGGER), "it dispatches")
         first = trigger_of(run)
         assert first
-        mark(live, run, "dispatch", act)
+        if act == "cleared":
+            clear(live, run, "dispatch")
+        else:
+            mark(live, run, "dispatch", act)
         wait_until(lambda: trigger_of(run) != first, "its trigger is taken away")
         world.control.clear_faults()
         wait_until(lambda: told_by(f"meddled-{act}"), "its trigger has finished what it had begun")
