@@ -93,6 +93,11 @@ class JobStates:
         return False
 
 
+def is_refusal(found: Job | Exception) -> bool:
+    """Return whether an answer to a look-up is none: it may concern all jobs of the place."""
+    return not isinstance(found, Job | NotFound | BadRequest | UnreadableJob)
+
+
 def reason_of(error: Exception) -> str:
     """Return an error's reason for a message, in one line."""
     if isinstance(error, NoAnswer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,11 +12,12 @@ from dataclasses import replace
 from google.api_core.exceptions import NotFound
 
 from bqdispatch_provider.core.listing import Trace
-from bqdispatch_provider.core.model import JobKey
+from bqdispatch_provider.core.model import Job, JobKey
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.job_answers import (
     JobStates,
     UnreadableJob,
+    is_refusal,
     is_whole,
     listed_jobs,
     moment_of,
@@ -66,15 +68,37 @@ class ProjectSearch:
         _read_contents(search, search.contents_to_read(), place)
         wanted = search.jobs_to_look_up()
         places = {key: search.place(key) for key in wanted}
-        answers = map_in_threads(self._calls.look_up, places.values(), PARALLEL_CALLS)
-        looked_up = zip(wanted, answers, strict=True)
-        not_found = {key: places[key] for key, found in looked_up if states.add_lookup(key, found, places[key])}
+        looked_up = self._look_up(places)
+        not_found = {key: places[key] for key, found in looked_up.items() if states.add_lookup(key, found, places[key])}
         # Without a location a look-up reaches only US and EU. A list must have shown all other places, far back.
         provable = [key for key in not_found if key in suspects and (not_found[key].location or search.is_listed(key))]
         states.unknown = {key: not_found[key] for key in self._proven(provable, not_found, states.listed)}
         states.unread |= {key: search.unread[key] for key in not_found if key in search.unread}
-        states.got = len(wanted)
+        states.got = len(looked_up)
         return states
+
+    def _look_up(self, places: Mapping[JobKey, JobKey]) -> dict[JobKey, Job | Exception]:
+        """Look jobs up, until a location refuses as many as are asked for at a time. Each of them may take long.
+
+        :param places: where to look each of them up.
+        :returns: what came of those that were looked up.
+        """
+        refused: Counter[tuple[str, str | None]] = Counter()
+        answering: set[tuple[str, str | None]] = set()
+
+        def look_up(place: JobKey) -> Job | Exception | None:
+            where = place.project, place.location
+            if refused[where] >= PARALLEL_CALLS and where not in answering:
+                return None
+            found = self._calls.look_up(place)
+            if is_refusal(found):
+                refused[where] += 1
+            else:
+                answering.add(where)
+            return found
+
+        answers = map_in_threads(look_up, places.values(), PARALLEL_CALLS)
+        return {key: found for key, found in zip(places, answers, strict=True) if found is not None}
 
     def _list(self, search: Search, progress: ListProgress) -> tuple[int, Exception | None]:
         """Read a list of jobs, newest first, until look-ups find the rest sooner.

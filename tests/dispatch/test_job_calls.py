@@ -8,6 +8,7 @@ import pytest
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, TASKS
 
+from bqdispatch_provider.gcp.job_search import PARALLEL_CALLS
 from bqdispatch_provider.gcp.rate_limit import AdaptiveRateLimiter, ProjectBackoff
 
 
@@ -447,6 +448,19 @@ def test_a_job_that_may_not_be_asked_for_keeps_no_other_job_of_its_project(world
             assert list(document["Jobs"]) == [world.url_of(name)]
             assert str(status) in document["Error"]
     assert world.names() == [bad]
+
+
+def test_a_location_that_refuses_every_look_up_is_given_up_for_this_look(world, asked_once):
+    world.traces(90, dest="ds.bad")
+    world.control.add_fault("bigquery.jobs.list", "text", status=200, text="{}")  # so all are looked up
+    world.control.add_fault("bigquery.jobs.get", "status", status=500, name="*bad*")
+    good = world.traces(5, dest="ds.good", region="EU")
+    world.control.reset_counters()
+    report = look(world).report
+    assert calls(world, "get") == report.get_count < 3 * PARALLEL_CALLS
+    assert "500" in report.to_dict()["Error"]
+    with world.dispatcher() as dispatcher:
+        assert set(dispatcher.cycle().to_dict()["Jobs"]) == {world.url_of(name) for name in good}
 
 
 def test_under_a_limit_a_share_waits_for_no_other_project(world, impatient):
