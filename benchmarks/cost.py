@@ -150,7 +150,7 @@ def delete_old_entries(objects: int, firings: int) -> Cost:
 
 
 def history(*, first: bool = False) -> Cost:
-    """Write the figures of a run into the history, and see what BqTail has not taken, of traces and of windows.
+    """Write the figures of a run into the history, and see what BqTail has not consumed, of traces and of windows.
 
     It also asks whether old documents were looked for within an hour.
 

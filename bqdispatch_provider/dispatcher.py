@@ -23,11 +23,11 @@ from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.cycle.clean_up import CleanUp
 from bqdispatch_provider.cycle.dispatching import Dispatching, dispatch_plan, select_events
 from bqdispatch_provider.cycle.history import HistoryWriter
-from bqdispatch_provider.cycle.not_taken import NotTaken
 from bqdispatch_provider.cycle.observation import Observation, Observer
 from bqdispatch_provider.cycle.performance import PerformanceWriter
 from bqdispatch_provider.cycle.retention import Retention
 from bqdispatch_provider.cycle.services import Services
+from bqdispatch_provider.cycle.unconsumed import Unconsumed
 from bqdispatch_provider.cycle.work_gate import WorkGate
 from bqdispatch_provider.gcp.clients import add_connections, client_of, default_session
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -82,7 +82,7 @@ class Dispatcher:
         self._logged_errors: set[str] = set()
         self._performance = PerformanceWriter()
         self.history = HistoryWriter()
-        self._not_taken = NotTaken()
+        self._unconsumed = Unconsumed()
         self._threads = Threads(THREADS, "bqdispatch")
         self._readers = Threads(READERS, "bqdispatch-read")
         for used in (self._client._http, self.session):
@@ -336,15 +336,15 @@ class Dispatcher:
     def write_performance(self, report: Report, label: RunLabel | None = None) -> None:
         """Write ``performance.json`` for BqTail's balancer, and ``waiting.json`` if events wait in trouble.
 
-        With a label, also see whether BqTail takes what is delivered, write the history, and delete what is old in the
-        journal.
+        With a label, also see whether BqTail consumes what is delivered, write the history, and delete what is old
+        in the journal.
 
         :param report: of the run so far; what went wrong is added.
         :param label: of the run; ``None`` to leave the history as it is.
         """
         self._performance.write(report, self._services)
         if label is not None:
-            self._not_taken.check(report, self._services)
+            self._unconsumed.check(report, self._services)
             self.history.write(report, self.store, self.config, label)
             self._retention.run()
 

@@ -55,7 +55,7 @@ def remaining_urls(folder: TaskFolder, only: EventFilter) -> Iterator[str]:
 
 
 def delivered(store: ObjectStore, config: DispatchConfig) -> Iterator[tuple[str, TraceName | WindowName | None]]:
-    """Find what was delivered to the trigger bucket, and BqTail has not taken yet.
+    """Find what was delivered to the trigger bucket, and BqTail has not consumed yet.
 
     An object that stands for a folder, as the console makes them, is no delivery.
 

@@ -8,13 +8,11 @@ from google.cloud.storage import Client
 
 from bqdispatch_provider.commands.checks import Check, CheckResult
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.windows import MAX_FUNCTION_RUNTIME
+from bqdispatch_provider.cycle.unconsumed import unconsumed
 from bqdispatch_provider.gcp import permissions
 from bqdispatch_provider.gcp.bucket_settings import cannot_be_checked
-from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.gcp.storage_answers import Result
-from bqdispatch_provider.names import counted, in_words
 
 
 class BucketChecks:
@@ -38,7 +36,7 @@ class BucketChecks:
         yield from self._trigger_bucket()
         can_delete = yield from self._settings()
         yield from self._document()
-        yield from self._unconsumed()
+        yield self._unconsumed()
         return can_write and can_delete
 
     def _folders(self) -> Generator[Check, None, bool]:
@@ -132,27 +130,12 @@ class BucketChecks:
             )
             yield Check(what, url, CheckResult.WARNING, finding)
 
-    def _unconsumed(self) -> Iterator[Check]:
-        """Check that BqTail takes what is delivered: it deletes what it has consumed."""
-        what = "BqTail consumes"
-        for key, prefix in {
-            "PostJobPrefix": self._config.post_job_prefix,
-            "BatchPrefix": self._config.batch_prefix,
-        }.items():
-            url = f"gs://{self._config.trigger_bucket}{prefix}"
-            try:
-                old, has_more = self._store.trigger.older_than(prefix[1:], self._store.now() - MAX_FUNCTION_RUNTIME)
-            except GOOGLE_ERRORS as error:
-                yield Check(what, url, CheckResult.NOT_CHECKED, f"cannot be listed: {in_words(error)}")
-                continue
-            if not old:
-                yield Check(what, url, CheckResult.OK, "no delivered object has waited for long")
-                continue
-            oldest = min(old, key=lambda each: each.created)
-            finding = (
-                f"{'at least ' if has_more else ''}{counted(len(old), 'object')} older than "
-                f"{MAX_FUNCTION_RUNTIME.seconds // 60} minutes, {'one' if has_more else 'the oldest'} "
-                f"since {oldest.created:%Y-%m-%d %H:%M} UTC ({oldest.name!r}): see that {key} {prefix!r} is "
-                "BqTail's too, and that its function runs without errors"
-            )
-            yield Check(what, url, CheckResult.FAILED, finding)
+    def _unconsumed(self) -> Check:
+        """Check that BqTail consumes what is delivered."""
+        what, url = "BqTail consumes", f"gs://{self._config.trigger_bucket}"
+        found, unknown = unconsumed(self._store, self._config)
+        if found:
+            return Check(what, url, CheckResult.FAILED, found)
+        if unknown:
+            return Check(what, url, CheckResult.NOT_CHECKED, unknown)
+        return Check(what, url, CheckResult.OK, "no delivered object has waited for long")

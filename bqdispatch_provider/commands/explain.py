@@ -80,7 +80,7 @@ def _delivered(wanted: str, config: DispatchConfig, dispatcher: Dispatcher) -> I
             yield Explanation(
                 path,
                 url,
-                "was delivered, and BqTail has not taken it yet",
+                "was delivered, and BqTail has not consumed it yet",
                 None,
                 (),
                 "Nothing to do for a minute. If it stays, see whether BqTail's function runs and watches this bucket.",

@@ -18,8 +18,8 @@ from bqdispatch_provider.commands.output import FAILED, OK, print_commands, prin
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.log_lines import duration
-from bqdispatch_provider.cycle.not_taken import not_taken
 from bqdispatch_provider.cycle.performance import earlier_waits
+from bqdispatch_provider.cycle.unconsumed import unconsumed
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.names import counted, in_words
@@ -93,9 +93,9 @@ def _look(dispatcher: Dispatcher, reader: JournalReader) -> Iterator[Overview | 
             yield f"the task folder {config.async_task_url!r} cannot be listed: {in_words(error)}"
             continue
         report, (earlier, problem) = seen.report, earlier_waits(store, config.journal_url)
-        untaken, unknown = not_taken(store, config)
-        if untaken:
-            report.add_error(untaken)
+        found, unknown = unconsumed(store, config)
+        if found:
+            report.add_error(found)
         report.waits |= refused_before(seen.plan, earlier)
         now = store.now()
         hour = Figures()

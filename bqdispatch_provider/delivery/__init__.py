@@ -18,7 +18,7 @@
 - A window returns when a file's storage event comes after the window was fired and deleted: BqTail then creates it
   anew. It is judged (``late_windows``) by the loads of its earlier firings (``evidence``) and by its content
   (``window_body``).
-- BqTail has *dropped* a window if its fired copy was taken from the trigger bucket, and no load was submitted within
+- BqTail has *dropped* a window if its fired copy was consumed, and no load was submitted within
   ten minutes. A dropped window is *undecided* if the file whose storage event made it still exists; so is a returned
   one whose firing could load files twice. An undecided window goes into ``undecided/`` of the task folder.
 - What else must not be dispatched goes into ``quarantine`` (the folder ``ErrorURL``), and comes back from there.
@@ -31,9 +31,9 @@ call       what follows
 =========  =============================================================================================================
 copy       Both ends are looked up (``copier``). Source gone or written again: ignored. Target of the same content: the
            copy was made before, and is finished now (the trace deleted, the window recorded as fired). Target of other
-           content: an earlier trace of this name that BqTail has not taken yet; copied beside it, to a name with the
+           content: an earlier trace of this name that BqTail has not consumed yet; copied beside it, to a name with the
            generation (the *alternative target*). No target after a 412: another object was in the way, and BqTail
-           has just taken it; copied once more. Otherwise, without a target: an error, and the event waits.
+           has just consumed it; copied once more. Otherwise, without a target: an error, and the event waits.
 delete     The object is looked up (``gcp.storage``). Still there in this generation: it counts as refused, and a later
            cycle retries. Gone or written again: it counts as deleted. One exception: if a stale ``.loc`` was written
            again, its window waits, and is judged anew.

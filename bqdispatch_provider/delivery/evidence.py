@@ -175,8 +175,8 @@ class Evidence:
         except NotFound:
             return None
 
-    def not_taken(self, keys: Collection[Key], listing: Listing) -> set[Key]:
-        """Return which fired windows BqTail has not taken: one list of what was fired.
+    def unconsumed(self, keys: Collection[Key], listing: Listing) -> set[Key]:
+        """Return which fired windows BqTail has not consumed: one list of what was fired.
 
         :param keys: of the windows.
         :param listing: of the task folder.
@@ -198,16 +198,16 @@ class Evidence:
         """
         return key in self._over
 
-    def of_firing(self, key: Key, firing: Firing, listing: Listing, *, is_taken: bool = False) -> LoadEvidence:
+    def of_firing(self, key: Key, firing: Firing, listing: Listing, *, is_consumed: bool = False) -> LoadEvidence:
         """Return what the loads of a firing tell.
 
         :param key: of the window.
         :param firing: what the ledger says.
         :param listing: of the task folder.
-        :param is_taken: True if :meth:`not_taken` has shown that BqTail has taken it; by default that is looked up.
+        :param is_consumed: True if :meth:`unconsumed` has shown that; by default it is looked up.
         :raises google.api_core.exceptions.GoogleAPIError: if jobs or objects cannot be looked up.
         """
-        evidence = self._over.get(key) or self._look_up(key, firing, listing, is_taken)
+        evidence = self._over.get(key) or self._look_up(key, firing, listing, is_consumed)
         if not evidence.waits_for:
             self._over[key] = evidence
         return evidence
@@ -222,7 +222,7 @@ class Evidence:
         """
         return {(window, number): self.of_firing((window, number), each, listing) for number, each in firings.items()}
 
-    def _look_up(self, key: Key, firing: Firing, listing: Listing, is_taken: bool) -> LoadEvidence:
+    def _look_up(self, key: Key, firing: Firing, listing: Listing, is_consumed: bool) -> LoadEvidence:
         if firing.fired is None:
             return LoadEvidence("an earlier firing of it is not finished")
         try:
@@ -232,10 +232,10 @@ class Evidence:
             why = f"its content cannot be read: {in_words(error)}"
         if why:
             return LoadEvidence(unknown=f"the loads of its firing at {firing.fired:%F %H:%M} UTC are unknown: {why}")
-        return self._of_loads(key, body, firing, listing, is_taken)
+        return self._of_loads(key, body, firing, listing, is_consumed)
 
     def _of_loads(  # noqa: PLR0911  (one per case)
-        self, key: Key, body: WindowBody, firing: Firing, listing: Listing, is_taken: bool
+        self, key: Key, body: WindowBody, firing: Firing, listing: Listing, is_consumed: bool
     ) -> LoadEvidence:
         loads = self._loads(key, body.load, firing, listing.now)
         for load in loads:
@@ -245,17 +245,17 @@ class Evidence:
             return LoadEvidence(loaded=frozenset[str]().union(*successful))
         # Nothing was loaded. Objects on their way become jobs, never the reverse, so jobs are looked up last, again.
         step = TraceName.parse(loads[-1].job_id).step if loads else 0
-        if loads or not is_taken:
+        if loads or not is_consumed:
             if waits_for := self._on_its_way(key, body.load, loads[-1] if loads else None, listing):
                 return LoadEvidence(waits_for)
             if len(self._loads(key, body.load, firing, listing.now)) != len(loads):
                 return LoadEvidence("its load has just been submitted")
         since = firing.gone_at.get(step)
         if since is None:
-            return LoadEvidence("BqTail has taken its earlier firing, and may be about to load it", gone_step=step)
+            return LoadEvidence("BqTail has consumed its earlier firing, and may be about to load it", gone_step=step)
         if listing.now - since <= MAX_FUNCTION_RUNTIME:
             return LoadEvidence(
-                f"BqTail has taken its earlier firing before {since:%H:%M:%S} UTC, and may be about to load it"
+                f"BqTail has consumed its earlier firing before {since:%H:%M:%S} UTC, and may be about to load it"
             )
         return LoadEvidence(not_loaded=frozenset[str]().union(*(load.sources for load in loads)))
 
@@ -276,7 +276,7 @@ class Evidence:
         """
         if failed is None:
             waits = any(self.store.get_target(target) is not None for target in self._targets(key, listing))
-            return "BqTail has not taken its earlier firing yet" if waits else ""
+            return "BqTail has not consumed its earlier firing yet" if waits else ""
         dest = WindowName.parse(key[0]).dest
         parsed = TraceName.parse(failed.job_id)
         not_dispatched = f"the trace of the failed load {failed.job_id!r} has not been dispatched yet"
@@ -294,11 +294,11 @@ class Evidence:
         # The target's folder is the hour in which the trace was created, perhaps the hour before that of the job.
         times = (failed.created, failed.created - _MAX_SUBMIT_TIME)
         if any(map(self._waits_at, {target_of(Event(trace.name, 0, at), Lane.JOBS, self._config) for at in times})):
-            return f"BqTail has not taken the trace of the failed load {failed.job_id!r} yet"
+            return f"BqTail has not consumed the trace of the failed load {failed.job_id!r} yet"
         return ""
 
     def _waits_at(self, target: str) -> bool:
-        """Return whether BqTail has not taken a trace from its target, or from its alternative with the generation."""
+        """Return whether a trace waits for BqTail at its target, or at its alternative with the generation."""
         stem = target.rpartition(".")[0]
         return any(is_target(f"{stem}{each.name}", target) for each in self.store.trigger.in_transit(stem))
 

@@ -19,8 +19,8 @@ from bqdispatch_provider.names import in_words
 log = logging.getLogger(__name__)
 
 
-class NotTakenFirings:
-    """The firings that BqTail has not taken, listed once in a look, and only if they are asked for.
+class UnconsumedFirings:
+    """The firings that BqTail has not consumed, listed once in a look, and only if they are asked for.
 
     :param evidence: lists them.
     :param announced: the firings that were announced.
@@ -43,9 +43,9 @@ class NotTakenFirings:
     @cached_property
     def _listed(self) -> set[Key] | None:
         try:
-            return self._evidence.not_taken(self._announced, self._listing)
+            return self._evidence.unconsumed(self._announced, self._listing)
         except GOOGLE_ERRORS as error:
-            log.warning("What BqTail has not taken cannot be listed, so it is looked up: %s", in_words(error))
+            log.warning("What BqTail has not consumed cannot be listed, so it is looked up: %s", in_words(error))
             return None
 
 
@@ -56,7 +56,7 @@ class FiringsFound:
     :param listing: the listing of the task folder.
     :param ledger: what the ledger says, by the name of the window.
     :param limited: True if firings count at a limit, so that their loads must be looked up each time.
-    :param not_taken: asks which announced firings BqTail has not taken.
+    :param unconsumed: asks which announced firings BqTail has not consumed.
     :param unreadable: names of windows of which the ledger cannot be read: whatever it may say, their firings count.
     :param unlisted: firings whose load is visible, and whose trace may have been written after the listing.
     :param open: firings that count at a limit.
@@ -71,7 +71,7 @@ class FiringsFound:
     listing: Listing
     ledger: Mapping[str, Firings]
     limited: bool
-    not_taken: NotTakenFirings
+    unconsumed: UnconsumedFirings
     unreadable: set[str] = field(default_factory=set)
     unlisted: set[Key] = field(default_factory=set)
     open: list[OpenFiring] = field(default_factory=list)

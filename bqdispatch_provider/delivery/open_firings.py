@@ -21,7 +21,7 @@ from bqdispatch_provider.core.model import JobKey, Key
 from bqdispatch_provider.core.plans import Quarantine
 from bqdispatch_provider.core.windows import MAX_FUNCTION_RUNTIME, Firing, Firings, OpenFiring
 from bqdispatch_provider.delivery.evidence import Evidence, gone_steps, loaded_files
-from bqdispatch_provider.delivery.firings_found import FiringsFound, NotTakenFirings
+from bqdispatch_provider.delivery.firings_found import FiringsFound, UnconsumedFirings
 from bqdispatch_provider.delivery.intent_objects import KEEP_COMPLETED_S, Intent, firings_left
 from bqdispatch_provider.delivery.visible_loads import VisibleLoads
 from bqdispatch_provider.delivery.window_body import WindowBody
@@ -92,8 +92,8 @@ class OpenFirings:
         """
         intents = list(intents)
         announced = {firing.key: firing for intent in intents for firing in intent.firings}
-        not_taken = NotTakenFirings(self._evidence, announced, listing)
-        found = FiringsFound(listing, firings, limited, not_taken, set(unreadable))
+        unconsumed = UnconsumedFirings(self._evidence, announced, listing)
+        found = FiringsFound(listing, firings, limited, unconsumed, set(unreadable))
         present = {window.key for window in listing.windows}
         visible = self._loads.find(announced, jobs, found)
         late = self._look_up_late(announced, announced.keys() - visible, found)
@@ -126,7 +126,7 @@ class OpenFirings:
         """Read the ledger again about late firings, and return how these stand.
 
         Only some are looked up, side by side, others each time. Open without being asked for is what BqTail has not
-        taken, what it may be about to load for ten minutes after that, and what has to wait for its turn.
+        consumed, what it may be about to load for ten minutes after that, and what has to wait for its turn.
 
         :param unseen: firings whose load is not visible.
         """
@@ -139,12 +139,12 @@ class OpenFirings:
         known = [key for key in left if self._evidence.is_over(key)]
         unknown = [key for key in left if not self._evidence.is_over(key)]
         if unknown:
-            unknown = [key for key in unknown if key not in found.not_taken.keys]
-        is_taken = bool(unknown) and found.not_taken.is_known
+            unknown = [key for key in unknown if key not in found.unconsumed.keys]
+        is_consumed = bool(unknown) and found.unconsumed.is_known
         asked = [*known, *random.sample(unknown, min(len(unknown), MAX_LOOKED_UP))]
 
         def look_up(key: Key) -> _State:
-            return self._late_state(announced[key], found, is_taken=is_taken)
+            return self._late_state(announced[key], found, is_consumed=is_consumed)
 
         return states | dict(zip(asked, map_in_threads(look_up, asked, PARALLEL_CALLS), strict=True))
 
@@ -178,14 +178,14 @@ class OpenFirings:
             found.fired.append(firing.key)
         return _State.OPEN if entry.fired is None or firing.key in found.unlisted else _State.CLOSED
 
-    def _late_state(self, firing: OpenFiring, found: FiringsFound, *, is_taken: bool) -> _State:
+    def _late_state(self, firing: OpenFiring, found: FiringsFound, *, is_consumed: bool) -> _State:
         """Return how a late firing stands, by what became of it.
 
-        :param is_taken: True if BqTail is known to have taken it.
+        :param is_consumed: True if BqTail is known to have consumed it.
         """
         entry = found.ledger[firing.window][firing.generation]
         try:
-            evidence = self._evidence.of_firing(firing.key, entry, found.listing, is_taken=is_taken)
+            evidence = self._evidence.of_firing(firing.key, entry, found.listing, is_consumed=is_consumed)
             found.gone += gone_steps({firing.key: evidence})
             if evidence.waits_for:
                 return _State.OPEN
@@ -220,7 +220,7 @@ class OpenFirings:
 
 
 def _may_be_loaded(entry: Firing | None, found: FiringsFound) -> bool:
-    """Return whether BqTail has taken a firing so recently that a function may be about to load it."""
+    """Return whether BqTail has consumed a firing so recently that a function may be about to load it."""
     return entry is not None and any(found.listing.now - at <= MAX_FUNCTION_RUNTIME for at in entry.gone_at.values())
 
 

@@ -37,7 +37,7 @@ class VisibleLoads:
         self._evidence = evidence
         self._listed_at = -LIST_INTERVAL_S
         self._sought: set[Key] = set()
-        """Firings that BqTail has not taken for long, and whose loads were looked for once."""
+        """Firings that BqTail has not consumed for long, and whose loads were looked for once."""
 
     def find(self, announced: Mapping[Key, OpenFiring], jobs: Collection[JobKey], found: FiringsFound) -> set[Key]:
         """Return the firings whose load is visible.
@@ -71,15 +71,15 @@ class VisibleLoads:
     ) -> dict[str, datetime | None]:
         """List the jobs among which the loads are that no trace shows, by ID with the creation of the active ones."""
         self._listed_at = time.monotonic()
-        # What BqTail never takes has no load. It may lie there for days, in which there are ever more jobs.
+        # What BqTail never consumes has no load. It may lie there for days, in which there are ever more jobs.
         old = found.late(unseen, MAX_FUNCTION_RUNTIME)
-        stuck = found.not_taken.keys.intersection(old) if old else set()
+        stuck = found.unconsumed.keys.intersection(old) if old else set()
         begun: dict[Key, datetime] = {}
         for key in unseen:
             entry = found.entry(key)
             begun[key] = min(announced[key].since, entry.claimed if entry else found.listing.now)
         recent, errors, unproven = self._board.recent(_since(begun, unseen, unseen.keys() - stuck))
-        if unsought := stuck - self._sought:  # unless BqTail has taken it, and could not delete it
+        if unsought := stuck - self._sought:  # unless BqTail has consumed it, and could not delete it
             fired = (entry.fired for key in unsought if (entry := found.entry(key)) and entry.fired)
             until = max(fired) + MAX_FUNCTION_RUNTIME
             of_stuck, _, not_sought = self._board.recent(_since(begun, unseen, unsought), until)

@@ -48,7 +48,7 @@ class TriggerBucket:
     def older_than(self, prefix: str, moment: datetime) -> tuple[list[StoredObject], bool]:
         """List deliveries that BqTail has not consumed since a moment, as far as the first page that has some.
 
-        Traces lie by the hour of their creation, so that is the first page of all if BqTail takes nothing.
+        Traces lie by the hour of their creation, so that is the first page of all if BqTail consumes nothing.
 
         :param prefix: a folder with its slash.
         :param moment: the time (aware).

@@ -150,7 +150,7 @@ def fire(world, dispatcher, number):
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
-def test_two_hundred_firings_that_bqtail_has_not_taken_cost_one_list(world, limit):
+def test_two_hundred_firings_that_bqtail_has_not_consumed_cost_one_list(world, limit):
     with world.dispatcher(MaxConcurrentJobs=limit) as dispatcher:
         fire(world, dispatcher, 200)
         if not limit:

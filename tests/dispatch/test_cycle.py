@@ -303,7 +303,7 @@ def test_a_fired_window_of_which_bqtail_makes_no_load_counts_until_none_can_come
     world.client.bucket(TRIGGER).blob("f").upload_from_string("1")
     assert world.cycle(MaxConcurrentJobs=1).dispatched == 1
     world.control.advance(1000)
-    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0, "BqTail has not taken it yet"
+    assert world.cycle(MaxConcurrentJobs=1).dispatched == 0, "BqTail has not consumed it yet"
     (fired,) = world.names(TRIGGER, "_batch_/")
     world.delete(fired, TRIGGER)
     assert world.cycle(MaxConcurrentJobs=1).dispatched == 0

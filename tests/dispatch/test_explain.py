@@ -190,7 +190,7 @@ def test_what_was_delivered_is_found_until_bqtail_takes_it(world, config, capsys
     world.cycle()
     for each in (name, window):
         assert main(["explain", "--config", config(), each]) == 0
-        assert "was delivered, and BqTail has not taken it yet" in capsys.readouterr().out
+        assert "was delivered, and BqTail has not consumed it yet" in capsys.readouterr().out
     world.consume()
     assert main(["explain", "--config", config(), name]) == 1
     assert "no event" in capsys.readouterr().err

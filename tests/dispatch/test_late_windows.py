@@ -59,7 +59,7 @@ class Rule:
         return f"{self.name[:-4]}/{zlib.crc32(folder.encode())}.loc"
 
     def take(self):
-        """BqTail takes what was fired, and says for which event that was."""
+        """BqTail consumes what was fired, and says for which event that was."""
         (fired,) = self.world.names(TRIGGER, "_batch_/")
         event = json.loads(self.world.blob(fired, TRIGGER).download_as_bytes())["EventID"]
         self.world.delete(fired, TRIGGER)
@@ -246,7 +246,7 @@ def test_a_failed_load_whose_trace_waits_may_be_followed_by_another(world, rule)
     world.cycle()
     (trace,) = world.names(TRIGGER, "_bqjob_/")
     world.control.advance(700)
-    assert world.cycle().dispatched == 0, "BqTail has not taken the trace"
+    assert world.cycle().dispatched == 0, "BqTail has not consumed the trace"
     world.delete(trace, TRIGGER)
     assert world.cycle().dispatched == 0
     rule.load(event, f"{A}/1.json", step=3, action="reload")
@@ -255,11 +255,11 @@ def test_a_failed_load_whose_trace_waits_may_be_followed_by_another(world, rule)
     assert (report.dispatched, report.late) == (0, 1)
 
 
-def waits_until_the_trace_is_taken(world):
+def waits_until_the_trace_is_consumed(world):
     """Show that a returned window waits for the trace of a failed load, and is fired then."""
     for _ in range(2):
         world.control.advance(700)
-        assert world.cycle().dispatched == 0, "BqTail has not taken the trace"
+        assert world.cycle().dispatched == 0, "BqTail has not consumed the trace"
     world.consume()
     world.cycle()
     world.control.advance(700)
@@ -276,7 +276,7 @@ def test_the_trace_of_a_failed_load_waits_under_its_other_name_too(world, one):
     assert world.cycle().outcomes["dispatched"] == 1
     assert len(world.names(TRIGGER, "_bqjob_/")) == 2
     world.delete(usual, TRIGGER)
-    waits_until_the_trace_is_taken(world)
+    waits_until_the_trace_is_consumed(world)
 
 
 def test_a_load_that_began_again_under_another_event_counts(world, rule):
@@ -293,7 +293,7 @@ def test_the_trace_of_a_load_that_began_again_under_another_event_is_waited_for(
     one.arrive(f"{A}/1.json")
     world.put("proj:p:US/ds.t--another_00005_load--dispatch", age=30)
     assert world.cycle().outcomes["dispatched"] == 1
-    waits_until_the_trace_is_taken(world)
+    waits_until_the_trace_is_consumed(world)
 
 
 def test_a_load_from_before_a_late_take_over_counts(world, one):

@@ -466,14 +466,14 @@ def test_a_firing_that_is_not_looked_up_takes_a_place(world, monkeypatch):
     with world.dispatcher(**LIMITED) as dispatcher:
         assert dispatcher.cycle().dispatched == 3
         world.consume()
-        for seconds in (60, 1, 1):  # each look learns of one that BqTail has taken it
+        for seconds in (60, 1, 1):  # each look learns of one that BqTail has consumed it
             world.control.advance(seconds)
             assert dispatcher.cycle().dispatched == 0
         world.control.advance(700)
         assert [dispatcher.cycle().dispatched for _ in range(4)] == [1, 1, 1, 0]
 
 
-def test_what_bqtail_has_not_taken_is_asked_for_once_in_a_look_even_if_it_cannot_be_listed(world):
+def test_what_bqtail_has_not_consumed_is_asked_for_once_in_a_look_even_if_it_cannot_be_listed(world):
     world.window(content='{"EventID": "1"}')
     with world.dispatcher(MaxConcurrentJobs=5) as dispatcher:
         assert dispatcher.cycle().dispatched == 1

@@ -147,7 +147,7 @@ BROKEN = {
     "jobs not looked up": (refused("bigquery.jobs.get"), {"jobs"}, "bigquery.jobs.get is missing"),
     "another project": (gone_project, {"jobs"}, "see that ProjectID is right"),
     "wrong location": (astray, {"location"}, "move these traces into the folder proj:p:EU/"),
-    "nobody consumes": (unconsumed, {"BqTail consumes"}, "see that PostJobPrefix '/_bqjob_/' is BqTail's too"),
+    "nobody consumes": (unconsumed, {"BqTail consumes"}, "BqTail has not consumed 1 object"),
 }
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_somebody_has_made_there_waits_for_nobody(world, look):
 
 
 @pytest.mark.parametrize("minutes", [9, 11])
-def test_what_bqtail_has_not_taken_is_found_when_each_run_says_so(world, look, minutes):
+def test_what_bqtail_has_not_consumed_is_found_when_each_run_says_so(world, look, minutes):
     world.trace()
     created = world.control.now() - minutes * 60
     found = findings(

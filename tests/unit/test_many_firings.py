@@ -8,7 +8,7 @@ from bqdispatch_provider.core.listing import StoredObject, classify
 from bqdispatch_provider.core.model import Job
 from bqdispatch_provider.core.windows import Firing, OpenFiring
 from bqdispatch_provider.delivery.evidence import Evidence
-from bqdispatch_provider.delivery.firings_found import FiringsFound, NotTakenFirings
+from bqdispatch_provider.delivery.firings_found import FiringsFound, UnconsumedFirings
 from bqdispatch_provider.delivery.open_firings import OpenFirings, _State
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -53,7 +53,7 @@ def test_the_windows_are_gone_through_once_for_many_firings_without_a_load():
 
     listing = listing_of(WINDOW)
     object.__setattr__(listing, "windows", Windows(listing.windows))
-    found = FiringsFound(listing, {}, True, NotTakenFirings(None, (), listing))
+    found = FiringsFound(listing, {}, True, UnconsumedFirings(None, (), listing))
     look = OpenFirings(None, None)
     for generation in range(100, 200):
         firing = OpenFiring(WINDOW, generation, "p", "1", many_folders=False, since=NOW)

@@ -1,4 +1,4 @@
-"""Say so if BqTail takes nothing: what was delivered and lies in the trigger bucket becomes no job."""
+"""Say so if BqTail consumes nothing: what was delivered and lies in the trigger bucket becomes no job."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.names import counted, in_words
 
 
-class NotTaken:
-    """Looks for what BqTail has not taken, at most once in the runtime of a function."""
+class Unconsumed:
+    """Looks for what BqTail has not consumed, at most once in the runtime of a function."""
 
     def __init__(self) -> None:
         self._next = -math.inf
@@ -30,11 +30,11 @@ class NotTaken:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + MAX_FUNCTION_RUNTIME.total_seconds()
-        for said in filter(None, not_taken(services.store, services.config)):
+        for said in filter(None, unconsumed(services.store, services.config)):
             services.recorder(report).error(said)
 
 
-def not_taken(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
+def unconsumed(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
     """Find what was delivered longer ago than a function of BqTail runs.
 
     It takes a list request for traces, and one for windows. Only while more than 1,000 younger objects lie there, it
@@ -42,7 +42,7 @@ def not_taken(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
 
     :param store: reaches the trigger bucket.
     :param config: names it.
-    :returns: what BqTail has not taken, and why that is not known, a sentence each; empty if all is well.
+    :returns: what BqTail has not consumed, and why that is not known, a sentence each; empty if all is well.
     """
     before = store.now() - MAX_FUNCTION_RUNTIME
     old: list[tuple[datetime, str]] = []
@@ -51,7 +51,7 @@ def not_taken(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
         try:
             found, has_more = store.trigger.older_than(prefix, before)
         except GOOGLE_ERRORS as error:
-            return "", f"whether BqTail takes what is delivered is not known: {in_words(error)}"
+            return "", f"whether BqTail consumes what is delivered is not known: {in_words(error)}"
         old += [(each.created, f"{prefix}{each.name}") for each in found]
         are_all = are_all and not has_more
     if not old:
@@ -61,7 +61,7 @@ def not_taken(store: TaskStore, config: DispatchConfig) -> tuple[str, str]:
     if not are_all:
         number, which = f"at least {number}", "one of them"
     return (
-        f"BqTail has not taken {number} for more than ten minutes, {which} "
+        f"BqTail has not consumed {number} for more than ten minutes, {which} "
         f"{f'gs://{config.trigger_bucket}/{name}'!r} since {since:%Y-%m-%d %H:%M} UTC: see whether its function runs "
-        "and watches this bucket"
+        "without errors, watches this bucket, and has the same PostJobPrefix and BatchPrefix"
     ), ""

@@ -1,4 +1,4 @@
-"""If BqTail takes nothing of what is delivered, each run says so: otherwise all is green, and nothing is loaded."""
+"""If BqTail consumes nothing of what is delivered, each run says so: otherwise all is green, and nothing is loaded."""
 
 import json
 
@@ -8,7 +8,7 @@ from world import TRIGGER
 from bqdispatch_provider.commands.cli import main
 from bqdispatch_provider.core.history import RunLabel
 from bqdispatch_provider.core.report import Report
-from bqdispatch_provider.cycle import not_taken as watched
+from bqdispatch_provider.cycle import unconsumed as watched
 
 
 def run(world, **config):
@@ -23,7 +23,7 @@ def limits(request):
 
 
 @pytest.mark.parametrize("kind", ["trace", "window"])
-def test_what_bqtail_has_not_taken_for_long_is_an_error_of_each_run(world, kind, limits):
+def test_what_bqtail_has_not_consumed_for_long_is_an_error_of_each_run(world, kind, limits):
     world.trace() if kind == "trace" else world.window()
     assert run(world, **limits).errors == []
     (delivered,) = world.names(TRIGGER)
@@ -32,7 +32,7 @@ def test_what_bqtail_has_not_taken_for_long_is_an_error_of_each_run(world, kind,
     world.control.advance(60)
     for _ in range(2):
         (said,) = run(world, **limits).errors
-        assert said.startswith("BqTail has not taken 1 object for more than ten minutes, the first of them ")
+        assert said.startswith("BqTail has not consumed 1 object for more than ten minutes, the first of them ")
         assert f"'gs://{TRIGGER}/{delivered}' since " in said
     world.consume()
     assert run(world, **limits).errors == []
@@ -47,7 +47,7 @@ def test_the_first_of_many_is_named(world):
     run(world)
     world.control.advance(700)
     (said,) = run(world).errors
-    assert "not taken 4 objects" in said
+    assert "not consumed 4 objects" in said
     assert world.blob(first, TRIGGER).time_created.strftime("since %Y-%m-%d %H:%M UTC") in said
 
 
@@ -61,18 +61,18 @@ def test_a_folder_that_somebody_has_made_there_is_no_delivery(world, limits):
 
 
 def test_of_very_many_the_first_page_is_enough(world, config, capsys, monkeypatch):
-    """They are more every minute while BqTail takes nothing: to list them all would take ever longer, and then fail."""
+    """They are more every minute while BqTail consumes nothing: a list of all would take ever longer, and then fail."""
     monkeypatch.setattr("bqdispatch_provider.gcp.storage_calls.PAGE_SIZE", 2)
     monkeypatch.setattr("bqdispatch_provider.gcp.trigger_bucket._MAX_TRANSIT_PAGES", 2)
     world.traces(5)
     run(world)
     world.control.advance(700)
     (said,) = run(world).errors
-    assert said.startswith("BqTail has not taken at least 2 objects for more than ten minutes, one of them ")
+    assert said.startswith("BqTail has not consumed at least 2 objects for more than ten minutes, one of them ")
     with world.dispatcher() as dispatcher:
         dispatcher.store.now()
         world.control.reset_counters()
-        assert watched.not_taken(dispatcher.store, dispatcher.config) == (said, "")
+        assert watched.unconsumed(dispatcher.store, dispatcher.config) == (said, "")
         assert world.control.calls() == {"storage.objects.list": 2}
     assert main(["status", "--json", "--config", str(config())]) == 1
     assert json.loads(capsys.readouterr().out)["errors"] == [said]
@@ -100,7 +100,7 @@ def test_bqtails_balancer_does_not_wait_for_it(world, monkeypatch):
         written.append(store.generation(f"{config.journal_url}performance.json"))
         return "", ""
 
-    monkeypatch.setattr(watched, "not_taken", looked)
+    monkeypatch.setattr(watched, "unconsumed", looked)
     run(world)
     assert written[0] is not None
 
@@ -111,7 +111,7 @@ def test_a_list_that_is_refused_is_an_error_and_the_run_goes_on(world):
     report = run(world)
     assert report.dispatched == 1
     (said,) = report.errors
-    assert said.startswith("whether BqTail takes what is delivered is not known: ")
+    assert said.startswith("whether BqTail consumes what is delivered is not known: ")
 
 
 def test_status_says_so(world, config, capsys):
@@ -120,7 +120,7 @@ def test_status_says_so(world, config, capsys):
     world.control.advance(700)
     assert main(["status", "--json", "--config", str(config())]) == 1
     seen = json.loads(capsys.readouterr().out)
-    assert seen["errors"][0].startswith("BqTail has not taken 1 object ")
+    assert seen["errors"][0].startswith("BqTail has not consumed 1 object ")
     assert seen["errors"][0] in seen["health"]["sentence"]
 
 
@@ -129,4 +129,4 @@ def test_status_of_somebody_who_may_not_list_the_trigger_bucket_is_no_error(worl
     assert main(["status", "--json", "--config", str(config())]) == 0
     seen = json.loads(capsys.readouterr().out)
     assert seen["errors"] == []
-    assert any("whether BqTail takes what is delivered" in said for said in seen["problems"])
+    assert any("whether BqTail consumes what is delivered" in said for said in seen["problems"])
