@@ -242,6 +242,10 @@ class RunJournal:
         """Write what the running task is about to dispatch."""
         self._store.write_json(self._checkpoint_url(self.process), checkpoint.to_dict())
 
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the checkpoint can be written again at once: a name may be changed once a second."""
+        self._store.wait_for_name(self._checkpoint_url(self.process))
+
     def remove_checkpoint(self) -> None:
         """Remove the checkpoint of this process, once the document says what became of it."""
         self._store.remove(self._checkpoint_url(self.process))

@@ -74,12 +74,17 @@ def run_cycles(
         send_metrics(report)
         document.update(report)
 
+    def wait_for_news(seconds: float) -> None:
+        wait(seconds)
+        # What a look has seen would grow old while the next checkpoint waits.
+        journal.wait_for_checkpoint()
+
     seconds = dispatcher.seconds_to_live(time_to_live) - (datetime.now(UTC) - document.began).total_seconds()
     report = dispatcher.run(
         max(seconds, 0.0),
         progress,
         before_dispatch=document.write_checkpoint,
-        wait=wait,
+        wait=wait_for_news,
         polling=polling,
         first_shares=first_shares,
         writes_performance=writes_performance,

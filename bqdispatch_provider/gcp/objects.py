@@ -105,6 +105,10 @@ class ObjectStore:
         self._cooldown.start([url])
         return generation
 
+    def wait_for_name(self, url: str) -> None:
+        """Wait until :meth:`write` would not have to."""
+        self._cooldown.wait_for_some([url])
+
     def create(self, url: str, content: bytes, metadata: Mapping[str, str]) -> bool:
         """Write an object with metadata unless there is one.
 

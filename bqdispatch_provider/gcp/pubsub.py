@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -25,6 +26,9 @@ _CALL_TIMEOUT_S = 5.0
 
 _CONNECT_TIMEOUT_S = 5.0
 _SLEEP_S = 0.5
+_MIN_INTERVAL_S = 1.0
+"""Seconds between two messages that end a wait: each of them leads to a look, and there may be a hundred a second."""
+
 _MAX_MESSAGES = 1000
 
 
@@ -44,21 +48,24 @@ class Subscription:
         self._session = session
         self._url = f"{emulator(PUBSUB) or 'https://pubsub.googleapis.com'}/v1/{name}"
         self._warned = False
+        self._woken_at = -math.inf
 
     def wait(self, seconds: float, go_on: Callable[[], bool] = lambda: True) -> bool:
-        """Wait for a message.
+        """Wait for a message, but not within a second of the last one.
 
         :param seconds: longest wait.
         :param go_on: asked every few seconds; the wait ends once it returns False.
         :returns: True if a message came.
         """
         until = time.monotonic() + seconds
+        _sleep(min(until, self._woken_at + _MIN_INTERVAL_S), go_on)
         while go_on() and (left := until - time.monotonic()) > 0:
             try:
                 answer = self._call("pull", {"maxMessages": _MAX_MESSAGES}, min(left, _CALL_TIMEOUT_S))
                 if messages := answer.get("receivedMessages"):
                     # Not earlier: a message that was pulled and not acknowledged comes again.
                     self._call("acknowledge", {"ackIds": [each["ackId"] for each in messages]}, _CALL_TIMEOUT_S)
+                    self._woken_at = time.monotonic()
                     return True
                 self._warned = False
                 # The service holds a pull until there is a message, but does not promise for how long.

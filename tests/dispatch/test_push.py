@@ -3,11 +3,16 @@
 import logging
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import requests
 
+from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.pubsub import SUBSCRIPTION, Subscription
+from bqdispatch_provider.gcp.rate_limit import SAME_NAME_S, NameCooldown
+from bqdispatch_provider.journal import RunJournal
+from bqdispatch_provider.runs import run_cycles
 
 NAME = "projects/p/subscriptions/jobs"
 FOR_EVER = 60
@@ -95,6 +100,44 @@ class Proxy(requests.Session):
         answer = requests.Response()
         answer.status_code, answer._content = 200, self.content
         return answer
+
+
+def test_messages_that_come_all_the_time_wake_once_a_second():
+    """A look follows each time."""
+    proxy = Proxy(b'{"receivedMessages": [{"ackId": "x"}]}')
+    subscription, until, woken = Subscription(proxy, NAME), time.monotonic() + 2.5, 0
+    while time.monotonic() < until:
+        woken += subscription.wait(FOR_EVER)
+    assert woken <= 4
+
+
+def test_what_a_look_has_seen_does_not_grow_old_while_the_checkpoint_waits_for_its_name(world, monkeypatch):
+    """Whoever is woken again and again looks when it can dispatch at once."""
+    seen = []
+
+    class Cooldown(NameCooldown):
+        def wait_for_some(self, keys):
+            began = time.monotonic()
+            found = super().wait_for_some(keys)
+            if time.monotonic() - began > SAME_NAME_S / 10 and any("@" in str(each) for each in keys):
+                seen.append("waited")
+            return found
+
+    look = Dispatcher.look
+    monkeypatch.setattr(Dispatcher, "look", lambda self: seen.append("look") or look(self))
+    monkeypatch.setattr("bqdispatch_provider.gcp.objects.NameCooldown", Cooldown)
+    with world.dispatcher() as dispatcher:
+        journal = RunJournal(dispatcher.store, dispatcher.config, "2026-03-05/dispatch/run/task")
+        report = run_cycles(
+            dispatcher,
+            journal,
+            5,
+            wait=lambda _: (seen.append("woken"), world.trace()),
+            send_metrics=lambda _: seen.append("done"),
+        )
+    assert report.dispatched > 1
+    assert ("woken", "waited", "look") in zip(seen, seen[1:], seen[2:], strict=False)
+    assert ("look", "waited") not in pairwise(seen)
 
 
 def test_an_answer_that_is_no_object_ends_no_run(caplog):
