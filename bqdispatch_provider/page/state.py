@@ -177,7 +177,7 @@ class SetUpState:
             setup=self.setup,
             pools=self._database.pools(),
             problems=reading.problems,
-            blind=reading.blind,
+            history_error=reading.history_error,
             silence=silent_after(seen),
             project=project,
         )

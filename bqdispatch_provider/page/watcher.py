@@ -23,7 +23,7 @@ from bqdispatch_provider.hooks import BqDispatchHook
 from bqdispatch_provider.names import in_words
 from bqdispatch_provider.page.series import Range
 from bqdispatch_provider.view.journal_reader import KEPT_S, JournalReader
-from bqdispatch_provider.view.overview import Held
+from bqdispatch_provider.view.overview import Quarantined
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SetUpReading:
     :param report: of the last run; ``None`` without one.
     :param quarantine: objects in quarantine; ``None`` if they are not known.
     :param problems: what could not be read, one sentence each.
-    :param blind: why the history is not known up to now; empty if it is.
+    :param history_error: why the history is not known up to now; empty if it is.
     :param is_history_known: False if the history was not read.
     :param dags: IDs of the DAGs that the history of a week names.
     :param are_dags_known: False until that history has been read once.
@@ -74,9 +74,9 @@ class SetUpReading:
     since: datetime = _NEVER
     hours: Mapping[datetime, Hour] = field(default_factory=dict)
     report: Report | None = None
-    quarantine: Sequence[Held] | None = None
+    quarantine: Sequence[Quarantined] | None = None
     problems: Sequence[str] = ()
-    blind: str = ""
+    history_error: str = ""
     is_history_known: bool = False
     dags: Set[str] = frozenset()
     are_dags_known: bool = True
@@ -122,7 +122,7 @@ class Watcher:
         problems = list(reading.problems)
         if late > SLOW_S:
             problems.append(_slow(late))
-            reading = replace(reading, blind=_slow(late))
+            reading = replace(reading, history_error=_slow(late))
         elif self._is_running and not reading.is_complete(span):
             problems.append(f"The history of the {span} is still being read.")
         return replace(reading, problems=problems)
@@ -159,7 +159,10 @@ class Watcher:
     def _without_journal(self, said: str) -> SetUpReading:
         problem = f"The connection {self.conn_id!r} cannot be used: {said}"
         return replace(
-            self._reading or SetUpReading(datetime.now(UTC)), problems=[problem], blind=problem, are_dags_known=True
+            self._reading or SetUpReading(datetime.now(UTC)),
+            problems=[problem],
+            history_error=problem,
+            are_dags_known=True,
         )
 
     def _read_journal(self) -> None:
@@ -171,19 +174,19 @@ class Watcher:
             since = now - span.length
             hours = reader.hours(since, now)
             problems, before = list(reader.problems.values()), self._reading
-            is_known = not reader.blind or any(hour.dags for hour in hours.values())
-            if reader.blind and before:
+            is_known = not reader.history_error or any(hour.dags for hour in hours.values())
+            if reader.history_error and before:
                 since, hours = min(since, before.since), {**before.hours, **hours}
             whole = now if not problems else before.whole if before else None
             is_week = span is Range.WEEK
             self._publish(
                 SetUpReading(
-                    *(now, whole, config, since, hours, report, held, problems, reader.blind, is_known),
+                    *(now, whole, config, since, hours, report, held, problems, reader.history_error, is_known),
                     dags=self._dags(hours, is_week),
-                    are_dags_known=is_week or bool(reader.blind or (before and before.are_dags_known)),
+                    are_dags_known=is_week or bool(reader.history_error or (before and before.are_dags_known)),
                 )
             )
-            if reader.blind:  # there is no use in reading more
+            if reader.history_error:  # there is no use in reading more
                 return
 
     def _dags(self, hours: Mapping[datetime, Hour], is_week: bool) -> Set[str]:

@@ -73,7 +73,7 @@ def health_of(
     hour: Figures,
     *,
     quarantined: int = 0,
-    blind: str = "",
+    history_error: str = "",
     silence: timedelta = SILENT_AFTER,
 ) -> Health:
     """Return the sentence at the top.
@@ -83,17 +83,17 @@ def health_of(
     :param seen: when the task folder was looked at last (aware); ``None`` if never.
     :param hour: figures of the last hour.
     :param quarantined: number of objects in quarantine; 0 by default.
-    :param blind: why the history is not known up to now; empty by default.
+    :param history_error: why the history is not known up to now; empty by default.
     :param silence: from :func:`silent_after`.
     """
     if seen is None:
-        step = blind or "Switch the DAG on, and see that its first run is green."
+        step = history_error or "Switch the DAG on, and see that its first run is green."
         return Health(Level.UNKNOWN, "No run has been seen yet.", step)
     if at - seen > silence:
         since = duration(at - seen, minutes_from_s=120)
         step = "See that the DAG is switched on, and that its tasks run."
-        if blind:
-            return Health(Level.UNKNOWN, f"Nothing is known of the last {since}.", blind)
+        if history_error:
+            return Health(Level.UNKNOWN, f"Nothing is known of the last {since}.", history_error)
         return Health(Level.ERROR, f"Nobody has dispatched for {since}.", step)
     if not is_current(report, seen):
         sentence = f"{_dispatched(hour)}; what waits is not known: no response document is as young."

@@ -26,7 +26,7 @@ from bqdispatch_provider.delivery.quarantine_notes import NoteCache
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.objects import read_object
 from bqdispatch_provider.names import JournalName, counted, in_words
-from bqdispatch_provider.view.overview import Held
+from bqdispatch_provider.view.overview import Quarantined
 from bqdispatch_provider.view.suggested_commands import replay_command
 
 KEPT_S = 10.0
@@ -61,11 +61,11 @@ class JournalReader:
 
         self._report: tuple[float, str, Report | None] = (-KEPT_S, "", None)
         self._notes = NoteCache(max_notes)
-        self._held: tuple[float, list[Held] | None] = (-KEPT_S, None)
+        self._held: tuple[float, list[Quarantined] | None] = (-KEPT_S, None)
         self.problems: dict[str, str] = {}
         """Everything that could not be read the last time, by what it is."""
 
-        self.blind = ""
+        self.history_error = ""
         """The reason why the history is not known up to now; empty if it is."""
 
     def hours(self, since: datetime, now: datetime) -> dict[datetime, Hour]:
@@ -111,7 +111,7 @@ class JournalReader:
         if self._failed:
             what = "The history" if is_blind else f"{counted(len(self._failed), 'hour')} of the history"
             self.problems["history"] = f"{what} cannot be read: {self._failed[max(self._failed)]}"
-        self.blind = self.problems["history"] if is_blind else ""
+        self.history_error = self.problems["history"] if is_blind else ""
 
     def spans(self, since: datetime, now: datetime) -> dict[datetime, Figures]:
         """Return the figures of all spans that have begun since some time, by when they begin."""
@@ -139,7 +139,7 @@ class JournalReader:
             self._report = (time.monotonic(), url, report)
             return report
 
-    def quarantine(self) -> list[Held] | None:
+    def quarantine(self) -> list[Quarantined] | None:
         """Return what is in quarantine; what was read last on errors, or ``None`` if nothing was."""
         with self._lock:
             read, held = self._held
@@ -148,7 +148,7 @@ class JournalReader:
             try:
                 with QuarantineStore(self._client, self._config) as store:
                     held = [
-                        Held(each.url, each.reason, each.since, replay_command(self._config, each.url))
+                        Quarantined(each.url, each.reason, each.since, replay_command(self._config, each.url))
                         for each in store.listing(self._notes, MAX_LISTED)
                     ]
                 self.problems.pop("quarantine", None)

@@ -91,7 +91,7 @@ class WaitingEvent:
 
 
 @dataclass(frozen=True)
-class Held:
+class Quarantined:
     """An object in quarantine, and the command that puts it back."""
 
     url: str
@@ -131,7 +131,7 @@ class Overview:
     limits: Sequence[LimitUse]
     reasons: Mapping[str, int]
     waiting: Sequence[WaitingEvent]
-    quarantine: Sequence[Held] | None
+    quarantine: Sequence[Quarantined] | None
     errors: Sequence[str] = ()
     problems: Sequence[str] = ()
     projects: Sequence[str] = field(default=())
@@ -153,12 +153,12 @@ def overview(
     config: DispatchConfig,
     at: datetime,
     last_hour: Figures,
-    quarantine: Sequence[Held] | None = (),
+    quarantine: Sequence[Quarantined] | None = (),
     *,
     setup: SetUp | None = None,
     pools: Mapping[str, tuple[int, int]] | None = None,
     problems: Sequence[str] = (),
-    blind: str = "",
+    history_error: str = "",
     silence: timedelta = SILENT_AFTER,
     project: str = "",
 ) -> Overview:
@@ -172,7 +172,7 @@ def overview(
     :param setup: names the pools; without it none is shown.
     :param pools: slots and taken slots of Airflow's pools, by name; by default they are not known.
     :param problems: what could not be read.
-    :param blind: why the history is not known up to now; empty by default.
+    :param history_error: why the history is not known up to now; empty by default.
     :param silence: after how long nobody dispatches.
     :param project: show only this project; all by default.
     """
@@ -187,7 +187,9 @@ def overview(
     return Overview(
         at=at,
         seen=seen,
-        health=health_of(report, at, seen, last_hour, quarantined=len(quarantine or ()), blind=blind, silence=silence),
+        health=health_of(
+            report, at, seen, last_hour, quarantined=len(quarantine or ()), history_error=history_error, silence=silence
+        ),
         lanes=_lanes(counts, hour, shown),
         limits=_limits(counts, report.slots, config, setup, pools=pools or {}, project=project),
         quarantine=quarantine,

@@ -390,7 +390,7 @@ def test_one_hour_that_cannot_be_read_is_told_whatever_is_read_after_it(world):
         assert "cannot be read" in reader.problems["history"]
     reader.hours(now - timedelta(hours=1), now)
     assert "cannot be read" in reader.problems["history"]
-    assert not reader.blind
+    assert not reader.history_error
 
 
 def test_an_hour_that_was_read_before_its_end_is_read_again(world, monkeypatch):
@@ -472,7 +472,7 @@ def test_the_health_of_errors_says_where_more_is_told(reason, where):
 def test_a_journal_that_cannot_be_read_is_no_silence():
     now = datetime(2026, 1, 1, 12, tzinfo=UTC)
     seen = now - timedelta(minutes=12)
-    health = health_of(Report(started=seen), now, seen, Figures(), blind="The history cannot be read: 403")
+    health = health_of(Report(started=seen), now, seen, Figures(), history_error="The history cannot be read: 403")
     assert (health.level, health.sentence) == ("unknown", "Nothing is known of the last 12 minutes.")
     assert health.next_step == "The history cannot be read: 403"
 
