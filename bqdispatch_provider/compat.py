@@ -277,8 +277,7 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
         each task for a registered scheme.
     :param trigger: the trigger, of the class that :func:`event_trigger` returns.
     :param cron: cron expression, UTC, for runs without an event.
-    :raises AirflowTimetableInvalid: if ``cron`` is invalid, on Airflow 3.
-    :raises ValueError: if ``cron`` is no text, on Airflow 3.
+    :raises ValueError: if ``cron`` is invalid, on Airflow 3.
     """
     if not AIRFLOW_V_3_0_PLUS:
         log.info("Asset watchers need Airflow 3; scheduling by time instead of %r", name)
@@ -287,10 +286,14 @@ def schedule_on_events(name: str, trigger: Any, cron: str) -> Any:
     from airflow.timetables.assets import AssetOrTimeSchedule  # noqa: PLC0415
     from airflow.timetables.trigger import CronTriggerTimetable  # noqa: PLC0415
 
+    expected = f"the schedule is {cron!r}; expected a cron expression, for runs without an event"
     if not isinstance(cron, str):
-        raise ValueError(f"the schedule is {cron!r}; expected a cron expression, for runs without an event")
+        raise ValueError(expected)
     timetable = CronTriggerTimetable(cron, timezone="UTC")
-    timetable.validate()  # the DAG validates the outer timetable only
+    try:
+        timetable.validate()  # the DAG validates the outer timetable only
+    except AirflowException as error:
+        raise ValueError(f"{expected}: {error}") from error
     asset: Any = Asset(name=name, watchers=[AssetWatcher(name=name, trigger=trigger)])
     return AssetOrTimeSchedule(timetable=timetable, assets=[asset])
 

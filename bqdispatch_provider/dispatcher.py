@@ -164,12 +164,12 @@ class Dispatcher:
                 self._check_in(report)
             cycle, plan = self._try_cycle(WorkGate(self._go_on, until), before_dispatch)
             report.add_cycle(cycle)
-            if writes_performance and report.started and time.monotonic() - written > _PERFORMANCE_INTERVAL_S:
+            if writes_performance and report.seen and time.monotonic() - written > _PERFORMANCE_INTERVAL_S:
                 written = time.monotonic()
                 self.write_performance(report, label or RunLabel())
             progress(report)
         report.time_taken_ms = _ms_since(began)
-        if writes_performance and report.started:  # otherwise nothing was seen, and the old document is better
+        if writes_performance and report.seen:  # otherwise nothing was seen, and the old document is better
             one_cycle = label is None and until == began
             self.write_performance(report, None if one_cycle else label or RunLabel())
         return report
@@ -207,8 +207,10 @@ class Dispatcher:
         """Dispatch shares that were planned elsewhere, as far as they match the filter."""
         began = time.monotonic()
         shares = select_events(shares, self._only, self.config)
+        started = self.store.now()
         before_dispatch(shares)
         report, _ = Dispatching(self._services, gate).run(shares)
+        report.started, report.listed = started, report.outcomes.total()
         report.time_taken_ms = _ms_since(began)
         return report
 
@@ -277,7 +279,7 @@ class Dispatcher:
             dispatch_plan(self._services, gate, plan, report, before_dispatch)
             self._clean_up_after(plan, report, gate)
         report.time_taken_ms += _ms_since(began)
-        if report.started is not None:
+        if report.seen is not None:
             summary = f"{counted(report.listed, 'object')} in the task folder: {report.in_words()}"
             self._change_logger.log_if_changed([summary, *log_lines.throttle_lines(report, self.config)])
 

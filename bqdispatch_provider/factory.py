@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,7 +40,7 @@ _SENSOR_TIMEOUT_S = 60.0
 _DEFERRED_S = 600.0
 """Time for which a task of the way ``deferred`` dispatches. The next run follows at once."""
 
-_EACH_MINUTE = ("* * * * *", timedelta(minutes=1))
+_EACH_MINUTE = ("* * * * *", "*/1 * * * *", timedelta(minutes=1))
 _MINUTE_S = 60.0
 """Time for which the tasks of a run dispatch if there is a run each minute."""
 
@@ -84,16 +85,21 @@ def dispatch_dag(
     :param assets: emit asset events, as for :class:`~bqdispatch_provider.operators.DispatchReportOperator`.
     :param options: arguments of the DAG, which replace its own. Default of ``is_paused_upon_creation``: True, whatever
         Airflow's configuration says, since beside BqTail's cloud function the DAG would deliver events twice. Give
-        ``None`` to leave it to the configuration. Default of ``schedule``: the environment variable
-        ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), or what the way needs. With ``events`` it has to be a
-        cron expression. ``default_args`` are added to three retries after a second each. Default of
-        ``dagrun_timeout`` for the ways ``minute`` and ``minute_deferred``: 5 minutes if the schedule is every minute,
-        otherwise a day, the longest ``TimeToLiveInMin``, and 4 minutes.
-    :raises ValueError: if ``setup``, ``way``, the schedule of ``events`` or an environment variable is invalid.
+        ``None`` to leave it to the configuration. Default of ``schedule``: for the ways ``minute`` and
+        ``minute_deferred`` the environment variable ``BQDISPATCH_SCHEDULE`` (``BQDISPATCH_ACME_SCHEDULE``), or every
+        minute. A run of ``deferred`` dispatches for ten minutes, so by another schedule than its default,
+        ``@continuous``, it may pause in between. With ``events`` it has to be a cron expression. ``default_args`` are
+        added to three retries after a second each. Default of ``dagrun_timeout`` for the ways ``minute`` and
+        ``minute_deferred``: 5 minutes if the schedule is every minute, otherwise a day, the longest
+        ``TimeToLiveInMin``, and 4 minutes.
+    :raises ValueError: if an argument or an environment variable is invalid.
     """
+    if setup in WAYS or way not in WAYS:
+        raise ValueError(
+            f"the set-up is {setup!r} and the way to run {way!r}; expected a set-up that has no way's name, and one of "
+            f"the ways {', '.join(WAYS)}, such as dispatch_dag(way='minute')"
+        )
     names = SetUp(setup)
-    if way not in WAYS:
-        raise ValueError(f"the way to run is {way!r}; expected one of {', '.join(WAYS)}")
     in_minutes = way.startswith("minute")
     schedule, time_to_live = _schedule(names, way, options)
     defaults: dict[str, Any] = {
@@ -105,14 +111,12 @@ def dispatch_dag(
         "is_paused_upon_creation": True,
         "max_active_runs": 2 if in_minutes and schedule != "@continuous" else 1,
         "tags": ["bqtail", "bigquery"],
+        "default_args": _RETRIES | (options.pop("default_args", None) or {}),
         **({"dagrun_timeout": timedelta(seconds=time_to_live or _MAX_RUN_S) + _MAX_REST} if in_minutes else {}),
     }
-    options["default_args"] = _RETRIES | (options.get("default_args") or {})
     with DAG(**defaults | options) as dag:
         if in_minutes:
-            sql, jobs = names.task_slots().values()
-            slots = (sql_slots or sql, jobs_slots or jobs)
-            _add_minute_tasks(names, slots, time_to_live, assets, deferrable=way != "minute")
+            _add_minute_tasks(names, (sql_slots, jobs_slots), time_to_live, assets, deferrable=way != "minute")
         else:
             DispatchOperator(
                 task_id="dispatch",
@@ -124,25 +128,34 @@ def dispatch_dag(
     return dag
 
 
+def _slots(names: SetUp, given: Sequence[int | None]) -> list[int]:
+    """Return how many slots of its pool each task takes: as given, or as the environment says."""
+    for argument, slots in zip(("sql_slots", "jobs_slots"), given, strict=True):
+        if slots is not None and not (isinstance(slots, int) and slots > 0):
+            raise ValueError(f"{argument} is {slots!r}; expected a number of slots, or None where there is no limit")
+    return [slots or default for slots, default in zip(given, names.task_slots().values(), strict=True)]
+
+
 def _schedule(names: SetUp, way: str, options: dict[str, Any]) -> tuple[Any, float | None]:
     """Return a DAG's schedule, and the seconds for which its tasks dispatch; ``None`` for the configuration's.
 
     :param options: arguments of the DAG. The schedule is taken out.
     """
-    default = "@continuous" if way == "deferred" else "* * * * *"
-    schedule = options.pop("schedule", os.environ.get(names.variable("SCHEDULE"), default))
     if way == "deferred":
-        return schedule, _DEFERRED_S
+        return options.pop("schedule", "@continuous"), _DEFERRED_S
     if way != "events":
+        schedule = options.pop("schedule", os.environ.get(names.variable("SCHEDULE"), _EACH_MINUTE[0]))
         return schedule, _MINUTE_S if schedule in _EACH_MINUTE else None
+    schedule = options.pop("schedule", _EACH_MINUTE[0])
     on_events = schedule_on_events(f"{names.dag_id}_events", BqDispatchEventTrigger(names.conn_id), schedule)
     return on_events, None if on_events == schedule else _AFTER_EVENT_S
 
 
 def _add_minute_tasks(
-    names: SetUp, slots: tuple[int, int], time_to_live: float | None, assets: bool, *, deferrable: bool
+    names: SetUp, given_slots: Sequence[int | None], time_to_live: float | None, assets: bool, *, deferrable: bool
 ) -> None:
     """Add the tasks of a run that dispatches until the next run takes over."""
+    slots = _slots(names, given_slots)
     detect = BqDispatchSensor(
         task_id="detect",
         bqdispatch_conn_id=names.conn_id,

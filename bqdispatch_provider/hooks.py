@@ -17,7 +17,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError
 from bqdispatch_provider.core.connection import CONN_TYPE
 from bqdispatch_provider.core.events import EventFilter
-from bqdispatch_provider.names import TraceName, in_one_line, in_words
+from bqdispatch_provider.names import TraceName, counted, in_one_line, in_words
 from bqdispatch_provider.provider_info import HIDDEN_FIELDS, INTEGRATION, connection_fields
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from google.cloud.storage import Client
 
     from bqdispatch_provider.connection_extra import ConnectionExtra
+    from bqdispatch_provider.core.report import Report
     from bqdispatch_provider.cycle.task_folder import TaskFolder
     from bqdispatch_provider.dispatcher import Dispatcher
     from bqdispatch_provider.gcp.pubsub import Subscription
@@ -52,6 +53,17 @@ def trigger_failed(doing: str, conn_id: str, event: Mapping[str, Any]) -> Dispat
         f"the trigger with connection {conn_id!r} failed while it {doing}: {event['message']}; the traceback stands "
         "above in this log"
     )
+
+
+def raise_on_error(report: Report, url: str) -> None:
+    """Raise what a report says went wrong.
+
+    :param url: of the report.
+    :raises DispatchError: if something did.
+    """
+    if not report.ok:
+        number = counted(len(report.errors), "error")
+        raise DispatchError(f"the report has {number}, first {report.errors[0]}; all of them are in {url}")
 
 
 class BqDispatchHook(BaseHook):

@@ -61,7 +61,7 @@ class Metrics:
             self._timing("cycle_time", timedelta(milliseconds=taken_ms / cycles))
         self._time_taken_ms = report.time_taken_ms
         self._counters(report)
-        if (seen := report.seen or report.started) is not None:
+        if (seen := report.seen) is not None:
             self._gauges(report, seen)
         if report.performance_written is not None and report.performance_written != self._balanced:
             self._balanced = report.performance_written

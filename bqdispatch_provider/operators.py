@@ -12,7 +12,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from bqdispatch_provider import compat, links
 from bqdispatch_provider.assets import emit, with_alias
 from bqdispatch_provider.compat import AirflowFailException, conf
-from bqdispatch_provider.core.polling import MAX_INTERVAL_S, AdaptivePolling
+from bqdispatch_provider.core import log_lines
+from bqdispatch_provider.core.polling import MAX_INTERVAL_S, AdaptivePolling, seconds_of
 from bqdispatch_provider.deferral import (
     longest_deferral,
     may_end_in_triggerer,
@@ -20,12 +21,13 @@ from bqdispatch_provider.deferral import (
     set_start_trigger,
 )
 from bqdispatch_provider.gcp.threads import StopRequest
-from bqdispatch_provider.hooks import BqDispatchHook, DispatchError, trigger_failed
+from bqdispatch_provider.hooks import BqDispatchHook, DispatchError, raise_on_error, trigger_failed
 from bqdispatch_provider.journal import RunJournal, journal_path
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import counted
 from bqdispatch_provider.runs import end_run, run_cycles
 from bqdispatch_provider.shares import read_handed_on
+from bqdispatch_provider.task_order import check_emits_alone, is_reported
 from bqdispatch_provider.triggers import DispatchTrigger, ResumeOnWorker
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 HAND_OVER_S = 8.0
 """Seconds by which the tasks of two DAG runs overlap: the next run's task takes this long to start."""
 
-_MAX_ERROR_LINES = 20
 _MAX_LAST_CYCLE = timedelta(minutes=10)
 """Added to the time to live of a deferred task: the last cycle is always completed."""
 
@@ -88,7 +89,8 @@ class DispatchOperator(BaseOperator):
         does 2.11 if an argument is a template.
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the trigger failed, or with ``fail_on_error`` the report has an error.
-    :raises ValueError: if ``shares`` or ``only`` is invalid.
+    :raises ValueError: if ``shares``, ``only`` or ``time_to_live`` is invalid, or a report of the DAG and connection
+        does not follow the task.
     """
 
     template_fields: Sequence[str] = ("shares", "bqdispatch_conn_id", "variables", "only", "time_to_live")
@@ -113,15 +115,17 @@ class DispatchOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._alias = bqdispatch_conn_id  # as Airflow knows it, even if it is a template
+        self.alias = bqdispatch_conn_id  # as Airflow knows it, even if it is a template
         self._has_shares = shares is not None
         if assets and not self._has_shares:
-            self.outlets = with_alias(self.outlets, self._alias)
+            self.outlets = with_alias(self.outlets, self.alias)
         self.shares = shares
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
         self.only = only
-        self.time_to_live = time_to_live.total_seconds() if isinstance(time_to_live, timedelta) else time_to_live
+        if isinstance(time_to_live, timedelta | float | int):  # and no template
+            time_to_live = seconds_of("time_to_live", time_to_live)
+        self.time_to_live: Any = time_to_live
         self.hands_over = hands_over
         self.fail_on_error = fail_on_error
         self.assets = assets
@@ -222,14 +226,15 @@ class DispatchOperator(BaseOperator):
         links.keep(self, context, links.links_of_dispatch(report, config.async_task_url, url))
         self._done = (report, config, url)
         if self.assets and not self._is_reported and not self._has_shares:
-            emit(context, self._alias, report, config, url)
+            emit(context, self.alias, report, config, url)
         self.log.info(
             "Dispatched %s in all tries, with %s; response document: %s",
             counted(report.dispatched, "event"),
             counted(len(report.errors), "error"),
             url,
         )
-        _raise_on_error(self, report, url)
+        if self.fail_on_error:
+            raise_on_error(report, url)
         return {**report.summary(), "document": url}
 
     def _defer(self, context: Context, since: datetime, seconds: float | None) -> NoReturn:
@@ -265,7 +270,7 @@ class DispatchOperator(BaseOperator):
 
     @property
     def _time_to_live_s(self) -> float | None:
-        return None if self.time_to_live is None else float(self.time_to_live)
+        return None if self.time_to_live is None else seconds_of("time_to_live", self.time_to_live)
 
     def _seconds(self, config: DispatchConfig) -> float | None:
         """Return the seconds for which new cycles start; ``None`` for the configuration's default."""
@@ -281,11 +286,7 @@ class DispatchOperator(BaseOperator):
 
     @property
     def _is_reported(self) -> bool:
-        """True if a report task of this DAG merges what this task does: one with the same connection."""
-        tasks = compat.tasks_beside(self)
-        reports = (each for each in tasks if issubclass(each.operator_class, DispatchReportOperator))
-        # A mapped report has no alias. It is refused when it runs.
-        return any(getattr(report, "_alias", self._alias) == self._alias for report in reports)
+        return is_reported(self)
 
     @property
     def _hook(self) -> BqDispatchHook:
@@ -321,13 +322,15 @@ class DispatchReportOperator(BaseOperator):
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the report has an error, with ``fail_on_error``.
     :raises AirflowFailException: if an upstream task failed.
-    :raises ValueError: if it is mapped, or in a mapped task group, where several copies would write one document.
+    :raises ValueError: if it is mapped, or in a mapped task group, where several copies would write one document; or
+        if another report of its DAG and connection emits asset events, too.
     """
 
     template_fields: Sequence[str] = ("bqdispatch_conn_id", "variables")
     template_fields_renderers: ClassVar[dict[str, str]] = {"variables": "json"}
     operator_extra_links = (links.ResponseDocumentLink(),)
     ui_color = "#ceead6"
+    ends_run: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -346,9 +349,9 @@ class DispatchReportOperator(BaseOperator):
                 f"the report {self.task_id!r} is in a mapped task group, where several copies would write one "
                 "document; put it behind the group"
             )
-        self._alias = bqdispatch_conn_id
+        self.alias = bqdispatch_conn_id
         if assets:
-            self.outlets = with_alias(self.outlets, self._alias)
+            self.outlets = with_alias(self.outlets, self.alias)
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
         self.fail_on_error = fail_on_error
@@ -365,6 +368,7 @@ class DispatchReportOperator(BaseOperator):
             raise ValueError(
                 f"the report {self.task_id!r} is mapped, so several copies would write one document; remove `.expand`"
             )
+        check_emits_alone(self)
         failed = compat.failed_tasks(context, self.get_flat_relative_ids(upstream=True))
         failures = [
             f"the task {task} has failed; check its log, then clear it and its downstream tasks" for task in failed
@@ -375,26 +379,10 @@ class DispatchReportOperator(BaseOperator):
             url = journal.document_url
             links.keep(self, context, {links.ResponseDocumentLink: links.object_page(url)})
             if self.assets:
-                emit(context, self._alias, report, dispatcher.config, url)
-        _log_document(self, report, url)
+                emit(context, self.alias, report, dispatcher.config, url)
+        log_lines.log_document(self.log, report, url)
         if failures:
             raise AirflowFailException(f"{'; '.join(failures)}; the report of all else is {url}")
-        _raise_on_error(self, report, url)
+        if self.fail_on_error:
+            raise_on_error(report, url)
         return {**report.summary(), "document": url}
-
-
-def _raise_on_error(operator: DispatchOperator | DispatchReportOperator, report: Report, url: str) -> None:
-    if operator.fail_on_error and not report.ok:
-        raise DispatchError(
-            f"the report has {counted(len(report.errors), 'error')}, first {report.errors[0]}; all of them are in {url}"
-        )
-
-
-def _log_document(operator: DispatchReportOperator, report: Report, url: str) -> None:
-    """Log the counts, the errors and the URL of a run's document."""
-    operator.log.info("%s in the task folder: %s", counted(report.listed, "object"), report.in_words())
-    for error in report.errors[:_MAX_ERROR_LINES]:
-        operator.log.warning("%s", error)
-    if len(report.errors) > _MAX_ERROR_LINES:
-        operator.log.warning("and %s", counted(len(report.errors) - _MAX_ERROR_LINES, "more error"))
-    operator.log.info("Response document: %s", url)

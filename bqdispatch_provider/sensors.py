@@ -17,7 +17,7 @@ from bqdispatch_provider.compat import AirflowSensorTimeout, AirflowSkipExceptio
 from bqdispatch_provider.core.events import EventFilter
 from bqdispatch_provider.core.log_lines import ChangeLogger, summary_line, throttle_lines
 from bqdispatch_provider.core.model import Lane
-from bqdispatch_provider.core.polling import AdaptivePolling
+from bqdispatch_provider.core.polling import AdaptivePolling, seconds_of
 from bqdispatch_provider.core.pools import is_too_small, slots_of
 from bqdispatch_provider.deferral import (
     WaitingSensor,
@@ -303,7 +303,7 @@ class BqDispatchDoneSensor(WaitingSensor):
     :raises AirflowSensorTimeout: if an event is not finished after ``timeout``.
     :raises ConfigError: if the connection or its configuration is invalid.
     :raises DispatchError: if the trigger failed.
-    :raises ValueError: if ``only`` is invalid.
+    :raises ValueError: if ``only`` or ``settle_time`` is invalid.
     """
 
     template_fields: Sequence[str] = ("only", "bqdispatch_conn_id", "variables")
@@ -324,7 +324,7 @@ class BqDispatchDoneSensor(WaitingSensor):
         self.only = only
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.variables = variables
-        self.settle_time = settle_time.total_seconds() if isinstance(settle_time, timedelta) else settle_time
+        self.settle_time = seconds_of("settle_time", settle_time)
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> Any:

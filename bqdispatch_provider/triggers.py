@@ -17,7 +17,7 @@ from airflow.triggers.base import TaskSkippedEvent, TaskSuccessEvent, TriggerEve
 from bqdispatch_provider import links
 from bqdispatch_provider.compat import event_trigger
 from bqdispatch_provider.core.events import EventFilter
-from bqdispatch_provider.core.polling import AdaptivePolling
+from bqdispatch_provider.core.polling import AdaptivePolling, seconds_of
 from bqdispatch_provider.journal import RunJournal
 from bqdispatch_provider.metrics import Metrics
 from bqdispatch_provider.names import counted, in_one_line
@@ -140,7 +140,7 @@ class DispatchTrigger(TaskTrigger):
         report = run_cycles(
             dispatcher,
             journal,
-            None if self.time_to_live is None else float(self.time_to_live),
+            None if self.time_to_live is None else seconds_of("time_to_live", self.time_to_live),
             began=self._began(),
             attempt=self.attempt or getattr(self.task_instance, "try_number", None) or 1,
             wait=self._wait,

@@ -211,16 +211,23 @@ class EventFilter:
         :raises ValueError: when it is something else.
         """
         known = cls.__dataclass_fields__
-        refusal = f"only is {given!r}; expected lists of strings by {', '.join(known)}, none of them empty"
+        refusal = (
+            f"only is {given!r}; expected lists of strings by {', '.join(known)}, none empty or with blanks around it"
+        )
         if given is not None and not isinstance(given, Mapping):
             raise ValueError(refusal)
         fields: dict[str, tuple[str, ...]] = {}
         for name, value in (given or {}).items():
             values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
-            # An empty list may come from a variable: taken for none given, it would let everything through.
-            if name not in known or not values or not all(isinstance(each, str) for each in values):
+            # An empty list may come from a variable: taken for none given, it would let everything through. An empty
+            # string, as of a template without a value, matches nothing.
+            if (
+                name not in known
+                or not values
+                or not all(isinstance(each, str) and each == each.strip() != "" for each in values)
+            ):
                 raise ValueError(refusal)
-            # A misspelt one matches nothing, and who waits for it would be told at once that all of it is done.
+            # A misspelt one matches nothing, too, and who waits for it would be told at once that all of it is done.
             choice = {"actions": ACTIONS, "lanes": tuple(Lane)}.get(name, values)
             if unknown := [each for each in values if each not in choice]:
                 raise ValueError(f"only names the {name} {unknown!r}; expected some of {', '.join(choice)}")

@@ -21,6 +21,9 @@ from bqdispatch_provider.names import TraceName, WindowName, counted, in_one_lin
 MAX_EVENT_LINES = 100
 """Events of one share, or cycle, that have a line of their own; the others are only counted."""
 
+MAX_ERROR_LINES = 20
+"""Errors of a report that have a line of their own; the others are only counted."""
+
 _MAX_PROJECT_LINES = 10
 _MAX_SUMMARY_NAMES, _MAX_NAME_CHARS = 5, 150
 
@@ -134,3 +137,17 @@ def duration(elapsed: timedelta, *, minutes_from_s: float = 600) -> str:
     units = ((172_800, 86_400, "days"), (7200, 3600, "hours"), (minutes_from_s, 60, "minutes"), (0, 1, "s"))
     length, unit = next((length, unit) for least, length, unit in units if seconds >= least)
     return f"{seconds / length:.0f} {unit}"
+
+
+def log_document(logger: Any, report: Report, url: str) -> None:
+    """Log the counts, the errors and the URL of a run's document.
+
+    :param logger: a task's.
+    :param url: of the document.
+    """
+    logger.info("%s in the task folder: %s", counted(report.listed, "object"), report.in_words())
+    for error in report.errors[:MAX_ERROR_LINES]:
+        logger.warning("%s", error)
+    if len(report.errors) > MAX_ERROR_LINES:
+        logger.warning("and %s", counted(len(report.errors) - MAX_ERROR_LINES, "more error"))
+    logger.info("Response document: %s", url)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 from bqdispatch_provider.core.model import Outcome
 from bqdispatch_provider.core.plans import Plan
@@ -19,6 +22,22 @@ _SHARE_WHILE_IDLE = 0.2
 """The interval is this share of the time for which nothing has changed."""
 
 _CLOCK_RESOLUTION_S = 1.0
+
+
+def seconds_of(argument: str, value: Any) -> float:
+    """Return the seconds that an argument says.
+
+    :param argument: its name, for the message.
+    :param value: a number, text that is one, or a timedelta.
+    :raises ValueError: if it is something else, or below 0.
+    """
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{argument} is {value!r}; expected a number of seconds, 0 or more")
+    return seconds
 
 
 @dataclass

@@ -212,12 +212,12 @@ class Report:
         A cycle that did not look, since it was given shares or the folder could not be listed, says nothing of how
         things stand.
         """
-        if later.started is None and self.started is not None:
+        self.started = _earlier(self.started, later.started)
+        if later.seen is None and self.seen is not None:
             self._add_done(later)
             return
         self.cycles += later.cycles
-        self.started = self.started or later.started
-        self.seen = later.seen or later.started or self.seen
+        self.seen = later.seen or self.seen
         final = Counter({outcome: self.outcomes[outcome] for outcome in FINAL})
         self.time_taken_ms += later.time_taken_ms
         self.listed = final.total() + later.listed

@@ -27,7 +27,9 @@ class SetUp:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.name is not None and (not _NAME.fullmatch(self.name) or self.name in _RESERVED):
+        if self.name is not None and (
+            not isinstance(self.name, str) or not _NAME.fullmatch(self.name) or self.name in _RESERVED
+        ):
             raise ValueError(
                 f"the set-up is {self.name!r}; expected up to 50 lower-case letters, digits and underscores, and not "
                 f"{' or '.join(_RESERVED)}, which are the ends of names of the set-up without a name"

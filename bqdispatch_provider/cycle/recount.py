@@ -50,6 +50,9 @@ class Recount:
         self._handed_on: set[Key] = set()
         """Events of the shares: their jobs are done."""
 
+        self._gone: set[Key] = set()
+        """Events of the shares that somebody else has dispatched. They wait for no slot."""
+
         self._begun: set[Key] = set()
         """Windows that are being fired already, and so take no further slot."""
 
@@ -123,7 +126,8 @@ class Recount:
         fitting: list[Event] = []
         waiting: list[Event] = []
         for event in events:
-            fits = self._slots.take(limit_key(event, self._config), counted=event.key in self._begun)
+            key, counted_before = limit_key(event, self._config), event.key in self._begun
+            fits = event.key in self._gone or self._slots.take(key, counted=counted_before)
             (fitting if fits else waiting).append(event)
         if waiting:
             log.info("Other dispatchers have filled a limit, so %s must wait", counted(len(waiting), "event"))
@@ -152,6 +156,8 @@ class Recount:
         except GOOGLE_ERRORS as error:
             where = f"the task folder {self._config.async_task_url!r}"
             raise GoogleAPIError(f"{where} cannot be listed: {in_words(error)}") from error
+        present = {trace.object.key for trace in listing.traces} | {window.key for window in listing.windows}
+        self._gone |= self._handed_on - present
         noted, problem = read_intents(services, listing, transit)
         if problem := transit.problem or problem:
             raise GoogleAPIError(problem)

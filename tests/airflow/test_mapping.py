@@ -55,5 +55,35 @@ def test_a_task_knows_a_mapped_report():
     with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
         task = DispatchOperator(task_id="dispatch")
         assert not task._is_reported
-        DispatchReportOperator.partial(task_id="report").expand(variables=[{"a": "b"}])
+        task >> DispatchReportOperator.partial(task_id="report").expand(variables=[{"a": "b"}])
     assert task._is_reported
+
+
+@pytest.mark.parametrize("dag_id", ["report_before", "report_beside"])
+def test_a_report_that_does_not_follow_the_task_is_refused_and_nothing_is_dispatched(world, run, dag_id):
+    """Otherwise what the task dispatches has no asset event."""
+    name = world.trace()
+    done = run(dag_id, "refused.py")
+    assert done.states["dispatch"] == "failed"
+    assert world.names() == [name]
+
+
+def test_a_report_that_does_not_follow_the_task_is_named_with_where_to_put_it():
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        task = DispatchOperator(task_id="dispatch")
+        DispatchReportOperator(task_id="report")
+    with pytest.raises(ValueError, match=r"'report' .* does not follow the task 'dispatch', .*: dispatch >> report$"):
+        _ = task._is_reported
+
+
+def test_two_reports_that_would_emit_the_same_asset_events_are_refused(world, run):
+    world.trace()
+    done = run("two_reports", "refused.py")
+    assert (done.states["dispatch"], done.states["first"], done.states["second"]) == ("success", "failed", "failed")
+
+
+def test_a_report_of_another_connection_is_nobodys_business_here():
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)):
+        task = DispatchOperator(task_id="dispatch")
+        DispatchReportOperator(task_id="report", bqdispatch_conn_id="other")
+    assert not task._is_reported

@@ -107,10 +107,7 @@ def test_the_dag_of_a_set_up_has_its_names_in_everything(database, monkeypatch):
     monkeypatch.setenv("BQDISPATCH_ACME_SCHEDULE", "@hourly")
     monkeypatch.setenv("BQDISPATCH_ACME_SQL_SLOTS", "3")
     dag = dispatch_dag("acme", jobs_slots=7, tags=["acme"])
-    assert (dag.dag_id, dag.schedule if hasattr(dag, "schedule") else dag.schedule_interval) == (
-        "bqdispatch_acme",
-        "@hourly",
-    )
+    assert (dag.dag_id, schedule_of(dag)) == ("bqdispatch_acme", "@hourly")
     assert list(dag.tags) == ["acme"]
     assert {task.bqdispatch_conn_id for task in dag.tasks} == {"bqdispatch_acme"}
     assert {task.task_id: (task.pool, task.pool_slots) for task in dag.tasks if task.pool != "default_pool"} == {
@@ -147,27 +144,78 @@ def test_a_dag_that_dispatches_is_switched_on_by_somebody(database, monkeypatch)
     assert dispatch_dag("acme", is_paused_upon_creation=None).is_paused_upon_creation is None
 
 
+def schedule_of(dag):
+    return dag.schedule if hasattr(dag, "schedule") else dag.schedule_interval
+
+
+def test_the_variable_of_the_schedule_is_for_runs_that_go_on_until_the_next_one(database, monkeypatch):
+    """A deferred task goes on for ten minutes: by another schedule nothing would be dispatched in between."""
+    from bqdispatch_provider.factory import dispatch_dag
+
+    monkeypatch.setenv("BQDISPATCH_ACME_SCHEDULE", "@hourly")
+    assert schedule_of(dispatch_dag("acme", "deferred")) == "@continuous"
+    assert "hourly" not in str(schedule_of(dispatch_dag("acme", "events")))
+    assert schedule_of(dispatch_dag("acme", "minute_deferred")) == "@hourly"
+
+
+@pytest.mark.parametrize("schedule", ["* * * * *", "*/1 * * * *", timedelta(minutes=1)])
+def test_a_run_each_minute_is_one_however_it_is_written(database, schedule):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    dag = dispatch_dag("acme", schedule=schedule)
+    assert dag.dagrun_timeout == timedelta(minutes=5)
+    assert {task.time_to_live for task in dag.tasks if task.task_id.startswith("dispatch")} == {60.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"setup": "minute"}, r"the set-up is 'minute' and the way to run 'minute'; .* dispatch_dag\(way='minute'\)"),
+        ({"setup": "deferred"}, r"the set-up is 'deferred' and "),
+        ({"setup": 5}, r"the set-up is 5; expected up to 50 lower-case letters"),
+        ({"sql_slots": 0}, r"sql_slots is 0; expected a number of slots"),
+        ({"jobs_slots": "3"}, r"jobs_slots is '3'; expected a number of slots"),
+        ({"way": "hourly"}, r"the way to run 'hourly'; expected .* one of the ways minute, "),
+    ],
+)
+def test_an_argument_of_the_factory_that_is_none_is_named_with_what_is_expected(database, given, said):
+    from bqdispatch_provider.factory import dispatch_dag
+
+    with pytest.raises(ValueError, match=said):
+        dispatch_dag(**given)
+
+
+@pytest.mark.parametrize("seconds", [-5, timedelta(seconds=-1), float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused_when_the_dag_is_parsed(database, seconds):
+    from bqdispatch_provider.operators import DispatchOperator
+    from bqdispatch_provider.sensors import BqDispatchDoneSensor
+
+    with pytest.raises(ValueError, match=r"time_to_live is .*; expected a number of seconds, 0 or more"):
+        DispatchOperator(task_id="dispatch", time_to_live=seconds)
+    with pytest.raises(ValueError, match=r"settle_time is .*; expected a number of seconds, 0 or more"):
+        BqDispatchDoneSensor(task_id="done", settle_time=seconds)
+
+
+def test_a_template_that_gives_no_time_is_named(database):
+    from bqdispatch_provider.operators import DispatchOperator
+
+    task = DispatchOperator(task_id="dispatch", time_to_live="{{ params.t }}")
+    task.time_to_live = "two"
+    with pytest.raises(ValueError, match="time_to_live is 'two'; expected a number of seconds"):
+        _ = task._time_to_live_s
+
+
 def test_what_an_event_driven_dag_runs_at_in_any_case_is_a_cron_expression(database):
-    from airflow.exceptions import AirflowTimetableInvalid
     from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
     from bqdispatch_provider.factory import dispatch_dag
 
     if AIRFLOW_V_3_0_PLUS:
-        with pytest.raises(AirflowTimetableInvalid, match="columns"):
-            dispatch_dag("acme", "events", schedule="@continuous")
-        for schedule in (None, timedelta(minutes=5)):
+        for schedule in (None, timedelta(minutes=5), "@continuous", "@once", "* * *"):
             with pytest.raises(ValueError, match="expected a cron expression"):
                 dispatch_dag("acme", "events", schedule=schedule)
     else:  # where nothing watches, it is a schedule as any other
         assert dispatch_dag("acme", "events", schedule="@continuous").schedule_interval == "@continuous"
-
-
-def test_a_way_to_run_that_is_none_is_refused():
-    from bqdispatch_provider.factory import dispatch_dag
-
-    with pytest.raises(ValueError, match="the way to run is 'hourly'; expected one of minute, minute_deferred"):
-        dispatch_dag(way="hourly")
 
 
 @pytest.mark.parametrize("slots", ["", "many", "0", "-1"])

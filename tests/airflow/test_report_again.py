@@ -17,13 +17,14 @@ from bqdispatch_provider.commands.cli import main
 from bqdispatch_provider.compat import AirflowFailException, AirflowSkipException
 from bqdispatch_provider.core.events import ALL_EVENTS, EventFilter
 from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.log_lines import MAX_ERROR_LINES, log_document
 from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.targets import CREATED, OWNER
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.objects import ObjectStore
 from bqdispatch_provider.journal import RunJournal, journal_path
-from bqdispatch_provider.operators import _MAX_ERROR_LINES, DispatchReportOperator, _log_document
+from bqdispatch_provider.operators import DispatchReportOperator
 from bqdispatch_provider.runs import run_cycles
 from bqdispatch_provider.sensors import BqDispatchSensor
 from bqdispatch_provider.triggers import BqDispatchTrigger
@@ -116,6 +117,18 @@ def test_a_run_that_is_cleared_adds_to_what_was_delivered(world, tasks):
         assert tasks.left() == ["r.json"]
         if number == 6:
             world.trace()
+
+
+def test_a_run_whose_tasks_are_given_all_they_dispatch_began_with_them(world, tasks):
+    world.traces(2)
+    tasks.detect()
+    report = tasks.dispatch()
+    assert (report.listed, report.outcomes) == (2, {"dispatched": 2})
+    world.control.advance(5)
+    tasks.report()
+    document = tasks.document()
+    assert document["Started"] <= min(job["DispatchTime"] for job in document["Jobs"].values())
+    assert document["TimeTakenMs"] >= 5000
 
 
 @pytest.mark.parametrize("order", [("sql", "jobs"), ("jobs", "sql")])
@@ -594,7 +607,7 @@ def test_a_report_that_names_awkward_objects_forges_no_line_of_the_log(caplog):
     report = Report()
     report.add_error(f"{name} is stuck")
     caplog.set_level("INFO")
-    _log_document(SimpleNamespace(log=logging.getLogger("task")), report, "gs://journal/document.json")
+    log_document(logging.getLogger("task"), report, "gs://journal/document.json")
     lines = [record.getMessage() for record in caplog.records]
     assert all(line.isprintable() for line in lines)
     assert [line for line in lines if line.endswith("t is stuck")]
@@ -602,10 +615,10 @@ def test_a_report_that_names_awkward_objects_forges_no_line_of_the_log(caplog):
 
 def test_one_object_and_one_more_error_are_told_in_the_singular(caplog):
     report = Report(listed=1)
-    for number in range(_MAX_ERROR_LINES + 1):
+    for number in range(MAX_ERROR_LINES + 1):
         report.add_error(f"{number} is stuck")
     caplog.set_level("INFO")
-    _log_document(SimpleNamespace(log=logging.getLogger("task")), report, "gs://journal/document.json")
+    log_document(logging.getLogger("task"), report, "gs://journal/document.json")
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0].startswith("1 object in the task folder: ")
     assert "and 1 more error" in lines

@@ -85,6 +85,20 @@ def test_a_task_counts_what_bqtail_has_not_consumed(world):
         assert late.dispatch(shares).dispatched == 0
 
 
+def test_what_somebody_else_has_dispatched_waits_for_no_slot(world):
+    """It is gone: nothing would ever take it off the report's list of what waits."""
+    world.traces(2, "query")
+    window = world.window()
+    limits = {"MaxConcurrentSQL": 2, "MaxConcurrentJobs": 1}
+    with world.dispatcher(**limits) as dispatcher:
+        shares = dispatcher.look().plan.shares()
+    assert world.cycle(**limits).dispatched == 3
+    world.delete(window)
+    with world.dispatcher(**limits) as late:
+        report = late.dispatch(shares)
+    assert (report.outcomes, report.waits) == ({"ignored": 3}, {})
+
+
 @pytest.mark.parametrize(
     ("state", "age", "dispatched"), [(None, 20, 0), (None, 70, 1), ("DONE", 20, 1), ("RUNNING", 20, 0)]
 )

@@ -779,7 +779,18 @@ def test_an_event_is_dispatched_that_matches_all_that_is_given(only, name, taken
 
 @pytest.mark.parametrize(
     "only",
-    [{"project": ["p"]}, {"projects": [1]}, {"projects": None}, {"projects": []}, {"actions": {"load": 1}}, "p", ["p"]],
+    [
+        {"project": ["p"]},
+        {"projects": [1]},
+        {"projects": None},
+        {"projects": []},
+        {"actions": {"load": 1}},
+        {"destinations": ""},
+        {"destinations": ["ds.t", " "]},
+        {"event_ids": "4711\n"},
+        "p",
+        ["p"],
+    ],
 )
 def test_what_says_nothing_of_what_to_dispatch_is_refused(only):
     with pytest.raises(ValueError, match="expected lists of strings by projects, destinations, actions, event_ids"):

@@ -117,7 +117,7 @@ with dag_of("killed") as killed:
 with dag_of("reported_again") as reported_again:
     detect = BqDispatchSensor(task_id="detect")
     first = reported(DispatchOperator(task_id="dispatch", shares=detect.output))
-    first >> DispatchReportOperator(task_id="report_again")
+    first >> DispatchReportOperator(task_id="report_again", assets=False)
 
 with dag_of("templated") as templated:
     detect = BqDispatchSensor(task_id="detect", variables={"folder": "{{ 'BqDispatch' }}"})
