@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bqdispatch_provider.commands.pools import expected_pools
-from bqdispatch_provider.commands.status import layout, looks
+from bqdispatch_provider.commands.status import layout, overviews
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.gcp.threads import StopRequest
 from bqdispatch_provider.testing.bqtail import Account, BqTailSettings, StandInBqTail
@@ -171,7 +171,7 @@ class _Demo:
         )
         self._bqtail = StandInBqTail(self._client, requests.Session(), self._cloud.url, settings)
         self._in_background(lambda: self._bqtail.run(self._stopped))
-        self._looks = self._held.enter_context(looks(self._config, self._client))
+        self._looks = self._held.enter_context(overviews(self._config, self._client))
         self._check()
         self._airflow = LiveAirflow(
             self._home / "airflow",

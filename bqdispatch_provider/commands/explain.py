@@ -14,7 +14,7 @@ from bqdispatch_provider.commands.output import FAILED, OK, print_error, printab
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.log_lines import duration
 from bqdispatch_provider.core.model import Key
-from bqdispatch_provider.cycle.performance import earlier_waits
+from bqdispatch_provider.cycle.performance import earlier_waits, limits_reached
 from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -45,7 +45,9 @@ def execute(options: argparse.Namespace) -> int:
             announced = dispatcher.intents.announced(snapshot.listing.intents)
         except GOOGLE_ERRORS as error:
             problems.append(f"the intents cannot be read, so who dispatches what is not known: {in_words(error)}")
-        found = Explainer(snapshot, config, earlier, announced).find(options.event)
+        reached, unread = limits_reached(dispatcher.store, config)
+        problems += unread
+        found = Explainer(snapshot, config, earlier, announced, reached).find(options.event)
         for where, elsewhere in (
             ("trigger bucket", _delivered(options.event, config, dispatcher)),
             ("quarantine", _quarantined(options.event, config, client)),

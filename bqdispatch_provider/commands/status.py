@@ -16,15 +16,17 @@ from google.cloud.storage import Client
 from bqdispatch_provider.commands.options import connect
 from bqdispatch_provider.commands.output import FAILED, OK, print_commands, print_error, printable
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.history import Figures
+from bqdispatch_provider.core.history import Figures, looks
 from bqdispatch_provider.core.log_lines import duration
-from bqdispatch_provider.cycle.performance import earlier_waits
+from bqdispatch_provider.cycle.performance import earlier_waits, limits_reached
 from bqdispatch_provider.cycle.unconsumed import unconsumed
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.names import counted, in_words
 from bqdispatch_provider.view.explanation import refused_before
+from bqdispatch_provider.view.health import last_look, silent_after
 from bqdispatch_provider.view.journal_reader import JournalReader
+from bqdispatch_provider.view.overdue import overdue
 from bqdispatch_provider.view.overview import Overview, overview
 from bqdispatch_provider.view.suggested_commands import commands_in, without_commands
 
@@ -43,7 +45,7 @@ def execute(options: argparse.Namespace) -> int:
 
     :returns: the exit code: 1 when it does not go well, or the task folder cannot be looked at.
     """
-    with looks(*connect(options)) as each:
+    with overviews(*connect(options)) as each:
         seen = next(each)
         if isinstance(seen, str):
             print_error(seen)
@@ -66,7 +68,7 @@ def top(options: argparse.Namespace) -> int:
     if not sys.stdout.isatty():
         print_error("top needs a terminal; bqdispatch status prints the same once")
         return FAILED
-    with looks(*connect(options)) as each, Live(console=Console(), auto_refresh=False, screen=True) as live:
+    with overviews(*connect(options)) as each, Live(console=Console(), auto_refresh=False, screen=True) as live:
         for seen in each:
             live.update(_error(seen) if isinstance(seen, str) else _live(seen), refresh=True)
             time.sleep(REFRESH_S)
@@ -74,7 +76,7 @@ def top(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def looks(config: DispatchConfig, client: Client) -> Iterator[Iterator[Overview | str]]:
+def overviews(config: DispatchConfig, client: Client) -> Iterator[Iterator[Overview | str]]:
     """Open the task folder, and look at it each time that it is asked: an overview, or why there is none.
 
     :param config: names the task folder.
@@ -96,14 +98,21 @@ def _look(dispatcher: Dispatcher, reader: JournalReader) -> Iterator[Overview | 
         found, unknown = unconsumed(store, config)
         if found:
             report.add_error(found)
-        report.waits |= refused_before(seen.plan, earlier)
+        reached, unread = limits_reached(store, config)
+        report.waits |= overdue(seen.plan, earlier, config, reached) | refused_before(seen.plan, earlier)
         now = store.now()
         hour = Figures()
         for figures in reader.spans(now - timedelta(hours=1), now).values():
             hour.add(figures)
+        dispatched = looks(reader.hours(now - timedelta(days=1), now))
+        hour.seen = last_look(dispatched, reader.performance())
         held = reader.quarantine()
         yield overview(
-            report, config, now, hour, held, problems=[*problem, *filter(None, [unknown]), *reader.problems.values()]
+            *(report, config, now, hour, held),
+            problems=[*problem, *unread, *filter(None, [unknown]), *reader.problems.values()],
+            history_error=reader.history_error,
+            silence=silent_after(dispatched),
+            is_own_look=True,
         )
 
 

@@ -227,6 +227,14 @@ class Hour:
             raise ValueError(f"not an hour of the history: {type(error).__name__}: {error}") from error
 
 
+def looks(hours: Mapping[datetime, Hour]) -> list[datetime]:
+    """Return when the task folder was looked at: the last look of each span.
+
+    :param hours: of the history.
+    """
+    return [figures.seen for hour in hours.values() for figures in hour.spans.values() if figures.seen]
+
+
 class NewFigures:
     """Takes from the reports of a run, which tell of all that it did so far, what is new since the last one."""
 

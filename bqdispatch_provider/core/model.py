@@ -62,6 +62,7 @@ class Reason(StrEnum):
     COMING_BACK = "on its way back from quarantine"
     OTHERS = "for others to dispatch"
     NEXT_CYCLE = "left to the next cycle"
+    OVERDUE = "ready but not dispatched"
 
 
 BATCH_JOBS = "BatchJobs"

@@ -32,6 +32,9 @@ MAX_ALERT_BYTES = 256 * KIB
 MAX_HOUR_BYTES = 8 * MIB
 """Of an hour of the history: twelve spans, each with figures of twenty projects, and the IDs of DAGs."""
 
+MAX_PERFORMANCE_BYTES = 8 * MIB
+"""Of ``performance.json``: the numbers of each project take under 1 KB."""
+
 MAX_WAITS_BYTES = 32 * MIB
 """Of ``waiting.json``: 1,000 waits, each with a name and a service's message."""
 

@@ -12,7 +12,10 @@ from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.names import in_one_line
 
 NEEDS_ATTENTION = frozenset(
-    {Reason.IN_DOUBT, Reason.REFUSED, Reason.PROTECTED, Reason.NO_ANSWER, Reason.NOT_FOUND, Reason.UNDECIDED}
+    {
+        *(Reason.IN_DOUBT, Reason.REFUSED, Reason.PROTECTED, Reason.NO_ANSWER, Reason.NOT_FOUND, Reason.UNDECIDED),
+        Reason.OVERDUE,
+    }
 )
 """Reasons that somebody may have to act on. The cycles in which an event has waited for one of them are counted."""
 

@@ -7,12 +7,15 @@ have waited in trouble, and goes on counting.
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
 from google.api_core.exceptions import NotFound
 
+from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
-from bqdispatch_provider.core.report import MAX_NAMED, Report
-from bqdispatch_provider.core.sizes import MAX_WAITS_BYTES
+from bqdispatch_provider.core.limits import LimitKey, is_limited
+from bqdispatch_provider.core.report import MAX_NAMED, Report, by_lane
+from bqdispatch_provider.core.sizes import MAX_PERFORMANCE_BYTES, MAX_WAITS_BYTES
 from bqdispatch_provider.core.waits import NEEDS_ATTENTION, Wait, waits_from_dict, waits_to_dict
 from bqdispatch_provider.cycle.services import Services
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
@@ -20,6 +23,10 @@ from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.names import JournalName, in_words
 
 log = logging.getLogger(__name__)
+
+
+_RECENT = timedelta(minutes=5)
+"""A ``performance.json`` that is older says nothing of the present: a run writes one every minute."""
 
 
 class PerformanceWriter:
@@ -86,6 +93,27 @@ def earlier_waits(store: TaskStore, journal_url: str) -> tuple[dict[str, Wait], 
     except GOOGLE_ERRORS as error:
         url = _waits_url(journal_url)
         return {}, [f"{url!r} cannot be read, so what earlier runs were refused is not known: {in_words(error)}"]
+
+
+def limits_reached(store: TaskStore, config: DispatchConfig) -> tuple[set[LimitKey], list[str]]:
+    """Read from ``performance.json`` which limits the last cycle of a dispatcher has found reached.
+
+    :returns: the limits, none if nobody has dispatched lately; and a sentence if that cannot be read.
+    """
+    url = f"{config.journal_url}{JournalName.PERFORMANCE}"
+    try:
+        age = store.age(url) if is_limited(config) else None
+        if age is None or age > _RECENT:
+            return set(), []
+        projects = documents.parse(store.read(url, MAX_PERFORMANCE_BYTES))
+        return {
+            (project, lane.limit)
+            for project, gauges in projects.items()
+            for lane, number in by_lane(documents.numbers(gauges.get("Throttled", {}))).items()
+            if number
+        }, []
+    except (*GOOGLE_ERRORS, ValueError, AttributeError, RecursionError) as error:
+        return set(), [f"{url!r} cannot be read, so which limits are reached is not known: {in_words(error)}"]
 
 
 def _waits_url(journal_url: str) -> str:

@@ -193,6 +193,20 @@ class ObjectStore:
             log.debug("%s does not exist any more", url)
 
 
+def created_at(url: str, client: Client) -> datetime | None:
+    """Return when the object at a ``gs://`` URL was written (aware); ``None`` if it does not exist.
+
+    :raises google.api_core.exceptions.GoogleAPICallError: when that cannot be told.
+    """
+    blob = _blob(client, url)
+    try:
+        retried(blob.reload)(timeout=gcs_batch.TIMEOUT_S, retry=None)
+    except NotFound:
+        return None
+    written: datetime | None = blob.time_created
+    return written
+
+
 def _blob(client: Client, url: str) -> Blob:
     bucket, name = split_url(url)
     return client.bucket(bucket).blob(name)

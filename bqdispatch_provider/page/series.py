@@ -84,14 +84,6 @@ def last_hour(hours: Mapping[datetime, Hour], now: datetime) -> Figures:
     return figures
 
 
-def looks(hours: Mapping[datetime, Hour]) -> list[datetime]:
-    """Return when the task folder was looked at: the last look of each span.
-
-    :param hours: of the history.
-    """
-    return [figures.seen for hour in hours.values() for figures in hour.spans.values() if figures.seen]
-
-
 def is_cut(hours: Mapping[datetime, Hour], selection: Selection, now: datetime) -> bool:
     """Tell whether figures of the project may be missing: the history keeps those of the busiest alone.
 

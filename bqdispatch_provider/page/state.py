@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.core.history import MAX_PROJECTS, Figures
+from bqdispatch_provider.core.history import MAX_PROJECTS, Figures, looks
 from bqdispatch_provider.core.model import Lane, lane_of
 from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
@@ -17,9 +17,9 @@ from bqdispatch_provider.gcp.emulators import BIGQUERY, STORAGE, emulator
 from bqdispatch_provider.links import object_page, page_of_job
 from bqdispatch_provider.names import TraceName
 from bqdispatch_provider.page.database import Database
-from bqdispatch_provider.page.series import Range, Selection, is_cut, last_hour, looks, point, series, total
+from bqdispatch_provider.page.series import Range, Selection, is_cut, last_hour, point, series, total
 from bqdispatch_provider.page.watcher import MAX_HELD, SetUpReading, Watcher
-from bqdispatch_provider.view.health import Health, Level, silent_after
+from bqdispatch_provider.view.health import Health, Level, last_look, silent_after
 from bqdispatch_provider.view.journal_reader import KEPT_S
 from bqdispatch_provider.view.overview import Overview, overview
 
@@ -166,7 +166,7 @@ class SetUpState:
             health = Health(Level.UNKNOWN, said, step)
             return Overview(now, None, health, {}, (), {}, (), None, problems=reading.problems)
         hour, seen = last_hour(reading.hours, now), looks(reading.hours)
-        hour.seen = max(seen, default=None)  # also before that hour: without a response document nothing else tells it
+        hour.seen = last_look(seen, reading.performance)  # also before that hour
         hour.projects = {each: Figures() for each in _projects(reading, now)} | hour.projects
         return overview(
             reading.report,

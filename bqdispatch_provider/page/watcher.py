@@ -60,6 +60,7 @@ class SetUpReading:
     :param since: since when ``hours`` has the history (aware).
     :param hours: of the history.
     :param report: of the last run; ``None`` without one.
+    :param performance: when ``performance.json`` was written (aware); ``None`` if never.
     :param quarantine: objects in quarantine; ``None`` if they are not known.
     :param problems: what could not be read, one sentence each.
     :param history_error: why the history is not known up to now; empty if it is.
@@ -74,6 +75,7 @@ class SetUpReading:
     since: datetime = _NEVER
     hours: Mapping[datetime, Hour] = field(default_factory=dict)
     report: Report | None = None
+    performance: datetime | None = None
     quarantine: Sequence[Quarantined] | None = None
     problems: Sequence[str] = ()
     history_error: str = ""
@@ -172,7 +174,7 @@ class Watcher:
             now = datetime.now(UTC)
             report, held = reader.report(now), reader.quarantine()
             since = now - span.length
-            hours = reader.hours(since, now)
+            hours, performance = reader.hours(since, now), reader.performance()
             problems, before = list(reader.problems.values()), self._reading
             is_known = not reader.history_error or any(hour.dags for hour in hours.values())
             if reader.history_error and before:
@@ -181,7 +183,8 @@ class Watcher:
             is_week = span is Range.WEEK
             self._publish(
                 SetUpReading(
-                    *(now, whole, config, since, hours, report, held, problems, reader.history_error, is_known),
+                    *(now, whole, config, since, hours, report, performance, held, problems, reader.history_error),
+                    is_history_known=is_known,
                     dags=self._dags(hours, is_week),
                     are_dags_known=is_week or bool(reader.history_error or (before and before.are_dags_known)),
                 )

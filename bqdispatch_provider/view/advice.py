@@ -91,6 +91,10 @@ ADVICE: dict[Reason, Advice] = {
     Reason.NEXT_CYCLE: Advice(
         "The time of the cycle was up.", "Nothing to do: the next cycle dispatches it, the oldest events first."
     ),
+    Reason.OVERDUE: Advice(
+        "It could have been dispatched for more than five minutes, and nobody has dispatched it.",
+        "See that the DAG is switched on, and that its tasks run. Nothing else to do if the number shrinks.",
+    ),
 }
 
 

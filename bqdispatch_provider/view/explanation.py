@@ -7,7 +7,7 @@ moment, by the same rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,6 +26,7 @@ from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.core.windows import OpenFiring, WindowState, state_of
 from bqdispatch_provider.names import TraceName, WindowName
 from bqdispatch_provider.view.advice import ADVICE, next_step
+from bqdispatch_provider.view.overdue import overdue
 from bqdispatch_provider.view.suggested_commands import replay_command
 
 MAX_HOLDERS = 5
@@ -176,12 +177,14 @@ class Explainer:
     :param config: the limits.
     :param earlier: waits that earlier runs have counted, by name; none by default.
     :param announced: traces that dispatchers may not be through with, each with when it was announced; none by default.
+    :param reached: limits that a dispatcher has found reached a moment ago; none by default.
     """
 
     snapshot: Snapshot
     config: DispatchConfig
     earlier: dict[str, Wait] = field(default_factory=dict)
     announced: Mapping[Key, datetime] = field(default_factory=dict)
+    reached: Container[LimitKey] = ()
 
     def __post_init__(self) -> None:
         self._now = self.snapshot.listing.now
@@ -190,6 +193,7 @@ class Explainer:
         self._dispatched = {event.key for events in self._plan.events.values() for event in events}
         self._refused = refused_before(self._plan, self.earlier)
         self._waits |= self._refused
+        self._overdue = overdue(self._plan, self.earlier, self.config, self.reached)
         self._throttled = {event.key: limit_key(event, self.config) for _, event in self._plan.throttled}
         self._quarantined = {each.key: each for each in self._plan.cleanup.quarantines}
 
@@ -257,6 +261,8 @@ class Explainer:
             if key in self.announced:
                 wait = _in_hand(key[0], since, self.announced[key], self._now)
                 return explain_wait(wait, self.config, details)
+            if key[0] in self._overdue:
+                return explain_wait(self._overdue[key[0]], self.config, details)
             return Explanation(
                 key[0],
                 url,

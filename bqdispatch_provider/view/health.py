@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.log_lines import duration
+from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.report import Report
 from bqdispatch_provider.core.waits import NEEDS_ATTENTION
 from bqdispatch_provider.names import counted
@@ -57,6 +58,16 @@ def silent_after(looks: Iterable[datetime]) -> timedelta:
     return max(SILENT_AFTER, 1.5 * usual)
 
 
+def last_look(looks: Iterable[datetime], performance: datetime | None) -> datetime | None:
+    """Return when a dispatcher has looked at the task folder last, as far as it has left a sign; ``None`` if never.
+
+    :param looks: looks that the history tells of (aware).
+    :param performance: when ``performance.json`` was written (aware): a single cycle and the Go dispatcher leave
+        nothing else. ``None`` if never.
+    """
+    return max((*looks, *filter(None, [performance])), default=None)
+
+
 def is_current(report: Report, seen: datetime | None) -> bool:
     """Tell whether a report says how things stood when the task folder was looked at last.
 
@@ -80,25 +91,38 @@ def health_of(
 
     :param report: of the last look, or of the last run.
     :param at: the time (aware).
-    :param seen: when the task folder was looked at last (aware); ``None`` if never.
+    :param seen: when a dispatcher has looked at the task folder last (aware); ``None`` if never.
     :param hour: figures of the last hour.
     :param quarantined: number of objects in quarantine; 0 by default.
     :param history_error: why the history is not known up to now; empty by default.
     :param silence: from :func:`silent_after`.
     """
+    overdue = _overdue(report, at)
     if seen is None:
         step = history_error or "Switch the DAG on, and see that its first run is green."
-        return Health(Level.UNKNOWN, "No run has been seen yet.", step)
+        if overdue:
+            return Health(Level.ERROR, f"No run has been seen, and {overdue}.", step)
+        found = _of_report(report, at, hour, quarantined)
+        return Health(Level.UNKNOWN, "No run has been seen yet.", step) if found.level is Level.OK else found
     if at - seen > silence:
         since = duration(at - seen, minutes_from_s=120)
         step = "See that the DAG is switched on, and that its tasks run."
         if history_error:
             return Health(Level.UNKNOWN, f"Nothing is known of the last {since}.", history_error)
-        return Health(Level.ERROR, f"Nobody has dispatched for {since}.", step)
+        return Health(Level.ERROR, f"Nobody has dispatched for {since}{f', and {overdue}' if overdue else ''}.", step)
     if not is_current(report, seen):
         sentence = f"{_dispatched(hour)}; what waits is not known: no response document is as young."
         return Health(Level.UNKNOWN, sentence, "Run `bqdispatch status`, which looks for itself.")
     return _of_report(report, at, hour, quarantined)
+
+
+def _overdue(report: Report, at: datetime) -> str:
+    """Say how many events are ready and not dispatched; empty if there are none."""
+    overdue = [wait.since for wait in report.waits.values() if wait.reason is Reason.OVERDUE]
+    if not overdue:
+        return ""
+    have = "has" if len(overdue) == 1 else "have"
+    return f"{counted(len(overdue), 'event')} {have} been ready for {duration(at - min(overdue), minutes_from_s=120)}"
 
 
 def _of_report(report: Report, at: datetime, hour: Figures, quarantined: int) -> Health:
@@ -107,6 +131,9 @@ def _of_report(report: Report, at: datetime, hour: Figures, quarantined: int) ->
         more = f" (and {len(report.errors) - 1} more)" if len(report.errors) > 1 else ""
         step = 'See "What waits, and why" below.' if pressing else "See the errors below."
         return Health(Level.ERROR, f"Something went wrong: {report.errors[0]}{more}", step)
+    if overdue := _overdue(report, at):
+        said = f"{overdue} without being dispatched."
+        return Health(Level.ERROR, said, ADVICE[Reason.OVERDUE].next_step)
     if pressing:
         first = min(pressing, key=lambda wait: wait.since)
         number = f"{counted(len(pressing), 'event')} {'waits' if len(pressing) == 1 else 'wait'}"

@@ -24,7 +24,7 @@ from bqdispatch_provider.cycle.history import hour_url
 from bqdispatch_provider.delivery.quarantine import QuarantineStore
 from bqdispatch_provider.delivery.quarantine_notes import NoteCache
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
-from bqdispatch_provider.gcp.objects import read_object
+from bqdispatch_provider.gcp.objects import created_at, read_object
 from bqdispatch_provider.names import JournalName, counted, in_words
 from bqdispatch_provider.view.overview import Quarantined
 from bqdispatch_provider.view.suggested_commands import replay_command
@@ -60,6 +60,7 @@ class JournalReader:
         """Hours that could not be read the last time, with the reason."""
 
         self._report: tuple[float, str, Report | None] = (-KEPT_S, "", None)
+        self._performance: tuple[float, datetime | None] = (-KEPT_S, None)
         self._notes = NoteCache(max_notes)
         self._held: tuple[float, list[Quarantined] | None] = (-KEPT_S, None)
         self.problems: dict[str, str] = {}
@@ -138,6 +139,22 @@ class JournalReader:
                 self.problems["document"] = f"The last response document cannot be read: {in_words(error)}"
             self._report = (time.monotonic(), url, report)
             return report
+
+    def performance(self) -> datetime | None:
+        """Return when ``performance.json`` was written, as each dispatcher does; what was read last on errors."""
+        url = f"{self._config.journal_url}{JournalName.PERFORMANCE}"
+        with self._lock:
+            read, written = self._performance
+            if time.monotonic() - read < KEPT_S:
+                return written
+            try:
+                written = created_at(url, self._client)
+                self.problems.pop("performance", None)
+            except GOOGLE_ERRORS as error:
+                if not self.history_error:  # which says the same of the same bucket
+                    self.problems["performance"] = f"{url!r} cannot be read: {in_words(error)}"
+            self._performance = (time.monotonic(), written)
+            return written
 
     def quarantine(self) -> list[Quarantined] | None:
         """Return what is in quarantine; what was read last on errors, or ``None`` if nothing was."""

@@ -106,7 +106,7 @@ class Overview:
 
     :param at: when it was made (aware).
     :param health: of all projects.
-    :param seen: when the task folder was looked at last (aware); ``None`` if never.
+    :param seen: when a dispatcher has looked at the task folder last (aware); ``None`` if never.
     :param lanes: ``running``, ``pending``, ``throttled``, ``errors`` and ``dispatched`` (in the last hour), by lane.
     :param reasons: events that have waited for more than a minute, by reason.
     :param waiting: the most pressing of them.
@@ -160,6 +160,7 @@ def overview(
     problems: Sequence[str] = (),
     history_error: str = "",
     silence: timedelta = SILENT_AFTER,
+    is_own_look: bool = False,
     project: str = "",
 ) -> Overview:
     """Put together how dispatching goes.
@@ -174,10 +175,11 @@ def overview(
     :param problems: what could not be read.
     :param history_error: why the history is not known up to now; empty by default.
     :param silence: after how long nobody dispatches.
+    :param is_own_look: whether the report is of a look that no dispatcher has made, and so no sign of one.
     :param project: show only this project; all by default.
     """
     report = report or Report()
-    seen = _seen(report, last_hour)
+    seen = last_hour.seen if is_own_look else _seen(report, last_hour)
     if not (known := is_current(report, seen)):
         report = Report()
     counts = {name: gauges for name, gauges in report.counts.items() if not project or name == project}
@@ -185,8 +187,7 @@ def overview(
     errors = ErrorReader(report, config).errors()
     shown = [each for each in errors if not project or each.project in ("", project)]
     return Overview(
-        at=at,
-        seen=seen,
+        *(at, seen),
         health=health_of(
             report, at, seen, last_hour, quarantined=len(quarantine or ()), history_error=history_error, silence=silence
         ),

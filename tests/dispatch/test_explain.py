@@ -149,7 +149,7 @@ def test_a_window_that_is_gone_and_was_not_fired_is_found(world, config, capsys)
     world.delete(name)
     assert main(["explain", "--config", config(), name]) == 0
     said = capsys.readouterr().out
-    assert "is dispatched next" in said
+    assert f"waits: {Reason.OVERDUE}" in said
     assert "The window itself is gone" in said
 
 
@@ -169,14 +169,14 @@ def test_a_trace_in_the_intent_of_another_dispatcher_waits_for_it(world, config,
     assert "a dispatcher has announced it at " in explained["Details"][-1]
     assert said in explained["Details"][-1]
     main(["explain", "--config", path, other])
-    assert "is dispatched next" in capsys.readouterr().out
+    assert f"waits: {Reason.OVERDUE}" in capsys.readouterr().out
     world.put("intents/another-000001.json.done", age=ago_s, content="")
     main(["explain", "--config", path, name])
     assert f"waits: {reason}" not in capsys.readouterr().out
 
 
 def test_an_intent_that_may_not_be_read_is_told_and_all_else_is_explained(world, config, capsys):
-    name = world.trace(age=LATER)
+    name = world.trace()
     world.put("intents/another-000001.json", age=5, content="{}")
     world.control.add_fault("storage.objects.get", "status", status=403, name="*another-000001.json")
     assert main(["explain", "--config", config(), name]) == 0
@@ -264,6 +264,7 @@ def test_the_command_says_what_to_give_for_a_document_within_the_connection(worl
 
 
 def test_status_tells_how_it_goes(world, config, capsys):
+    world.performance()
     assert main(["status", "--config", config()]) == 0
     assert "All is well" in capsys.readouterr().out
     world.trace(state=None, age=90_000)

@@ -64,6 +64,7 @@ def test_commands_stand_below_the_tables_each_whole_on_its_line(world, config):
 def test_the_block_in_the_docs_is_what_is_printed(world, config):
     """Word by word; figures are its own."""
     world.client.create_bucket("acme_shop_bqtail")
+    world.performance()
     world.traces(2, project="acme-shop", state="RUNNING", age=30)
     world.trace(project="acme-shop", dest="sales.orders", region="EU", age=320)
     world.window(dest="sales.orders", due=-280)

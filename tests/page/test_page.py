@@ -509,6 +509,25 @@ def test_a_silence_of_hours_is_one_though_no_response_document_tells_when_it_beg
     assert (health["level"], health["sentence"]) == ("error", "Nobody has dispatched for 3 hours.")
 
 
+@pytest.mark.parametrize(
+    ("age", "level", "said"),
+    [
+        (3600, "error", "Nobody has dispatched for 60 minutes."),
+        (60, "unknown", "0 events dispatched in the last hour; what waits is not known"),
+    ],
+)
+def test_a_dispatcher_that_leaves_no_history_is_seen_by_its_performance(
+    world, client, connect, known_dags, age, level, said
+):
+    """As the Go dispatcher, and a single cycle of the command line."""
+    connect()
+    known_dags("bqdispatch")
+    world.performance(age)
+    health = state(client())["overview"]["health"]
+    assert health["level"] == level
+    assert health["sentence"].startswith(said)
+
+
 def test_a_journal_that_cannot_be_read_says_what_is_missing_and_shows_nothing_else(world, client, dispatch):
     world.put("proj:p:US/ds.t--x_00001_load--dispatch.json", age=100_000)
     dispatch()

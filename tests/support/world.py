@@ -146,6 +146,12 @@ class World:
         self.put(name, age=max(due + 30.0, 10.0) if age is None else age, content=content)
         return name
 
+    def performance(self, age=0.0, content="{}"):
+        """Create the ``performance.json`` of a dispatcher that looked ``age`` seconds ago."""
+        created = self.control.now() - age
+        document = {"name": "journal/performance.json", "content": content, "timeCreated": created}
+        self.control.seed_objects(JOURNAL, [document])
+
     def claim(self, name, ago):
         """Create the ledger entry of a dispatcher that claimed a window and disappeared."""
         blob = self.blob(name)

@@ -12,12 +12,12 @@ import pytest
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.events import Share
-from bqdispatch_provider.core.history import Figures, Hour, NewFigures
+from bqdispatch_provider.core.history import Figures, Hour, NewFigures, looks
 from bqdispatch_provider.core.model import Lane, Outcome, Reason
 from bqdispatch_provider.core.process_sums import sums_of
 from bqdispatch_provider.core.report import MAX_NAMED, Report
 from bqdispatch_provider.core.waits import Wait, waits_from_dict, waits_to_dict
-from bqdispatch_provider.page.series import Range, Selection, last_hour, looks, series, total
+from bqdispatch_provider.page.series import Range, Selection, last_hour, series, total
 from bqdispatch_provider.view.health import silent_after
 from bqdispatch_provider.view.overview import overview
 
