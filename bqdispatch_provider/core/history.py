@@ -35,6 +35,7 @@ MAX_TICKETS = 10
 """Writes that an hour remembers."""
 
 VERSION = 1
+_NEVER_DUE = frozenset({Reason.NOT_DUE, Reason.UNKNOWN_NAME})
 _STATES = ("Running", "Pending", "Throttled")
 
 
@@ -300,7 +301,7 @@ class NewFigures:
 
 
 def _windows_due(waits: Iterable[Wait]) -> int:
-    return sum(wait.name.endswith(".win") and wait.reason is not Reason.NOT_DUE for wait in waits)
+    return sum(wait.name.endswith(".win") and wait.reason not in _NEVER_DUE for wait in waits)
 
 
 def _numbers(counter: Mapping[Any, int]) -> Counter[str]:

@@ -118,6 +118,7 @@ class Listing:
     :param orphan_locations: by the name of a window that is gone, the objects that name its data folders.
     :param ignored: number of objects of BqTail's bookkeeping, and of sentinels beside their windows.
     :param unknown: names of all other objects, with the reason.
+    :param unknown_since: when each of them was created.
     """
 
     now: datetime
@@ -129,6 +130,7 @@ class Listing:
     orphan_locations: Mapping[str, tuple[StoredObject, ...]] = field(default_factory=dict)
     ignored: int = 0
     unknown: Mapping[str, str] = field(default_factory=dict)
+    unknown_since: Mapping[str, datetime] = field(default_factory=dict)
 
     def __len__(self) -> int:
         kinds = (self.traces, self.windows, self.orphan_sentinels, self.intents, self.undecided, self.unknown)
@@ -147,7 +149,7 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
         try:
             sorter.add(stored)
         except ValueError as error:
-            sorter.unknown[stored.name] = str(error)
+            sorter.unknown[stored.name], sorter.unknown_since[stored.name] = str(error), stored.created
     return sorter.listing(now)
 
 
@@ -164,6 +166,7 @@ class _Sorter:
         self._locations: defaultdict[str, list[StoredObject]] = defaultdict(list)
         self._ignored = 0
         self.unknown: dict[str, str] = {}
+        self.unknown_since: dict[str, datetime] = {}
 
     def add(self, stored: StoredObject) -> None:
         """Sort one object.
@@ -211,6 +214,7 @@ class _Sorter:
             {window: tuple(each) for window, each in self._locations.items()},
             self._ignored + sum(window.sentinel is not None for window in windows),
             self.unknown,
+            self.unknown_since,
         )
 
 

@@ -62,6 +62,7 @@ class Reason(StrEnum):
     COMING_BACK = "on its way back from quarantine"
     OTHERS = "for others to dispatch"
     NEXT_CYCLE = "left to the next cycle"
+    UNKNOWN_NAME = "unknown name"
     OVERDUE = "ready but not dispatched"
 
 

@@ -16,7 +16,7 @@ from bqdispatch_provider.core.plan_traces import is_active, plan_trace
 from bqdispatch_provider.core.plan_windows import plan_abandoned, plan_window
 from bqdispatch_provider.core.plans import Plan, Snapshot
 from bqdispatch_provider.core.targets import REASON, split_undecided_name
-from bqdispatch_provider.core.waits import Wait
+from bqdispatch_provider.core.waits import MIN_REPORTED_WAIT, Wait
 
 _MAX_LISTING_TIME = timedelta(minutes=1)
 """An object may be newer than the listing that shows it, by the time that the listing takes."""
@@ -65,6 +65,11 @@ def _plan_from(draft: Draft) -> Plan:
     undecided = (
         Wait(each.name, Reason.UNDECIDED, each.created, each.metadata.get(REASON, "")) for each in listing.undecided
     )
+    unknown = (
+        Wait(name, Reason.UNKNOWN_NAME, since, listing.unknown[name])
+        for name, since in listing.unknown_since.items()
+        if draft.all_waits or draft.now - since > MIN_REPORTED_WAIT
+    )
     return Plan(
         now=draft.now,
         events={lane: tuple(draft.events[lane]) for lane in Lane},
@@ -87,7 +92,7 @@ def _plan_from(draft: Draft) -> Plan:
         due_in=min(draft.due_in, default=None),
         not_due=tuple(each.name for each in sorted(draft.not_due, key=lambda each: (each.end, each.name))),
         throttled=tuple(draft.throttled),
-        waits=(*draft.waits, *undecided),
+        waits=(*draft.waits, *undecided, *unknown),
         taken={key: draft.slots.taken[key] for key in room},
         room=room,
     )

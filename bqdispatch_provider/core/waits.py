@@ -14,7 +14,7 @@ from bqdispatch_provider.names import in_one_line
 NEEDS_ATTENTION = frozenset(
     {
         *(Reason.IN_DOUBT, Reason.REFUSED, Reason.PROTECTED, Reason.NO_ANSWER, Reason.NOT_FOUND, Reason.UNDECIDED),
-        Reason.OVERDUE,
+        *(Reason.OVERDUE, Reason.UNKNOWN_NAME),
     }
 )
 """Reasons that somebody may have to act on. The cycles in which an event has waited for one of them are counted."""
@@ -68,8 +68,15 @@ def _weight(wait: Wait) -> tuple[bool, bool]:
 
 
 def most_pressing(waits: Iterable[Wait]) -> list[Wait]:
-    """Sort waits: first those that somebody may have to act on, then the oldest."""
-    return sorted(waits, key=lambda wait: (wait.reason not in NEEDS_ATTENTION, wait.since, wait.name))
+    """Sort waits: first those that somebody may have to act on, then the oldest.
+
+    Unknown names come after the others of the first kind: they may lie there for good.
+    """
+
+    def rank(wait: Wait) -> tuple[bool, bool, datetime, str]:
+        return wait.reason not in NEEDS_ATTENTION, wait.reason is Reason.UNKNOWN_NAME, wait.since, wait.name
+
+    return sorted(waits, key=rank)
 
 
 def waits_to_dict(waits: Iterable[Wait]) -> dict[str, dict[str, Any]]:

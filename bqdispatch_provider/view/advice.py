@@ -91,6 +91,11 @@ ADVICE: dict[Reason, Advice] = {
     Reason.NEXT_CYCLE: Advice(
         "The time of the cycle was up.", "Nothing to do: the next cycle dispatches it, the oldest events first."
     ),
+    Reason.UNKNOWN_NAME: Advice(
+        "It lies in the task folder, and its name is not that of a trace or a window. So nobody dispatches it.",
+        "See who writes it. If it is a trace or a window, write it again under the right name (docs/protocol.md). Move "
+        "it out of the task folder, or delete it.",
+    ),
     Reason.OVERDUE: Advice(
         "It could have been dispatched for more than five minutes, and nobody has dispatched it.",
         "See that the DAG is switched on, and that its tasks run. Nothing else to do if the number shrinks.",

@@ -202,7 +202,9 @@ class Explainer:
 
         :param wanted: as :func:`matches` takes it.
         """
-        return list(self._find(wanted))
+        unknown, path = self.snapshot.listing.unknown_since, wanted.removeprefix(self.config.async_task_url)
+        strange = [self._explain(path, unknown[path], ())] if path in unknown else []
+        return [*self._find(wanted), *strange]
 
     def _find(self, wanted: str) -> Iterator[Explanation]:
         listing = self.snapshot.listing

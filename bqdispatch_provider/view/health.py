@@ -12,7 +12,7 @@ from bqdispatch_provider.core.history import Figures
 from bqdispatch_provider.core.log_lines import duration
 from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.report import Report
-from bqdispatch_provider.core.waits import NEEDS_ATTENTION
+from bqdispatch_provider.core.waits import NEEDS_ATTENTION, most_pressing
 from bqdispatch_provider.names import counted
 from bqdispatch_provider.view.advice import ADVICE
 
@@ -135,7 +135,7 @@ def _of_report(report: Report, at: datetime, hour: Figures, quarantined: int) ->
         said = f"{overdue} without being dispatched."
         return Health(Level.ERROR, said, ADVICE[Reason.OVERDUE].next_step)
     if pressing:
-        first = min(pressing, key=lambda wait: wait.since)
+        first = most_pressing(pressing)[0]
         number = f"{counted(len(pressing), 'event')} {'waits' if len(pressing) == 1 else 'wait'}"
         return Health(Level.WARNING, f"{number}: {first.reason}.", ADVICE[first.reason].next_step)
     if quarantined:

@@ -93,6 +93,12 @@ def pending(world):
     return world.trace(state="PENDING", age=LATER), {}
 
 
+def misnamed(world):
+    name = "proj:p:US/sales.orders--123_1_load--dispatch"
+    world.put(name, age=LATER)
+    return name, {}
+
+
 SITUATIONS = [
     (running, Reason.JOB_RUNNING),
     (throttled, Reason.LIMIT),
@@ -106,6 +112,7 @@ SITUATIONS = [
     (refused, Reason.REFUSED),
     (not_permitted, Reason.REFUSED),
     (late_twin, Reason.UNDECIDED),
+    (misnamed, Reason.UNKNOWN_NAME),
 ]
 """Functions that make a situation, and return the event's name and more of the configuration; and the reason."""
 
