@@ -108,10 +108,10 @@ class IdleCheck:
             )
         claimed = [name for (name, _), firing in own.items() if firing is not None and firing.fired is None]
         if left := [*claimed, *open_intents(intent.name for intent in listing.intents)]:
+            more, them = (f" and {len(left) - 1:,} more", "them") if len(left) > 1 else ("", "it")
             yield (
                 CheckResult.WARNING,
-                f"{left[0]!r} and {len(left) - 1} more left unfinished: `bqdispatch run --once` settles them; the Go "
-                "dispatcher cannot",
+                f"{left[0]!r}{more} left unfinished: `bqdispatch run --once` settles {them}; the Go dispatcher cannot",
             )
 
     def _in_the_way(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from google.cloud.storage import Client
 
 from bqdispatch_provider.commands.options import connect
-from bqdispatch_provider.commands.output import FAILED, OK, print_error, printable
+from bqdispatch_provider.commands.output import CANNOT_START, FAILED, OK, print_error, printable
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.log_lines import duration
 from bqdispatch_provider.core.model import Key
@@ -30,9 +30,12 @@ MAX_SHOWN = 20
 def execute(options: argparse.Namespace) -> int:
     """Explain the events that somebody asked for.
 
-    :returns: the exit code: 1 when there is none, or the task folder cannot be looked at.
+    :returns: the exit code: 1 when there is none, or the task folder cannot be looked at; 2 when no event is named.
     """
     config, client = connect(options)
+    if not options.event.removeprefix(config.async_task_url).strip():
+        print_error("EVENT is empty; expected the name of an event, as `bqdispatch explain --help` says")
+        return CANNOT_START
     with Dispatcher(config, client) as dispatcher:
         try:
             snapshot = dispatcher.look().snapshot
@@ -59,6 +62,11 @@ def execute(options: argparse.Namespace) -> int:
         for problem in problems:
             print_error(problem)
         now = dispatcher.store.now()
+    _print(found, options, now)
+    return OK if found else FAILED
+
+
+def _print(found: Sequence[Explanation], options: argparse.Namespace, now: datetime) -> None:
     if options.json:
         print(json.dumps([each.to_dict() for each in found], indent=1))
     elif found:
@@ -70,7 +78,6 @@ def execute(options: argparse.Namespace) -> int:
             f"no event {options.event!r} is in the task folder, in the trigger bucket or in quarantine. If it was "
             "dispatched and BqTail has taken it, Jobs and Batched of the run's response document have it"
         )
-    return OK if found else FAILED
 
 
 def _delivered(wanted: str, config: DispatchConfig, dispatcher: Dispatcher) -> Iterator[Explanation]:

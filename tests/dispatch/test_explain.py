@@ -117,6 +117,19 @@ def test_an_event_is_found_by_whatever_names_it(world, config, capsys, asked):
     assert world.url_of(name) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("asked", ["", " ", "gs://ops/BqDispatch/Tasks/"])
+def test_the_name_of_nothing_is_refused(world, config, capsys, asked):
+    """Objects with odd names would match it."""
+    world.trace(dest="$p")
+    world.put("undecided/x", "x")
+    path = config()
+    world.control.reset_counters()
+    assert main(["explain", "--config", path, asked]) == 2
+    said = capsys.readouterr()
+    assert (said.out, "EVENT is empty" in said.err) == ("", True)
+    assert sum(world.control.calls().values()) == 0
+
+
 def test_what_is_ready_is_dispatched_next(world, config, capsys):
     name, window = world.trace(), world.window()
     for each in (name, window):
