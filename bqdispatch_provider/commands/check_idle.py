@@ -18,12 +18,14 @@ from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
 from bqdispatch_provider.commands.options import connect
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.listing import StoredObject, Window, classify
+from bqdispatch_provider.core.model import Reason
 from bqdispatch_provider.core.windows import Firings, has_returned
 from bqdispatch_provider.delivery.intent_objects import open_intents
 from bqdispatch_provider.delivery.ledger import Ledger
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.names import JournalName, counted, in_words
+from bqdispatch_provider.view.advice import ADVICE
 
 MIN_SETTLE_TIME = timedelta(minutes=10)
 """No dispatcher may have written anything for this long: a cloud function starts every minute and lives for nine."""
@@ -105,6 +107,12 @@ class IdleCheck:
                 CheckResult.WARNING,
                 f"{counted(len(listing.undecided), 'window')} waiting for a decision, such as "
                 f"{listing.undecided[0].name!r}: `bqdispatch replay` lists them; the Go dispatcher never looks there",
+            )
+        if listing.unknown:
+            yield (
+                CheckResult.WARNING,
+                f"{counted(len(listing.unknown), 'object')} with an unknown name, such as "
+                f"{next(iter(listing.unknown))!r}: {ADVICE[Reason.UNKNOWN_NAME].next_step}",
             )
         claimed = [name for (name, _), firing in own.items() if firing is not None and firing.fired is None]
         if left := [*claimed, *open_intents(intent.name for intent in listing.intents)]:

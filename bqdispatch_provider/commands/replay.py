@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from bqdispatch_provider.core.listing import StoredObject
-from bqdispatch_provider.core.model import Key
+from bqdispatch_provider.core.model import Key, Reason
 from bqdispatch_provider.core.sizes import MAX_WINDOW_BYTES
-from bqdispatch_provider.core.targets import REASON, REPLAYED, UNDECIDED, split_undecided_name
+from bqdispatch_provider.core.targets import REASON, REPLAYED, UNDECIDED, check_undecided_name, split_undecided_name
 from bqdispatch_provider.delivery.evidence import LoadEvidence, gone_steps, loaded_files
 from bqdispatch_provider.delivery.quarantine import QuarantinedObject, QuarantineStore, ReplayError
 from bqdispatch_provider.delivery.window_body import content_for, folder_of, parse_document
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.names import WindowName
+from bqdispatch_provider.view.advice import ADVICE
 
 _OTHER_FOLDER = "for another folder"
 """In place of the marker's generation in a window that is put back, and whose own file waits for another replay."""
@@ -68,13 +69,25 @@ class Decisions:
         return [each for each in found if each is not None]
 
     def _undecided(self, marker: StoredObject) -> Undecided | None:
-        window, generation = split_undecided_name(marker.name)
         try:
-            name = WindowName.parse(window).name
+            check_undecided_name(marker.name)
+            name = WindowName.parse(split_undecided_name(marker.name)[0]).name
         except ValueError:
             return None
         reason = marker.metadata.get(REASON, "it could not be decided on")
-        return Undecided(self._store.task_url(marker.name), name, marker, reason) if generation.isdecimal() else None
+        return Undecided(self._store.task_url(marker.name), name, marker, reason)
+
+    def check_name(self, url: str) -> None:
+        """Check that a URL may be that of an undecided window.
+
+        :raises ReplayError: if it lies among them, and has another name.
+        """
+        name = url.removeprefix(self._store.task_url(""))
+        if name != url and name.startswith(UNDECIDED):
+            try:
+                check_undecided_name(name)
+            except ValueError as error:
+                raise ReplayError(f"{error}. {ADVICE[Reason.UNKNOWN_NAME].next_step}") from error
 
     def missed(self, url: str) -> Undecided | None:
         """Return the folder that a ``.loc`` object names; ``None`` if there is no such object.

@@ -75,6 +75,7 @@ def _named(url: str, waiting: Iterable[_Waiting], decisions: Decisions) -> list[
     if not named and (missed := decisions.missed(url)) is not None:
         named = [_undecided(decisions, missed)]
     if not named:
+        decisions.check_name(url)
         raise ReplayError("nothing of that URL waits; `bqdispatch replay` without a URL lists what does")
     return named
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from bqdispatch_provider.core.model import JobKey, Key
-from bqdispatch_provider.core.targets import CREATED, INTENTS, REPLAYED, SINCE, UNDECIDED
+from bqdispatch_provider.core.targets import CREATED, INTENTS, REPLAYED, SINCE, UNDECIDED, check_undecided_name
 from bqdispatch_provider.names import TraceName, WindowName, is_bookkeeping
 
 _EARLIEST = datetime(2010, 1, 1, tzinfo=UTC)
@@ -176,7 +176,8 @@ class _Sorter:
         name = stored.name
         if name.startswith(INTENTS):
             self._intents.append(stored)
-        elif name.startswith(UNDECIDED):
+        elif name.startswith(UNDECIDED) and name != UNDECIDED:
+            check_undecided_name(name)
             self._undecided.append(stored)
         elif is_bookkeeping(name):
             self._ignored += 1

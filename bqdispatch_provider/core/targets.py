@@ -211,11 +211,28 @@ def undecided_name(window: str, generation: int, task_url: str) -> str:
 def split_undecided_name(name: str) -> tuple[str, str]:
     """Return the window and the generation that :func:`undecided_name` put into a name.
 
-    :param name: path below the task folder. Any object may lie there, so neither part need be what it should be.
+    :param name: path below the task folder. A name that :func:`check_undecided_name` refuses gives anything.
     :returns: the window's name, a long one shortened, and its generation as text.
     """
     window, _, generation = name.removeprefix(UNDECIDED).rpartition(".")
     return window, generation
+
+
+def check_undecided_name(name: str) -> None:
+    """Check that a name is one of :func:`undecided_name`: any object may lie in that folder.
+
+    :param name: path below the task folder.
+    :raises ValueError: when it names no undecided window.
+    """
+    window, generation = split_undecided_name(name)
+    problem = "" if is_number(generation) else f"{generation!r} is no generation"
+    try:
+        if not is_shortened(window):
+            WindowName.parse(window)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{name!r} is not an undecided window: expected {UNDECIDED}<window>.<generation>; {problem}")
 
 
 def quarantine_path(created: datetime, name: str, generation: int, error_url: str) -> str:

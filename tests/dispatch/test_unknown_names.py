@@ -80,3 +80,35 @@ def test_no_command_deletes_it_for_whoever_pastes_all_lines(world, config, capsy
     world.put(UNKNOWN[0], age=LATER)
     main(["status", "--config", str(config())])
     assert "Commands" not in capsys.readouterr().out
+
+
+STRAY = ["undecided/x", "undecided/x.7", "undecided/ds.t_77_1700000000.win.x"]
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_a_stray_object_beside_undecided_windows_waits_for_no_decision(world, tell, config, capsys, name):
+    world.performance(age=LATER)
+    world.put(name, age=LATER)
+    report = world.cycle()
+    assert (report.ok, report.outcomes["unknown"], [*report.unknown]) == (True, 1, [name])
+    _, (explained,) = tell("explain", name)
+    assert (explained["State"], explained["Next"]) == ("waits: unknown name", ADVISED.next_step)
+    assert f"{name!r} is not an undecided window: expected undecided/<window>.<generation>" in explained["Details"][1]
+    path = str(config())
+    assert main(["replay", "--config", path]) == 0
+    assert "Nothing is in quarantine." in capsys.readouterr().err
+    assert main(["replay", "--config", path, world.url_of(name)]) == 1
+    said = capsys.readouterr().err
+    assert f"{name!r} is not an undecided window" in said
+    assert ADVISED.next_step in said
+    main(["check-idle", "--config", path])
+    said = capsys.readouterr().out
+    assert f"1 object with an unknown name, such as {name!r}: {ADVISED.next_step}" in said
+    assert "decision" not in said
+
+
+def test_the_folder_of_undecided_windows_is_no_object_of_it(world):
+    """Google Cloud's console makes an object of that name for an empty folder."""
+    world.put("undecided/", age=LATER)
+    report = world.cycle()
+    assert (report.ok, report.outcomes, report.waits) == (True, {"ignored": 1}, {})
