@@ -6,6 +6,7 @@ A command's module is imported only when that command is asked for. So ``--help`
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pkgutil
 import sys
@@ -112,6 +113,8 @@ def airflow_pools(options: argparse.Namespace) -> None:
 
     :raises SystemExit: with the exit code.
     """
+    logging.getLogger().handlers.clear()  # Airflow's write to standard output
+    log_to_stderr(verbose=False)
     sys.exit(_execute("pools:execute", options))
 
 

@@ -116,14 +116,21 @@ def graceful_stop(stop: StopRequest) -> Iterator[None]:
 
 
 @contextmanager
-def stdout_to_stderr() -> Iterator[None]:
-    """Send what is written to standard output to standard error: some of Airflow's loggers write there."""
+def airflow_to_stderr() -> Iterator[None]:
+    """Send to standard error what Airflow writes to standard output. Import it inside of this.
+
+    On import, Airflow gives the root logger a handler for standard output. Afterwards the handlers are those of before.
+    """
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)

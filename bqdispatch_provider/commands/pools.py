@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from bqdispatch_provider.commands.options import read_config, read_variables
-from bqdispatch_provider.commands.output import FAILED, OK, stdout_to_stderr
+from bqdispatch_provider.commands.output import FAILED, OK, airflow_to_stderr
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
@@ -84,7 +84,7 @@ def _connected_config(options: argparse.Namespace) -> DispatchConfig:
             "--config is missing, and this environment has no Airflow whose connection "
             f"{conn_id!r} could name the configuration"
         )
-    with stdout_to_stderr():
+    with airflow_to_stderr():
         from bqdispatch_provider.compat import AirflowException  # noqa: PLC0415  (Airflow takes seconds)
         from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415
 

@@ -14,7 +14,7 @@ from bqdispatch_provider.commands.bucket_checks import BucketChecks
 from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
 from bqdispatch_provider.commands.job_checks import check_jobs
 from bqdispatch_provider.commands.options import connect, google_credentials, read_config
-from bqdispatch_provider.commands.output import INTERRUPTED, graceful_stop, progress, stdout_to_stderr
+from bqdispatch_provider.commands.output import INTERRUPTED, airflow_to_stderr, graceful_stop, progress
 from bqdispatch_provider.commands.pools import AirflowError, LocalPools, expected_pools, has_airflow, pool_problems
 from bqdispatch_provider.commands.trial import FOLDER, Trial
 from bqdispatch_provider.config import DispatchConfig
@@ -71,7 +71,7 @@ def _other_configs(setup: SetUp) -> Mapping[str, DispatchConfig | Exception] | s
     """Return the configurations of the other connections in this environment's Airflow, or why they are unknown."""
     if not has_airflow():
         return _NO_AIRFLOW
-    with stdout_to_stderr():
+    with airflow_to_stderr():
         from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415  (Airflow takes seconds)
 
         try:
