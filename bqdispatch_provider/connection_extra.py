@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bqdispatch_provider.config import DispatchConfig
-from bqdispatch_provider.config_errors import ConfigError, listed, shown_name
+from bqdispatch_provider.config_errors import ConfigError, listed, shown, shown_name
 from bqdispatch_provider.config_source import FILE_ROOTS, read_json
 from bqdispatch_provider.core.connection import CONFIG_KEYS, OTHER_KEYS, accounts_of, non_empty
 from bqdispatch_provider.gcp.emulators import BIGQUERY, PUBSUB, STORAGE, emulator
+from bqdispatch_provider.names import in_words
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
@@ -53,10 +54,18 @@ class ConnectionExtra:
         except ConfigError as error:
             raise self.error(*error.findings) from error
 
-    @staticmethod
-    def _config_at(url: str, variables: Mapping[str, str], open_client: Callable[[], Client]) -> DispatchConfig:
+    def _config_at(self, url: str, variables: Mapping[str, str], open_client: Callable[[], Client]) -> DispatchConfig:
         roots = [root for root in os.environ.get(FILE_ROOTS, "").split(os.pathsep) if root]
-        return DispatchConfig.from_url(url, variables, open_client() if url.startswith("gs://") else None, roots)
+        client = None
+        if url.startswith("gs://"):
+            try:
+                client = open_client()
+            except ConfigError:
+                raise
+            except Exception as error:  # by the credentials: anything, such as the KeyError of an incomplete key
+                said = f"cannot be read with the connection {self.gcp_conn_id!r}: {in_words(error)}"
+                raise ConfigError([f"the document at {shown(url)} {said}"]) from error
+        return DispatchConfig.from_url(url, variables, client, roots)
 
     @property
     def gcp_conn_id(self) -> str:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from google.cloud.storage import Client
 
-from bqdispatch_provider.commands.options import connect
+from bqdispatch_provider.commands.options import connect, dispatcher_of
 from bqdispatch_provider.commands.output import CANNOT_START, FAILED, OK, print_error, printable
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.log_lines import duration
@@ -36,7 +36,7 @@ def execute(options: argparse.Namespace) -> int:
     if not options.event.removeprefix(config.async_task_url).strip():
         print_error("EVENT is empty; expected the name of an event, as `bqdispatch explain --help` says")
         return CANNOT_START
-    with Dispatcher(config, client) as dispatcher:
+    with dispatcher_of(config, client) as dispatcher:
         try:
             snapshot = dispatcher.look().snapshot
         except GOOGLE_ERRORS as error:

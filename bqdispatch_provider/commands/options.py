@@ -16,6 +16,8 @@ from bqdispatch_provider.config_errors import ConfigError, shown
 if TYPE_CHECKING:
     from google.cloud.storage import Client
 
+    from bqdispatch_provider.dispatcher import Dispatcher
+
 CONFIG_VARIABLE = "CONFIG"
 """The environment variable in which the Go service finds its configuration: a JSON document, or its URL."""
 
@@ -96,6 +98,18 @@ def connect(options: argparse.Namespace) -> tuple[DispatchConfig, Client]:
     with google_credentials():
         client = client_of(config.project_id)
     return config.for_project(client.project), client
+
+
+def dispatcher_of(config: DispatchConfig, client: Client) -> Dispatcher:
+    """Make a dispatcher that looks at BigQuery with the environment's credentials.
+
+    :param config: from :func:`connect`, as is the client.
+    :raises ConfigError: when there are no credentials.
+    """
+    from bqdispatch_provider.dispatcher import Dispatcher  # noqa: PLC0415  (pools needs no client)
+
+    with google_credentials():
+        return Dispatcher(config, client)
 
 
 @contextmanager

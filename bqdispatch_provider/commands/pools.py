@@ -22,9 +22,10 @@ from urllib.parse import quote
 from bqdispatch_provider.commands.options import read_config, read_variables
 from bqdispatch_provider.commands.output import FAILED, OK, airflow_to_stderr
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.config_errors import ConfigError
 from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
-from bqdispatch_provider.names import in_one_line
+from bqdispatch_provider.names import in_one_line, in_words
 
 if TYPE_CHECKING:
     import requests
@@ -85,13 +86,14 @@ def _connected_config(options: argparse.Namespace) -> DispatchConfig:
             f"{conn_id!r} could name the configuration"
         )
     with airflow_to_stderr():
-        from bqdispatch_provider.compat import AirflowException  # noqa: PLC0415  (Airflow takes seconds)
-        from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415
-
         try:
+            from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415  (Airflow takes seconds)
+
             return BqDispatchHook.from_database(conn_id).get_config(read_variables(options))
-        except AirflowException as error:
-            raise AirflowError(f"the connection {conn_id!r} cannot be read: {error}") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # also of Airflow's import, by its own settings
+            raise AirflowError(f"the connection {conn_id!r} cannot be read: {in_words(error)}") from error
 
 
 def expected_pools(config: DispatchConfig, setup: SetUp | None = None) -> dict[str, Pool]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from bqdispatch_provider.commands.options import connect
+from bqdispatch_provider.commands.options import connect, dispatcher_of
 from bqdispatch_provider.commands.output import FAILED, OK, print_error, print_table, printable
 from bqdispatch_provider.commands.replay import Decisions, Undecided
 from bqdispatch_provider.delivery.quarantine import QuarantineStore, ReplayError
-from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 
 
@@ -42,7 +41,7 @@ def execute(options: argparse.Namespace) -> int:
     :returns: the exit code: 1 when something cannot be listed, or was not put back.
     """
     config, client = connect(options)
-    with QuarantineStore(client, config) as store, Dispatcher(config, client) as dispatcher:
+    with QuarantineStore(client, config) as store, dispatcher_of(config, client) as dispatcher:
         decisions = Decisions(dispatcher)
         try:
             waiting = list(_waiting(store, decisions))

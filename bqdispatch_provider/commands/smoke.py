@@ -72,9 +72,9 @@ def _other_configs(setup: SetUp) -> Mapping[str, DispatchConfig | Exception] | s
     if not has_airflow():
         return _NO_AIRFLOW
     with airflow_to_stderr():
-        from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415  (Airflow takes seconds)
-
         try:
+            from bqdispatch_provider.hooks import BqDispatchHook  # noqa: PLC0415  (Airflow takes seconds)
+
             return BqDispatchHook.configs(but=setup.conn_id)
         except Exception as error:
             return f"the connections cannot be listed ({type(error).__name__}): check that `airflow db migrate` has run"

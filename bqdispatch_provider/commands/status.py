@@ -13,7 +13,7 @@ from typing import Any
 
 from google.cloud.storage import Client
 
-from bqdispatch_provider.commands.options import connect
+from bqdispatch_provider.commands.options import connect, dispatcher_of
 from bqdispatch_provider.commands.output import FAILED, OK, print_commands, print_error, printable
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.history import Figures, looks
@@ -82,7 +82,7 @@ def overviews(config: DispatchConfig, client: Client) -> Iterator[Iterator[Overv
     :param config: names the task folder.
     :param client: a ``google.cloud.storage.Client``.
     """
-    with Dispatcher(config, client) as dispatcher:
+    with dispatcher_of(config, client) as dispatcher:
         yield _look(dispatcher, JournalReader(client, config))
 
 

@@ -101,6 +101,43 @@ def test_a_connection_that_is_not_there_is_one_clear_message(pools):
     assert "Traceback" not in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("google", "said"),
+    [
+        ({}, "DefaultCredentialsError: Your default credentials were not found"),
+        ({"key_path": "/nowhere.json"}, "FileNotFoundError"),
+        ({"keyfile_dict": '{"type": "service_account"}'}, "KeyError"),
+    ],
+)
+def test_a_google_connection_whose_credentials_are_invalid_is_one_clear_message(
+    pools, connect, monkeypatch, tmp_path, google, said
+):
+    """By the step of README.md that makes the pools, when nobody has logged in."""
+    connect({"config_url": "gs://acme-config/dispatch.json"})
+    conn = json.dumps({"conn_type": "google_cloud_platform", "extra": google})
+    monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", conn)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NO_GCE_CHECK", "True")
+    for variable in ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST"):
+        monkeypatch.delenv(variable, raising=False)
+    told = pools("--import")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "Traceback" not in told.stderr
+    assert (
+        "the configuration of connection 'bqdispatch_default' is invalid:\n"
+        "  - the document at 'gs://acme-config/dispatch.json' cannot be read with the connection "
+        f"'google_cloud_default': {said}"
+    ) in told.stderr
+
+
+def test_an_airflow_that_cannot_be_imported_is_one_clear_message(pools, connect, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "nonsense")
+    told = pools("--check")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "the connection 'bqdispatch_default' cannot be read: " in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 @pytest.fixture
 def page(database, tmp_path):
     """The address of the Airflow's page, whose visitors may do everything."""

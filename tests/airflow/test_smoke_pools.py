@@ -67,3 +67,11 @@ def test_other_connections_with_the_task_folder_are_named(world, database, airfl
     }
     assert "BQDISPATCH_FILE_ROOTS" in found["connection bqdispatch_file"][1]
     assert found.keys() ^ named.keys() == {"connection bqdispatch_same", "connection bqdispatch_default"}
+
+
+def test_an_airflow_that_cannot_be_imported_is_not_compared(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "nonsense")
+    world.control.refuse("storage.objects.delete", bucket=TASKS)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(world.document()))
+    assert smoke(config, "pools", "other set-ups")["Airflow"][0] == "not checked"
