@@ -11,6 +11,7 @@ from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.cycle.unconsumed import unconsumed
 from bqdispatch_provider.gcp import permissions
 from bqdispatch_provider.gcp.bucket_settings import cannot_be_checked
+from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.storage import TaskStore
 from bqdispatch_provider.gcp.storage_answers import Result
 
@@ -62,6 +63,13 @@ class BucketChecks:
         for what, prefix in {"traces": self._config.post_job_prefix, "windows": self._config.batch_prefix}.items():
             url = f"gs://{bucket}{prefix}"
             yield self._check_folder(f"trigger bucket, {what}", url, "TriggerBucket", permissions.TRIGGER_BUCKET)
+        yield self._consumed(bucket)
+
+    def _consumed(self, bucket: str) -> Check:
+        """Check that the trigger bucket keeps what BqTail has consumed.
+
+        :param bucket: its name.
+        """
         what, where = "what was consumed", f"gs://{bucket}"
         missing = permissions.missing_on_buckets(self._store, {bucket: [permissions.GET_BUCKET]})[bucket]
         in_doubt = "delivered again" if self._config.on_doubt == "deliver" else "quarantined"
@@ -70,17 +78,24 @@ class BucketChecks:
                 f"{permissions.GET_BUCKET} is missing, so an event whose delivery is in doubt is {in_doubt}; "
                 f"{permissions.TRIGGER_BUCKET.how_to_grant(where)}"
             )
-            yield Check(what, where, CheckResult.FAILED, finding)
-        elif isinstance(missing, Result) and missing.status == 404:
-            yield Check(what, where, CheckResult.NOT_CHECKED, "there is no such bucket")
-        elif self._store.trigger.keeps_deleted(self._store.now()):
-            yield Check(what, where, CheckResult.OK, "is kept by the bucket for a while, which proves deliveries")
-        else:
-            finding = (
-                f"the bucket keeps nothing that is deleted, so an event whose delivery is in doubt is {in_doubt}: give "
-                f"it soft delete (`gcloud storage buckets update gs://{bucket} --soft-delete-duration=7d`), or versions"
-            )
-            yield Check(what, where, CheckResult.WARNING, finding)
+            return Check(what, where, CheckResult.FAILED, finding)
+        if isinstance(missing, Result) and missing.status == 404:
+            return Check(what, where, CheckResult.NOT_CHECKED, "there is no such bucket")
+        try:
+            is_kept = self._store.trigger.keeps_deleted(self._store.now())
+            unknown = self._store.trigger.refusal
+        except GOOGLE_ERRORS as error:
+            is_kept, unknown = False, Result.of_error(error)
+        if unknown:
+            finding = cannot_be_checked(bucket, unknown, "soft delete and versioning")
+            return Check(what, where, CheckResult.NOT_CHECKED, finding)
+        if is_kept:
+            return Check(what, where, CheckResult.OK, "is kept by the bucket for a while, which proves deliveries")
+        finding = (
+            f"the bucket keeps nothing that is deleted, so an event whose delivery is in doubt is {in_doubt}: give "
+            f"it soft delete (`gcloud storage buckets update gs://{bucket} --soft-delete-duration=7d`), or versions"
+        )
+        return Check(what, where, CheckResult.WARNING, finding)
 
     def _settings(self) -> Generator[Check, None, bool]:
         """Check settings by which a bucket deletes or keeps objects itself: they would lose or repeat events.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
@@ -15,8 +14,6 @@ from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS
 from bqdispatch_provider.gcp.permissions import problem_in_project
 from bqdispatch_provider.names import TraceName, counted, in_words
-
-log = logging.getLogger(__name__)
 
 _MAX_JOBS, _MAX_JOB_AGE = 5_000, timedelta(days=30)
 """Number of a project's jobs that are read, and their greatest age."""
@@ -39,11 +36,12 @@ def check_jobs(dispatcher: Dispatcher) -> Generator[Check, None, JobsFound]:
     :param dispatcher: of the set-up.
     :returns: the jobs that were found.
     """
+    traces: Sequence[Trace] = ()
+    unlisted = ""
     try:
         traces = dispatcher.folder.listing().traces
     except GOOGLE_ERRORS as error:
-        log.debug("The task folder cannot be listed, so its traces are not checked: %s", in_words(error))
-        traces = ()
+        unlisted = f"the task folder cannot be listed: {in_words(error)}"
     finished: dict[str, JobKey | None] = {}
     places = [trace.name.region for trace in traces]
     board, now = dispatcher.board, dispatcher.store.now()
@@ -61,7 +59,10 @@ def check_jobs(dispatcher: Dispatcher) -> Generator[Check, None, JobsFound]:
             continue
         finished[project] = next((key for key, job in jobs.items() if job.state == "DONE" and trace_name_of(key)), None)
         places[:0] = [key.location for key in jobs]
-        yield _check_locations(project, mine, jobs)
+        if unlisted:
+            yield Check("location", project, CheckResult.NOT_CHECKED, unlisted)
+        else:
+            yield _check_locations(project, mine, jobs)
     return JobsFound(finished, next(filter(None, places), dispatcher.config.region))
 
 

@@ -176,14 +176,17 @@ class BucketSettings:
         )
 
 
-def cannot_be_checked(bucket: str, refusal: Result) -> str:
+def cannot_be_checked(
+    bucket: str, refusal: Result, settings: str = "retention policy, default hold and lifecycle rules"
+) -> str:
     """Say that a bucket's settings cannot be read.
 
     :param bucket: name of the bucket.
     :param refusal: the answer.
+    :param settings: which ones.
     """
     why = f"needs storage.buckets.get on bucket {bucket!r}" if refusal.status in (401, 403) else str(refusal)
-    return f"retention policy, default hold and lifecycle rules of bucket {bucket!r} cannot be checked: {why}"
+    return f"{settings} of bucket {bucket!r} cannot be checked: {why}"
 
 
 def _is_about_live(condition: Mapping[str, Any]) -> bool:

@@ -34,6 +34,9 @@ class TriggerBucket:
     def __init__(self, bucket: str, calls: StorageCalls) -> None:
         self._bucket, self._calls = bucket, calls
         self._settings: Mapping[str, Any] | None = None
+        self.refusal: Result | None = None
+        """Why the account may not read the settings, once :meth:`settings` has asked; ``None`` if it may."""
+
         self._lists_soft_deleted = True
 
     def in_transit(self, prefix: str) -> list[StoredObject]:
@@ -115,7 +118,7 @@ class TriggerBucket:
                     self._bucket,
                     in_words(error),
                 )
-                self._settings = {}
+                self._settings, self.refusal = {}, Result.of_error(error)
         return self._settings
 
     def keeps_deleted(self, since: datetime) -> bool:

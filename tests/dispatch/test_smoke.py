@@ -464,6 +464,31 @@ def test_settings_that_cannot_be_read_are_not_checked(world, look):
     assert "settings of the trigger bucket" in findings(checks, CheckResult.OK)
 
 
+def test_a_trigger_bucket_that_answers_nothing_is_not_said_to_keep_nothing(world, look):
+    """Whoever reads that would change a bucket that may keep what is deleted."""
+    world.trace()
+    checks = look(lambda world: world.control.add_fault("storage.*", "status", status=403, bucket=TRIGGER))
+    unknown = findings(checks, CheckResult.NOT_CHECKED)
+    assert unknown["what was consumed"] == (
+        "soft delete and versioning of bucket 'p_bqtail' cannot be checked: needs storage.buckets.get on bucket "
+        "'p_bqtail'"
+    )
+    assert unknown.keys() == {"what was consumed", "settings of the trigger bucket", "BqTail consumes"}
+
+
+def test_settings_that_cannot_be_read_now_are_not_checked(world, look, monkeypatch):
+    world.trace()
+    monkeypatch.setattr("bqdispatch_provider.gcp.trigger_bucket.retried", lambda call: call)  # for no half a minute
+    checks = look(lambda world: world.control.add_fault("storage.buckets.get", "reset", bucket=TRIGGER))
+    assert "soft delete and versioning" in findings(checks, CheckResult.NOT_CHECKED)["what was consumed"]
+
+
+def test_traces_that_cannot_be_listed_are_not_said_to_be_none(world, look):
+    world.trace()
+    checks = look(refused("storage.objects.list", bucket=TASKS))
+    assert "the task folder cannot be listed: Forbidden: 403" in findings(checks, CheckResult.NOT_CHECKED)["location"]
+
+
 def test_without_a_job_it_says_how_to_get_one_and_tries_the_window(world, look):
     world.jobs(["bquxjob_1_2", "scheduled_query"], location="EU")
     world.trace(state="RUNNING")
