@@ -73,7 +73,10 @@ DESCRIPTIONS = {
 
 POOLS_OPTIONS: dict[str, dict[str, Any]] = {
     "--import": {"action": "store_true", "dest": "set", "help": "make the pools, or change them"},
-    "--check": {"action": "store_true", "help": "compare the pools with the configuration"},
+    "--check": {
+        "action": "store_true",
+        "help": "compare the pools with the configuration, after an --import",
+    },
     "--url": {
         "metavar": "URL",
         "help": f"address of Airflow's page, to use its REST API with the token in {TOKEN_VARIABLE}; by default the "

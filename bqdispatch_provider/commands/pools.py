@@ -23,7 +23,7 @@ from bqdispatch_provider.commands.options import read_config, read_variables
 from bqdispatch_provider.commands.output import FAILED, OK, airflow_to_stderr
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError
-from bqdispatch_provider.core.pools import PoolProblem, pool_problem, slots_of
+from bqdispatch_provider.core.pools import PoolProblem, is_too_small, pool_problem, slots_of
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.names import in_one_line, in_words
 
@@ -61,12 +61,22 @@ def execute(options: argparse.Namespace) -> int:
         pools.set(wanted)
         for name, pool in wanted.items():
             print(f"pool {name!r} has {pool['slots']} slots")
-        return OK
-    problems = pool_problems(pools.read(wanted), wanted, options.setup.task_slots())
-    found = [f"pool {name!r} {problem}" for name, problem in problems.items() if problem]
+    return _compare(pools.read(wanted), wanted, options.setup) if options.check else OK
+
+
+def _compare(there: Mapping[str, Pool], wanted: Mapping[str, Pool], setup: SetUp) -> int:
+    """Print what is wrong with the pools.
+
+    :param there: the pools of the Airflow.
+    :returns: the exit code.
+    """
+    # The slots of tasks come first: a pool that shrinks before they do takes no task any more.
+    slots, problems = slot_problems(wanted, setup), pool_problems(there, wanted)
+    found = [f"pool {name!r} {said}" for each in (slots, problems) for name, said in each.items() if said]
     print("\n".join(found or ["the pools agree with the configuration"]))
-    if found:
-        print("To set them, run `bqdispatch pools --import` with the same options", file=sys.stderr)
+    if any(problems.values()):
+        begin = "Then" if any(slots.values()) else "To set them,"
+        print(f"{begin} run `bqdispatch pools --import` with the same options", file=sys.stderr)
     return FAILED if found else OK
 
 
@@ -119,29 +129,42 @@ def expected_pools(config: DispatchConfig, setup: SetUp | None = None) -> dict[s
     }
 
 
-def pool_problems(
-    found: Mapping[str, Pool], wanted: Mapping[str, Pool], task_slots: Mapping[str, int]
-) -> dict[str, str]:
-    """Return what is wrong with each pool; an empty text when nothing is.
+def pool_problems(found: Mapping[str, Pool], wanted: Mapping[str, Pool]) -> dict[str, str]:
+    """Return what is wrong with each pool, until it is set; an empty text when nothing is.
 
     :param found: the pools of the Airflow.
     :param wanted: from :func:`expected_pools`.
-    :param task_slots: slots that one task takes in each, from :meth:`SetUp.task_slots`; 1 if a pool is missing there.
     """
-    return {name: _problem(pool["slots"], found.get(name), task_slots.get(name, 1)) for name, pool in wanted.items()}
+    return {name: _problem(pool["slots"], found.get(name)) for name, pool in wanted.items()}
 
 
-def _problem(wanted: int, found: Pool | None, taken: int) -> str:
+def slot_problems(wanted: Mapping[str, Pool], setup: SetUp) -> dict[str, str]:
+    """Return for each pool what is wrong with the slots that a task takes, and what to do; empty when nothing is.
+
+    :param wanted: from :func:`expected_pools`.
+    :param setup: whose pools; its environment variables say how many slots a task takes.
+    :raises ConfigError: when one of them holds no number of slots.
+    """
+    taken, problems = setup.task_slots(), dict.fromkeys(wanted, "")
+    for (name, pool), variable in zip(wanted.items(), setup.slot_variables, strict=True):
+        slots = pool["slots"]
+        if is_too_small(slots, taken[name]):
+            problems[name] = (
+                f"gets {slots} slots by its limit, and a task takes {taken[name]}, so the task never runs: lower "
+                f"{variable} to {slots}, here and where DAG files are parsed"
+            )
+    return problems
+
+
+def _problem(wanted: int, found: Pool | None) -> str:
     slots, counts_deferred = (found["slots"], found["include_deferred"]) if found else (None, True)
-    match pool_problem(wanted, slots, counts_deferred=counts_deferred, task_slots=taken):
+    match pool_problem(wanted, slots, counts_deferred=counts_deferred):
         case PoolProblem.MISSING:
             return f"is missing, so tasks in it never run; expected {wanted} slots"
         case PoolProblem.OTHER_SLOTS:
             return f"has {slots} slots; expected {wanted} slots"
         case PoolProblem.DEFERRED_NOT_COUNTED:
             return "does not count deferred tasks, so a task that dispatches in the triggerer takes no slot"
-        case PoolProblem.TOO_SMALL:
-            return f"has {wanted} slots, and a task takes {taken}, so it never runs"
     return ""
 
 

@@ -15,7 +15,14 @@ from bqdispatch_provider.commands.checks import Check, CheckResult, print_checks
 from bqdispatch_provider.commands.job_checks import check_jobs
 from bqdispatch_provider.commands.options import connect, google_credentials, read_config
 from bqdispatch_provider.commands.output import INTERRUPTED, airflow_to_stderr, graceful_stop, progress
-from bqdispatch_provider.commands.pools import AirflowError, LocalPools, expected_pools, has_airflow, pool_problems
+from bqdispatch_provider.commands.pools import (
+    AirflowError,
+    LocalPools,
+    expected_pools,
+    has_airflow,
+    pool_problems,
+    slot_problems,
+)
 from bqdispatch_provider.commands.trial import FOLDER, Trial
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.setups import SetUp
@@ -59,12 +66,14 @@ def _pool_problems(config: DispatchConfig, setup: SetUp) -> Mapping[str, str] | 
     """Return what is wrong with the pools of this environment's Airflow, and what to do, or why that is unknown."""
     if not has_airflow():
         return _NO_AIRFLOW
+    wanted = expected_pools(config, setup)
     try:
-        problems = pool_problems(LocalPools().read(), expected_pools(config, setup), setup.task_slots())
+        problems = pool_problems(LocalPools().read(), wanted)
     except AirflowError as error:
         return str(error)
     step = f": `{setup.pools_command}` sets it"
-    return {name: problem and problem + step for name, problem in problems.items()}
+    slots = slot_problems(wanted, setup)
+    return {name: "; ".join(filter(None, [slots[name], said and said + step])) for name, said in problems.items()}
 
 
 def _other_configs(setup: SetUp) -> Mapping[str, DispatchConfig | Exception] | str:

@@ -17,9 +17,6 @@ class PoolProblem(Enum):
     DEFERRED_NOT_COUNTED = auto()
     """A task that dispatches in the triggerer takes no slot."""
 
-    TOO_SMALL = auto()
-    """A task takes more slots than it has."""
-
 
 def slots_of(limit: int) -> int:
     """Return the slots of the pool that mirrors a limit: without a limit -1, as Airflow has it."""
@@ -31,20 +28,15 @@ def is_too_small(slots: int, task_slots: int) -> bool:
     return 0 <= slots < task_slots
 
 
-def pool_problem(
-    wanted: int, found: int | None, *, counts_deferred: bool = True, task_slots: int = 1
-) -> PoolProblem | None:
+def pool_problem(wanted: int, found: int | None, *, counts_deferred: bool = True) -> PoolProblem | None:
     """Return what is wrong with a pool; ``None`` if nothing is.
 
     :param wanted: the slots that it should have, from :func:`slots_of`.
     :param found: the slots that it has; ``None`` if there is no such pool.
     :param counts_deferred: whether it counts deferred tasks.
-    :param task_slots: slots that one task takes.
     """
     if found is None:
         return PoolProblem.MISSING
     if found != wanted:
         return PoolProblem.OTHER_SLOTS
-    if not counts_deferred:
-        return PoolProblem.DEFERRED_NOT_COUNTED
-    return PoolProblem.TOO_SMALL if is_too_small(wanted, task_slots) else None
+    return None if counts_deferred else PoolProblem.DEFERRED_NOT_COUNTED

@@ -54,6 +54,30 @@ def test_pools_are_made_and_changed_and_compared(pools, config):
     assert (agreed.returncode, agreed.stdout) == (0, "the pools agree with the configuration\n"), agreed.stderr
 
 
+def test_a_task_that_takes_more_slots_than_its_limit_says_which_variable_to_lower(pools, config, monkeypatch):
+    """An import would change nothing, so it is not advised once the pools are set; and both may be done at once."""
+    limits = config(MaxConcurrentSQL=3)
+    pools("--config", limits, "--import")
+    monkeypatch.setenv("BQDISPATCH_SQL_SLOTS", "9")
+    variable = (
+        "pool 'bqdispatch_sql' gets 3 slots by its limit, and a task takes 9, so the task never runs: lower "
+        "BQDISPATCH_SQL_SLOTS to 3, here and where DAG files are parsed"
+    )
+    told = pools("--config", limits, "--check")
+    assert (told.returncode, told.stdout.splitlines()) == (1, [variable]), told.stderr
+    assert "--import" not in told.stderr
+    fewer = config(MaxConcurrentSQL=2)
+    told = pools("--config", fewer, "--check")
+    assert told.stdout.splitlines() == [
+        variable.replace("3", "2"),
+        "pool 'bqdispatch_sql' has 3 slots; expected 2 slots",
+    ]
+    assert "Then run `bqdispatch pools --import` with the same options" in told.stderr
+    both = pools("--config", fewer, "--check", "--import")
+    set_first = ["pool 'bqdispatch_sql' has 2 slots", "pool 'bqdispatch_jobs' has -1 slots"]
+    assert (both.returncode, both.stdout.splitlines()) == (1, [*set_first, variable.replace("3", "2")])
+
+
 def test_the_pools_of_a_set_up_have_its_name(pools, config):
     """The command of docs/setups.md."""
     told = pools("--setup", "acme", "--config", config(MaxConcurrentSQL=5), "--import")

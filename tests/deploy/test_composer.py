@@ -10,8 +10,9 @@ import pytest
 from clouds import ACCOUNT, DOCUMENT, IMAGES, README, ROOT
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.commands.pools import expected_pools, pool_problems
+from bqdispatch_provider.commands.pools import expected_pools, pool_problems, slot_problems
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.core.setups import SetUp
 
 BUCKET = "gs://europe-west1-ops-1234-bucket"
 INDEX = "https://europe-west1-python.pkg.dev/acme-ops/bqdispatch-index/simple/"
@@ -50,10 +51,11 @@ def test_everything_is_in_place_afterwards(cloud_project, airflow):
     assert "bqdispatch smoke" in done.stderr
 
 
-def test_pools_check_finds_nothing_wrong_with_what_was_deployed(deployed):
-    config = DispatchConfig.from_dict(DOCUMENT)
-    problems = pool_problems(deployed.pools, expected_pools(config), {"bqdispatch_sql": 40})
-    assert problems == {"bqdispatch_sql": "", "bqdispatch_jobs": ""}
+def test_pools_check_finds_nothing_wrong_with_what_was_deployed(deployed, monkeypatch):
+    wanted = expected_pools(DispatchConfig.from_dict(DOCUMENT))
+    monkeypatch.setenv("BQDISPATCH_SQL_SLOTS", deployed.variables["BQDISPATCH_SQL_SLOTS"])
+    for problems in (pool_problems(deployed.pools, wanted), slot_problems(wanted, SetUp())):
+        assert problems == {"bqdispatch_sql": "", "bqdispatch_jobs": ""}
 
 
 def test_a_second_deployment_changes_nothing(deployed):
