@@ -224,7 +224,7 @@ def _minutes(reading: Reading, key: str) -> float | None:
     if value is None or (value == 0 and not isinstance(value, bool)):
         return None  # the default, as in Go
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_TIME_TO_LIVE_MIN:
-        reading.wrong(key, value, "a number of minutes above 0, a day at most")
+        reading.wrong(key, value, f"a number of minutes, 0 to {MAX_TIME_TO_LIVE_MIN:,}; 0 means the default, 1")
         return None
     return value
 

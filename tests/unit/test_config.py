@@ -104,7 +104,7 @@ def test_everything_wrong_is_said_at_once():
         "JournalURL is missing; expected gs://bucket/folder, the bucket's name of 3 characters at least",
         "ErrorURL is 7; expected gs://bucket/folder, the bucket's name of 3 characters at least",
         "TriggerBucket is 'gs://b'; expected the name of a bucket, without gs:// and without a path",
-        "TimeToLiveInMin is -1; expected a number of minutes above 0, a day at most",
+        "TimeToLiveInMin is -1; expected a number of minutes, 0 to 1,440; 0 means the default, 1",
         "CheckInMs is True; expected a whole number, 0 to 10,000,000,000",
         "MaxConcurrentSQL is -1; expected a whole number, 0 to 10,000,000,000",
         "MaxConcurrentJobs is 'twenty'; expected a whole number, 0 to 10,000,000,000",
