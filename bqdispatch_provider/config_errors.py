@@ -22,8 +22,11 @@ class ConfigError(ValueError):
 
     def __init__(self, findings: list[str], where: str = "") -> None:
         self.findings = findings
-        listed = "\n".join(f"  - {finding}" for finding in findings)
-        super().__init__(f"the configuration{where and f' of {where}'} is invalid:\n{listed}")
+        said = f"the configuration{where and f' of {where}'} is invalid:"
+        self.one_line = f"{said} {'; '.join(findings)}"
+        """The message where it has to be one line."""
+
+        super().__init__("\n".join([said, *(f"  - {finding}" for finding in findings)]))
 
 
 def kind_of(value: Any) -> str:

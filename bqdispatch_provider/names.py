@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 
+from bqdispatch_provider.config_errors import ConfigError
+
 ACTIONS = ("load", "reload", "copy", "query", "export")
 """Actions of BqTail's jobs (docs/protocol.md, first section). A name with another action is a trace all the same."""
 
@@ -304,7 +306,10 @@ MAX_MESSAGE_CHARS = 4000
 
 def in_words(error: BaseException) -> str:
     """Return an error for a message, in one line, without the long URL that Google's clients put before the answer."""
-    said = in_one_line(f"{type(error).__name__}: {_CALL.sub('', str(error), count=1)}")
+    if isinstance(error, ConfigError):
+        said = in_one_line(error.one_line)
+    else:
+        said = in_one_line(f"{type(error).__name__}: {_CALL.sub('', str(error), count=1)}")
     return said if len(said) <= MAX_MESSAGE_CHARS else f"{said[:MAX_MESSAGE_CHARS]}…"
 
 

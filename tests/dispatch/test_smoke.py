@@ -20,6 +20,7 @@ from bqdispatch_provider.commands.checks import CheckResult
 from bqdispatch_provider.commands.job_checks import trace_name_of
 from bqdispatch_provider.commands.pools import LocalPools, expected_pools, pool_problems
 from bqdispatch_provider.commands.smoke import check_set_up
+from bqdispatch_provider.config_errors import ConfigError
 from bqdispatch_provider.core.model import JobKey
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.testing.standin.storage_conditions import Conditions
@@ -323,7 +324,9 @@ def test_another_set_up_that_shares_events_of_the_task_folder_is_refused(world, 
         "around": f"gs://{TASKS}/{FOLDER.partition('/')[0]}/",
     }
     beside = {"beside": f"gs://{TASKS}/{FOLDER.rstrip('/')}2", "elsewhere": f"gs://{TASKS}2/{FOLDER}"}
-    checks = look(others=others(world, **shared, **beside) | {"broken": ValueError("two\nlines")})
+    invalid = ConfigError(["AsyncTaskURL is missing", "ErrorURL is missing"], "connection 'invalid'")
+    broken = {"broken": ValueError("two\nlines"), "invalid": invalid}
+    checks = look(others=others(world, **shared, **beside) | broken)
     wrong = {check.where: check.finding for check in checks if check.result is CheckResult.FAILED}
     assert wrong.keys() == {f"connection {name}" for name in shared}
     for name, folder in shared.items():
@@ -333,7 +336,9 @@ def test_another_set_up_that_shares_events_of_the_task_folder_is_refused(world, 
         assert "--setup" in said
     left_out = {check.where: check.finding for check in checks if check.result is CheckResult.NOT_CHECKED}
     assert left_out == {
-        "connection broken": "not compared, since its configuration is unknown: ValueError: two\\nlines"
+        "connection broken": "not compared, since its configuration is unknown: ValueError: two\\nlines",
+        "connection invalid": "not compared, since its configuration is unknown: the configuration of connection "
+        "'invalid' is invalid: AsyncTaskURL is missing; ErrorURL is missing",
     }
 
 
