@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bqdispatch_provider.config_errors import ConfigError, kind_of, shown
+from bqdispatch_provider.config_errors import ConfigError, kind_of, shown, shown_name
 from bqdispatch_provider.config_keys import Reading, SlackCredentials
 from bqdispatch_provider.config_source import fetch, read_json
 from bqdispatch_provider.names import JournalName
@@ -132,6 +132,14 @@ class DispatchConfig:
             raise ConfigError(reading.findings)
         used = frozenset(reading.used)
         return cls(**fields, url=url, variables=dict(variables), used=used, misspelt=misspelt)
+
+    @property
+    def ignored_mistakes(self) -> list[str]:
+        """One sentence for each misspelt key, which is ignored: a misspelt limit is no limit."""
+        return [
+            f"{shown_name(key)} is no key of the configuration and is ignored; did you mean {meant}?"
+            for key, meant in self.misspelt.items()
+        ]
 
     def for_project(self, project: str | None) -> DispatchConfig:
         """Return this configuration with its project and its trigger bucket filled in.

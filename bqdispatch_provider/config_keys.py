@@ -145,7 +145,7 @@ class Reading:
         longest = _MAX_KEY_EXCESS * max(map(len, KEYS))
         compared = list(islice((key for key in ignored if len(key) <= longest), _MAX_COMPARED))
         # No more than a message names: to compare keys takes long, and an untrusted document may have any number.
-        similar = ((key, get_close_matches(key, KEYS, 1, 0.9)) for key in compared)
+        similar = ((key, get_close_matches(key, (*KEYS, _GO_LIMIT), 1, 0.9)) for key in compared)
         alike = dict(islice(((key, found[0]) for key, found in similar if found), MAX_NAMED))
         named = [f"{shown_name(key)} (not {alike[key]})" for key in alike]
         named += [] if self.findings else [shown_name(key) for key in ignored if key not in alike]

@@ -314,10 +314,7 @@ def _read_everything(dispatcher: Dispatcher, subscription: Subscription | None) 
             problems += found.problems(config, store.now())
         elif check.can_reach(name):
             notes.append(f"; {cannot_be_checked(name, found)}")
-    problems += [
-        f"{in_one_line(key)} is no key of the configuration and is ignored; did you mean {meant}?"
-        for key, meant in config.misspelt.items()
-    ]
+    problems += config.ignored_mistakes
     projects = sorted({config.project_id or "", *_projects(tasks, store.task_url(""))})
     for project in projects:
         check.list_jobs(project)

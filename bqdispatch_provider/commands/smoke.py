@@ -113,6 +113,8 @@ def check_set_up(
         are; ``None``: not compared.
     :param go_on: asked while the trial waits for its events.
     """
+    for mistake in config.ignored_mistakes:
+        yield Check("configuration", config.url or "", CheckResult.FAILED, mistake)
     trial_id = uuid.uuid4().hex[:12]
     with Dispatcher(config, client, session) as dispatcher:
         buckets = BucketChecks(config, client, dispatcher.store, f"{FOLDER}/{trial_id}")

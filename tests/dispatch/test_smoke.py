@@ -408,6 +408,12 @@ def test_what_is_wrong_with_a_pool_says_how_to_set_it(pools_of_acme):
     assert problems["bqdispatch_acme_jobs"].endswith(": `bqdispatch pools --setup acme --import` sets it")
 
 
+def test_a_misspelt_limit_fails_as_in_the_test_of_a_connection(world, look):
+    world.trace()
+    (said,) = findings(look(MaxConcurentSQL=4)).values()
+    assert said == "MaxConcurentSQL is no key of the configuration and is ignored; did you mean MaxConcurrentSQL?"
+
+
 def test_a_task_that_takes_more_slots_than_its_limit_says_which_variable_to_lower(pools_of_acme, monkeypatch):
     """No import would help; and a pool that shrinks first would take no task any more."""
     monkeypatch.setenv("BQDISPATCH_ACME_SQL_SLOTS", "9")

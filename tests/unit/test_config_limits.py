@@ -35,12 +35,12 @@ def test_few_of_many_ignored_keys_are_compared_and_named(keys, compared, caplog)
     assert len(config.misspelt) == (MAX_NAMED if keys is MISSPELT else 0)
 
 
-def test_a_misspelt_limit_is_found_among_all_keys_that_bqtail_knows(caplog):
+@pytest.mark.parametrize("limit", ["Jobs", "Load"])
+def test_a_misspelt_limit_is_found_among_all_keys_that_bqtail_knows(caplog, limit):
+    misspelt, meant = f"MaxConcurent{limit}", f"MaxConcurrent{limit}"
     others = {f"Aaa{number}URL": 1 for number in range(400)}
-    assert DispatchConfig.from_dict({**PLACES, **others, "MaxConcurentJobs": 1}).misspelt == {
-        "MaxConcurentJobs": "MaxConcurrentJobs"
-    }
-    assert "MaxConcurentJobs (not MaxConcurrentJobs)" in caplog.text
+    assert DispatchConfig.from_dict({**PLACES, **others, misspelt: 1}).misspelt == {misspelt: meant}
+    assert f"{misspelt} (not {meant})" in caplog.text
 
 
 def test_a_long_key_is_not_compared(compared):
