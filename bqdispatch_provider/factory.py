@@ -94,12 +94,7 @@ def dispatch_dag(
         ``TimeToLiveInMin``, and 4 minutes.
     :raises ValueError: if an argument or an environment variable is invalid.
     """
-    if setup in WAYS or way not in WAYS:
-        raise ValueError(
-            f"the set-up is {setup!r} and the way to run {way!r}; expected a set-up that has no way's name, and one of "
-            f"the ways {', '.join(WAYS)}, such as dispatch_dag(way='minute')"
-        )
-    names = SetUp(setup)
+    names = _set_up(setup, way)
     in_minutes = way.startswith("minute")
     schedule, time_to_live = _schedule(names, way, options)
     defaults: dict[str, Any] = {
@@ -126,6 +121,16 @@ def dispatch_dag(
                 start_from_trigger=True,
             )
     return dag
+
+
+def _set_up(setup: str | None, way: str) -> SetUp:
+    """Return a set-up's names, unless it or the way to run is invalid."""
+    if setup in WAYS or way not in WAYS:
+        raise ValueError(
+            f"the set-up is {setup!r} and the way to run {way!r}; expected a set-up that has no way's name, and one of "
+            f"the ways {', '.join(WAYS)}, such as dispatch_dag(way='minute')"
+        )
+    return SetUp(setup)
 
 
 def _slots(names: SetUp, given: Sequence[int | None]) -> list[int]:

@@ -148,7 +148,7 @@ def test_of_many_lags_some_are_sent_the_longest_among_them(statsd, monkeypatch):
 
 
 def test_untrusted_names_are_legal(statsd):
-    report = Report(cycles=1, started=metrics.datetime.fromisoformat("2024-01-01T00:00:00+00:00"))
+    report = Report(cycles=1, seen=metrics.datetime.fromisoformat("2024-01-01T00:00:00+00:00"))
     for project in ("example.com:legacy", "a|b:1|c\nairflow.x:1|c", "ц" * 3, "p" * 500):
         report.traces[project] = 1
     Metrics("my conn").send(report)
