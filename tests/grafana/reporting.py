@@ -26,6 +26,7 @@ def report_after(cycles):
     data = {gauge: {} for gauge in (*shop, "Dispatched")}
     document = {
         "Started": started.isoformat(),
+        "Seen": started.isoformat(),
         "Oldest": (started - timedelta(seconds=OLDEST_S)).isoformat(),
         "Cycles": cycles,
         "TimeTakenMs": 1500 * cycles,
