@@ -108,11 +108,11 @@ class JournalReader:
     def _tell_failed(self, now: datetime) -> None:
         """Note which hours could not be read: among many that could, one that could not is told all the same."""
         self.problems.pop("history", None)
-        is_blind = any(now - at < 2 * _HOUR for at in self._failed)
+        is_latest_unread = any(now - at < 2 * _HOUR for at in self._failed)
         if self._failed:
-            what = "The history" if is_blind else f"{counted(len(self._failed), 'hour')} of the history"
+            what = "The history" if is_latest_unread else f"{counted(len(self._failed), 'hour')} of the history"
             self.problems["history"] = f"{what} cannot be read: {self._failed[max(self._failed)]}"
-        self.history_error = self.problems["history"] if is_blind else ""
+        self.history_error = self.problems["history"] if is_latest_unread else ""
 
     def spans(self, since: datetime, now: datetime) -> dict[datetime, Figures]:
         """Return the figures of all spans that have begun since some time, by when they begin."""

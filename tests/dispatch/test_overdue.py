@@ -1,4 +1,4 @@
-"""What is ready and not dispatched is no good news: nobody dispatches, or nobody dispatches this."""
+"""Events that are ready and not dispatched are no good news: nobody dispatches, or nobody dispatches these."""
 
 import json
 
