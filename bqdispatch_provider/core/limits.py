@@ -39,13 +39,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.core.events import Event
-from bqdispatch_provider.core.listing import Trace
 from bqdispatch_provider.core.model import Limit, lane_of
-from bqdispatch_provider.core.windows import OpenFiring
 from bqdispatch_provider.names import TraceName, WindowName
+
+if TYPE_CHECKING:
+    from bqdispatch_provider.core.listing import Trace
+    from bqdispatch_provider.core.windows import OpenFiring
 
 LimitKey = tuple[str, Limit]
 """A project, and one of its limits."""

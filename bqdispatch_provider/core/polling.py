@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bqdispatch_provider.core.model import Outcome
-from bqdispatch_provider.core.plans import Plan
+if TYPE_CHECKING:
+    from bqdispatch_provider.core.model import Outcome
+    from bqdispatch_provider.core.plans import Plan
 
 MIN_INTERVAL_S = 1.0
 """Default of the shortest interval between two looks, in seconds."""

@@ -8,14 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bqdispatch_provider.core import documents
 from bqdispatch_provider.core.model import BATCH_JOBS, Counts, Lane, Outcome, Reason, no_counts
-from bqdispatch_provider.core.plans import Plan
 from bqdispatch_provider.core.process_sums import FINAL, add_sums, parse_sums, sums_of
 from bqdispatch_provider.core.waits import Wait, add_waits, most_pressing, time_to_text, waits_from_dict, waits_to_dict
 from bqdispatch_provider.names import in_one_line
+
+if TYPE_CHECKING:
+    from bqdispatch_provider.core.plans import Plan
 
 MAX_NAMED = 1000
 """Unknown objects, errors and waits that a document names; ``Outcomes`` and ``WaitingCount`` always count all."""

@@ -8,6 +8,7 @@ import pytest
 from waiting import HELD_MS, PATIENCE_S, wait_until
 from world import FOLDER, TASKS
 
+from bqdispatch_provider.gcp import job_calls
 from bqdispatch_provider.gcp.job_search import PARALLEL_CALLS
 from bqdispatch_provider.gcp.rate_limit import AdaptiveRateLimiter, ProjectBackoff
 
@@ -69,7 +70,9 @@ def test_traces_without_a_job_do_not_cost_a_call_each(world):
         {"kind": "reset"},
     ],
 )
-def test_what_passes_is_asked_again(world, number, fault):
+def test_what_passes_is_asked_again(world, monkeypatch, number, fault):
+    # Which failures are retried, and not for how long: a machine with much to do takes seconds for a call.
+    monkeypatch.setattr(job_calls, "RETRY_FAILURES", job_calls.RETRY_FAILURES.with_timeout(PATIENCE_S))
     world.traces(number)
     world.control.add_fault("bigquery.jobs.*", times=2, **fault)
     assert look(world).report.ok
