@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from bqdispatch_provider.core.model import JobKey, Key
+from bqdispatch_provider.core.model import JobKey, Key, Reason
 from bqdispatch_provider.core.targets import CREATED, INTENTS, REPLAYED, SINCE, UNDECIDED, check_undecided_name
+from bqdispatch_provider.core.waits import Wait
 from bqdispatch_provider.names import TraceName, WindowName, is_bookkeeping
 
 _EARLIEST = datetime(2010, 1, 1, tzinfo=UTC)
@@ -117,8 +118,7 @@ class Listing:
     :param undecided: objects that name undecided windows.
     :param orphan_locations: by the name of a window that is gone, the objects that name its data folders.
     :param ignored: number of objects of BqTail's bookkeeping, and of sentinels beside their windows.
-    :param unknown: names of all other objects, with the reason.
-    :param unknown_since: when each of them was created.
+    :param unknown: all other objects, by name. They wait until somebody moves them.
     """
 
     now: datetime
@@ -129,8 +129,7 @@ class Listing:
     undecided: tuple[StoredObject, ...] = ()
     orphan_locations: Mapping[str, tuple[StoredObject, ...]] = field(default_factory=dict)
     ignored: int = 0
-    unknown: Mapping[str, str] = field(default_factory=dict)
-    unknown_since: Mapping[str, datetime] = field(default_factory=dict)
+    unknown: Mapping[str, Wait] = field(default_factory=dict)
 
     def __len__(self) -> int:
         kinds = (self.traces, self.windows, self.orphan_sentinels, self.intents, self.undecided, self.unknown)
@@ -149,7 +148,7 @@ def classify(objects: Iterable[StoredObject], project: str, now: datetime) -> Li
         try:
             sorter.add(stored)
         except ValueError as error:
-            sorter.unknown[stored.name], sorter.unknown_since[stored.name] = str(error), stored.created
+            sorter.unknown[stored.name] = Wait(stored.name, Reason.UNKNOWN_NAME, stored.created, str(error))
     return sorter.listing(now)
 
 
@@ -165,8 +164,7 @@ class _Sorter:
         self._undecided: list[StoredObject] = []
         self._locations: defaultdict[str, list[StoredObject]] = defaultdict(list)
         self._ignored = 0
-        self.unknown: dict[str, str] = {}
-        self.unknown_since: dict[str, datetime] = {}
+        self.unknown: dict[str, Wait] = {}
 
     def add(self, stored: StoredObject) -> None:
         """Sort one object.
@@ -215,7 +213,6 @@ class _Sorter:
             {window: tuple(each) for window, each in self._locations.items()},
             self._ignored + sum(window.sentinel is not None for window in windows),
             self.unknown,
-            self.unknown_since,
         )
 
 

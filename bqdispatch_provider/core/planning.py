@@ -65,11 +65,8 @@ def _plan_from(draft: Draft) -> Plan:
     undecided = (
         Wait(each.name, Reason.UNDECIDED, each.created, each.metadata.get(REASON, "")) for each in listing.undecided
     )
-    unknown = (
-        Wait(name, Reason.UNKNOWN_NAME, since, listing.unknown[name])
-        for name, since in listing.unknown_since.items()
-        if draft.all_waits or draft.now - since > MIN_REPORTED_WAIT
-    )
+    unknown = listing.unknown.values()
+    long_unknown = (each for each in unknown if draft.all_waits or draft.now - each.since > MIN_REPORTED_WAIT)
     return Plan(
         now=draft.now,
         events={lane: tuple(draft.events[lane]) for lane in Lane},
@@ -85,14 +82,14 @@ def _plan_from(draft: Draft) -> Plan:
         counts=draft.counts,
         projects=Counter(trace.project for trace in listing.traces),
         not_found=draft.not_found,
-        unknown=listing.unknown,
+        unknown={each.name: each.said for each in unknown},
         errors=tuple(_errors(draft)),
         oldest=_oldest(draft),
         awaited=draft.awaited,
         due_in=min(draft.due_in, default=None),
         not_due=tuple(each.name for each in sorted(draft.not_due, key=lambda each: (each.end, each.name))),
         throttled=tuple(draft.throttled),
-        waits=(*draft.waits, *undecided, *unknown),
+        waits=(*draft.waits, *undecided, *long_unknown),
         taken={key: draft.slots.taken[key] for key in room},
         room=room,
     )

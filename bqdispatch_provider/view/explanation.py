@@ -202,8 +202,8 @@ class Explainer:
 
         :param wanted: as :func:`matches` takes it.
         """
-        unknown, path = self.snapshot.listing.unknown_since, wanted.removeprefix(self.config.async_task_url)
-        strange = [self._explain(path, unknown[path], ())] if path in unknown else []
+        unknown = self.snapshot.listing.unknown.get(wanted.removeprefix(self.config.async_task_url))
+        strange = [self._explain(unknown.name, unknown.since, ())] if unknown else []
         return [*self._find(wanted), *strange]
 
     def _find(self, wanted: str) -> Iterator[Explanation]:

@@ -261,8 +261,8 @@ def test_every_name_is_of_exactly_one_kind(name):
     assert sum(map(len, kinds)) == len(listing) == 1
     for trace in listing.traces:
         assert (trace.name.name, name.endswith((".win", ".wis")), is_bookkeeping(name)) == (name, False, False)
-    for reason in listing.unknown.values():
-        assert repr(name) in reason or repr(f"{name[:-4]}.win") in reason
+    for wait in listing.unknown.values():
+        assert repr(name) in wait.said or repr(f"{name[:-4]}.win") in wait.said
 
 
 SHAPES = [
