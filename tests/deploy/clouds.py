@@ -4,21 +4,24 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_gcloud
 import pytest
-from fake_gcloud import PIP_CONF
 
 from bqdispatch_provider import __version__
 from bqdispatch_provider.commands.cli import main
+from bqdispatch_provider.commands.gcloud import Gcloud
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "deploy" / "composer" / "README.md"
-FAKE = Path(__file__).parent / "fake_gcloud.py"
+CALL = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import fake_gcloud; fake_gcloud.main()"
 ACCOUNT = "serviceAccount:composer@acme-ops.iam.gserviceaccount.com"
 DOCUMENT = {
     "ProjectID": "acme-ops",
@@ -33,8 +36,23 @@ CHANGES = re.compile(
 )
 
 
+_START = Gcloud._run
+
+
+def _call(self, command, stdin=b"", environment=None):
+    if command[0] not in fake_gcloud.PROGRAMS:
+        return _START(self, command, stdin, environment)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (environment or {}).items():
+            patch.setenv(name, value)
+        code, printed, refused = fake_gcloud.call(command[0], command[1:], stdin)
+    return subprocess.CompletedProcess(command, code, printed, refused.encode(errors="surrogateescape"))
+
+
 class Cloud:
     """A project with an environment, and a checkout to deploy from."""
+
+    in_processes = False
 
     def __init__(self, folder, world):
         self.folder, self._state, self._world = folder / "checkout", folder / "state.json", world
@@ -43,9 +61,9 @@ class Cloud:
             shutil.copy(ROOT / part, self.folder / part)
         self._bin = folder / "bin"
         self._bin.mkdir()
-        for program in ("gcloud", "uv", "make"):
+        for program in fake_gcloud.PROGRAMS:
             path = self._bin / program
-            path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {FAKE} {program} "$@"\n')
+            path.write_text(f'#!/bin/sh\nexec {sys.executable} -ISc {shlex.quote(CALL)} {program} "$@"\n')
             path.chmod(0o755)
         self.set(
             environment="ops",
@@ -113,7 +131,13 @@ class Cloud:
         return json.loads(done.stdout)
 
     def command(self, *words):
+        """Carry out a command of ours.
+
+        Its calls of gcloud start no process, unless :attr:`in_processes` is true: that would be most of the time.
+        """
         with pytest.MonkeyPatch.context() as patch:
+            if not self.in_processes:
+                patch.setattr(Gcloud, "_run", _call)
             patch.chdir(self.folder)
             for name, value in self.shell.items():
                 patch.setenv(name, value)
@@ -128,10 +152,10 @@ class Cloud:
 
     @property
     def pip_conf(self):
-        return self.objects.get(PIP_CONF, {}).get("text")
+        return self.objects.get(fake_gcloud.PIP_CONF, {}).get("text")
 
     def set_pip_conf(self, text):
-        self.set(objects=self.objects | {PIP_CONF: {"text": text, "generation": 17}})
+        self.set(objects=self.objects | {fake_gcloud.PIP_CONF: {"text": text, "generation": 17}})
 
     @property
     def connection(self):

@@ -1,14 +1,18 @@
 """A project to `gcloud`, `uv` and `make`, kept in one JSON file: answers and refusals as the real ones'.
 
-Called by scripts of their names on PATH, which a test writes. Each call is appended to `calls`. Options are those that
-Google Cloud SDK 528 has; lists are split as its `arg_parsers` splits them.
+Called by scripts of their names on PATH, which a test writes, or within the process of the test. Each call is appended
+to `calls`. Options are those that Google Cloud SDK 528 has; lists are split as its `arg_parsers` splits them.
 """
 
+import base64
 import fcntl
+import hashlib
+import io
 import json
 import os
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 PACKAGE = "airflow-provider-bqdispatch"
@@ -22,34 +26,40 @@ class Refused(Exception):
 
 def main():
     program, *words = sys.argv[1:]
-    given = "" if sys.stdin.isatty() else sys.stdin.buffer.read().decode(errors="surrogateescape")
-    path = Path(os.environ["FAKE_GCLOUD"])
+    code, printed, refused = call(program, words, b"" if sys.stdin.isatty() else sys.stdin.buffer.read())
+    sys.stderr.write(refused)
+    sys.stdout.buffer.write(printed)
+    sys.exit(code)
+
+
+def call(program, words, stdin):
+    """Carry out a call.
+
+    :returns: its exit code, and what it prints on both streams.
+    """
+    given = stdin.decode(errors="surrogateescape")
     # The parts of a pipeline run at the same time.
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        state = json.loads(path.read_text())
+    with Path(os.environ["FAKE_GCLOUD"]).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        state = json.load(file)
         state["calls"].append([program, *words])
         try:
             for part, said in state["refuse"].items():
                 if part in " ".join(words):
                     raise Refused(said)
-            answer = {"gcloud": gcloud, "uv": publish, "make": build}[program](state, words, given)
-            code = 0
+            answer = PROGRAMS[program](state, words, given)
+            refused = ""
         except Refused as error:
-            answer, code = None, 1
-            print(f"ERROR: (gcloud) {error}", file=sys.stderr)
-        path.write_text(json.dumps(state))
-    if answer is not None:
-        text = answer if isinstance(answer, str) else json.dumps(answer)
-        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
-    sys.exit(code)
+            answer, refused = None, f"ERROR: (gcloud) {error}\n"
+        file.seek(0)
+        file.truncate()
+        json.dump(state, file)
+    text = "" if answer is None else answer if isinstance(answer, str) else json.dumps(answer)
+    return int(bool(refused)), text.encode(errors="surrogateescape"), refused
 
 
 def wheel(version, source, name=PACKAGE):
     """A wheel, the same bytes for the same source."""
-    import io
-    import zipfile  # a deployment makes forty calls, and most of them need none of this
-
     folder = f"{PACKAGE.replace('-', '_')}-{version}.dist-info"
     parts = {
         "bqdispatch_provider/__init__.py": source,
@@ -72,9 +82,6 @@ def build(state, words, given):
 
 
 def publish(state, words, given):
-    import base64
-    import hashlib
-
     assert words[0] == "publish"
     assert os.environ["UV_PUBLISH_PASSWORD"] == "ya29.token"
     assert "bqdispatch" in state["repositories"]
@@ -303,5 +310,4 @@ COMMANDS = {
     r"auth print-access-token": (lambda *_: "ya29.token\n", ""),
 }
 
-if __name__ == "__main__":
-    main()
+PROGRAMS = {"gcloud": gcloud, "uv": publish, "make": build}

@@ -21,6 +21,7 @@ INDEX = "https://europe-west1-python.pkg.dev/acme-ops/bqdispatch-index/simple/"
 @pytest.mark.parametrize("airflow", IMAGES)
 def test_everything_is_in_place_afterwards(cloud_project, airflow):
     """The first command of deploy/composer/README.md."""
+    cloud_project.in_processes = True
     cloud_project.set(image=IMAGES[airflow])
     done = cloud_project.deploy()
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
