@@ -24,10 +24,13 @@ _BUCKET = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 GS_URL = re.compile(rf"gs://{_BUCKET}(/[^/\r\n]+)*/?")
 """``gs://bucket/path``, with or without a slash at its end."""
 
-_KMS_KEY = re.compile(r"[^\s/]+(/[^\s/]+)+")
-_PROJECT = r"([a-z0-9][a-z0-9.-]*:)?[A-Za-z0-9_][A-Za-z0-9_-]*"
+_KMS_KEY = re.compile(
+    r"(?!projects/)[^\s/]+/[^\s/]+|projects/[^\s/]+/locations/[^\s/]+/keyRings/[^\s/]+/cryptoKeys/[^\s/]+"
+)
+PROJECT = r"([a-z0-9][a-z0-9.-]*:)?[A-Za-z0-9_][A-Za-z0-9_-]*"
 """Without a dash at its beginning, which would be that of an option of gcloud."""
 
+_LIKE_KEY = "ring/key, or projects/…/locations/…/keyRings/…/cryptoKeys/…"
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _MAX_NUMBER = 10_000_000_000
 _MAX_TEXT_CHARS = 10_000
@@ -48,7 +51,7 @@ class SlackCredentials:
     """The location of the Slack token.
 
     :param url: ``gs://`` URL of a KMS-encrypted JSON object.
-    :param key: KMS key, as ``ring/key``.
+    :param key: KMS key, as ``ring/key``, or whole: ``projects/…/locations/…/keyRings/…/cryptoKeys/…``.
     """
 
     url: str
@@ -239,7 +242,7 @@ def _slack(reading: Reading, key: str) -> SlackCredentials | None:
         reading.findings.append(f"{key} is a {type(value).__name__}; expected {expected}")
         return None
     found: list[str] = []
-    for part, form, like in (("URL", GS_URL, "gs://bucket/object"), ("Key", _KMS_KEY, "ring/key")):
+    for part, form, like in (("URL", GS_URL, "gs://bucket/object"), ("Key", _KMS_KEY, _LIKE_KEY)):
         given = value.get(part)
         text = reading.text(f"{key}.{part}", given, like) if isinstance(given, str) else ""
         if text is not None and not form.fullmatch(text):
@@ -252,7 +255,7 @@ def _slack(reading: Reading, key: str) -> SlackCredentials | None:
 
 
 KEYS: Mapping[str, tuple[str, _Reader]] = {
-    "ProjectID": ("project_id", _matching(_PROJECT, "a project ID")),
+    "ProjectID": ("project_id", _matching(PROJECT, "a project ID")),
     "Region": ("region", _string),
     "AsyncTaskURL": ("async_task_url", _location),
     "JournalURL": ("journal_url", _location),

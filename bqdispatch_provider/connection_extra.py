@@ -38,6 +38,8 @@ class ConnectionExtra:
         :param open_client: called for a client of Cloud Storage if the document is in a bucket.
         :raises ConfigError: if the extra or the document is invalid. The error lists every finding.
         """
+        if not isinstance(variables, Mapping | None):
+            raise self.error(f"the argument variables is {str(variables)[:80]!r}; expected a dict")
         given = {**self._object("variables"), **(variables or {})}
         forms = [form for form in CONFIG_KEYS if form in self.values]
         keys = {key: value for key, value in self.values.items() if key not in (*CONFIG_KEYS, *OTHER_KEYS)}

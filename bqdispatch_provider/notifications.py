@@ -9,7 +9,8 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ SLACK = "https://slack.com/api/"
 REPEAT_AFTER = timedelta(hours=1)
 """Time for which an alert is not repeated, whichever task, run or process raises it."""
 
+CLAIM_EXPIRES_AFTER = timedelta(minutes=1)
+"""Time after which another process may post an alert, if the one that claimed it was killed before Slack had it."""
+
 MAX_ALERTS = 20
 """Alerts in one message. The next message has the others."""
 
@@ -39,6 +43,7 @@ _MAX_TEXT_CHARS = 500
 _MAX_TOKEN_BYTES = 1 << 17
 """Bytes of an encrypted token. KMS encrypts 64 KiB at most, and base64 adds a third."""
 
+_CUT_ENTITY = re.compile(r"&[a-z]*$")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
@@ -67,6 +72,27 @@ class Alert:
         return hashlib.sha256(f"{self.kind} {re.sub(r'[0-9]+', '#', self.what)}".encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """An alert that this process is about to post.
+
+    :param url: of the claim.
+    :param posted_url: of the note that the alert was posted.
+    :param generation: of the claim.
+    """
+
+    alert: Alert
+    url: str
+    posted_url: str
+    generation: int = 0
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def note(self) -> dict[str, str]:
+        """The content of both objects."""
+        return {"Kind": self.alert.kind, "What": in_one_line(self.alert.what), "Owner": self.owner}
+
+
 class BqDispatchNotifier(BaseNotifier):
     """A callback of tasks or of a DAG that posts run errors, quarantined events and stuck windows to Slack.
 
@@ -90,7 +116,9 @@ class BqDispatchNotifier(BaseNotifier):
         configuration's ``SlackCredentials`` (templated).
     :param variables: values for ``${name}`` in the configuration document. They win over the connection's own. Default:
         those of the task whose connection is taken.
-    :param stuck_after: minutes after which a window is stuck that is due or claimed, and was not fired.
+    :param stuck_after: minutes, or a timedelta, after which a window is stuck that is due or claimed, and was not
+        fired.
+    :raises ValueError: if ``channel`` or ``variables`` is no such thing, or ``stuck_after`` is no number or below 0.
     """
 
     template_fields: Sequence[str] = ("channel", "bqdispatch_conn_id", "slack_conn_id")
@@ -102,14 +130,18 @@ class BqDispatchNotifier(BaseNotifier):
         bqdispatch_conn_id: str | None = None,
         slack_conn_id: str | None = None,
         variables: Mapping[str, str] | None = None,
-        stuck_after: float = 15.0,
+        stuck_after: timedelta | float = 15.0,
     ) -> None:
         super().__init__()
+        if not isinstance(channel, str) or not channel:
+            raise ValueError(f"channel is {channel!r}; expected a channel of Slack, such as '#data-ops', or its ID")
+        if not isinstance(variables, Mapping | None):
+            raise ValueError(f"variables is {variables!r}; expected a dict")
         self.channel = channel
         self.bqdispatch_conn_id = bqdispatch_conn_id
         self.slack_conn_id = slack_conn_id
         self.variables = variables
-        self.stuck_after = stuck_after
+        self.stuck_after = _minutes("stuck_after", stuck_after)
 
     def notify(self, context: Context) -> None:
         """Post what was not posted yet.
@@ -126,40 +158,54 @@ class BqDispatchNotifier(BaseNotifier):
             )
 
     def _notify(self, context: Context) -> None:
+        from bqdispatch_provider.gcp.errors import GOOGLE_ERRORS  # noqa: PLC0415  (DAG files import this module)
+
         conn_id, variables = self.bqdispatch_conn_id, self.variables
         if not conn_id:
             conn_id, of_task = _connection(context)
             variables = of_task if variables is None else variables
         hook = BqDispatchHook(conn_id)
         with hook.get_task_folder(variables) as folder:
-            notes: dict[str, int] = {}
+            claims: list[_Claim] = []
             try:
-                alerts = list(self._newly_noted(self._alerts(context, folder), folder, notes))
-                if alerts:
-                    self._post(hook, folder, _text(context, alerts))
-                    self.log.info("Posted %s to Slack", counted(len(alerts), "alert"))
+                self._claim(self._alerts(context, folder), folder, claims)
+                if claims:
+                    self._post(hook, folder, _text(context, [each.alert for each in claims]))
             except BaseException:
-                for url, generation in notes.items():
-                    folder.store.remove(url, generation)
+                for each in claims:
+                    with suppress(*GOOGLE_ERRORS):  # it expires
+                        folder.store.remove(each.url, each.generation)
                 raise
+            if claims:
+                self.log.info("Posted %s to Slack", counted(len(claims), "alert"))
+            for each in claims:
+                try:
+                    folder.store.write_json(each.posted_url, each.note)
+                except GOOGLE_ERRORS as error:
+                    self.log.warning("%s cannot be written, so it is told again: %s", each.posted_url, in_words(error))
 
     @staticmethod
-    def _newly_noted(alerts: Iterator[Alert], folder: TaskFolder, notes: dict[str, int]) -> Iterator[Alert]:
-        """Yield the alerts of this message. Each is noted in the journal, so that nobody else posts it.
+    def _claim(alerts: Iterator[Alert], folder: TaskFolder, claims: list[_Claim]) -> None:
+        """Claim the alerts of this message in the journal, so that nobody else posts them meanwhile.
 
-        :param notes: receives the generation of each note by its URL.
+        A claim stays beside the note that the alert was posted: a process that did not see that note yet finds it.
+
+        :param claims: receives them, also if a later alert cannot be claimed.
         """
         seen: set[str] = set()
         for alert in alerts:
-            url = f"{folder.config.journal_url}{JournalName.NOTIFIED}{alert.hash}.json"
+            url = f"{folder.config.journal_url}{JournalName.NOTIFIED}{alert.hash}"
             if url in seen:
                 continue
             seen.add(url)
-            note = {"Kind": alert.kind, "What": in_one_line(alert.what), "Owner": uuid.uuid4().hex}
-            if (generation := folder.store.write_if_older_than(url, note, REPEAT_AFTER)) is not None:
-                notes[url] = generation
-                yield alert
-            if len(notes) == MAX_ALERTS:
+            claim = _Claim(alert, f"{url}.claim", f"{url}.json")
+            age = folder.store.age(claim.posted_url)
+            if age is not None and age < REPEAT_AFTER:
+                continue
+            generation = folder.store.write_if_older_than(claim.url, claim.note, CLAIM_EXPIRES_AFTER)
+            if generation is not None:
+                claims.append(replace(claim, generation=generation))
+            if len(claims) == MAX_ALERTS:
                 break
 
     def _alerts(self, context: Context, folder: TaskFolder) -> Iterator[Alert]:
@@ -184,7 +230,7 @@ class BqDispatchNotifier(BaseNotifier):
 
     def _stuck_windows(self, folder: TaskFolder) -> Iterator[Alert]:
         listing = folder.listing()
-        long_ago = listing.now - timedelta(minutes=self.stuck_after)
+        long_ago = listing.now - self.stuck_after
         for window, firing in folder.unfired(listing, lambda _: True):
             if firing is None and is_due(window.name, long_ago):
                 said = f"was due {window.name.end:%Y-%m-%d %H:%M} UTC, and was not fired"
@@ -215,16 +261,34 @@ class BqDispatchNotifier(BaseNotifier):
             _post_with(_token(hook, folder), message)
 
 
+def _minutes(argument: str, value: Any) -> timedelta:
+    """Return the time that an argument says in minutes, or as a timedelta.
+
+    :raises ValueError: if it says something else, or less than none.
+    """
+    with suppress(TypeError, ValueError, OverflowError):
+        time = value if isinstance(value, timedelta) else timedelta(minutes=float(value))
+        if time >= timedelta(0):
+            return time
+    raise ValueError(f"{argument} is {value!r}; expected a number of minutes, 0 or more, or a timedelta")
+
+
 def _connection(context: Any) -> tuple[str, Mapping[str, str] | None]:
     """Return the ID of the connection, and the variables, with which the context's task, or its DAG, dispatches."""
     # A DAG's context may have a task, but an arbitrary one.
     own = [] if "reason" in context else [context["ti"].task]
     for task in (*own, *getattr(context["dag"], "tasks", ())):
-        if isinstance(conn_id := getattr(task, "bqdispatch_conn_id", None), str):
+        if isinstance(conn_id := _argument(task, "bqdispatch_conn_id"), str):
             # A DAG's tasks are not rendered.
-            conn_id, variables = task.render_template((conn_id, getattr(task, "variables", None)), context)
+            conn_id, variables = task.render_template((conn_id, _argument(task, "variables")), context)
             return conn_id, variables
     return BqDispatchHook.default_conn_name, None
+
+
+def _argument(task: Any, name: str) -> Any:
+    """Return an argument of a task; of a mapped one, what all its copies are given."""
+    partial: Mapping[str, Any] | None = getattr(task, "partial_kwargs", None)
+    return getattr(task, name, None) if partial is None else partial.get(name)
 
 
 def _failure(context: Any) -> Iterator[Alert]:
@@ -264,9 +328,9 @@ def _text(context: Context, alerts: Sequence[Alert]) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = in_one_line(text)
-    text = text if len(text) <= _MAX_TEXT_CHARS else f"{text[:_MAX_TEXT_CHARS]}…"
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Return text that Slack shows as it is, cut in the form in which it is sent: Slack cuts messages that are long."""
+    text = in_one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text if len(text) <= _MAX_TEXT_CHARS else f"{_CUT_ENTITY.sub('', text[:_MAX_TEXT_CHARS])}…"
 
 
 def _token(hook: BqDispatchHook, folder: TaskFolder) -> str:
@@ -283,10 +347,13 @@ def _token(hook: BqDispatchHook, folder: TaskFolder) -> str:
         raise SlackError(f"{credentials.url} is no encrypted token: {error}") from None
     # `gcloud kms encrypt` writes bytes, other tools base64 of them.
     key = _key_name(folder.config, credentials.key)
-    decrypted = hook.decrypt(key, encrypted if encrypted[:1] == b"\n" else _unbase64(encrypted))
     try:
-        token = str(json.loads(decrypted)["Token"]).strip()
-    except (ValueError, KeyError, TypeError):
+        decrypted = hook.decrypt(key, encrypted if encrypted[:1] == b"\n" else _unbase64(encrypted))
+    except Exception as error:
+        raise SlackError(f"{credentials.url} cannot be decrypted with {key!r}: {in_words(error)}") from error
+    try:
+        token: str = json.loads(decrypted)["Token"].strip()
+    except (ValueError, KeyError, TypeError, AttributeError):
         token = ""
     if not _TOKEN.fullmatch(token):
         # Neither shown nor chained: it may contain the token.
@@ -317,9 +384,14 @@ def _post_with(token: str, message: Mapping[str, Any]) -> None:
         f"{SLACK}chat.postMessage", json=message, headers={"Authorization": f"Bearer {token}"}, timeout=10
     )
     answer.raise_for_status()
-    said = answer.json()
+    try:
+        said = answer.json()
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise SlackError(f"Slack answered with {in_one_line(answer.text[:100])!r}; expected a JSON object")
     if not said.get("ok"):
         raise SlackError(
-            f"Slack refused the message with {in_one_line(str(said.get('error')))[:100]!r}: check that the token "
-            "is valid and has chat:write, and that the app is a member of the channel"
+            f"Slack refused the message with {in_one_line(str(said.get('error')))[:100]!r}: if that does not pass, "
+            "check that the token is valid and has chat:write, and that the app is a member of the channel"
         )

@@ -96,6 +96,12 @@ def test_given_variables_go_before_the_connections(world, connect):
     assert BqDispatchHook().get_config({"two": "given"}).journal_url == "gs://mine/given/"
 
 
+def test_variables_that_are_no_dict_are_one_clear_message(world, connect):
+    connect({"config": world.document()})
+    with pytest.raises(ConfigError, match=r"the argument variables is 'x'; expected a dict"):
+        BqDispatchHook().get_config("x")
+
+
 def test_a_connection_without_a_configuration_says_what_it_expects(connect):
     said = finding({"gcp_conn_id": "google_cloud_default"}, connect)
     assert "connection 'bqdispatch_default'" in said

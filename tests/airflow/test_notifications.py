@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
+from google.api_core.exceptions import Forbidden
 from slack import StandInSlack
 from world import JOURNAL, TASKS
 
@@ -143,13 +144,13 @@ def test_what_was_told_is_asked_for_once_however_many_windows_it_holds_for(world
         world.window("ds.late", due=minutes * 60)
     tell(run)
     assert len(slack.messages) == 1
-    asked, write = [], TaskStore.write_if_older_than
+    asked, age = [], TaskStore.age
 
-    def counted(store, url, *rest):
+    def counted(store, url):
         asked.append(url)
-        return write(store, url, *rest)
+        return age(store, url)
 
-    monkeypatch.setattr(TaskStore, "write_if_older_than", counted)
+    monkeypatch.setattr(TaskStore, "age", counted)
     tell(run)
     assert len(slack.messages) == 1
     assert len([url for url in asked if "/notified/" in url]) == 1
@@ -207,6 +208,113 @@ def test_a_slack_that_refuses_fails_no_task_and_is_told_again(world, run, slack)
     assert len(slack.messages) == 1
 
 
+def test_an_alert_whose_process_was_killed_before_slack_had_it_is_told_a_minute_later(world, slack, monkeypatch):
+    world.window("ds.late", due=20 * 60)
+
+    def killed(*_):
+        monkeypatch.setattr(TaskStore, "remove", lambda *_: None)  # as nobody removes anything then
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BqDispatchNotifier, "_post", killed)
+        with pytest.raises(SystemExit):
+            BqDispatchNotifier("#x").notify(idle_run())
+    BqDispatchNotifier("#x").notify(idle_run())
+    assert slack.messages == []
+    world.control.advance(61)
+    BqDispatchNotifier("#x").notify(idle_run())
+    assert len(slack.messages) == 1
+    world.control.advance(61)
+    BqDispatchNotifier("#x").notify(idle_run())
+    assert len(slack.messages) == 1
+
+
+def test_alerts_whose_claims_cannot_be_removed_are_told_a_minute_later_and_slacks_answer_is_in_the_log(
+    world, slack, capfd, caplog
+):
+    for dest in ("ds.late", "ds.later"):
+        world.window(dest, due=20 * 60)
+    slack.answer = {"ok": False, "error": "channel_not_found"}
+    world.control.add_fault("storage.objects.delete", "status", bucket=JOURNAL, status=403)
+    BqDispatchNotifier("#x").notify(idle_run())
+    assert "channel_not_found" in "".join([*capfd.readouterr(), caplog.text])
+    slack.answer = {"ok": True}
+    world.control.advance(61)
+    BqDispatchNotifier("#x").notify(idle_run())
+    (message,) = slack.messages
+    assert ("ds.late_" in message["text"], "ds.later_" in message["text"]) == (True, True)
+
+
+def test_an_alert_whose_note_cannot_be_written_is_told_again(world, slack, monkeypatch, capfd, caplog):
+    world.window("ds.late", due=20 * 60)
+    write = TaskStore.write_json
+
+    def refuse_notes(store, url, document, **more):
+        if url.endswith(".json"):
+            raise Forbidden("no")
+        return write(store, url, document, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskStore, "write_json", refuse_notes)
+        BqDispatchNotifier("#x").notify(idle_run())
+    said = "".join([*capfd.readouterr(), caplog.text])
+    assert ("so it is told again: Forbidden: 403 no" in said, "Could not post" in said) == (True, False)
+    world.control.advance(61)
+    BqDispatchNotifier("#x").notify(idle_run())
+    assert len(slack.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"ok": False, "error": "ratelimited"}, "'ratelimited': if that does not pass, check that the token"),
+        ([{"ok": True}], "Slack answered with '[{\"ok\": true}]'; expected a JSON object"),
+    ],
+)
+def test_what_slack_answers_is_in_the_log(world, slack, capfd, caplog, answer, said):
+    world.window("ds.late", due=20 * 60)
+    slack.answer = answer
+    BqDispatchNotifier("#x").notify(idle_run())
+    assert said in "".join([*capfd.readouterr(), caplog.text])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channel": ""},
+        {"channel": None},
+        {"channel": ["#x"]},
+        {"variables": "x"},
+        *({"stuck_after": each} for each in ("soon", None, float("nan"), -1, timedelta(minutes=-1), 1e30)),
+    ],
+)
+def test_a_wrong_argument_is_refused_when_the_dag_file_is_read(wrong):
+    """Later it would keep every alert from Slack, and a line of a log would be all that tells so."""
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        BqDispatchNotifier(**{"channel": "#x", **wrong})
+
+
+@pytest.mark.parametrize("stuck_after", [30, "30", timedelta(minutes=30)])
+def test_how_long_a_window_may_wait_is_a_number_of_minutes_or_a_timedelta(world, slack, stuck_after):
+    world.window("ds.late", due=40 * 60)
+    world.window("ds.in_time", due=20 * 60)
+    BqDispatchNotifier("#x", stuck_after=stuck_after).notify(idle_run())
+    (message,) = slack.messages
+    assert ("ds.late" in message["text"], "ds.in_time" in message["text"]) == (True, False)
+
+
+def test_a_message_is_never_so_long_that_slack_would_cut_it(world, slack):
+    """Slack cuts the text of a message at 40,000 characters (its API, "chat.postMessage")."""
+    for number in range(notifications.MAX_ALERTS + 5):
+        world.window(f"ds.{chr(97 + number)}{'&' * 700}", due=20 * 60)
+    BqDispatchNotifier("#x").notify(idle_run())
+    (message,) = slack.messages
+    assert message["text"].count("stuck window") == notifications.MAX_ALERTS
+    assert len(message["text"]) < 40_000
+    assert not re.search(r"&(?!amp;)", message["text"])
+
+
 def test_an_alert_that_was_not_posted_since_a_look_failed_is_told_again(world, slack):
     run = {"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "logical_date": datetime.now(UTC), "reason": "timed_out"}
     world.control.add_fault("storage.objects.list", "status", bucket=TASKS, status=403)
@@ -216,6 +324,10 @@ def test_an_alert_that_was_not_posted_since_a_look_failed_is_told_again(world, s
     BqDispatchNotifier("#x").notify(run)
     (message,) = slack.messages
     assert "a run of the DAG d has failed: timed_out" in message["text"]
+
+
+def idle_run():
+    return {"dag": SimpleNamespace(dag_id="d"), "run_id": "r", "logical_date": datetime.now(UTC), "reason": "success"}
 
 
 @pytest.fixture
@@ -254,6 +366,18 @@ def test_a_dags_tasks_may_have_their_connection_by_a_template(slack, only_acme):
     assert len(slack.messages) == 1
 
 
+def test_a_dags_mapped_tasks_tell_by_their_connection(slack, only_acme):
+    """By that of another set-up its alerts would go to strangers."""
+    with DAG("d", schedule=None, start_date=datetime(2024, 1, 1, tzinfo=UTC)) as dag:
+        task = DispatchOperator.partial(
+            task_id="dispatch", bqdispatch_conn_id="bqdispatch_{{ run_id }}", variables={"a": "{{ run_id }}"}
+        )
+        task.expand(only=[{"projects": "a"}, {"projects": "b"}])
+    run = {"dag": dag, "run_id": "acme", "logical_date": datetime.now(UTC), "reason": "timed_out"}
+    BqDispatchNotifier("#x").notify(run)
+    assert len(slack.messages) == 1
+
+
 @pytest.mark.parametrize(("run_id", "given"), [("secrets", None), ("other", {"folder": "secrets"})])
 def test_a_notifier_that_is_given_no_variables_has_those_of_the_tasks(slack, connect, run_id, given):
     url = SECRET_URL.replace("/secrets/", "/${folder}/")
@@ -267,7 +391,13 @@ def test_a_notifier_that_is_given_no_variables_has_those_of_the_tasks(slack, con
 
 @pytest.mark.parametrize(
     "broken",
-    [json.dumps({"Token": f"{TOKEN}\nx"}), json.dumps({"Token": [TOKEN]}), f"{{{TOKEN}", json.dumps([TOKEN])],
+    [
+        json.dumps({"Token": f"{TOKEN}\nx"}),
+        json.dumps({"Token": [TOKEN]}),
+        json.dumps({"Token": None}),
+        f"{{{TOKEN}",
+        json.dumps([TOKEN]),
+    ],
 )
 def test_the_token_is_nowhere_but_in_slack(world, run, slack, capfd, caplog, broken):
     put_secret(world, slack.encrypted(broken.encode()))

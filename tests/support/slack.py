@@ -45,7 +45,7 @@ class StandInSlack:
 
     def slack(self, headers, sent):
         self.tokens.append(headers["Authorization"].removeprefix("Bearer "))
-        if self.answer["ok"]:
+        if self.answer == {"ok": True}:
             self.messages.append(json.loads(sent))
         return self.answer
 

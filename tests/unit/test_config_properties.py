@@ -134,6 +134,8 @@ def test_the_value_of_a_variable_is_not_shown_whatever_the_key(key):
     "slack",
     [
         {"URL": "gs://ops/slack", "Key": "xoxb-hush"},
+        {"URL": "gs://ops/slack", "Key": "hush/hush/hush"},
+        {"URL": "gs://ops/slack", "Key": "projects/hush"},
         {"URL": "xoxb-hush", "Key": "ring/key"},
         {"URL": "gs://ops/slack", "Key": 7},
         {"Token": "xoxb-hush"},
