@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bqdispatch_provider import __version__
-from bqdispatch_provider.commands.options import CONFIG_VARIABLE
+from bqdispatch_provider.commands.options import CONFIG_VARIABLE, project_id
 from bqdispatch_provider.commands.output import BROKEN_PIPE, CANNOT_START, INTERRUPTED, log_to_stderr
 from bqdispatch_provider.commands.pools import TOKEN_VARIABLE, AirflowError
 from bqdispatch_provider.config_errors import ConfigError
@@ -237,6 +237,7 @@ def _add_account(parser: argparse.ArgumentParser, without: str) -> None:
     parser.add_argument(
         "--job-project",
         action="append",
+        type=project_id,
         default=[],
         metavar="ID",
         help="another project with traces, beside ProjectID; may be repeated",

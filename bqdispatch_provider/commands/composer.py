@@ -27,7 +27,8 @@ from bqdispatch_provider.names import shell_joined
 _MIN_AIRFLOW = (2, 11)
 _IMAGE = re.compile(r"composer-(?P<composer>\d+)[^ ]*-airflow-(?P<airflow>\d+\.\d+(\.\d+)?)")
 _UP_TO_DATE = "up to date"
-
+_TO_UPDATE = "you need composer.environments.update, as in roles/composer.admin"
+_TO_RUN_AIRFLOW = "you need composer.environments.executeAirflowCommand, as in roles/composer.admin"
 
 _CONNECTION = re.compile(r"AIRFLOW_CONN_([A-Z0-9_]+)")
 """Environment variables that hold connections. Airflow reads no other spelling."""
@@ -99,9 +100,10 @@ class Environment:
         where = [f"--location={location}", *in_project]
         described = gcloud.describe("composer", "environments", "describe", name, *where)
         if described is None:
+            list_all = ["gcloud", "composer", "environments", "list", f"--locations={location}", *in_project]
             raise DeployError(
                 f"there is no environment {name!r} in {location!r}; to list those that exist: "
-                f"`{shell_joined(['gcloud', 'composer', 'environments', 'list', f'--locations={location}'])}`"
+                f"`{shell_joined(list_all)}`"
             )
         return cls._from_description(described)
 
@@ -196,7 +198,7 @@ class Composer:
 
     def check_airflow(self) -> Step:
         """Return the step that runs a harmless command of Airflow."""
-        hint = f"you need roles/composer.user in {self.environment.project!r}"
+        hint = f"{_TO_RUN_AIRFLOW}, in {self.environment.project!r}"
         if self.environment.airflow.startswith("3"):
             hint += "; an old gcloud does not know Airflow 3: run `gcloud components update`"
         return Step("check that gcloud can run Airflow's commands", self._airflow("version"), hint)
@@ -216,7 +218,7 @@ class Composer:
         return Step(
             "package in the environment (takes minutes)",
             self._update(f"--update-pypi-package={name}{wanted}"),
-            "the environment keeps the packages that it had; the log of its build names the conflicts",
+            f"{_TO_UPDATE}; the environment keeps the packages that it had; the log of its build names conflicts",
             done="already this version" if there == wanted else "",
         )
 
@@ -268,7 +270,7 @@ class Composer:
         step = Step(
             "connection and slots (takes minutes)",
             self._set_variables(changed, removed),
-            "only one update of an environment runs at a time: try again once it is RUNNING",
+            f"{_TO_UPDATE}; only one update of an environment runs at a time: try again once it is RUNNING",
             done="" if changed or removed else _UP_TO_DATE,
             notes=notes,
             secrets=secrets,
@@ -293,12 +295,12 @@ class Composer:
             command = self._airflow("pools", "set", "--", *values)
             taken = self.environment.variables.get(variable, "")
             shrinks = taken.isdecimal() and is_too_small(pool["slots"], int(taken))
-            (after if shrinks else before).append(Step(f"pool {name}", command, "see the message of Airflow above"))
+            (after if shrinks else before).append(Step(f"pool {name}", command, _TO_RUN_AIRFLOW))
         return before, after
 
     def dag(self) -> Step:
         """Return the step that copies the DAG file."""
-        hint = "you need roles/composer.user, and storage.objects.create on the environment's bucket"
+        hint = "you need storage.objects.create on the environment's bucket, and .delete where the file is there"
         url, text = f"{self.environment.bucket}/dags/{self._setup.dag_id}.py", self._setup.dag_source
         there, wanted = self.gcloud.describe("storage", "objects", "describe", url) or {}, text.encode()
         # Whatever has another size is not read.

@@ -10,14 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
 from bqdispatch_provider.commands.rights import Condition
 from bqdispatch_provider.names import in_one_line, shell_joined
 
-_NOT_FOUND = re.compile(r"not[ _]found|\b404\b|does not exist", re.IGNORECASE)
+_NOT_FOUND = re.compile(r"not[ _]found|HTTPError 404\b|does not exist", re.IGNORECASE)
+"""What gcloud says of what is not there. A name in a refusal may contain 404, but no blank and no underscore."""
+
 _HOW_TO_INSTALL = {
     "gcloud": "install the Google Cloud CLI",
     "uv": "pip install uv",
@@ -182,10 +184,18 @@ def _find_program(name: str) -> str:
 
 
 def _error_text(ended: subprocess.CompletedProcess[bytes], secrets: Iterable[str] = ()) -> str:
-    """Return the errors that a program printed, or else its last lines, without the secrets."""
+    """Return what a program printed from its first error on, or else its last lines, without the secrets.
+
+    What follows the error may say what to do; a traceback does not.
+    """
     text = (ended.stderr or ended.stdout).decode(errors="replace")
     for each in sorted(secrets, key=len, reverse=True):
         text = text.replace(each, "…")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
+    errors = list(
+        takewhile(
+            lambda line: not line.startswith("Traceback "),
+            dropwhile(lambda line: not line.startswith("ERROR"), lines),
+        )
+    )
     return " ".join(errors or lines[-3:])[:_MAX_ERROR_CHARS] or f"exit code {ended.returncode}, nothing printed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from bqdispatch_provider.config import DispatchConfig
 from bqdispatch_provider.config_errors import ConfigError, shown
+from bqdispatch_provider.config_keys import PROJECT
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client
@@ -83,6 +85,16 @@ def read_variables(options: argparse.Namespace) -> dict[str, str]:
     if malformed:
         raise ConfigError([f"--var {each!r}; expected NAME=VALUE" for each in malformed])
     return dict(each.split("=", 1) for each in options.var)
+
+
+def project_id(text: str) -> str:
+    """Return a project ID that an option gives.
+
+    :raises argparse.ArgumentTypeError: if it is none.
+    """
+    if not re.fullmatch(PROJECT, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no project ID; give the option once for each project")
+    return text
 
 
 def connect(options: argparse.Namespace) -> tuple[DispatchConfig, Client]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -144,10 +145,14 @@ class PackageIndex:
             done = conf.uses(index)
             after, added = (0, "") if done else conf.insertion(index)
         except ValueError as error:
-            raise DeployError(
-                f"{url} {error}, so this command does not change it. Remove that. Or, if the environment's own index "
-                f"has this version, and nobody else may publish {PACKAGE} there, deploy with --published"
-            ) from None
+            published = ""
+            with suppress(ValueError):
+                PipConf(text).check_own_index()
+                published = (
+                    f" Or, if the environment's own index has this version, and nobody else may publish {PACKAGE} "
+                    "there, deploy with --published"
+                )
+            raise DeployError(f"{url} {error}, so this command does not change it. Remove that.{published}") from None
         command = ["gcloud", "storage", "cp", "-", url, f"--if-generation-match={generation}"]
         step = Step(
             "index-url in pip.conf",
@@ -176,10 +181,14 @@ def check_own_index(gcloud: Gcloud, environment: Environment) -> None:
     try:
         PipConf(text).check_own_index()
     except ValueError as error:
+        unpublished = ""
+        with suppress(ValueError):
+            PipConf(text).uses("none")  # so it names no source at all
+            unpublished = ", or deploy without --published"
         raise DeployError(
             f"{url} {error}, so pip could install a stranger's {PACKAGE}: let it set index-url and no other source of "
             "packages, with an index of yours that also passes on what PyPI has and where nobody else may publish that "
-            "name, or deploy without --published"
+            f"name{unpublished}"
         ) from None
 
 

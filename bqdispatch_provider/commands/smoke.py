@@ -25,6 +25,7 @@ from bqdispatch_provider.commands.pools import (
 )
 from bqdispatch_provider.commands.trial import FOLDER, Trial
 from bqdispatch_provider.config import DispatchConfig
+from bqdispatch_provider.config_errors import ConfigError
 from bqdispatch_provider.core.setups import SetUp
 from bqdispatch_provider.dispatcher import Dispatcher
 from bqdispatch_provider.gcp.clients import default_session
@@ -40,7 +41,7 @@ def execute(options: argparse.Namespace) -> int:
     :returns: the exit code: 1 when something is wrong.
     """
     config, client = connect(options)
-    bqtail = read_config(options, options.bqtail_config) if options.bqtail_config else None
+    bqtail = _bqtail_config(options) if options.bqtail_config else None
     with google_credentials():
         session = default_session()
     stop = StopRequest()
@@ -60,6 +61,13 @@ def execute(options: argparse.Namespace) -> int:
             show(f"{check.what}: {check.result}")
     code = print_checks(found)
     return INTERRUPTED if stop.is_made else code
+
+
+def _bqtail_config(options: argparse.Namespace) -> DispatchConfig:
+    try:
+        return read_config(options, options.bqtail_config)
+    except ConfigError as error:
+        raise ConfigError(error.findings, f"BqTail ({options.bqtail_config!r})") from error
 
 
 def _pool_problems(config: DispatchConfig, setup: SetUp) -> Mapping[str, str] | str:

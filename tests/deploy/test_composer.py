@@ -85,6 +85,49 @@ def test_extras_of_the_package_stay(cloud_project):
     assert "package in the environment (takes minutes): already this version" in cloud_project.dry_run()
 
 
+@pytest.mark.parametrize(
+    ("call", "refusal"),
+    [
+        ("composer environments describe", "PERMISSION_DENIED: missing permission on projects/shop-404"),
+        (
+            "storage buckets get-iam-policy gs://acme-ops",
+            "HTTPError 403: you do not have storage.buckets.getIamPolicy access to the bucket logs-404.",
+        ),
+    ],
+)
+def test_what_may_not_be_seen_is_not_taken_for_missing_whatever_its_name(cloud_project, call, refusal):
+    cloud_project.set(refuse={call: refusal})
+    done = cloud_project.deploy("--dry-run")
+    assert done.returncode == 1
+    assert f"failed: ERROR: (gcloud) {refusal}" in done.stderr
+
+
+def test_what_gcloud_says_to_do_is_shown(cloud_project):
+    said = "You do not currently have an active account selected.\nPlease run:\n\n  $ gcloud auth login\n\nto go on."
+    cloud_project.set(refuse={"composer environments describe": said})
+    assert "active account selected. Please run: $ gcloud auth login to go on." in cloud_project.deploy().stderr
+
+
+@pytest.mark.parametrize("call", ["environments update", "environments run"])
+def test_a_permission_that_whoever_deploys_lacks_is_named(cloud_project, call):
+    cloud_project.set(refuse={call: "PERMISSION_DENIED: you may not"})
+    permission = {"environments update": "update", "environments run": "executeAirflowCommand"}[call]
+    assert f"you need composer.environments.{permission}, as in roles/composer.admin" in cloud_project.deploy().stderr
+
+
+def test_of_a_missing_environment_those_of_its_own_project_are_listed(cloud_project):
+    cloud_project.set(environment="another")
+    done = cloud_project.deploy("--project=acme-ops")
+    assert "`gcloud composer environments list --locations=europe-west1 --project=acme-ops`" in done.stderr
+
+
+@pytest.mark.parametrize("project", ["Foo Bar", "a,b", "", "--role=roles/owner"])
+def test_what_is_no_project_is_refused_before_anything_is_asked(cloud_project, project, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cloud_project.deploy(f"--job-project={project}")
+    assert cloud_project.calls == []
+
+
 def test_what_was_broken_off_is_finished_by_another_deployment(cloud_project):
     cloud_project.set(refuse={"--update-pypi-package": "RESOURCE_EXHAUSTED: the build failed"})
     broken = cloud_project.deploy()

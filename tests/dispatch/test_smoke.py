@@ -614,6 +614,14 @@ def test_the_command_prints_one_line_a_check_and_exits_with_zero(world, config):
     assert {"a trace", "a window", "clean-up"} <= {row[1] for row in rows if row[0] == "ok"}
 
 
+def test_a_mistake_in_bqtails_configuration_is_said_to_be_there(config, tmp_path):
+    (tmp_path / "bqtail.json").write_text('{"AsyncTaskURL": 5}')
+    command = [BIN / "bqdispatch", "smoke", "--config", config, "--bqtail-config", tmp_path / "bqtail.json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"the configuration of BqTail ('{tmp_path}/bqtail.json') is invalid:" in ended.stderr
+
+
 def test_the_command_shows_a_table_on_a_terminal_and_exits_with_one(world, config):
     world.control.refuse("storage.objects.delete", bucket=TASKS)
     command = [BIN / "bqdispatch", "smoke", "--config", config]
