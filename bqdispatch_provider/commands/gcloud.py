@@ -18,7 +18,7 @@ from bqdispatch_provider.commands.rights import Condition
 from bqdispatch_provider.names import in_one_line, shell_joined
 
 _NOT_FOUND = re.compile(r"not[ _]found|HTTPError 404\b|does not exist", re.IGNORECASE)
-"""What gcloud says of what is not there. A name in a refusal may contain 404, but no blank and no underscore."""
+"""Words with which gcloud does not find something. A name in a refusal may contain 404, but none of these."""
 
 _HOW_TO_INSTALL = {
     "gcloud": "install the Google Cloud CLI",

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from bqdispatch_provider.commands.gcloud import Gcloud
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "deploy" / "composer" / "README.md"
-CALL = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import fake_gcloud; fake_gcloud.main()"
+FAKE = Path(__file__).parent / "fake_gcloud.py"
 ACCOUNT = "serviceAccount:composer@acme-ops.iam.gserviceaccount.com"
 DOCUMENT = {
     "ProjectID": "acme-ops",
@@ -63,7 +62,7 @@ class Cloud:
         self._bin.mkdir()
         for program in fake_gcloud.PROGRAMS:
             path = self._bin / program
-            path.write_text(f'#!/bin/sh\nexec {sys.executable} -ISc {shlex.quote(CALL)} {program} "$@"\n')
+            path.write_text(f'#!/bin/sh\nexec {sys.executable} -IS {FAKE} {program} "$@"\n')
             path.chmod(0o755)
         self.set(
             environment="ops",

@@ -311,3 +311,6 @@ COMMANDS = {
 }
 
 PROGRAMS = {"gcloud": gcloud, "uv": publish, "make": build}
+
+if __name__ == "__main__":
+    main()

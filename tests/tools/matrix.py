@@ -79,6 +79,7 @@ class Versions:
                 sys.exit(f"pytest has run no tests of {self.home.name}, and ended with {ended.returncode}; see above")
             suite = ElementTree.parse(report).getroot().find("testsuite").attrib
         failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
+        assert bool(failed) == bool(ended.returncode), f"pytest ended with {ended.returncode}"
         return int(suite["tests"]) - failed - skipped, failed, skipped
 
     def soak(self, minutes: str) -> int:
